@@ -1,0 +1,65 @@
+package sys
+
+import (
+	"os"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// FD owns one file descriptor of the process. It is not to be copied. Its methods may be called from any
+// goroutine, but closing a descriptor that another goroutine still uses by number is that goroutine's undoing:
+// the number may by then stand for another file.
+type FD struct {
+	_  noCopy
+	fd atomic.Int64
+}
+
+// noCopy lets go vet's copylocks find copies.
+type noCopy struct{}
+
+func (*noCopy) Lock()   {}
+func (*noCopy) Unlock() {}
+
+// NewFD takes ownership of fd. Any negative number gives an FD that is already closed.
+func NewFD(fd int) *FD {
+	f := new(FD)
+	f.fd.Store(int64(max(fd, -1)))
+	return f
+}
+
+// Int returns the descriptor's number, and -1 once it is closed. It stays owned by f.
+func (f *FD) Int() int { return int(f.fd.Load()) }
+
+// Close closes the descriptor. Only the first call does anything; later ones return nil.
+func (f *FD) Close() error {
+	fd := f.fd.Swap(-1)
+	if fd < 0 {
+		return nil
+	}
+	// Linux has released the number even when close answers EINTR: it must not be tried again.
+	if err := unix.Close(int(fd)); err != nil && err != unix.EINTR {
+		return os.NewSyscallError("close", err)
+	}
+	return nil
+}
+
+// Dup returns a new descriptor for the same open file, with CLOEXEC set, owned by the caller.
+// It fails with EBADF once f is closed.
+func (f *FD) Dup() (*FD, error) {
+	fd, err := unix.FcntlInt(uintptr(f.Int()), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl(F_DUPFD_CLOEXEC)", err)
+	}
+	return NewFD(fd), nil
+}
+
+// Size returns the length in bytes of the file behind the descriptor, as fstat(2) gives it: 0 for what is not a
+// regular file.
+func (f *FD) Size() (int64, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(f.Int(), &st); err != nil {
+		return 0, os.NewSyscallError("fstat", err)
+	}
+	return st.Size, nil
+}

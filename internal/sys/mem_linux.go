@@ -1,0 +1,46 @@
+package sys
+
+import (
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// NewMemfd returns an anonymous memory file of size bytes, all zero, CLOEXEC, owned by the caller. name is only
+// seen in /proc.
+func NewMemfd(name string, size int64) (*FD, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	f := NewFD(fd)
+	if err := unix.Ftruncate(fd, size); err != nil {
+		f.Close()
+		return nil, os.NewSyscallError("ftruncate", err)
+	}
+	return f, nil
+}
+
+// Mmap maps length bytes of fd from off on, shared, readable and, where writable is set, writable. Nothing is
+// populated and no swap is reserved: guests are large and sparse, and the front-end waits meanwhile. off must be
+// a multiple of the page size. The mapping outlives fd; it ends with Munmap. Its memory is not Go's: the garbage
+// collector neither moves nor frees it, and using the slice after Munmap is a fault.
+func Mmap(fd int, off int64, length int, writable bool) ([]byte, error) {
+	prot := unix.PROT_READ
+	if writable {
+		prot |= unix.PROT_WRITE
+	}
+	b, err := unix.Mmap(fd, off, length, prot, unix.MAP_SHARED|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, os.NewSyscallError("mmap", err)
+	}
+	return b, nil
+}
+
+// Munmap ends a mapping made by Mmap. b must be the very slice that Mmap returned.
+func Munmap(b []byte) error {
+	return os.NewSyscallError("munmap", unix.Munmap(b))
+}
+
+// PageSize is the host's page size in bytes.
+func PageSize() int { return unix.Getpagesize() }
