@@ -1,0 +1,335 @@
+package lint
+
+import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const (
+	module  = "vdev"
+	unixPkg = "golang.org/x/sys/unix"
+)
+
+// layers says for each package which packages of this module it may import. A name that ends in "/..." stands
+// for every package below it. Tests may import more (see testLayers): they look at a package from above.
+//
+// The direction is cmd/vdev -> device models -> specfs -> devsw <- drivers; device models -> virtq -> guestmem ->
+// sys; vhostuser -> virtq. devsw and specfs know nothing of virtio, virtq nothing of devices, vhostuser nothing
+// of what stands behind its Device.
+var layers = map[string][]string{
+	"cmd/vdev": {"vhostuser", "specfs", "devsw", "internal/virtioblk", "internal/dev/...", "internal/trace", "internal/sys"},
+
+	"vhostuser":               {"virtq", "internal/reactor", "internal/guestmem", "internal/sys"},
+	"vhostuser/vhostusertest": {"vhostuser", "virtq", "virtq/virtqtest", "internal/guestmem", "internal/sys"},
+	"virtq":                   {"internal/guestmem", "internal/sys"},
+	"virtq/virtqtest":         {"virtq", "internal/guestmem", "internal/sys"},
+	"devsw":                   {},
+	"specfs":                  {"devsw"},
+
+	"internal/virtioblk": {"vhostuser", "virtq", "specfs", "devsw"},
+	"internal/dev/md":    {"devsw", "internal/sys"},
+	"internal/dev/vnd":   {"devsw", "internal/sys"},
+	"internal/dev/null":  {"devsw", "internal/sys"},
+	"internal/reactor":   {"devsw", "internal/uring", "internal/sys"},
+	"internal/guestmem":  {"internal/sys"},
+	"internal/uring":     {"internal/sys"},
+	"internal/sys":       {},
+	"internal/trace":     {},
+	"internal/lint":      {},
+	"internal/bench":     {"internal/sys"},
+}
+
+// public are the packages that other projects build on. They leave logging, printing and the end of the process
+// to their user.
+var public = []string{"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "devsw", "specfs"}
+
+// blind lists packages that must not reach others even through a third one: what is public for its own sake
+// would otherwise drag in what it is meant to know nothing of.
+var blind = map[string][]string{
+	"devsw":             {"virtq", "vhostuser", "internal/guestmem", "internal/virtioblk", "internal/reactor", "internal/uring"},
+	"specfs":            {"virtq", "vhostuser", "internal/guestmem", "internal/virtioblk", "internal/reactor", "internal/uring"},
+	"virtq":             {"devsw", "specfs", "vhostuser", "internal/virtioblk", "internal/reactor"},
+	"internal/guestmem": {"devsw", "specfs", "virtq", "vhostuser"},
+	"vhostuser":         {"specfs", "internal/virtioblk"},
+	"internal/dev/md":   {"specfs", "virtq", "vhostuser", "internal/virtioblk"},
+	"internal/dev/vnd":  {"specfs", "virtq", "vhostuser", "internal/virtioblk"},
+	"internal/dev/null": {"specfs", "virtq", "vhostuser", "internal/virtioblk"},
+}
+
+// syscallNames are what a package outside internal/sys may use of the standard syscall package: error numbers,
+// signals and constants, but no calls.
+var syscallNames = regexp.MustCompile(`^(Errno|Signal|E[A-Z0-9]+|SIG[A-Z0-9]+|S_[A-Z]+|O_[A-Z]+)$`)
+
+// loud matches what a public package must not use.
+var loud = regexp.MustCompile(`^(fmt\.Print.*|os\.(Exit|Stdout|Stderr)|log(/slog)?\..*)$`)
+
+// file is what the rules need to know of one Go file.
+type file struct {
+	name    string // path from the repository's root, with slashes
+	pkg     string // directory from the repository's root
+	test    bool
+	imports []string
+	uses    []string // what is used of imported packages, such as "os.Exit"
+}
+
+// root is the repository, seen from this package.
+const root = "../.."
+
+// parse reads every Go file below dir, for every operating system and architecture, but not in modules of their
+// own, testdata and hidden directories.
+func parse(t *testing.T, dir string) []file {
+	t.Helper()
+	var files []file
+	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if p == dir {
+				return nil
+			}
+			if _, err := os.Stat(filepath.Join(p, "go.mod")); err == nil {
+				return filepath.SkipDir
+			}
+			if name := d.Name(); name == "testdata" || strings.HasPrefix(name, ".") || strings.HasPrefix(name, "_") {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if filepath.Ext(p) != ".go" {
+			return nil
+		}
+		f, err := parseFile(p)
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(dir, p)
+		if err != nil {
+			return err
+		}
+		f.name = filepath.ToSlash(rel)
+		f.pkg = path.Dir(f.name)
+		f.test = strings.HasSuffix(f.name, "_test.go")
+		files = append(files, f)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+func parseFile(name string) (file, error) {
+	var f file
+	tree, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
+	if err != nil {
+		return f, err
+	}
+	local := map[string]string{} // the name in the file -> the import path
+	for _, spec := range tree.Imports {
+		p, err := strconv.Unquote(spec.Path.Value)
+		if err != nil {
+			return f, fmt.Errorf("%s: %w", name, err)
+		}
+		f.imports = append(f.imports, p)
+		if spec.Name != nil {
+			local[spec.Name.Name] = p
+		} else {
+			local[path.Base(p)] = p
+		}
+	}
+	ast.Inspect(tree, func(n ast.Node) bool {
+		sel, ok := n.(*ast.SelectorExpr)
+		if !ok {
+			return true
+		}
+		if id, ok := sel.X.(*ast.Ident); ok && local[id.Name] != "" {
+			f.uses = append(f.uses, local[id.Name]+"."+sel.Sel.Name)
+		}
+		return true
+	})
+	return f, nil
+}
+
+// ours returns the packages of this module that f imports, without the module's name.
+func (f file) ours() []string {
+	var pkgs []string
+	for _, p := range f.imports {
+		if rest, ok := strings.CutPrefix(p, module+"/"); ok {
+			pkgs = append(pkgs, rest)
+		}
+	}
+	return pkgs
+}
+
+func allowed(list []string, pkg string) bool {
+	return slices.ContainsFunc(list, func(a string) bool {
+		if prefix, ok := strings.CutSuffix(a, "/..."); ok {
+			return strings.HasPrefix(pkg, prefix+"/")
+		}
+		return a == pkg
+	})
+}
+
+// layering reports imports that go against the table of layers, and packages that have no row in it.
+func layering(files []file) (faults []string) {
+	for _, f := range files {
+		list, known := layers[f.pkg]
+		if !known {
+			// What drives QEMU and guests from outside stands above everything and below nothing.
+			if !strings.HasPrefix(f.pkg, "guest-tests") && !strings.HasPrefix(f.pkg, "scripts") {
+				faults = append(faults, fmt.Sprintf("%s: package %s has no row in the table of layers", f.name, f.pkg))
+			}
+			continue
+		}
+		if f.test {
+			continue
+		}
+		for _, p := range f.ours() {
+			if !allowed(list, p) {
+				faults = append(faults, fmt.Sprintf("%s: %s must not import %s/%s", f.name, f.pkg, module, p))
+			}
+		}
+	}
+	return faults
+}
+
+// reaching reports packages that reach, through whatever imports, one they must know nothing of.
+func reaching(files []file) (faults []string) {
+	imports := map[string]map[string]bool{}
+	for _, f := range files {
+		if f.test {
+			continue
+		}
+		if imports[f.pkg] == nil {
+			imports[f.pkg] = map[string]bool{}
+		}
+		for _, p := range f.ours() {
+			imports[f.pkg][p] = true
+		}
+	}
+	for _, pkg := range slices.Sorted(maps.Keys(blind)) {
+		via := map[string]string{} // package -> who imports it
+		for queue := []string{pkg}; len(queue) > 0; queue = queue[1:] {
+			for _, p := range slices.Sorted(maps.Keys(imports[queue[0]])) {
+				if _, seen := via[p]; !seen {
+					via[p] = queue[0]
+					queue = append(queue, p)
+				}
+			}
+		}
+		for _, p := range blind[pkg] {
+			if by, reached := via[p]; reached {
+				faults = append(faults, fmt.Sprintf("%s reaches %s (imported by %s), of which it must know nothing", pkg, p, by))
+			}
+		}
+	}
+	return faults
+}
+
+// systemCalls reports system calls made elsewhere than in the two packages that may make them.
+func systemCalls(files []file) (faults []string) {
+	for _, f := range files {
+		if f.pkg == "internal/sys" || f.pkg == "internal/uring" {
+			continue
+		}
+		if slices.Contains(f.imports, unixPkg) {
+			faults = append(faults, fmt.Sprintf("%s: only internal/sys and internal/uring may import %s", f.name, unixPkg))
+		}
+		for _, u := range f.uses {
+			if name, ok := strings.CutPrefix(u, "syscall."); ok && !f.test && !syscallNames.MatchString(name) {
+				faults = append(faults, fmt.Sprintf("%s: syscall.%s: outside internal/sys only syscall's constants may be used", f.name, name))
+			}
+		}
+	}
+	return faults
+}
+
+// unsafety reports imports of unsafe in files whose names do not say so.
+func unsafety(files []file) (faults []string) {
+	for _, f := range files {
+		if slices.Contains(f.imports, "unsafe") && !f.test && !strings.HasSuffix(f.name, "_unsafe.go") {
+			faults = append(faults, fmt.Sprintf("%s: unsafe may be imported only in files named *_unsafe.go", f.name))
+		}
+	}
+	return faults
+}
+
+// outspoken reports public packages that log, print or end the process.
+func outspoken(files []file) (faults []string) {
+	for _, f := range files {
+		if f.test || !slices.Contains(public, f.pkg) {
+			continue
+		}
+		for _, u := range f.uses {
+			if loud.MatchString(u) {
+				faults = append(faults, fmt.Sprintf("%s: uses %s; a public package neither logs, prints nor exits", f.name, u))
+			}
+		}
+	}
+	return faults
+}
+
+var rules = map[string]func([]file) []string{
+	"imports point one way":                          layering,
+	"nothing reaches what it must not know":          reaching,
+	"only sys and uring make system calls":           systemCalls,
+	"unsafe stands only in files named so":           unsafety,
+	"public packages leave log and exit to the user": outspoken,
+}
+
+func TestRepositoryKeepsTheRules(t *testing.T) {
+	files := parse(t, root)
+	if !slices.ContainsFunc(files, func(f file) bool { return f.pkg == "internal/sys" && slices.Contains(f.imports, unixPkg) }) {
+		t.Fatalf("none of the %d files found is internal/sys's: the repository's root is not where it was thought to be", len(files))
+	}
+	for name, rule := range rules {
+		t.Run(name, func(t *testing.T) {
+			for _, fault := range rule(files) {
+				t.Error(fault)
+			}
+		})
+	}
+}
+
+func TestRulesCatchWhatTheyForbid(t *testing.T) {
+	tests := []struct {
+		name  string
+		rule  func([]file) []string
+		files []file
+		want  int
+	}{
+		{"driver imports virtq", layering, []file{{pkg: "internal/dev/md", imports: []string{"vdev/devsw", "vdev/virtq"}}}, 1},
+		{"command imports a driver", layering, []file{{pkg: "cmd/vdev", imports: []string{"vdev/internal/dev/md"}}}, 0},
+		{"a test looks from above", layering, []file{{pkg: "devsw", test: true, imports: []string{"vdev/specfs"}}}, 0},
+		{"package without a row", layering, []file{{pkg: "util"}}, 1},
+		{"specfs reaches virtq through devsw", reaching, []file{
+			{pkg: "specfs", imports: []string{"vdev/devsw"}},
+			{pkg: "devsw", imports: []string{"vdev/internal/x"}},
+			{pkg: "internal/x", imports: []string{"vdev/virtq"}},
+		}, 2},
+		{"unix outside sys", systemCalls, []file{{pkg: "virtq", imports: []string{unixPkg}}, {pkg: "internal/uring", imports: []string{unixPkg}}}, 1},
+		{"syscall beyond constants", systemCalls, []file{{pkg: "devsw", uses: []string{"syscall.EIO", "syscall.Errno", "syscall.SIGTERM", "syscall.Mmap"}}}, 1},
+		{"unsafe", unsafety, []file{{name: "virtq/ring.go", imports: []string{"unsafe"}}, {name: "virtq/ring_unsafe.go", imports: []string{"unsafe"}}}, 1},
+		{"public package prints", outspoken, []file{{pkg: "devsw", uses: []string{"fmt.Println", "fmt.Sprintf", "os.Exit", "log/slog.Info"}}, {pkg: "cmd/vdev", uses: []string{"os.Exit"}}}, 3},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := tt.rule(tt.files); len(got) != tt.want {
+				t.Errorf("got %d faults, want %d: %q", len(got), tt.want, got)
+			}
+		})
+	}
+}

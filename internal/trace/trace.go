@@ -1,0 +1,153 @@
+// Package trace keeps the last events of one device's life in memory: opens, cancels, drains, closes, and rings
+// that start and stop, each with a monotonic time. Tests assert on the order of the events, and a user can have
+// them printed.
+//
+// A Log is meant for events that happen a few times in a guest's life, never for each request: it has a mutex.
+package trace
+
+import (
+	"fmt"
+	"io"
+	"sync"
+	"time"
+)
+
+// Kind says what happened to the device.
+type Kind uint8
+
+// The events of a device's life. The names after the device switch's operations mark the moment before the
+// operation; their past participles mark its return.
+const (
+	Connect    Kind = iota + 1 // a front-end connected
+	Disconnect                 // the front-end's connection ended
+	Session                    // the front-end began a session (SET_OWNER)
+	RingStart                  // a ring was started
+	RingStop                   // a ring has stopped
+	RingBreak                  // a ring was broken by what the guest put there
+	Open                       // d_open is about to run
+	Opened                     // d_open has returned
+	Cancel                     // d_cancel is about to run
+	Canceled                   // d_cancel has returned
+	Drain                      // the wait for operations in progress begins
+	Drained                    // no operation is in progress any more
+	Close                      // d_close is about to run
+	Closed                     // d_close has returned
+	Revoke                     // the device is being taken from whoever has it open
+	Resize                     // the device's size was read again
+)
+
+var kindNames = [...]string{
+	Connect:    "connect",
+	Disconnect: "disconnect",
+	Session:    "session",
+	RingStart:  "ring start",
+	RingStop:   "ring stop",
+	RingBreak:  "ring break",
+	Open:       "open",
+	Opened:     "opened",
+	Cancel:     "cancel",
+	Canceled:   "canceled",
+	Drain:      "drain",
+	Drained:    "drained",
+	Close:      "close",
+	Closed:     "closed",
+	Revoke:     "revoke",
+	Resize:     "resize",
+}
+
+// String returns the event's name in lower case, such as "ring start".
+func (k Kind) String() string {
+	if k == 0 || int(k) >= len(kindNames) {
+		return fmt.Sprintf("kind %d", uint8(k))
+	}
+	return kindNames[k]
+}
+
+// WholeDevice is the Queue of an event that concerns no single ring.
+const WholeDevice = -1
+
+// Event is one thing that happened to a device.
+type Event struct {
+	Seq   uint64        // counts from 0 over the Log's life, so that a gap shows what was overwritten
+	Time  time.Duration // since the Log was made, on the monotonic clock
+	Kind  Kind
+	Queue int    // the ring's index, or WholeDevice
+	Note  string // what else is worth knowing; may be empty
+	Err   error  // why it failed; nil where it did not
+}
+
+// String returns the event on one line, such as "    2.636412 ring stop queue=0 GET_VRING_BASE".
+func (e Event) String() string {
+	s := fmt.Sprintf("%12.6f %s", e.Time.Seconds(), e.Kind)
+	if e.Queue != WholeDevice {
+		s += fmt.Sprintf(" queue=%d", e.Queue)
+	}
+	if e.Note != "" {
+		s += " " + e.Note
+	}
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
+}
+
+// Log holds the newest events of one device in a ring of fixed size. All its methods may be called from any
+// goroutine.
+type Log struct {
+	start time.Time
+
+	mu   sync.Mutex
+	ring []Event
+	next uint64 // Seq of the event to come
+}
+
+// New returns a Log that keeps the newest size events. A size below 1 is taken as 1.
+func New(size int) *Log {
+	return &Log{start: time.Now(), ring: make([]Event, max(size, 1))}
+}
+
+// Add records what happened now and returns the event as it was recorded. Seq and Time of e are ignored.
+func (l *Log) Add(e Event) Event {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	// The time is taken with mu held, so that events are in the order of their times.
+	e.Seq, e.Time = l.next, time.Since(l.start)
+	l.ring[l.next%uint64(len(l.ring))] = e
+	l.next++
+	return e
+}
+
+// Snapshot returns the events that are still held, oldest first. The slice is the caller's.
+func (l *Log) Snapshot() []Event {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	size := uint64(len(l.ring))
+	first := l.next - min(l.next, size)
+	events := make([]Event, 0, l.next-first)
+	for seq := first; seq < l.next; seq++ {
+		events = append(events, l.ring[seq%size])
+	}
+	return events
+}
+
+// WriteTo writes the events that are still held to w, oldest first, one a line, after a line that says how many
+// older ones were overwritten, where any were.
+func (l *Log) WriteTo(w io.Writer) (int64, error) {
+	var total int64
+	line := func(format string, args ...any) error {
+		n, err := fmt.Fprintf(w, format, args...)
+		total += int64(n)
+		return err
+	}
+	for i, e := range l.Snapshot() {
+		if i == 0 && e.Seq > 0 {
+			if err := line("%d older events were overwritten\n", e.Seq); err != nil {
+				return total, err
+			}
+		}
+		if err := line("%s\n", e); err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}

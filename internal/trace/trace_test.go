@@ -1,0 +1,115 @@
+package trace
+
+import (
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func kinds(events []Event) string {
+	var names []string
+	for _, e := range events {
+		names = append(names, e.Kind.String())
+	}
+	return strings.Join(names, ", ")
+}
+
+func TestSnapshotIsInOrder(t *testing.T) {
+	l := New(8)
+	if got := l.Snapshot(); len(got) != 0 {
+		t.Fatalf("a new log holds %d events", len(got))
+	}
+	for _, k := range []Kind{Open, Opened, Cancel, Drain, Drained, Close, Closed} {
+		l.Add(Event{Kind: k, Queue: WholeDevice})
+	}
+	if got, want := kinds(l.Snapshot()), "open, opened, cancel, drain, drained, close, closed"; got != want {
+		t.Errorf("events are %q, want %q", got, want)
+	}
+}
+
+func TestFullLogKeepsTheNewest(t *testing.T) {
+	l := New(3)
+	for _, k := range []Kind{Connect, Session, RingStart, RingStop, Disconnect} {
+		l.Add(Event{Kind: k})
+	}
+	events := l.Snapshot()
+	if got, want := kinds(events), "ring start, ring stop, disconnect"; got != want {
+		t.Fatalf("events are %q, want %q", got, want)
+	}
+	for i, e := range events {
+		if want := uint64(2 + i); e.Seq != want {
+			t.Errorf("event %d has Seq %d, want %d", i, e.Seq, want)
+		}
+	}
+	var out strings.Builder
+	n, err := l.WriteTo(&out)
+	if err != nil || n != int64(out.Len()) {
+		t.Errorf("WriteTo = %d, %v; it wrote %d bytes", n, err, out.Len())
+	}
+	if want := "2 older events were overwritten\n"; !strings.HasPrefix(out.String(), want) {
+		t.Errorf("output %q does not begin with %q", out.String(), want)
+	}
+	if got := strings.Count(out.String(), "\n"); got != 4 {
+		t.Errorf("output has %d lines, want 4:\n%s", got, out.String())
+	}
+}
+
+func TestTimesAreSinceTheLogWasMade(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := New(2)
+		time.Sleep(1500 * time.Millisecond)
+		e := l.Add(Event{Kind: RingStop, Queue: 3, Note: "GET_VRING_BASE", Err: errors.New("boom")})
+		if want := "    1.500000 ring stop queue=3 GET_VRING_BASE: boom"; e.String() != want {
+			t.Errorf("event prints as %q, want %q", e, want)
+		}
+		whole := l.Add(Event{Kind: Close, Queue: WholeDevice})
+		if want := "    1.500000 close"; whole.String() != want {
+			t.Errorf("event prints as %q, want %q", whole, want)
+		}
+	})
+}
+
+func TestEveryKindHasAName(t *testing.T) {
+	seen := map[string]Kind{}
+	for k := Connect; int(k) < len(kindNames); k++ {
+		name := k.String()
+		if name == "" {
+			t.Errorf("kind %d has no name", k)
+		}
+		if other, ok := seen[name]; ok {
+			t.Errorf("kinds %d and %d are both called %q", other, k, name)
+		}
+		seen[name] = k
+	}
+	for _, k := range []Kind{0, Kind(len(kindNames))} {
+		if got := k.String(); !strings.HasPrefix(got, "kind ") {
+			t.Errorf("unknown kind %d prints as %q", uint8(k), got)
+		}
+	}
+}
+
+func TestConcurrentAddsAreOrderedByTime(t *testing.T) {
+	l := New(64)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 100 {
+				l.Add(Event{Kind: RingStart})
+				l.Snapshot()
+			}
+		})
+	}
+	wg.Wait()
+	events := l.Snapshot()
+	if last := events[len(events)-1].Seq; last != 799 {
+		t.Errorf("the last Seq is %d, want 799", last)
+	}
+	for i := 1; i < len(events); i++ {
+		if events[i].Seq != events[i-1].Seq+1 || events[i].Time < events[i-1].Time {
+			t.Fatalf("event %d is out of order: %+v after %+v", i, events[i], events[i-1])
+		}
+	}
+}
