@@ -54,12 +54,12 @@ func (f *FD) Dup() (*FD, error) {
 	return NewFD(fd), nil
 }
 
-// Size returns the length in bytes of the file behind the descriptor, as fstat(2) gives it: 0 for what is not a
-// regular file.
-func (f *FD) Size() (int64, error) {
+// Size returns the length in bytes of the file behind the descriptor, as fstat(2) gives it, and whether it is a
+// regular file: for others the length means nothing.
+func (f *FD) Size() (size int64, regular bool, err error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(f.Int(), &st); err != nil {
-		return 0, os.NewSyscallError("fstat", err)
+		return 0, false, os.NewSyscallError("fstat", err)
 	}
-	return st.Size, nil
+	return st.Size, st.Mode&unix.S_IFMT == unix.S_IFREG, nil
 }

@@ -44,3 +44,22 @@ func Munmap(b []byte) error {
 
 // PageSize is the host's page size in bytes.
 func PageSize() int { return unix.Getpagesize() }
+
+// MapAlign returns what offset and length of a mapping of fd must be multiples of, in bytes: the page size, and on
+// hugetlbfs the size of its huge pages (munmap refuses a part of one).
+func MapAlign(fd int) (int, error) {
+	var st unix.Statfs_t
+	for {
+		err := unix.Fstatfs(fd, &st)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return 0, os.NewSyscallError("fstatfs", err)
+		}
+		if st.Type == unix.HUGETLBFS_MAGIC {
+			return int(st.Bsize), nil
+		}
+		return PageSize(), nil
+	}
+}

@@ -1,0 +1,9 @@
+// Package guestmem maps the memory of a guest that a vhost-user front-end shares, and translates addresses into it.
+//
+// A Region is one mapping, with the descriptor it was made from. A Memory is an immutable set of regions, one
+// generation of the guest's memory: a change of the memory makes a new Memory, and whoever still works with
+// addresses of the old one keeps it by a reference. Both count references, atomically; a region is unmapped when
+// the last Memory that has it and its creator have let go. Nothing here has a lock.
+//
+// A View translates on behalf of one goroutine, and remembers the region of the last hit.
+package guestmem

@@ -1,0 +1,137 @@
+package guestmem
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"sync/atomic"
+	"syscall"
+
+	"vdev/internal/sys"
+)
+
+// Region is one range of guest memory, mapped shared and writable. The fields are the front-end's description of
+// it (vhost-user, "Single memory region description") and do not change.
+type Region struct {
+	GuestPhys  uint64 // guest physical address of the first byte
+	Size       uint64 // bytes, not 0
+	UserAddr   uint64 // address of the first byte in the front-end's own address space
+	MmapOffset uint64 // offset in bytes of the first byte in the file behind FD
+
+	fd      *sys.FD
+	mapping []byte // what munmap needs: whole pages around mem
+	mem     []byte // the region itself
+	refs    atomic.Int64
+}
+
+// RegionError says which region was refused, and why.
+type RegionError struct {
+	GuestPhys, Size, UserAddr, MmapOffset uint64
+	Err                                   error
+}
+
+func (e *RegionError) Error() string {
+	return fmt.Sprintf("guestmem: region gpa %#x, size %#x, user %#x, offset %#x: %v",
+		e.GuestPhys, e.Size, e.UserAddr, e.MmapOffset, e.Err)
+}
+
+func (e *RegionError) Unwrap() error { return e.Err }
+
+// What a RegionError can hold, beside errors of system calls.
+var (
+	ErrSize     = errors.New("size is 0")
+	ErrOverflow = errors.New("address range overflows")
+	ErrShort    = errors.New("file ends before the region")
+	ErrOverlap  = errors.New("overlaps another region")
+	ErrTooMany  = errors.New("more than 509 regions")
+	ErrUnknown  = errors.New("no such region")
+)
+
+// Map maps size bytes of fd from mmapOffset on as the guest memory at guestPhys, which the front-end has at
+// userAddr. It owns fd on every path: an error closes it. Nothing is populated. The caller holds the one reference
+// to the Region, and gives it up with Release. Errors are *RegionError.
+//
+// Neither range may reach the last byte of the 64-bit address space, so that its end is a number too. A regular
+// file must be long enough when it is mapped; who truncates it afterwards causes faults (SIGBUS) in its users.
+func Map(guestPhys, size, userAddr, mmapOffset uint64, fd *sys.FD) (*Region, error) {
+	r := &Region{GuestPhys: guestPhys, Size: size, UserAddr: userAddr, MmapOffset: mmapOffset, fd: fd}
+	if err := r.mmap(); err != nil {
+		fd.Close()
+		return nil, r.error(err)
+	}
+	r.refs.Store(1)
+	return r, nil
+}
+
+func (r *Region) mmap() error {
+	if r.Size == 0 {
+		return ErrSize
+	}
+	if r.GuestPhys > math.MaxUint64-r.Size || r.UserAddr > math.MaxUint64-r.Size {
+		return ErrOverflow
+	}
+	align, err := sys.MapAlign(r.fd.Int())
+	if err != nil {
+		return err
+	}
+	a := uint64(align)
+	if r.Size > math.MaxInt64-r.MmapOffset || r.MmapOffset > math.MaxInt64-a || r.MmapOffset+r.Size > math.MaxInt64-a {
+		return ErrOverflow
+	}
+	fileSize, regular, err := r.fd.Size()
+	if err != nil {
+		return err
+	}
+	if regular && uint64(fileSize) < r.MmapOffset+r.Size {
+		return fmt.Errorf("%w: it has %#x bytes", ErrShort, fileSize)
+	}
+	start := r.MmapOffset &^ (a - 1)
+	skip := r.MmapOffset - start
+	length := (skip + r.Size + a - 1) &^ (a - 1)
+	m, err := sys.Mmap(r.fd.Int(), int64(start), int(length), true)
+	if err != nil {
+		return err
+	}
+	r.mapping = m
+	r.mem = m[skip : skip+r.Size : skip+r.Size]
+	return nil
+}
+
+func (r *Region) error(err error) error {
+	return &RegionError{r.GuestPhys, r.Size, r.UserAddr, r.MmapOffset, err}
+}
+
+// FD returns the descriptor the region was mapped from. It stays the region's, and is closed with it.
+func (r *Region) FD() *sys.FD { return r.fd }
+
+// Bytes returns the region's memory, which is shared with the guest and changes under the reader. It is valid
+// while the caller holds a reference to the region or to a Memory that has it.
+func (r *Region) Bytes() []byte { return r.mem }
+
+// Is tells whether the front-end describes r by these numbers.
+func (r *Region) Is(guestPhys, size, userAddr uint64) bool {
+	return r.GuestPhys == guestPhys && r.Size == size && r.UserAddr == userAddr
+}
+
+func (r *Region) retain() {
+	if r.refs.Add(1) <= 1 {
+		panic("guestmem: region used after its last release")
+	}
+}
+
+// Release drops a reference: the creator calls it once. The last one unmaps the memory and closes the descriptor,
+// on the caller's goroutine.
+func (r *Region) Release() {
+	switch n := r.refs.Add(-1); {
+	case n > 0:
+		return
+	case n < 0:
+		panic("guestmem: region released too often")
+	}
+	// ENOMEM: the kernel had joined the mapping with a neighbour and may not split it. Then it stays, unused.
+	if err := sys.Munmap(r.mapping); err != nil && !errors.Is(err, syscall.ENOMEM) {
+		panic(fmt.Sprintf("guestmem: %v", err))
+	}
+	r.mapping, r.mem = nil, nil
+	r.fd.Close()
+}
