@@ -1,0 +1,139 @@
+package uring
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func newRing(t *testing.T, entries, cq uint32) *Ring {
+	t.Helper()
+	runtime.LockOSThread()
+	t.Cleanup(runtime.UnlockOSThread)
+	r, err := New(entries, cq)
+	if errors.Is(err, syscall.ENOSYS) || errors.Is(err, syscall.EPERM) {
+		t.Skipf("the host has no io_uring: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	return r
+}
+
+func reap(t *testing.T, r *Ring) CQE {
+	t.Helper()
+	for {
+		if c := r.Peek(); c != nil {
+			got := *c
+			r.Seen()
+			return got
+		}
+		if err := r.Wait(-1); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestWriteThenReadGivesTheSameBytes(t *testing.T) {
+	r := newRing(t, 8, 16)
+	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	want := bytes.Repeat([]byte("vdev"), 1024)
+	e := r.Get()
+	e.Op, e.FD, e.Off, e.UserData = OpWritev, int32(f.Fd()), 512, 7
+	e.SetIovecs(Fill(make([]Iovec, 0, 2), [][]byte{want[:100], want[100:]}))
+	if c := reap(t, r); c.UserData != 7 || int(c.Res) != len(want) {
+		t.Fatalf("write: %+v", c)
+	}
+	got := make([]byte, len(want))
+	e = r.Get()
+	e.Op, e.FD, e.Off, e.UserData = OpRead, int32(f.Fd()), 512, 8
+	e.SetBuffer(got)
+	if c := reap(t, r); c.UserData != 8 || int(c.Res) != len(want) {
+		t.Fatalf("read: %+v", c)
+	}
+	if !bytes.Equal(got, want) {
+		t.Fatal("the bytes differ")
+	}
+}
+
+func TestGetIsNilOnlyWhileTheQueueIsFull(t *testing.T) {
+	r := newRing(t, 4, 64)
+	n := 0
+	for r.Get() != nil {
+		n++
+	}
+	if n != 4 || r.Pending() != 4 {
+		t.Fatalf("got %d entries, pending %d", n, r.Pending())
+	}
+	if err := r.Submit(); err != nil {
+		t.Fatal(err)
+	}
+	if r.Pending() != 0 || r.Get() == nil {
+		t.Fatal("Submit made no room")
+	}
+	for range n {
+		reap(t, r)
+	}
+}
+
+func TestWaitEndsAtItsTimeout(t *testing.T) {
+	r := newRing(t, 4, 8)
+	if err := r.Wait(time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	if r.Peek() != nil {
+		t.Fatal("a completion out of nowhere")
+	}
+}
+
+func TestCompletionsBeyondTheQueueAreNotLost(t *testing.T) {
+	r := newRing(t, 4, 8)
+	const n = 64
+	for i := range n {
+		for {
+			if e := r.Get(); e != nil {
+				e.Op, e.UserData = OpNop, uint64(i)
+				break
+			}
+			if err := r.Submit(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := r.Submit(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		if c := reap(t, r); c.UserData != uint64(i) {
+			t.Fatalf("completion %d is %d", i, c.UserData)
+		}
+	}
+}
+
+func BenchmarkNop(b *testing.B) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	r, err := New(64, 128)
+	if err != nil {
+		b.Skip(err)
+	}
+	defer r.Close()
+	b.ReportAllocs()
+	for b.Loop() {
+		r.Get().Op = OpNop
+		r.Submit()
+		for r.Peek() != nil {
+			r.Seen()
+		}
+	}
+}
