@@ -1,0 +1,30 @@
+package devsw
+
+// AIO is asynchronous file I/O in the context (an event loop, say) that issued
+// a Buf. A driver finds it in Buf.AIO, and calls ReadAt and WriteAt from its
+// d_strategy, on the goroutine of that context. The done call comes on the same
+// goroutine, later or before ReadAt or WriteAt has returned.
+type AIO interface {
+	// ReadAt reads b.Bcount bytes at byte offset off of descriptor fd into
+	// b.Data. It ends with n == b.Bcount, with fewer at the end of the file, or
+	// with an error. fd stays open until done is called.
+	ReadAt(b *Buf, fd int, off int64, done AIODone)
+
+	// WriteAt writes b.Data, b.Bcount bytes, at byte offset off of descriptor
+	// fd. With BMediaFUA in b.Flags the data is on stable storage when done is
+	// called.
+	WriteAt(b *Buf, fd int, off int64, done AIODone)
+
+	// CancelAll interrupts what is in flight with this done, where the host
+	// can: it ends with ECANCELED. It may be called on any goroutine and does
+	// not block.
+	CancelAll(done AIODone)
+}
+
+// AIODone is told of the end of a transfer. Drivers implement it on a type that
+// lives as long as the unit, so that a transfer costs no closure.
+type AIODone interface {
+	// AIODone says that the transfer of b has ended after n bytes. The driver
+	// sets b.Resid and b.Error and calls b.Biodone.
+	AIODone(b *Buf, n int64, err Errno)
+}

@@ -1,0 +1,125 @@
+package devsw
+
+import "sync/atomic"
+
+// DEVBSIZE is the unit of Buf.Blkno and of d_psize in bytes, whatever the
+// device's sector size. NetBSD: DEV_BSIZE.
+const DEVBSIZE = 512
+
+// Op is the direction of a transfer.
+type Op uint8
+
+// The directions.
+const (
+	BRead  Op = iota // from the device into Data
+	BWrite           // from Data to the device
+)
+
+// String gives "read" or "write".
+func (o Op) String() string {
+	if o == BWrite {
+		return "write"
+	}
+	return "read"
+}
+
+// BufFlag qualifies a transfer.
+type BufFlag uint8
+
+// The flags of a transfer.
+const (
+	// BMediaFUA: the write is on stable storage before biodone.
+	// NetBSD: B_MEDIA_FUA.
+	BMediaFUA BufFlag = 1 << iota
+)
+
+// Section is what a Buf keeps from being drained while it is in progress.
+// specfs sets it; nobody else needs it.
+type Section interface {
+	// Leave ends the section. Biodone calls it once, after Iodone.
+	Leave()
+}
+
+// Buf is one block transfer. NetBSD: struct buf, buf(9).
+//
+// Ownership: a Buf is its issuer's until it is handed to strategy, then the
+// driver's until Biodone, which gives it back by calling Iodone. That holds for
+// the struct, for Data and for the memory Data points to. Whoever does not own
+// it must not read or write any of them.
+//
+// A Buf must not be copied once used.
+type Buf struct {
+	// Set by the issuer.
+
+	Op     Op
+	Flags  BufFlag
+	Dev    Dev      // set by specfs; by the issuer only for Table.BdevStrategy
+	Blkno  int64    // where on the device, in units of DEVBSIZE
+	Data   [][]byte // the memory, in order; the lengths add up to Bcount
+	Bcount int64    // length in bytes
+
+	// Iodone is called once, by Biodone and on its goroutine. The Buf is the
+	// issuer's again, who may reuse it at once. Iodone must not block, and must
+	// not start another transfer or call another operation: it may run inside
+	// d_strategy, under a driver's lock. Nil: nobody wants to know.
+	Iodone func(*Buf)
+
+	// AIO does asynchronous file I/O in the context that issued the transfer.
+	// Where it is nil the driver uses goroutines of its own.
+	AIO AIO
+
+	Context any // the issuer's
+
+	// Set by the driver, before Biodone.
+
+	Resid int64 // bytes not transferred
+	Error Errno // 0: all went well
+
+	section Section
+	done    uint32 // 1 from Biodone to Reset. Atomic in Biodone alone.
+}
+
+// Reset makes b ready for another use: all fields are zero but Data, which is
+// empty and keeps its capacity. b is the caller's: never used, or given back by
+// Iodone.
+func (b *Buf) Reset() {
+	clear(b.Data) // keep nobody's memory alive
+	*b = Buf{Data: b.Data[:0]}
+}
+
+// Rearm makes b ready to be issued again as it is: the result is cleared and
+// nothing else. b is the caller's, as for Reset.
+func (b *Buf) Rearm() {
+	b.Resid, b.Error, b.section, b.done = 0, 0, nil, 0
+}
+
+// SetSection is for specfs: s.Leave is called when the transfer has ended.
+func (b *Buf) SetSection(s Section) { b.section = s }
+
+// Biodone says that the transfer has ended, well or not: Resid and Error are
+// set. It is called by the owner of b, exactly once, on any goroutine; a second
+// call before Reset or Rearm panics, since it would hand one transfer's result
+// to another. It calls Iodone, then ends the I/O section, so that once a
+// device is drained every Iodone has returned. NetBSD: biodone(9).
+func (b *Buf) Biodone() {
+	if !atomic.CompareAndSwapUint32(&b.done, 0, 1) {
+		panic("devsw: biodone twice for " + b.Op.String() + " on device " + b.Dev.String())
+	}
+	// Iodone may issue b again, with another section.
+	section := b.section
+	b.section = nil
+	if b.Iodone != nil {
+		b.Iodone(b)
+	}
+	if section != nil {
+		section.Leave()
+	}
+}
+
+// Fail ends the transfer with an error and nothing transferred: Error is e,
+// Resid is Bcount, then Biodone.
+func (b *Buf) Fail(e Errno) {
+	b.Error = e
+	b.Resid = b.Bcount
+	b.Biodone()
+}

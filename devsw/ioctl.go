@@ -1,0 +1,69 @@
+package devsw
+
+import "fmt"
+
+// Cmd is an ioctl command. The numbers are vdev's own: commands never cross a
+// process, and data is a Go value of the type the command names. A driver
+// answers ENOTTY to a command it does not know, and EINVAL where data has
+// another type. Drivers with commands of their own number them from CmdDriver.
+type Cmd uint32
+
+// The commands of disks. Those NetBSD has (dkio(9), <sys/dkio.h>) have its names.
+const (
+	// DIOCCACHESYNC puts everything written so far on stable storage. data nil.
+	DIOCCACHESYNC Cmd = iota + 1
+	// DIOCGMEDIASIZE gives the size. data *int64, bytes.
+	DIOCGMEDIASIZE
+	// DIOCGSECTORSIZE gives the logical sector size. data *uint32, bytes.
+	DIOCGSECTORSIZE
+	// DIOCGDISKINFO describes the device. data *DiskInfo.
+	DIOCGDISKINFO
+	// DIOCWRITEZEROES writes zeroes. data *ZeroRange. vdev's own.
+	DIOCWRITEZEROES
+	// DIOCGROW makes the driver read the size of what is behind it again.
+	// data nil, or *int64: the new size in bytes. vdev's own.
+	DIOCGROW
+
+	// CmdDriver is the first number for commands of one driver's own.
+	CmdDriver Cmd = 1 << 16
+)
+
+// String gives the command's name.
+func (c Cmd) String() string {
+	switch c {
+	case DIOCCACHESYNC:
+		return "DIOCCACHESYNC"
+	case DIOCGMEDIASIZE:
+		return "DIOCGMEDIASIZE"
+	case DIOCGSECTORSIZE:
+		return "DIOCGSECTORSIZE"
+	case DIOCGDISKINFO:
+		return "DIOCGDISKINFO"
+	case DIOCWRITEZEROES:
+		return "DIOCWRITEZEROES"
+	case DIOCGROW:
+		return "DIOCGROW"
+	}
+	if c >= CmdDriver {
+		return fmt.Sprintf("ioctl CmdDriver+%d", uint32(c-CmdDriver))
+	}
+	return fmt.Sprintf("ioctl %d", uint32(c))
+}
+
+// ZeroRange is the argument of DIOCWRITEZEROES.
+type ZeroRange struct {
+	Pos, N int64 // bytes, multiples of the sector size
+	Unmap  bool  // the range may be given back to the store, if it reads as zeroes
+}
+
+// DiskInfo describes a disk.
+type DiskInfo struct {
+	Size         int64  // bytes
+	SectorSize   uint32 // logical sector size, bytes
+	ReadOnly     bool
+	Discard      bool   // d_discard works
+	WriteZeroes  bool   // DIOCWRITEZEROES works
+	DiscardAlign uint32 // what discarded ranges should be aligned to, bytes; 0 unknown
+	OptIOSize    uint32 // what the device likes best to be given at once, bytes; 0 unknown
+	Rotational   bool
+}
