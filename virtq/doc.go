@@ -1,0 +1,24 @@
+// Package virtq is the device side of a virtqueue: it takes the descriptor chains that a driver made available, and
+// gives them back used. Split rings are what there is ("Split Virtqueues" in the virtio specification, 2.7 in
+// version 1.2), with indirect descriptors, notification suppression by flags and by event index, and for legacy
+// devices as well as for those of virtio 1.
+//
+// One goroutine owns a Queue; nothing here locks. The driver runs at the same time, and is not trusted:
+// every descriptor is read once, into memory of our own, and only the copy is checked and used; every walk is
+// bounded; what leaves the specification breaks the ring, for good, with a *BrokenError that names the cause. Once
+// broken, a ring's memory is not touched again.
+//
+// The order of memory accesses rests on sync/atomic, which is sequentially consistent:
+//
+//   - avail.idx is loaded before the entries and descriptors that it covers are read;
+//   - used elements and all data are written before used.idx is stored (Publish);
+//   - used.idx is stored before avail.flags or used_event is loaded (Publish), and avail_event or used.flags is
+//     stored before avail.idx is looked at again (EnableNotify). Each side stores its own and then loads the
+//     other's, so that one of the two sees that a notification is due.
+//
+// flags and idx of the used ring are both ours and are stored as one 32-bit word. avail_event has something that is
+// not ours beside it, and is replaced in its word by compare-and-swap.
+//
+// Fields of the rings are little-endian; a legacy device's have the guest's byte order. Only little-endian hosts are
+// built for, whose guests are taken to be the same, so both are one.
+package virtq

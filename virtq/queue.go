@@ -1,0 +1,190 @@
+package virtq
+
+import (
+	"math/bits"
+
+	"vdev/internal/guestmem"
+)
+
+// Memory is one generation of a guest's memory. Package vhostuser makes them from what a front-end sends, and
+// package virtqtest for tests.
+type Memory = guestmem.Memory
+
+// Feature bits that concern a virtqueue (virtio 1.2, section 6, "Reserved Feature Bits").
+const (
+	FeatureIndirectDesc uint64 = 1 << 28 // VIRTIO_F_INDIRECT_DESC
+	FeatureEventIdx     uint64 = 1 << 29 // VIRTIO_F_EVENT_IDX
+	FeatureVersion1     uint64 = 1 << 32 // VIRTIO_F_VERSION_1
+	FeatureRingPacked   uint64 = 1 << 34 // VIRTIO_F_RING_PACKED; New refuses it
+)
+
+// MaxSize is the largest number of descriptors in a virtqueue (virtio 1.2, 2.7).
+const MaxSize = 32768
+
+// Config describes a virtqueue as a front-end sets it up.
+type Config struct {
+	Size uint32 // descriptors: a power of two from 1 to MaxSize
+
+	// Addresses of the three parts in the front-end's own address space (vhost-user, SET_VRING_ADDR), multiples of
+	// 16, 2 and 4, each part within one region of memory.
+	Desc, Avail, Used uint64
+
+	Features uint64 // the negotiated ones; FeatureRingPacked is refused
+	Base     uint16 // free-running index of the next entry to take from the available ring
+}
+
+// generation is a Memory with the number of chains in flight whose buffers lie in it. The Queue holds one reference
+// to the Memory for as long as it is the current one or has such chains. Only the Queue's goroutine counts.
+type generation struct {
+	queue    *Queue
+	mem      *Memory
+	inFlight int
+}
+
+// Queue is the device side of one split virtqueue. It is not safe for concurrent use: one goroutine owns it.
+type Queue struct {
+	ring split // where the ring is in our memory; empty once broken or closed
+
+	nextAvail uint16 // next entry to take, free-running
+	availIdx  uint16 // avail.idx when it was last read
+	usedNext  uint16 // next element to store
+	usedIdx   uint16 // used.idx as published
+	mask      uint16 // size-1
+	usedFlags uint16 // used.flags as published
+	eventIdx  bool
+	indirect  bool
+	inFlight  int // of all generations
+
+	view  guestmem.View // of gen.mem
+	gen   *generation   // the current one
+	err   error         // why the ring is broken or closed, sticky
+	taken []uint64      // a bit for each head, set while its chain is in flight
+	table []byte        // copy of an indirect table that does not lie in one region
+	cfg   Config
+}
+
+// New starts a Queue on the ring that cfg describes, in mem, to which it takes a reference. The used index starts as
+// the ring's own used.idx, since SET_VRING_BASE brings only the other one. Errors are *ConfigError.
+func New(mem *Memory, cfg Config) (*Queue, error) {
+	if bits.OnesCount32(cfg.Size) != 1 || cfg.Size > MaxSize {
+		return nil, &ConfigError{"Size", uint64(cfg.Size), ErrSize}
+	}
+	if cfg.Features&FeatureRingPacked != 0 {
+		return nil, &ConfigError{"Features", cfg.Features, ErrFeature}
+	}
+	ring, err := newSplit(mem, &cfg)
+	if err != nil {
+		return nil, err
+	}
+	mem.Retain()
+	word := ring.usedWord.Load()
+	q := &Queue{
+		ring:      ring,
+		nextAvail: cfg.Base,
+		availIdx:  cfg.Base,
+		usedNext:  uint16(word >> 16),
+		usedIdx:   uint16(word >> 16),
+		mask:      uint16(cfg.Size - 1),
+		eventIdx:  cfg.Features&FeatureEventIdx != 0,
+		indirect:  cfg.Features&FeatureIndirectDesc != 0,
+		view:      mem.View(),
+		taken:     make([]uint64, (cfg.Size+63)/64),
+		cfg:       cfg,
+	}
+	if !q.eventIdx {
+		q.usedFlags = uint16(word) & usedNoNotify
+	}
+	q.gen = &generation{queue: q, mem: mem}
+	return q, nil
+}
+
+// Size returns the number of descriptors.
+func (q *Queue) Size() int { return int(q.cfg.Size) }
+
+// Features returns the features the Queue was made with.
+func (q *Queue) Features() uint64 { return q.cfg.Features }
+
+// InFlight returns how many chains were popped and neither pushed nor given back.
+func (q *Queue) InFlight() int { return q.inFlight }
+
+// NextAvail returns the free-running index of the next entry that Pop takes from the available ring: what
+// GET_VRING_BASE is answered with.
+func (q *Queue) NextAvail() uint16 { return q.nextAvail }
+
+// UsedIdx returns the used index as it was last published.
+func (q *Queue) UsedIdx() uint16 { return q.usedIdx }
+
+// Broken returns why the ring is broken or closed, and nil while it is sound.
+func (q *Queue) Broken() error { return q.err }
+
+// Break gives the ring up: from now on nothing is popped and nothing of the ring is touched, and Push, Unpop and
+// the rest only keep count. err is the cause; one that is no *BrokenError is wrapped in one, with ReasonDevice. Only
+// the first break counts.
+func (q *Queue) Break(err error) {
+	if q.err != nil {
+		return
+	}
+	if _, ok := err.(*BrokenError); !ok {
+		err = &BrokenError{Reason: ReasonDevice, Err: err}
+	}
+	q.err = err
+	q.ring = split{}
+}
+
+// SetMemory goes over to a new generation of the guest's memory, to which it takes a reference. Chains in flight
+// keep the old one until they are pushed or given back. The ring's addresses are translated anew; where they cannot
+// be, the ring is broken and the error returned, a *BrokenError. A Queue that is broken or closed already returns
+// that error.
+func (q *Queue) SetMemory(mem *Memory) error {
+	if q.err == ErrClosed {
+		return q.err
+	}
+	mem.Retain()
+	old := q.gen
+	q.gen = &generation{queue: q, mem: mem}
+	q.view = mem.View()
+	if old.inFlight == 0 {
+		old.mem.Release()
+	}
+	if q.err != nil {
+		return q.err
+	}
+	ring, err := newSplit(mem, &q.cfg)
+	if err != nil {
+		q.Break(&BrokenError{Reason: ReasonRingMemory, Err: err})
+		return q.err
+	}
+	q.ring = ring
+	return nil
+}
+
+// Close drops the Queue's hold on guest memory. Chains still in flight keep theirs until they are pushed or given
+// back, which touches the ring no more. Further calls do nothing.
+func (q *Queue) Close() {
+	if q.err == ErrClosed {
+		return
+	}
+	q.err = ErrClosed
+	q.ring = split{}
+	q.view = guestmem.View{}
+	if q.gen.inFlight == 0 {
+		q.gen.mem.Release()
+	}
+	// No chain has a generation that is current, so that each one's last chain releases it.
+	q.gen = nil
+}
+
+// land ends the flight of c, which is not to be used any more.
+func (q *Queue) land(c *Chain) {
+	g := c.gen
+	if g == nil || g.queue != q {
+		panic("virtq: chain is not in flight in this queue")
+	}
+	c.gen = nil
+	q.taken[c.Head/64] &^= 1 << (c.Head % 64)
+	q.inFlight--
+	g.inFlight--
+	if g.inFlight == 0 && g != q.gen {
+		g.mem.Release()
+	}
+}
