@@ -1,0 +1,131 @@
+package reactor
+
+import (
+	"syscall"
+
+	"vdev/devsw"
+	"vdev/internal/uring"
+)
+
+var _ devsw.AIO = (*Reactor)(nil)
+
+// op is one transfer in flight. Ops are the reactor's and are used again.
+type op struct {
+	r     *Reactor
+	slot  uint32 // index in r.ops
+	buf   *devsw.Buf
+	done  devsw.AIODone
+	fd    int
+	write bool
+	sync  bool     // RWF_DSYNC
+	data  [][]byte // what is left of the transfer
+	off   int64    // byte of the file where data belongs
+	moved int64    // bytes transferred so far
+
+	iov       []uring.Iovec
+	rest      [][]byte // data's own storage, once a transfer came back short
+	cancelled bool
+	forced    bool // not to be tried in line again
+
+	// How it ended, where that was elsewhere (threads).
+	next  *op
+	res   int
+	errno syscall.Errno
+}
+
+// ReadAt implements devsw.AIO. On the reactor.
+func (r *Reactor) ReadAt(b *devsw.Buf, fd int, off int64, done devsw.AIODone) {
+	r.begin(b, fd, off, done, false)
+}
+
+// WriteAt implements devsw.AIO. On the reactor.
+func (r *Reactor) WriteAt(b *devsw.Buf, fd int, off int64, done devsw.AIODone) {
+	r.begin(b, fd, off, done, true)
+}
+
+func (r *Reactor) begin(b *devsw.Buf, fd int, off int64, done devsw.AIODone, write bool) {
+	var o *op
+	if n := len(r.freeOps); n > 0 {
+		o = r.freeOps[n-1]
+		r.freeOps = r.freeOps[:n-1]
+	} else {
+		o = &op{r: r, slot: uint32(len(r.ops)), iov: make([]uring.Iovec, 0, 8)}
+		r.ops = append(r.ops, o)
+	}
+	o.buf, o.done, o.fd, o.off, o.data = b, done, fd, off, b.Data
+	o.write, o.sync = write, write && b.Flags&devsw.BMediaFUA != 0
+	o.moved, o.cancelled, o.forced = 0, false, false
+	r.inflight++
+	r.eng.start(o)
+}
+
+// CancelAll implements devsw.AIO. Any goroutine; it does not wait.
+func (r *Reactor) CancelAll(done devsw.AIODone) {
+	r.Post(func() {
+		for _, o := range r.ops {
+			if o.buf != nil && o.done == done && !o.cancelled {
+				o.cancelled = true
+				r.eng.cancel(o)
+			}
+		}
+	})
+}
+
+// ended takes the result of one system call's worth of o: the number of bytes or an errno. It goes on with the rest of a
+// short transfer, and else tells the driver.
+func (o *op) ended(n int, errno syscall.Errno) {
+	switch {
+	case errno == syscall.EAGAIN || errno == syscall.EINTR:
+		if !o.cancelled {
+			o.forced = true
+			o.r.eng.start(o)
+			return
+		}
+		errno = syscall.ECANCELED
+	case errno == 0 && n > 0:
+		o.moved += int64(n)
+		if o.moved < o.buf.Bcount {
+			if !o.cancelled {
+				o.advance(n)
+				o.r.eng.start(o)
+				return
+			}
+			errno = syscall.ECANCELED
+		}
+	}
+	r, b, done, moved := o.r, o.buf, o.done, o.moved
+	o.buf, o.done, o.data = nil, nil, nil
+	clear(o.rest)
+	r.freeOps = append(r.freeOps, o)
+	r.inflight--
+	done.AIODone(b, moved, errno)
+}
+
+// advance cuts n bytes off the front of o.data.
+func (o *op) advance(n int) {
+	o.off += int64(n)
+	for n >= len(o.data[0]) {
+		n -= len(o.data[0])
+		o.data = o.data[1:]
+	}
+	o.rest = append(o.rest[:0], o.data...)
+	o.rest[0] = o.rest[0][n:]
+	o.data = o.rest
+}
+
+func reverse(o *op) (head *op) {
+	for o != nil {
+		o.next, head, o = head, o, o.next
+	}
+	return head
+}
+
+// Cancel interrupts the transfer of b, if it is in flight here and the host can; it ends with ECANCELED. On the reactor.
+func (r *Reactor) Cancel(b *devsw.Buf) {
+	for _, o := range r.ops {
+		if o.buf == b && !o.cancelled {
+			o.cancelled = true
+			r.eng.cancel(o)
+		}
+	}
+}

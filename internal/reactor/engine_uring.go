@@ -1,0 +1,175 @@
+package reactor
+
+import (
+	"fmt"
+	"syscall"
+	"time"
+
+	"vdev/internal/sys"
+	"vdev/internal/uring"
+)
+
+const (
+	sqEntries = 256
+	cqEntries = 4096
+)
+
+// What a completion is of stands in the top byte of its user data, the op's slot or the watch's tag below.
+const (
+	kindShift         = 56
+	kindNone   uint64 = 0 // nobody waits for it
+	kindOp     uint64 = 1
+	kindWatch  uint64 = 2
+	kindWake   uint64 = 3
+	numberMask        = 1<<kindShift - 1
+)
+
+// uringEngine sleeps and transfers by io_uring.
+type uringEngine struct {
+	r      *Reactor
+	ring   *uring.Ring
+	wakeFD *sys.FD
+	fds    map[uint64]int // watches by tag, to renew those that the kernel ends
+}
+
+func newUringEngine(r *Reactor) (*uringEngine, error) {
+	ring, err := uring.New(sqEntries, cqEntries)
+	if err != nil {
+		return nil, err
+	}
+	wakeFD, err := sys.NewEventfd()
+	if err != nil {
+		ring.Close()
+		return nil, err
+	}
+	e := &uringEngine{r: r, ring: ring, wakeFD: wakeFD, fds: make(map[uint64]int)}
+	e.poll(wakeFD.Int(), kindWake<<kindShift)
+	return e, nil
+}
+
+// get returns a free submission entry, and makes room where there is none.
+func (e *uringEngine) get() *uring.SQE {
+	for {
+		if s := e.ring.Get(); s != nil {
+			return s
+		}
+		e.submit()
+	}
+}
+
+func (e *uringEngine) submit() {
+	if err := e.ring.Submit(); err != nil {
+		// Only a defect of our own makes the kernel refuse the ring itself; requests fail one by one.
+		panic(fmt.Sprintf("reactor: %v", err))
+	}
+}
+
+// poll watches fd by a multishot poll, which is edge-triggered: each signal of an eventfd completes once, though nobody
+// reads its counter.
+func (e *uringEngine) poll(fd int, userData uint64) {
+	s := e.get()
+	s.Op, s.FD, s.Len, s.OpFlags, s.UserData = uring.OpPollAdd, int32(fd), uring.PollMultishot, uring.PollIn, userData
+}
+
+func (e *uringEngine) watch(fd int, tag uint64) error {
+	e.fds[tag] = fd
+	e.poll(fd, kindWatch<<kindShift|tag)
+	return nil
+}
+
+func (e *uringEngine) unwatch(_ int, tag uint64) error {
+	delete(e.fds, tag)
+	s := e.get()
+	s.Op, s.FD, s.Addr, s.UserData = uring.OpPollRemove, -1, kindWatch<<kindShift|tag, kindNone
+	// At once: the caller closes the descriptor next.
+	e.submit()
+	return nil
+}
+
+func (e *uringEngine) start(o *op) {
+	s := e.get()
+	s.FD, s.Off, s.UserData = int32(o.fd), uint64(o.off), kindOp<<kindShift|uint64(o.slot)
+	if len(o.data) == 1 {
+		s.Op = uring.OpRead
+		if o.write {
+			s.Op = uring.OpWrite
+		}
+		s.SetBuffer(o.data[0])
+	} else {
+		s.Op = uring.OpReadv
+		if o.write {
+			s.Op = uring.OpWritev
+		}
+		if n := min(len(o.data), maxIovecs); cap(o.iov) < n {
+			o.iov = make([]uring.Iovec, 0, n)
+		}
+		o.iov = uring.Fill(o.iov, o.data[:min(len(o.data), maxIovecs)])
+		s.SetIovecs(o.iov)
+	}
+	if o.sync {
+		s.OpFlags = uring.RWFDsync
+	}
+	if o.forced {
+		s.Flags = uring.SQEAsync
+	}
+}
+
+// maxIovecs is the kernel's limit (UIO_MAXIOV); a longer transfer comes back short and goes on.
+const maxIovecs = 1024
+
+func (e *uringEngine) cancel(o *op) {
+	s := e.get()
+	s.Op, s.FD, s.Addr, s.UserData = uring.OpAsyncCancel, -1, kindOp<<kindShift|uint64(o.slot), kindNone
+}
+
+func (e *uringEngine) turn() bool {
+	if e.ring.Pending() > 0 || e.ring.NeedsEnter() {
+		e.submit()
+	}
+	return e.reap()
+}
+
+func (e *uringEngine) sleep(timeout time.Duration) {
+	if err := e.ring.Wait(timeout); err != nil {
+		panic(fmt.Sprintf("reactor: %v", err))
+	}
+	e.reap()
+}
+
+func (e *uringEngine) reap() (worked bool) {
+	for {
+		p := e.ring.Peek()
+		if p == nil {
+			return worked
+		}
+		c := *p
+		e.ring.Seen()
+		worked = true
+		number := c.UserData & numberMask
+		switch c.UserData >> kindShift {
+		case kindOp:
+			o := e.r.ops[number]
+			if c.Res < 0 {
+				o.ended(0, syscall.Errno(-c.Res))
+			} else {
+				o.ended(int(c.Res), 0)
+			}
+		case kindWatch:
+			if fd, ok := e.fds[number]; ok && c.Flags&uring.CQEMore == 0 && c.Res >= 0 {
+				e.poll(fd, c.UserData)
+			}
+			e.r.woken(number)
+		case kindWake:
+			if c.Flags&uring.CQEMore == 0 {
+				e.poll(e.wakeFD.Int(), c.UserData)
+			}
+		}
+	}
+}
+
+func (e *uringEngine) wake() { _ = sys.EventfdWrite(e.wakeFD.Int()) }
+
+func (e *uringEngine) close() {
+	e.ring.Close()
+	e.wakeFD.Close()
+}

@@ -1,0 +1,93 @@
+package reactor
+
+import (
+	"fmt"
+	"time"
+)
+
+// Mode is how reactors sleep and transfer.
+type Mode string
+
+const (
+	ModeURing   Mode = "io_uring"
+	ModeThreads Mode = "threads"
+)
+
+// DefaultPoll is how long a reactor looks for work at most before it sleeps, unless told otherwise.
+const DefaultPoll = 32 * time.Microsecond
+
+// Pool is a fixed set of reactors that devices share.
+type Pool struct {
+	reactors []*Reactor
+	workers  *workers // nil in io_uring mode
+	mode     Mode
+}
+
+// Config says how a Pool is made.
+type Config struct {
+	Reactors int           // 1 where it is less
+	Mode     Mode          // ModeURing where it is empty
+	PollMax  time.Duration // how long to look for work before sleeping; DefaultPoll where 0, not at all where negative
+}
+
+// NewPool starts the reactors. Its error is ErrMode for a Mode that does not exist, or the host's (ENOSYS, EPERM, ENOMEM in
+// an *os.SyscallError) where it refuses io_uring. Close ends them.
+func NewPool(c Config) (*Pool, error) {
+	c.Reactors = max(c.Reactors, 1)
+	switch {
+	case c.PollMax == 0:
+		c.PollMax = DefaultPoll
+	case c.PollMax < 0:
+		c.PollMax = 0
+	}
+	p := &Pool{mode: c.Mode}
+	switch c.Mode {
+	case "":
+		p.mode = ModeURing
+	case ModeURing:
+	case ModeThreads:
+		p.workers = newWorkers()
+	default:
+		return nil, fmt.Errorf("%q: %w", c.Mode, ErrMode)
+	}
+	for range c.Reactors {
+		r, err := newReactor(p.mode, p.workers, c.PollMax)
+		if err != nil {
+			p.Close()
+			return nil, err
+		}
+		p.reactors = append(p.reactors, r)
+	}
+	return p, nil
+}
+
+// Mode tells how the Pool's reactors work.
+func (p *Pool) Mode() Mode { return p.mode }
+
+// Pick returns the reactor with the fewest Sources. Any goroutine.
+func (p *Pool) Pick() *Reactor {
+	best := p.reactors[0]
+	for _, r := range p.reactors[1:] {
+		if r.load.Load() < best.load.Load() {
+			best = r
+		}
+	}
+	return best
+}
+
+// Close ends the reactors, after their transfers in flight; it waits for that. All Sources must have been removed.
+func (p *Pool) Close() {
+	for _, r := range p.reactors {
+		r.shutdown()
+	}
+	if p.workers != nil {
+		p.workers.stop()
+	}
+}
+
+func newEngine(mode Mode, r *Reactor, w *workers) (engine, error) {
+	if mode == ModeThreads {
+		return newThreadsEngine(r, w)
+	}
+	return newUringEngine(r)
+}

@@ -1,0 +1,396 @@
+package reactor
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"vdev/internal/sys"
+)
+
+// Poller is what a Source does; all its methods are called on the reactor.
+type Poller interface {
+	// Poll does the work there is, at most a budget of it, and tells whether there was any.
+	Poll() (worked bool)
+	// Arm asks for kicks, then looks again and tells whether work has come meanwhile.
+	Arm() (pending bool)
+	// Disarm says that kicks are not needed: Poll will be called anyway.
+	Disarm()
+	// Flush is called at the end of a batch in which MarkDirty was: it publishes completions and signals them.
+	Flush()
+}
+
+// Source is one Poller on one Reactor.
+type Source struct {
+	r      *Reactor
+	p      Poller
+	kick   int    // descriptor that is watched, -1 for none; the caller's
+	tag    uint64 // of the watch
+	active bool   // in r.active: polled in each round
+	armed  bool
+	dirty  bool // in r.dirty
+	gone   bool
+
+	polledOnly bool // added without a kick descriptor
+}
+
+// Wake makes the Source's Poll be called again. On the reactor.
+func (s *Source) Wake() {
+	if !s.active && !s.gone {
+		s.active = true
+		s.r.active = append(s.r.active, s)
+		if s.armed {
+			s.armed = false
+			s.p.Disarm()
+		}
+	}
+}
+
+// MarkDirty makes the Source's Flush be called at the end of this batch. On the reactor.
+func (s *Source) MarkDirty() {
+	if !s.dirty && !s.gone {
+		s.dirty = true
+		s.r.dirty = append(s.r.dirty, s)
+	}
+}
+
+// engine is how a reactor sleeps and transfers: io_uring, or epoll with threads. Its methods are called on the reactor.
+type engine interface {
+	watch(fd int, tag uint64) error
+	unwatch(fd int, tag uint64) error
+	start(o *op)
+	cancel(o *op)
+	// turn submits what was started, runs what has completed, and tells whether anything had. It does not sleep.
+	turn() bool
+	// sleep is turn, waiting for at most timeout (negative: no limit) for a completion, a watched descriptor or wake.
+	sleep(timeout time.Duration)
+	// wake ends a sleep, from any goroutine.
+	wake()
+	close()
+}
+
+// Reactor is one event loop. It implements devsw.AIO.
+type Reactor struct {
+	eng     engine
+	pollMax time.Duration
+	load    atomic.Int64  // Sources, for Pick
+	ended   chan struct{} // closed when the loop has ended
+
+	mu        sync.Mutex
+	posted    []func()
+	completed *op // ended elsewhere (threads), linked by next, newest first
+
+	hasPosted atomic.Bool
+	asleep    atomic.Bool
+
+	// The reactor's own.
+	sources  map[uint64]*Source // by tag, for watches
+	nextTag  uint64
+	active   []*Source
+	dirty    []*Source
+	noKick   int // active Sources without a kick descriptor
+	ops      []*op
+	freeOps  []*op
+	inflight int
+	stop     bool
+	pollFor  time.Duration // how long to look for work before sleeping, adapted
+	spare    []func()
+}
+
+func newReactor(mode Mode, w *workers, pollMax time.Duration) (*Reactor, error) {
+	r := &Reactor{pollMax: pollMax, ended: make(chan struct{}), sources: make(map[uint64]*Source)}
+	ready := make(chan error)
+	go r.run(mode, w, ready)
+	if err := <-ready; err != nil {
+		<-r.ended
+		return nil, err
+	}
+	return r, nil
+}
+
+// Post runs fn on the reactor, soon, in the order of the calls. Any goroutine.
+func (r *Reactor) Post(fn func()) {
+	r.mu.Lock()
+	r.posted = append(r.posted, fn)
+	r.mu.Unlock()
+	r.nudge()
+}
+
+// Do runs fn on the reactor and returns when it has run: a barrier behind all that was posted before. Any goroutine but
+// the reactor's own.
+func (r *Reactor) Do(fn func()) {
+	done := make(chan struct{})
+	r.Post(func() {
+		defer close(done)
+		fn()
+	})
+	<-done
+}
+
+func (r *Reactor) nudge() {
+	r.hasPosted.Store(true)
+	// The loop publishes asleep before it looks at hasPosted the last time: one of the two sees the other.
+	if r.asleep.Load() && r.asleep.Swap(false) {
+		r.eng.wake()
+	}
+}
+
+// Add makes p a Source. kick is a descriptor that becomes readable (an eventfd; it is never read, nor are its flags
+// changed) when p has work, or -1: then p is polled all the time, with pauses of at most a millisecond. The first Poll
+// follows at once. On the reactor.
+func (r *Reactor) Add(p Poller, kick int) (*Source, error) {
+	s := &Source{r: r, p: p, kick: -1}
+	if err := r.SetKick(s, kick); err != nil {
+		return nil, err
+	}
+	r.load.Add(1)
+	s.p.Disarm()
+	s.Wake()
+	return s, nil
+}
+
+// SetKick changes the descriptor that is watched for s. When it returns, the old one is not used any more. On the reactor.
+func (r *Reactor) SetKick(s *Source, kick int) error {
+	r.dropKick(s)
+	if kick < 0 {
+		s.polledOnly = true
+		r.noKick++
+		s.Wake()
+		return nil
+	}
+	r.nextTag++
+	if err := r.eng.watch(kick, r.nextTag); err != nil {
+		return fmt.Errorf("watch kick descriptor %d: %w", kick, err)
+	}
+	s.kick, s.tag = kick, r.nextTag
+	r.sources[s.tag] = s
+	return nil
+}
+
+func (r *Reactor) dropKick(s *Source) {
+	if s.polledOnly {
+		s.polledOnly = false
+		r.noKick--
+	}
+	if s.kick >= 0 {
+		// A watch that the kernel has ended by itself needs no ending.
+		_ = r.eng.unwatch(s.kick, s.tag)
+		delete(r.sources, s.tag)
+		s.kick = -1
+	}
+}
+
+// Remove ends s: when it returns, no method of its Poller is called any more and its kick descriptor is not used. What was
+// marked dirty is flushed first. On the reactor.
+func (r *Reactor) Remove(s *Source) {
+	if s.gone {
+		return
+	}
+	if s.dirty {
+		s.p.Flush()
+	}
+	r.dropKick(s)
+	s.gone = true
+	s.active = false // the loop drops it from its lists when it comes by
+	r.load.Add(-1)
+}
+
+// run is the loop.
+func (r *Reactor) run(mode Mode, w *workers, ready chan<- error) {
+	defer close(r.ended)
+	// Never unlocked: the thread ends with the goroutine, and the ring's tasks with it.
+	runtime.LockOSThread()
+	debug.SetPanicOnFault(true)
+	eng, err := newEngine(mode, r, w)
+	if err != nil {
+		ready <- err
+		return
+	}
+	r.eng = eng
+	defer eng.close()
+	ready <- nil
+	close(ready)
+
+	for {
+		worked := false
+		if r.hasPosted.Load() {
+			r.runPosted()
+			worked = true
+		}
+		if r.stop && r.inflight == 0 {
+			return
+		}
+		if r.round() {
+			worked = true
+		}
+		if worked {
+			continue
+		}
+		if r.linger() {
+			continue
+		}
+		r.rest()
+	}
+}
+
+// round polls every active Source, submits, completes and flushes, and tells whether there was anything.
+func (r *Reactor) round() (worked bool) {
+	n := 0
+	for i := 0; i < len(r.active); i++ { // grows when a Poll wakes another
+		s := r.active[i]
+		if s.active && s.p.Poll() {
+			worked = true
+		}
+		if s.active {
+			r.active[n] = s
+			n++
+		}
+	}
+	clear(r.active[n:])
+	r.active = r.active[:n]
+	if r.eng.turn() {
+		worked = true
+	}
+	r.flush()
+	return worked
+}
+
+func (r *Reactor) flush() {
+	for i := 0; i < len(r.dirty); i++ {
+		s := r.dirty[i]
+		s.dirty = false
+		if s.gone {
+			continue
+		}
+		s.p.Flush()
+		// A completion makes room for the next request: it is worth a look.
+		s.Wake()
+	}
+	clear(r.dirty)
+	r.dirty = r.dirty[:0]
+}
+
+// linger looks for work for the adapted time, without asking for notification, and tells whether it found any.
+func (r *Reactor) linger() bool {
+	if r.pollFor <= 0 || len(r.active) == 0 || r.inflight > 0 {
+		return false
+	}
+	for start := time.Now(); ; {
+		for range 8 {
+			if r.hasPosted.Load() || r.round() {
+				return true
+			}
+		}
+		if time.Since(start) >= r.pollFor {
+			return false
+		}
+		// Where cores are few, whoever would give us work may be waiting for this one.
+		sys.Yield()
+	}
+}
+
+// rest asks for notification and sleeps, unless there is work after all.
+func (r *Reactor) rest() {
+	pending := false
+	n := 0
+	for _, s := range r.active {
+		if !s.active {
+			continue
+		}
+		if s.polledOnly {
+			r.active[n] = s
+			n++
+			continue
+		}
+		if s.p.Arm() {
+			s.p.Disarm()
+			r.active[n] = s
+			n++
+			pending = true
+			continue
+		}
+		s.armed = true
+		s.active = false
+	}
+	clear(r.active[n:])
+	r.active = r.active[:n]
+	if pending {
+		return
+	}
+	timeout := time.Duration(-1)
+	if r.noKick > 0 {
+		timeout = polledPause
+	}
+	r.asleep.Store(true)
+	if r.hasPosted.Load() {
+		r.asleep.Store(false)
+		return
+	}
+	start := time.Now()
+	r.eng.sleep(timeout)
+	r.asleep.Store(false)
+	r.adapt(time.Since(start))
+	r.flush()
+}
+
+// polledPause is how long a Source without a kick descriptor waits at most for its next Poll.
+const polledPause = time.Millisecond
+
+// minPoll is the shortest time worth looking for work at all.
+const minPoll = 4 * time.Microsecond
+
+// adapt sets how long to look before the next sleep from how long this one took: if looking longer (but no longer than
+// pollMax) would have spared it, look longer; if it was far too long for that, look less.
+func (r *Reactor) adapt(slept time.Duration) {
+	switch {
+	case slept <= r.pollMax:
+		r.pollFor = min(max(r.pollFor*2, minPoll), r.pollMax)
+	default:
+		r.pollFor /= 2
+		if r.pollFor < minPoll {
+			r.pollFor = 0
+		}
+	}
+}
+
+func (r *Reactor) runPosted() {
+	r.hasPosted.Store(false)
+	r.mu.Lock()
+	fns := r.posted
+	r.posted = r.spare[:0]
+	done := r.completed
+	r.completed = nil
+	r.mu.Unlock()
+	for o := reverse(done); o != nil; {
+		next := o.next
+		o.next = nil
+		o.ended(o.res, o.errno)
+		o = next
+	}
+	for i, fn := range fns {
+		fn()
+		fns[i] = nil
+	}
+	r.spare = fns
+	r.flush()
+}
+
+// woken is called by the engine for each watch that fired.
+func (r *Reactor) woken(tag uint64) {
+	if s := r.sources[tag]; s != nil {
+		s.Wake()
+	}
+}
+
+// shutdown ends the loop once no transfer is in flight. All Sources have been removed.
+func (r *Reactor) shutdown() {
+	r.Post(func() { r.stop = true })
+	<-r.ended
+}
+
+// ErrMode is wrapped by the error for a Mode that does not exist.
+var ErrMode = errors.New("no such mode of asynchronous I/O")

@@ -1,0 +1,390 @@
+package reactor
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"vdev/devsw"
+	"vdev/internal/sys"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// modes runs f once for each mode the host has.
+func modes(t *testing.T, f func(t *testing.T, p *Pool)) {
+	for _, mode := range []Mode{ModeURing, ModeThreads} {
+		t.Run(string(mode), func(t *testing.T) {
+			p := newPool(t, mode)
+			f(t, p)
+		})
+	}
+}
+
+func newPool(t testing.TB, mode Mode) *Pool {
+	p, err := NewPool(Config{Mode: mode})
+	if errors.Is(err, syscall.ENOSYS) || errors.Is(err, syscall.EPERM) {
+		t.Skipf("the host refuses io_uring: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	return p
+}
+
+// result is a devsw.AIODone that keeps what it was told.
+type result struct {
+	n   int64
+	err devsw.Errno
+	ch  chan struct{}
+}
+
+func newResult() *result { return &result{ch: make(chan struct{}, 1)} }
+
+func (d *result) AIODone(b *devsw.Buf, n int64, err devsw.Errno) {
+	d.n, d.err = n, err
+	d.ch <- struct{}{}
+}
+
+func split(p []byte, pieces int) (v [][]byte) {
+	size := max(len(p)/pieces, 1)
+	for len(p) > size {
+		v, p = append(v, p[:size]), p[size:]
+	}
+	return append(v, p)
+}
+
+func TestTransfersMoveEveryByteWhateverTheNumberOfPieces(t *testing.T) {
+	modes(t, func(t *testing.T, p *Pool) {
+		r := p.Pick()
+		f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for _, pieces := range []int{1, 2, 9, 1500} { // 1500: more than the kernel takes at once
+			want := make([]byte, 1500*512)
+			for i := range want {
+				want[i] = byte(rand.Uint32())
+			}
+			for _, flags := range []devsw.BufFlag{0, devsw.BMediaFUA} {
+				d := newResult()
+				b := &devsw.Buf{Op: devsw.BWrite, Flags: flags, Data: split(want, pieces), Bcount: int64(len(want))}
+				r.Post(func() { r.WriteAt(b, int(f.Fd()), 4096, d) })
+				<-d.ch
+				if d.err != 0 || d.n != int64(len(want)) {
+					t.Fatalf("%d pieces: wrote %d, %v", pieces, d.n, d.err)
+				}
+			}
+			got := make([]byte, len(want))
+			d := newResult()
+			b := &devsw.Buf{Data: split(got, pieces), Bcount: int64(len(got))}
+			r.Post(func() { r.ReadAt(b, int(f.Fd()), 4096, d) })
+			<-d.ch
+			if d.err != 0 || d.n != int64(len(want)) || !bytes.Equal(got, want) {
+				t.Fatalf("%d pieces: read %d, %v, equal %v", pieces, d.n, d.err, bytes.Equal(got, want))
+			}
+		}
+	})
+}
+
+func TestReadAtTheEndOfTheFileIsShort(t *testing.T) {
+	modes(t, func(t *testing.T, p *Pool) {
+		f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		f.Write(make([]byte, 700))
+		d := newResult()
+		b := &devsw.Buf{Data: split(make([]byte, 1024), 3), Bcount: 1024}
+		r := p.Pick()
+		r.Post(func() { r.ReadAt(b, int(f.Fd()), 512, d) })
+		<-d.ch
+		if d.err != 0 || d.n != 188 {
+			t.Fatalf("%d, %v", d.n, d.err)
+		}
+	})
+}
+
+func TestErrorsComeThrough(t *testing.T) {
+	modes(t, func(t *testing.T, p *Pool) {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		d := newResult()
+		b := &devsw.Buf{Op: devsw.BWrite, Data: [][]byte{make([]byte, 512)}, Bcount: 512}
+		r := p.Pick()
+		r.Post(func() { r.WriteAt(b, int(f.Fd()), 0, d) })
+		<-d.ch
+		if d.err != syscall.EBADF {
+			t.Fatalf("a write to a read-only descriptor: %v", d.err)
+		}
+	})
+}
+
+// TestCancelEndsAReadThatWouldNeverEnd uses a pipe, which the host can interrupt where it waits in the kernel's poll.
+func TestCancelEndsAReadThatWouldNeverEnd(t *testing.T) {
+	r := newPool(t, ModeURing).Pick()
+	rd, wr, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rd.Close()
+	defer wr.Close()
+	for _, how := range []string{"all", "one"} {
+		d := newResult()
+		b := &devsw.Buf{Data: [][]byte{make([]byte, 512)}, Bcount: 512}
+		fd := int(rd.Fd())
+		r.Do(func() { r.ReadAt(b, fd, -1, d) })
+		if how == "all" {
+			r.CancelAll(d)
+		} else {
+			r.Do(func() { r.Cancel(b) })
+		}
+		<-d.ch
+		if d.err != syscall.ECANCELED {
+			t.Fatalf("%s: %v", how, d.err)
+		}
+	}
+}
+
+func TestCancelTakesBackWhatNoThreadHasBegun(t *testing.T) {
+	r := newPool(t, ModeThreads).Pick()
+	d := newResult()
+	b := &devsw.Buf{Data: [][]byte{make([]byte, 512)}, Bcount: 512}
+	r.Do(func() {
+		// On the reactor no completion comes in between, and put starts no thread for o when none may start.
+		w := r.eng.(*threadsEngine).w
+		w.mu.Lock()
+		was := w.running
+		w.running = maxWorkers
+		w.mu.Unlock()
+		r.ReadAt(b, -1, 0, d)
+		r.Cancel(b)
+		w.mu.Lock()
+		w.running = was
+		w.mu.Unlock()
+	})
+	<-d.ch
+	if d.err != syscall.ECANCELED {
+		t.Fatal(d.err)
+	}
+}
+
+func TestPostsRunInOrderAndDoIsABarrier(t *testing.T) {
+	modes(t, func(t *testing.T, p *Pool) {
+		r := p.Pick()
+		var got []int
+		for i := range 100 {
+			r.Post(func() { got = append(got, i) })
+		}
+		r.Do(func() {})
+		for i, g := range got {
+			if i != g {
+				t.Fatalf("place %d has %d", i, g)
+			}
+		}
+		if len(got) != 100 {
+			t.Fatalf("%d ran", len(got))
+		}
+	})
+}
+
+// counter is a Poller whose work is a number that a producer raises, with a kick only when it was armed: a virtqueue in
+// small.
+type counter struct {
+	made    atomic.Int64
+	armed   atomic.Bool
+	seen    atomic.Int64
+	flushed int64
+	src     *Source
+	kick    *sys.FD
+	ended   atomic.Bool
+}
+
+func (c *counter) Poll() bool {
+	if c.ended.Load() {
+		panic("Poll after Remove")
+	}
+	m := c.made.Load()
+	if m == c.seen.Load() {
+		return false
+	}
+	c.seen.Store(m)
+	c.src.MarkDirty()
+	return true
+}
+func (c *counter) Arm() bool {
+	c.armed.Store(true)
+	return c.made.Load() != c.seen.Load()
+}
+func (c *counter) Disarm() { c.armed.Store(false) }
+func (c *counter) Flush()  { c.flushed++ }
+func (c *counter) produce() {
+	c.made.Add(1)
+	if c.armed.Load() {
+		sys.EventfdWrite(c.kick.Int())
+	}
+}
+
+func TestNoKickIsLost(t *testing.T) {
+	modes(t, func(t *testing.T, p *Pool) {
+		r := p.Pick()
+		var wg sync.WaitGroup
+		for range 3 {
+			fd, err := sys.NewEventfd()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer fd.Close()
+			c := &counter{kick: fd}
+			r.Do(func() { c.src, err = r.Add(c, fd.Int()) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			wg.Go(func() {
+				for i := range 3000 {
+					c.produce()
+					if i%7 == 0 {
+						time.Sleep(time.Duration(rand.IntN(60)) * time.Microsecond)
+					}
+					if i%100 == 0 {
+						for c.seen.Load() != c.made.Load() { // a lost kick hangs here
+							time.Sleep(time.Microsecond)
+						}
+					}
+				}
+				for c.seen.Load() != c.made.Load() {
+					time.Sleep(time.Microsecond)
+				}
+				r.Do(func() {
+					r.Remove(c.src)
+					if c.flushed == 0 {
+						t.Error("never flushed")
+					}
+				})
+				c.ended.Store(true)
+				c.made.Add(1)
+				sys.EventfdWrite(fd.Int())
+			})
+		}
+		wg.Wait()
+		r.Do(func() {})
+		if n := r.load.Load(); n != 0 {
+			t.Errorf("%d sources left", n)
+		}
+	})
+}
+
+func TestASourceWithoutAKickDescriptorIsPolled(t *testing.T) {
+	modes(t, func(t *testing.T, p *Pool) {
+		r := p.Pick()
+		c := new(counter)
+		r.Do(func() { c.src, _ = r.Add(c, -1) })
+		for range 20 {
+			c.made.Add(1)
+			for c.seen.Load() != c.made.Load() {
+				time.Sleep(10 * time.Microsecond)
+			}
+		}
+		// It may get one later, and is then not polled any more.
+		fd, err := sys.NewEventfd()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer fd.Close()
+		c.kick = fd
+		r.Do(func() { err = r.SetKick(c.src, fd.Int()) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 20 {
+			c.produce()
+			for c.seen.Load() != c.made.Load() {
+				time.Sleep(10 * time.Microsecond)
+			}
+		}
+		r.Do(func() {
+			if r.noKick != 0 {
+				t.Error("still counted as polled")
+			}
+			r.Remove(c.src)
+		})
+	})
+}
+
+func TestTransfersAllocateNothing(t *testing.T) {
+	r := newPool(t, ModeURing).Pick()
+	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	f.Write(make([]byte, 8192))
+	fd := int(f.Fd())
+	b := &devsw.Buf{Data: split(make([]byte, 4096), 4), Bcount: 4096}
+	var allocs float64
+	r.Do(func() {
+		d := new(ended)
+		allocs = testing.AllocsPerRun(1000, func() {
+			*d = 0
+			r.ReadAt(b, fd, 0, d)
+			for *d == 0 {
+				r.eng.turn()
+			}
+		})
+	})
+	if allocs != 0 {
+		t.Fatalf("%v allocations a transfer", allocs)
+	}
+}
+
+type ended int
+
+func (e *ended) AIODone(*devsw.Buf, int64, devsw.Errno) { *e++ }
+
+func BenchmarkRead4K(b *testing.B) {
+	for _, depth := range []int{1, 32} {
+		b.Run(map[int]string{1: "QD1", 32: "QD32"}[depth], func(b *testing.B) {
+			r := newPool(b, ModeURing).Pick()
+			f, err := os.Create(filepath.Join(b.TempDir(), "f"))
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer f.Close()
+			f.Write(make([]byte, 1<<20))
+			fd := int(f.Fd())
+			bufs := make([]*devsw.Buf, depth)
+			for i := range bufs {
+				bufs[i] = &devsw.Buf{Data: [][]byte{make([]byte, 4096)}, Bcount: 4096}
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			r.Do(func() {
+				d := new(ended)
+				for n := 0; n < b.N; n += depth {
+					*d = 0
+					for i, buf := range bufs {
+						r.ReadAt(buf, fd, int64(i)*4096, d)
+					}
+					for int(*d) < depth {
+						r.eng.turn()
+					}
+				}
+			})
+		})
+	}
+}
