@@ -24,6 +24,7 @@ const (
 	EAGAIN     = syscall.EAGAIN     // would have to sleep
 	ENOMEM     = syscall.ENOMEM     // nothing left to allot
 	EACCES     = syscall.EACCES     // not allowed
+	EFAULT     = syscall.EFAULT     // the memory of a transfer is gone
 	EBUSY      = syscall.EBUSY      // open, claimed or closing
 	EEXIST     = syscall.EEXIST     // taken already
 	ENODEV     = syscall.ENODEV     // the driver does not have this operation
@@ -69,12 +70,4 @@ func ToErrno(err error) Errno {
 		}
 	}
 	return EIO
-}
-
-// errOf turns an errno into what an operation returns.
-func errOf(e Errno) error {
-	if e == 0 {
-		return nil
-	}
-	return e
 }

@@ -61,14 +61,10 @@ func (l *Localcount) released(v int64) {
 	if v&lcDrain != 0 {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.wakeLocked()
-	}
-}
-
-func (l *Localcount) wakeLocked() {
-	if l.idle != nil {
-		close(l.idle)
-		l.idle = nil
+		if l.idle != nil {
+			close(l.idle)
+			l.idle = nil
+		}
 	}
 }
 
@@ -101,9 +97,6 @@ func (l *Localcount) Drain(ctx context.Context) error {
 	}()
 	for {
 		if l.v.Load() < lcUnit {
-			// Another drainer may be asleep on a wake-up that an Acquire on
-			// its way to failing has used up.
-			l.wakeLocked()
 			return nil
 		}
 		if l.idle == nil {

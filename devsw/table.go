@@ -40,6 +40,8 @@ type entry[T any] struct {
 	// open has the devices whose last d_open went well and that were not closed
 	// since. Under Table.mu.
 	open map[Dev]struct{}
+	// detaching: a Detach is under way. Under Table.mu.
+	detaching bool
 }
 
 // conv remembers a name's majors. It outlives the driver, so that a driver
@@ -163,47 +165,69 @@ func (t *Table) convLocked(match func(*conv) bool) *conv {
 // The caller must see to it that no device of the driver is open, and that
 // opens which sleep come back: revoke its nodes (specfs, FS.Vdevgone). Where a
 // device is open nevertheless, Detach fails with EBUSY and the driver stays
-// attached. Errors further: ENXIO where a switch is not attached.
+// attached. Errors further: ENXIO where a switch is not attached, or is being
+// detached already.
 //
 // NetBSD: devsw_detach(9), which does not look for open devices.
 func (t *Table) Detach(bdev *Bdevsw, cdev *Cdevsw) error {
+	t.mu.Lock()
 	be, bmajor := find(&t.bdev, bdev)
 	ce, cmajor := find(&t.cdev, cdev)
-	if bdev != nil && be == nil || cdev != nil && ce == nil {
+	if !be.mayDetach(bdev) || !ce.mayDetach(cdev) {
+		t.mu.Unlock()
 		return ENXIO
 	}
-	if be != nil {
-		be.opens.Close()
-	}
-	if ce != nil {
-		ce.opens.Close()
-	}
-	// Background never ends, so neither drain fails.
-	if be != nil {
-		_ = be.opens.Drain(context.Background())
-	}
-	if ce != nil {
-		_ = ce.opens.Drain(context.Background())
-	}
+	be.refuse()
+	ce.refuse()
+	t.mu.Unlock()
+
+	be.drain()
+	ce.drain()
 
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if be != nil && len(be.open) > 0 || ce != nil && len(ce.open) > 0 {
-		if be != nil {
-			be.opens.Reopen()
-		}
-		if ce != nil {
-			ce.opens.Reopen()
-		}
+	if be.isOpen() || ce.isOpen() {
+		be.admit()
+		ce.admit()
 		return EBUSY
 	}
 	if be != nil {
-		t.bdev[bmajor].CompareAndSwap(be, nil)
+		t.bdev[bmajor].Store(nil)
 	}
 	if ce != nil {
-		t.cdev[cmajor].CompareAndSwap(ce, nil)
+		t.cdev[cmajor].Store(nil)
 	}
 	return nil
+}
+
+// The steps of Detach for one entry. A nil entry is a switch that Detach was
+// not asked about. All but drain need Table.mu.
+
+func (e *entry[T]) mayDetach(sw *T) bool {
+	return sw == nil || e != nil && !e.detaching
+}
+
+func (e *entry[T]) refuse() {
+	if e != nil {
+		e.detaching = true
+		e.opens.Close()
+	}
+}
+
+func (e *entry[T]) drain() {
+	if e != nil {
+		// Background never ends, so this does not fail.
+		_ = e.opens.Drain(context.Background())
+	}
+}
+
+func (e *entry[T]) isOpen() bool { return e != nil && len(e.open) > 0 }
+
+func (e *entry[T]) admit() {
+	if e != nil {
+		e.detaching = false
+		e.opens.Reopen()
+	}
 }
 
 // find gives the entry and the major of an attached switch.
