@@ -1,0 +1,207 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+const blkName = "blk"
+
+// maxQueues is the default of --num-queues: what vdev answers when a front-end asks how many queues it can have.
+// QEMU's default is a queue for each virtual CPU, and it refuses a back-end that has fewer than it wants; a queue
+// that no guest starts costs nothing.
+const maxQueues = 64
+
+// blkConfig is a command line of `vdev blk` that was found right.
+type blkConfig struct {
+	socketPath string // where to listen, or empty
+	fd         int    // the inherited socket, where socketPath is empty
+	driver     driverSpec
+	numQueues  int
+	serial     string
+	blockSize  uint32 // bytes
+	aio        string // "io_uring" or "threads"; empty: io_uring where the host has it
+	reactors   int    // 0: chosen
+	poll       time.Duration
+	pollSet    bool
+	cancelWait time.Duration // how long a stop waits for requests before it cancels them
+	trace      bool
+	logLevel   slog.Level
+	logJSON    bool
+}
+
+// blkFlags are the flags as they are given.
+type blkFlags struct {
+	socketPath string
+	fd         number
+	blkFile    string
+	driver     string
+	readOnly   bool
+	direct     bool
+	noDiscard  bool
+	numQueues  number
+	serial     serial
+	blockSize  choice
+	aio        choice
+	reactors   number
+	pollUS     number
+	cancel     time.Duration
+	trace      bool
+	logLevel   choice
+	logFormat  choice
+}
+
+var logLevels = map[string]slog.Level{
+	"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
+}
+
+func newBlkCommand() *cobra.Command {
+	f := &blkFlags{
+		fd:        number{min: 0, max: math.MaxInt},
+		numQueues: number{value: maxQueues, min: 1, max: 1024},
+		blockSize: choice{value: "512", of: []string{"512", "4096"}},
+		aio:       choice{of: []string{"io_uring", "threads"}},
+		reactors:  number{min: 1, max: 256},
+		pollUS:    number{min: 0, max: 1_000_000},
+		logLevel:  choice{value: "info", of: []string{"debug", "info", "warn", "error"}},
+		logFormat: choice{value: "text", of: []string{"text", "json"}},
+	}
+	cmd := &cobra.Command{
+		Use:   blkName + " (--socket-path PATH | --fd N) (--blk-file FILE | --driver NAME,option=value,...)",
+		Short: "Serve a disk (virtio-blk)",
+		Long: `Serves one disk to one virtual machine at a time, until it is told to end.
+
+What stands behind the disk is a driver:
+
+  vnd,file=FILE[,read-only][,direct][,no-discard]
+          an image file, or a block device of the host; --blk-file FILE is short for it
+  md,size=BYTES[,file=FILE][,read-only]
+          memory of vdev's own, forgotten when vdev ends; FILE is what it holds at first
+  null,size=BYTES[,read-only]
+          nothing: what is written is forgotten, and what is read is whatever was there
+
+A size may have a unit: 512M, 10G, 1.5T. A comma in a file's name is written twice.
+
+An image is locked while a guest uses it, in the way QEMU's tools lock theirs: vdev, QEMU
+and qemu-img refuse an image that another of them has open.
+
+Signals: SIGTERM and SIGINT end vdev, SIGHUP makes it look at the image's size again and
+tell the guest of a new one, SIGUSR1 prints the last events of the device's life.`,
+		Example: `  vdev blk --socket-path /run/vm1.sock --blk-file disk.img
+  vdev blk --socket-path /run/vm1.sock --driver md,size=1G --trace
+
+  qemu-system-x86_64 -machine q35,memory-backend=mem -m 1G \
+      -object memory-backend-memfd,id=mem,size=1G,share=on \
+      -chardev socket,id=disk0,path=/run/vm1.sock \
+      -device vhost-user-blk-pci,chardev=disk0`,
+		Args: noArguments("; the image is given with --blk-file"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			config, err := f.config(cmd.Flags().Changed)
+			if err != nil {
+				return err
+			}
+			if err := serveBlk(cmd.Context(), config, cmd.ErrOrStderr()); err != nil {
+				return &failure{err}
+			}
+			return nil
+		},
+	}
+	fs := cmd.Flags()
+	fs.SortFlags = false
+	fs.StringVar(&f.socketPath, "socket-path", "", "listen on a Unix socket at `PATH`")
+	fs.Var(&f.fd, "fd", "use the socket that was inherited as descriptor `N`, listening or connected")
+	fs.StringVar(&f.blkFile, "blk-file", "", "serve `FILE`, an image or a block device")
+	fs.StringVar(&f.driver, "driver", "", "serve what `NAME,option=value,...` says (see above)")
+	fs.BoolVar(&f.readOnly, "read-only", false, "let the guest only read")
+	fs.BoolVar(&f.direct, "direct", false, "bypass the host's page cache (O_DIRECT)")
+	fs.BoolVar(&f.noDiscard, "no-discard", false, "do not let the guest give back space that it no longer uses")
+	fs.Var(&f.numQueues, "num-queues", "offer up to `N` queues; the front-end uses as many as it wants")
+	fs.Var(&f.serial, "serial", "serial number of the disk: `TEXT` of at most 20 bytes")
+	fs.Var(&f.blockSize, "logical-block-size", "block size that the guest sees, in bytes")
+	fs.Var(&f.aio, "aio", "how files are read and written (default io_uring, or threads where the host refuses that)")
+	fs.Var(&f.reactors, "reactors", "threads that serve queues (default one for each CPU, at most 4)")
+	fs.Var(&f.pollUS, "poll-us", "look for work at most `N` microseconds before sleeping (default chosen by vdev; 0 is not at all)")
+	fs.DurationVar(&f.cancel, "cancel-after", 30*time.Second, "when the guest stops the device, wait so long for requests in progress before cancelling them")
+	fs.BoolVar(&f.trace, "trace", false, "log what front-end and guest do: messages, requests, the device's life")
+	fs.Var(&f.logLevel, "log-level", "log what is at least so severe")
+	fs.Var(&f.logFormat, "log-format", "how the log is written")
+	for name, c := range map[string]*choice{"logical-block-size": &f.blockSize, "aio": &f.aio, "log-level": &f.logLevel, "log-format": &f.logFormat} {
+		must(cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(c.of, cobra.ShellCompDirectiveNoFileComp)))
+	}
+	must(cmd.RegisterFlagCompletionFunc("driver", cobra.FixedCompletions(
+		[]string{"vnd,file=", "md,size=", "null,size="}, cobra.ShellCompDirectiveNoSpace|cobra.ShellCompDirectiveNoFileComp)))
+	for _, name := range []string{"fd", "num-queues", "serial", "reactors", "poll-us", "cancel-after"} {
+		must(cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions))
+	}
+	return cmd
+}
+
+// must panics with an error that only a mistake in this program can cause.
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
+
+// config checks what the flags come to together. given tells whether a flag stands on the command line.
+func (f *blkFlags) config(given func(flag string) bool) (blkConfig, error) {
+	c := blkConfig{
+		socketPath: f.socketPath,
+		fd:         f.fd.value,
+		numQueues:  f.numQueues.value,
+		serial:     string(f.serial),
+		aio:        f.aio.value,
+		reactors:   f.reactors.value,
+		poll:       time.Duration(f.pollUS.value) * time.Microsecond,
+		pollSet:    given("poll-us"),
+		cancelWait: f.cancel,
+		trace:      f.trace,
+		logLevel:   logLevels[f.logLevel.value],
+		logJSON:    f.logFormat.value == "json",
+	}
+	switch {
+	case given("socket-path") && given("fd"):
+		return c, errors.New("--socket-path and --fd exclude each other")
+	case !given("socket-path") && !given("fd"):
+		return c, errors.New("--socket-path or --fd is missing")
+	case given("socket-path") && f.socketPath == "":
+		return c, errors.New("--socket-path: a path is missing")
+	case given("blk-file") && given("driver"):
+		return c, errors.New("--blk-file and --driver exclude each other")
+	case !given("blk-file") && !given("driver"):
+		return c, errors.New("--blk-file or --driver is missing")
+	case given("blk-file") && f.blkFile == "":
+		return c, errors.New("--blk-file: a path is missing")
+	case f.cancel < 0:
+		return c, fmt.Errorf("--cancel-after %v: must not be negative", f.cancel)
+	}
+	if given("blk-file") {
+		c.driver = driverSpec{name: "vnd", file: f.blkFile}
+	} else {
+		var err error
+		if c.driver, err = parseDriver(f.driver); err != nil {
+			return c, fmt.Errorf("--driver %s: %w", f.driver, err)
+		}
+	}
+	for flag, on := range map[string]bool{"direct": f.direct, "no-discard": f.noDiscard} {
+		if on && c.driver.name != "vnd" {
+			return c, fmt.Errorf("--%s: driver %s has no use for it", flag, c.driver.name)
+		}
+	}
+	c.driver.readOnly = c.driver.readOnly || f.readOnly
+	c.driver.direct = c.driver.direct || f.direct
+	c.driver.noDiscard = c.driver.noDiscard || f.noDiscard
+	size, err := strconv.ParseUint(f.blockSize.value, 10, 32)
+	must(err)
+	c.blockSize = uint32(size)
+	if c.driver.size%int64(size) != 0 {
+		return c, fmt.Errorf("--logical-block-size %d: size %d of driver %s is not a multiple of it", size, c.driver.size, c.driver.name)
+	}
+	return c, nil
+}

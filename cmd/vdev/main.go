@@ -1,0 +1,121 @@
+// Command vdev serves a virtual machine's devices over vhost-user: QEMU, or another front-end, connects to its
+// socket and shares the guest's memory with it.
+//
+// It follows the "Backend program conventions" of the vhost-user specification. `vdev --help` tells the rest.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// Exit statuses.
+const (
+	exitOK      = 0
+	exitFailure = 1 // what was asked for cannot be done: a missing file, a socket in use
+	exitUsage   = 2 // the command line is wrong
+)
+
+func main() {
+	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run carries out one command line and returns its exit status. It returns early, and cleanly, when ctx ends.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	if wantsCapabilities(args) {
+		if err := printCapabilities(stdout); err != nil {
+			fmt.Fprintf(stderr, "vdev: %v\n", err)
+			return exitFailure
+		}
+		return exitOK
+	}
+	root := newRootCommand()
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.SetArgs(withDefaultCommand(root, args))
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return exitOK
+	}
+	fmt.Fprintf(stderr, "vdev: %s", oneLine(err))
+	var failed *failure
+	if errors.As(err, &failed) {
+		fmt.Fprintln(stderr)
+		return exitFailure
+	}
+	fmt.Fprintf(stderr, " (see '%s --help')\n", cmd.CommandPath())
+	return exitUsage
+}
+
+// failure is an error of a command whose command line was right.
+type failure struct{ err error }
+
+func (f *failure) Error() string { return f.err.Error() }
+func (f *failure) Unwrap() error { return f.err }
+
+// oneLine returns the text of err without line breaks, which joined errors have in them.
+func oneLine(err error) string {
+	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+}
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "vdev",
+		Short: "Serve virtual devices to a virtual machine over vhost-user",
+		Long: `vdev serves virtual devices to a virtual machine: it is a vhost-user back-end.
+QEMU, the front-end, connects to its socket and shares the guest's memory and
+virtqueues with it.
+
+Without a command, options are those of 'vdev blk', so that a program which knows
+only the specification's conventions (--socket-path, --fd, --blk-file, --read-only)
+can start it.`,
+		Args:          noArguments(""),
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.PersistentFlags().Bool(capabilitiesFlag, false, "print as JSON what this program can do, and do nothing else")
+	root.AddCommand(newBlkCommand(), newDescriptionCommand(), newVersionCommand())
+	return root
+}
+
+// noArguments refuses arguments that are no flags, with a hint at what may have been meant.
+func noArguments(hint string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		if !cmd.HasParent() {
+			return fmt.Errorf("there is no command %q", args[0])
+		}
+		return fmt.Errorf("unexpected argument %q%s", args[0], hint)
+	}
+}
+
+// withDefaultCommand puts blk before arguments that begin with one of its flags. The specification's conventions
+// know no commands: a management program gives nothing but flags.
+func withDefaultCommand(root *cobra.Command, args []string) []string {
+	if len(args) == 0 || !strings.HasPrefix(args[0], "-") {
+		return args
+	}
+	blk, _, err := root.Find([]string{blkName})
+	if err != nil {
+		return args
+	}
+	name, _, _ := strings.Cut(args[0], "=")
+	isOfBlk := false
+	blk.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+		isOfBlk = isOfBlk || name == "--"+f.Name
+	})
+	if isOfBlk {
+		return append([]string{blkName}, args...)
+	}
+	return args
+}

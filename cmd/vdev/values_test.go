@@ -1,0 +1,86 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestSizes(t *testing.T) {
+	good := map[string]int64{
+		"0": 0, "512": 512, "512B": 512, "64k": 64 << 10, "64K": 64 << 10, "512M": 512 << 20, "1G": 1 << 30, "1GiB": 1 << 30,
+		"1GB": 1 << 30, "1.5g": 3 << 29, "0.5K": 512, "2T": 2 << 40, "1P": 1 << 50, "7E": 7 << 60, "9223372036854775807": 1<<63 - 1,
+	}
+	for s, want := range good {
+		if got, err := parseSize(s); err != nil || got != want {
+			t.Errorf("parseSize(%q) = %d, %v; want %d", s, got, err, want)
+		}
+	}
+	bad := map[string]string{
+		"": "must be a number", "G": "must be a number", "-1": "must be a number", "1 G": "must be a number", "1Q": "must be a number",
+		"10iB": "must be a number", "0x10": "must be a number", "1e3": "must be a number", ".5G": "must be a number", "inf": "must be a number",
+		"1.5": "not a whole number of bytes", "0.3K": "not a whole number of bytes",
+		"8E": "more than a disk", "9223372036854775808": "more than a disk", "99999999999999999999999G": "more than a disk",
+	}
+	for s, want := range bad {
+		if got, err := parseSize(s); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), s) {
+			t.Errorf("parseSize(%q) = %d, %v; want an error that says %q", s, got, err, want)
+		}
+	}
+}
+
+func FuzzDriverNeverPanicsAndChecksWhatItTakes(f *testing.F) {
+	for _, s := range []string{"md,size=1G", "vnd,file=a,,b,read-only=off", "null,size=512,read-only", "md", "vnd,file=", ",", "md,size=1G,size=2G", "vnd,file=x,direct=maybe"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		d, err := parseDriver(s)
+		if err != nil {
+			return
+		}
+		switch {
+		case driverOptions[d.name] == nil:
+			t.Errorf("%q: driver %q does not exist", s, d.name)
+		case d.size < 0 || d.size%512 != 0:
+			t.Errorf("%q: size %d", s, d.size)
+		case d.size == 0 && d.file == "":
+			t.Errorf("%q: neither a size nor a file", s)
+		}
+	})
+}
+
+func TestDriverSpecs(t *testing.T) {
+	good := map[string]driverSpec{
+		"md,size=1G":                         {name: "md", size: 1 << 30},
+		"md,file=boot.img,read-only":         {name: "md", file: "boot.img", readOnly: true},
+		"md,size=64M,file=a":                 {name: "md", size: 64 << 20, file: "a"},
+		"null,size=1T":                       {name: "null", size: 1 << 40},
+		"vnd,file=/a,,b/c=d":                 {name: "vnd", file: "/a,b/c=d"},
+		"vnd,file=x,direct,no-discard":       {name: "vnd", file: "x", direct: true, noDiscard: true},
+		"vnd,file=x,direct=off,read-only=on": {name: "vnd", file: "x", readOnly: true},
+	}
+	for s, want := range good {
+		if got, err := parseDriver(s); err != nil || got != want {
+			t.Errorf("parseDriver(%q) = %+v, %v; want %+v", s, got, err, want)
+		}
+	}
+	bad := map[string]string{
+		"":                        `driver "": must be vnd, md or null`,
+		"nvme,size=1G":            `driver "nvme": must be vnd, md or null`,
+		"md":                      "needs the option size=BYTES or file=PATH",
+		"md,direct,size=1G":       `has no option "direct"; it has size, file, read-only`,
+		"md,size=1G,":             `has no option ""`,
+		"md,size=0":               `size "0": must be more than 0`,
+		"md,size":                 `size "": must be a number`,
+		"md,size=1000":            "size 1000 is not a multiple of 512",
+		"md,size=1G,size=2G":      "size is given twice",
+		"null":                    "needs the option size=BYTES",
+		"vnd":                     "needs the option file=PATH",
+		"vnd,file=":               "a path is missing",
+		"vnd,file=x,read-only=no": "read-only=no: must be on or off",
+	}
+	for s, want := range bad {
+		if got, err := parseDriver(s); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("parseDriver(%q) = %+v, %v; want an error that says %q", s, got, err, want)
+		}
+	}
+}
