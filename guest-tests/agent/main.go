@@ -1,0 +1,141 @@
+// Command agent is the first process of a test guest: /init in Linux's initramfs, /sbin/init on NetBSD's root. It
+// takes commands, one a line, from the console, does them on the guest's own kernel, and answers with a frame
+// (see internal/wire). "help" lists the commands.
+//
+// It is linked statically and needs nothing else in the guest. With vdev.shell on Linux's command line it gives the
+// console to a shell instead.
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"vdev/guest-tests/internal/wire"
+)
+
+func main() {
+	con, err := setup()
+	if err != nil {
+		fmt.Fprintln(con, "agent:", err)
+		halt(haltPowerOff)
+	}
+	if wantShell() {
+		err := shell()
+		if err != nil {
+			fmt.Fprintln(con, "agent:", err)
+		}
+		halt(haltPowerOff)
+	}
+	a := &agent{out: con, started: map[string]chan result{}}
+	a.send(wire.Answer{Token: wire.Hello, OK: true, Text: system()})
+	if err := a.serve(con); err != nil {
+		fmt.Fprintln(con, "agent:", err)
+	}
+	halt(haltPowerOff)
+}
+
+// agent is the state of a conversation over the console. Only the goroutine in serve uses it; commands started
+// in the background hand their results over a channel.
+type agent struct {
+	out     io.Writer
+	last    wire.Answer
+	started map[string]chan result // by the name that start was given
+}
+
+type result struct {
+	text string
+	err  error
+}
+
+func (a *agent) send(w wire.Answer) {
+	a.last = w
+	a.out.Write(wire.Encode(w))
+}
+
+func (a *agent) serve(in io.Reader) error {
+	lines := bufio.NewScanner(in)
+	for lines.Scan() {
+		token, rest, _ := strings.Cut(strings.TrimSpace(lines.Text()), " ")
+		args := strings.Fields(rest)
+		if len(args) == 0 {
+			continue
+		}
+		if args[0] == wire.Again {
+			if a.last.Token == token {
+				a.send(a.last)
+			}
+			continue
+		}
+		text, err := a.do(args, rest)
+		w := wire.Answer{Token: token, OK: err == nil, Text: text}
+		var stop *haltError
+		switch {
+		case errors.As(err, &stop):
+			w.OK = true
+			a.send(w)
+			drain()
+			halt(stop.how)
+		case err != nil:
+			w.Text = text + explain(err)
+		}
+		a.send(w)
+	}
+	return lines.Err()
+}
+
+// haltError is how a command says that the system is to stop once it was answered.
+type haltError struct{ how haltKind }
+
+func (*haltError) Error() string { return "halting" }
+
+func (a *agent) do(args []string, line string) (string, error) {
+	switch args[0] {
+	case "start":
+		if len(args) < 3 {
+			return "", errors.New("usage: start NAME COMMAND [ARG...]")
+		}
+		if _, busy := a.started[args[1]]; busy {
+			return "", fmt.Errorf("%s is running already", args[1])
+		}
+		done := make(chan result, 1)
+		a.started[args[1]] = done
+		go func() {
+			text, err := run(args[2:], line)
+			done <- result{text, err}
+		}()
+		return "", nil
+	case "wait":
+		if len(args) != 2 || a.started[args[1]] == nil {
+			return "", errors.New("usage: wait NAME, after start NAME")
+		}
+		r := <-a.started[args[1]]
+		delete(a.started, args[1])
+		return r.text, r.err
+	}
+	return run(args, line)
+}
+
+// run does one command; line is the whole of it, for those that take free text.
+func run(args []string, line string) (string, error) {
+	c, ok := commands[args[0]]
+	if !ok {
+		return "", fmt.Errorf("no command %q; try help", args[0])
+	}
+	p := parse(args[1:], c.keys)
+	p.line = line
+	if len(p.words) < c.words || len(p.words) > c.words && !c.more {
+		return "", fmt.Errorf("usage: %s %s", args[0], c.usage)
+	}
+	return c.run(p)
+}
+
+// explain writes an error with the symbolic name of its errno, where it has one: scripts match on that.
+func explain(err error) string {
+	if name := errnoName(err); name != "" {
+		return fmt.Sprintf("%v (%s)", err, name)
+	}
+	return err.Error()
+}
