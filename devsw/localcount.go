@@ -35,13 +35,18 @@ const (
 )
 
 // Acquire enters. It fails once the count is closed, and never blocks.
-func (l *Localcount) Acquire() bool {
+func (l *Localcount) Acquire() bool { return l.AcquireN(1) }
+
+// AcquireN enters n times at once, for as many Releases; or not at all.
+func (l *Localcount) AcquireN(n int64) bool {
 	// The count is published before closed is looked at, in one step. The other
 	// way round, a user could get in behind a drain that has found nobody.
-	if l.v.Add(lcUnit)&lcClosed == 0 {
+	if l.v.Add(n*lcUnit)&lcClosed == 0 {
 		return true
 	}
-	l.Release()
+	for range n {
+		l.Release()
+	}
 	return false
 }
 

@@ -43,12 +43,22 @@ func (u *Uio) Uiomove(p []byte) int {
 			n = copy(u.Iov[0], p)
 		}
 		p = p[n:]
-		if u.Iov[0] = u.Iov[0][n:]; len(u.Iov[0]) == 0 {
-			u.Iov = u.Iov[1:]
-		}
+		u.Advance(n)
 		moved += n
 	}
-	u.Offset += int64(moved)
-	u.Resid -= moved
 	return moved
+}
+
+// Advance moves u on by n bytes, at most Resid, without copying: the memory was
+// read or written in another way.
+func (u *Uio) Advance(n int) {
+	u.Offset += int64(n)
+	u.Resid -= n
+	for len(u.Iov) > 0 && n >= len(u.Iov[0]) {
+		n -= len(u.Iov[0])
+		u.Iov = u.Iov[1:]
+	}
+	if n > 0 {
+		u.Iov[0] = u.Iov[0][n:]
+	}
 }

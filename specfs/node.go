@@ -1,0 +1,366 @@
+package specfs
+
+import (
+	"context"
+	"fmt"
+
+	"vdev/devsw"
+)
+
+// Node is one way to a device, as a vnode is on NetBSD: it has opens of its own
+// and can be revoked by itself. Make one with FS.Node. Its methods may be called
+// on any goroutine, and those that wait, not from within an operation of the
+// same device (a driver's, or an Iodone): they would wait for themselves.
+// NetBSD: struct specnode.
+type Node struct {
+	fs  *FS
+	key devKey
+
+	// strategy is the driver's d_strategy, or what calls it. It is read within
+	// sections, and set under fs.mu while there can be none: when an open finds
+	// another driver than bdev, for which the device must have been closed.
+	strategy func(*devsw.Buf)
+	// shared counts the transfers of Strategy calls without a Counter.
+	shared *Counter
+	// ops counts the operations in progress that are not transfers.
+	ops devsw.Localcount
+
+	// Under fs.mu:
+
+	sd       *specdev      // while the device knows the node
+	bdev     *devsw.Bdevsw // the driver strategy is of
+	counters []*Counter    // shared and those of NewCounter
+	opencnt  int           // opens, those in progress included. NetBSD: sn_opencnt
+	done     int           // opens that went well and were not closed
+	admits   bool          // sections can be entered
+	gone     bool          // revoked, for ever. NetBSD: sn_gone
+}
+
+// Dev is the device's number.
+func (n *Node) Dev() devsw.Dev { return n.key.dev }
+
+// Mode is the device's kind.
+func (n *Node) Mode() devsw.Mode { return n.key.kind }
+
+// Open opens the device. It counts the open, then calls d_open with no lock
+// held, inside a section: d_open may sleep for ever, and a close or revoke wakes
+// it. Each Open that returns nil is undone by one Close, or by Revoke.
+//
+// A character device may be opened many times, by many nodes; the open waits
+// while a close is in progress, until ctx is done, whose error it returns then.
+// ctx does not interrupt d_open. A block device may be opened once: EBUSY while
+// it is open, being opened or being closed (WaitClosed waits for that). Both:
+// EBUSY while another node has claimed the device; ENXIO for a node that was
+// revoked; EBADF (errors.Is) where it is revoked meanwhile, whatever d_open has
+// answered; and else d_open's error, ENXIO where there is no such driver.
+//
+// Where d_open fails although another open had succeeded, and that one was
+// closed meanwhile, this Open has the last reference, and closes the device
+// before it returns. NetBSD: spec_open.
+func (n *Node) Open(ctx context.Context, flag devsw.Flag) error {
+	fs := n.fs
+	fs.mu.Lock()
+	sd, err := n.reserveUnlock(ctx)
+	if err != nil {
+		return err
+	}
+	step("open counted")
+	fs.event(n.key, EventOpen, nil)
+	err = fs.devOpen(n.key, flag)
+	fs.event(n.key, EventOpened, err)
+	step("open returned")
+
+	fs.mu.Lock()
+	// The section has to end before a close of our own, which drains.
+	sd.opens.Release()
+	switch {
+	case n.gone:
+		fs.mu.Unlock()
+		// The revoke has dropped our reference, and closed.
+		if err != nil {
+			return fmt.Errorf("%w (revoked; d_open: %w)", devsw.EBADF, err)
+		}
+		return devsw.EBADF
+	case err == nil:
+		sd.opened = true
+		n.done++
+		if !n.admits {
+			n.resolveLocked()
+			n.admitLocked(true)
+		}
+		fs.mu.Unlock()
+		return nil
+	case sd.opencnt == 1 && sd.opened:
+		_ = n.dropUnlock(devsw.FNONBLOCK) // the caller is told why d_open failed
+		return err
+	}
+	sd.opencnt--
+	n.opencnt--
+	fs.sweepLocked(sd)
+	fs.mu.Unlock()
+	return err
+}
+
+// reserveUnlock counts an open and enters its section, or says why not. It is
+// called with fs.mu held and returns without.
+func (n *Node) reserveUnlock(ctx context.Context) (*specdev, error) {
+	fs := n.fs
+	defer fs.mu.Unlock()
+	if n.gone {
+		return nil, devsw.ENXIO
+	}
+	sd := fs.getLocked(n.key)
+	for n.key.kind != devsw.IFBLK && sd.closing {
+		closed := sd.closed
+		fs.mu.Unlock()
+		var err error
+		select {
+		case <-closed:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		fs.mu.Lock()
+		if err == nil && n.gone {
+			err = devsw.EBADF
+		}
+		if err != nil {
+			return nil, err
+		}
+		sd = fs.getLocked(n.key) // the closed one may have been forgotten
+	}
+	if n.key.kind == devsw.IFBLK && (sd.opencnt != 0 || sd.closing) ||
+		sd.claim != nil && sd.claim != n {
+		return nil, devsw.EBUSY
+	}
+	sd.opencnt++
+	n.opencnt++
+	n.sd = sd
+	sd.nodes[n] = struct{}{}
+	// Never closed: it is the count above that keeps the device from closing.
+	sd.opens.Acquire()
+	return sd, nil
+}
+
+// resolveLocked finds d_strategy, so that Strategy need not. The device is open,
+// so the driver is attached.
+func (n *Node) resolveLocked() {
+	if n.key.kind != devsw.IFBLK {
+		return
+	}
+	d := n.fs.t.BdevswLookup(n.key.dev)
+	if d == n.bdev {
+		return // and Strategy calls may be in progress
+	}
+	n.bdev = d
+	n.strategy = n.fs.t.BdevStrategy
+	if d.Flag&devsw.DMPSafe != 0 && d.Strategy != nil {
+		n.strategy = d.Strategy
+	}
+}
+
+// Close undoes one Open. The last close of the device, over all its nodes,
+//
+//  1. calls d_cancel, which interrupts what is in progress and does not wait,
+//  2. drains: waits until every operation has returned, transfers included,
+//  3. calls d_close, which is alone.
+//
+// For a driver without d_cancel, or whose d_cancel answers ENODEV, d_close comes
+// first and interrupts; then drain. Any other answer of d_cancel is the driver's
+// defect: Close panics. From before d_cancel to the end no section can be
+// entered (ENXIO) and no open begun. When Close returns from a last close, no
+// operation of the device is in progress; from another one, the node's own
+// operations may be.
+//
+// It returns d_close's error; the device is closed all the same. EBADF where the
+// node is not open, nil where it was revoked. NetBSD: spec_close.
+func (n *Node) Close(flag devsw.Flag) error {
+	n.fs.mu.Lock()
+	if n.gone || n.done == 0 {
+		gone := n.gone
+		n.fs.mu.Unlock()
+		if gone {
+			return nil
+		}
+		return devsw.EBADF
+	}
+	if n.done--; n.done == 0 {
+		n.admitLocked(false)
+	}
+	return n.dropUnlock(flag)
+}
+
+// dropUnlock drops one of the node's opens and, if it was the device's last,
+// closes the device. It is called with fs.mu held and returns without.
+func (n *Node) dropUnlock(flag devsw.Flag) error {
+	fs, sd := n.fs, n.sd
+	n.opencnt--
+	if sd.opencnt--; sd.opencnt != 0 {
+		fs.sweepLocked(sd)
+		fs.mu.Unlock()
+		return nil
+	}
+	sd.opened = false
+	sd.closing = true
+	sd.closed = make(chan struct{})
+	for m := range sd.nodes {
+		m.admitLocked(false)
+	}
+	counts := sd.countsLocked()
+	fs.mu.Unlock()
+	step("close begun")
+
+	fs.event(n.key, EventCancel, nil)
+	cancelErr := fs.devCancel(n.key, flag)
+	fs.event(n.key, EventCanceled, cancelErr)
+	step("cancelled")
+	switch cancelErr {
+	case nil:
+		fs.event(n.key, EventDrain, nil)
+		drain(counts)
+		fs.event(n.key, EventDrained, nil)
+		step("drained")
+	case devsw.ENODEV:
+	default:
+		panic(fmt.Sprintf("specfs: d_cancel of %v device %v answered %v: it may answer nil or ENODEV", n.key.kind, n.key.dev, cancelErr))
+	}
+
+	fs.event(n.key, EventClose, nil)
+	err := fs.devClose(n.key, flag)
+	fs.event(n.key, EventClosed, err)
+	step("closed")
+	if cancelErr != nil {
+		fs.event(n.key, EventDrain, nil)
+	}
+	drain(counts)
+	if cancelErr != nil {
+		fs.event(n.key, EventDrained, nil)
+	}
+	step("drained again")
+
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	sd.closing = false
+	close(sd.closed)
+	fs.sweepLocked(sd)
+	return err
+}
+
+// Revoke takes the device away from the node, for ever: no section of it can be
+// entered any more (ENXIO), its opens are dropped, its open in progress fails
+// with EBADF, and where they were the device's last the device is closed as by
+// Close, which cancels what is in progress. It waits for that, and for any close
+// of the device that is in progress already. Where other nodes have the device
+// open it stays open, and what the node had in progress goes on. A second Revoke
+// does nothing but wait. NetBSD: spec_node_revoke.
+func (n *Node) Revoke() {
+	n.fs.mu.Lock()
+	n.goneLocked()
+	n.fs.mu.Unlock()
+	n.revoke()
+}
+
+// goneLocked marks the node as revoked.
+func (n *Node) goneLocked() {
+	n.gone = true
+	n.admitLocked(false)
+}
+
+// revoke drops the opens of a node that is marked.
+func (n *Node) revoke() {
+	fs := n.fs
+	fs.event(n.key, EventRevoke, nil)
+	step("revoke marked")
+	fs.mu.Lock()
+	if n.opencnt > 0 {
+		n.sd.opencnt -= n.opencnt - 1
+		n.opencnt = 1
+		n.done = 0
+		_ = n.dropUnlock(devsw.FNONBLOCK) // nobody is left to be told
+		fs.mu.Lock()
+	}
+	fs.waitClosingUnlock(n.key)
+	fs.event(n.key, EventRevoked, nil)
+}
+
+// WaitClosed waits until no close of the device is in progress; a device that is
+// open, or was never opened, is not waited for. Where ctx is done first it
+// returns a *DrainError that says what the close is waiting for. A block open
+// that must not fail with EBUSY only because the last user's close is slow calls
+// it first. vdev's own.
+func (n *Node) WaitClosed(ctx context.Context) error {
+	fs := n.fs
+	began := now()
+	fs.mu.Lock()
+	for {
+		sd := fs.devs[n.key]
+		if sd == nil || !sd.closing {
+			fs.mu.Unlock()
+			return nil
+		}
+		closed := sd.closed
+		fs.mu.Unlock()
+		select {
+		case <-closed:
+		case <-ctx.Done():
+			return fs.drainError(n.key, began, ctx.Err())
+		}
+		fs.mu.Lock()
+	}
+}
+
+// Claim marks the open device as taken by this node, as a mounted file system
+// does: until Unclaim no other node can open it (EBUSY), also when it has been
+// closed or revoked under the claim. EBADF where the node is not open, EBUSY
+// where another has claimed the device. NetBSD: spec_node_setmountedfs.
+func (n *Node) Claim() error {
+	n.fs.mu.Lock()
+	defer n.fs.mu.Unlock()
+	if n.done == 0 {
+		return devsw.EBADF
+	}
+	if n.sd.claim != nil && n.sd.claim != n {
+		return devsw.EBUSY
+	}
+	n.sd.claim = n
+	return nil
+}
+
+// Unclaim ends the node's claim, if it has one.
+func (n *Node) Unclaim() {
+	n.fs.mu.Lock()
+	defer n.fs.mu.Unlock()
+	if sd := n.fs.devs[n.key]; sd != nil && sd.claim == n {
+		sd.claim = nil
+		n.fs.sweepLocked(sd)
+	}
+}
+
+// admitLocked lets sections be entered, or not any more.
+func (n *Node) admitLocked(admit bool) {
+	n.admits = admit
+	set(&n.ops, admit)
+	for _, c := range n.counters {
+		set(&c.count, admit && !c.released)
+	}
+}
+
+func set(l *devsw.Localcount, admit bool) {
+	if admit {
+		l.Reopen()
+	} else {
+		l.Close()
+	}
+}
+
+// idle tells that nothing is in progress on a node that does not admit anything.
+func (n *Node) idle() bool {
+	if n.ops.Count() != 0 {
+		return false
+	}
+	for _, c := range n.counters {
+		if c.count.Count() != 0 {
+			return false
+		}
+	}
+	return true
+}
