@@ -1,0 +1,82 @@
+//go:build linux
+
+package sys
+
+import (
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// BlockSize64 gives the size of a block device in bytes (BLKGETSIZE64).
+func BlockSize64(fd int) (int64, error) {
+	var n uint64
+	if errno := ioctl(fd, unix.BLKGETSIZE64, unsafe.Pointer(&n)); errno != 0 {
+		return 0, os.NewSyscallError("ioctl(BLKGETSIZE64)", errno)
+	}
+	return int64(n), nil
+}
+
+// BlockSectorSize gives the logical sector size of a block device in bytes (BLKSSZGET).
+func BlockSectorSize(fd int) (int64, error) {
+	var n int32
+	if errno := ioctl(fd, unix.BLKSSZGET, unsafe.Pointer(&n)); errno != 0 {
+		return 0, os.NewSyscallError("ioctl(BLKSSZGET)", errno)
+	}
+	return int64(n), nil
+}
+
+// BlockOptIO gives the transfer size that a block device likes best, in bytes, 0 where it has none (BLKIOOPT).
+func BlockOptIO(fd int) (uint32, error) {
+	var n uint32
+	if errno := ioctl(fd, unix.BLKIOOPT, unsafe.Pointer(&n)); errno != 0 {
+		return 0, os.NewSyscallError("ioctl(BLKIOOPT)", errno)
+	}
+	return n, nil
+}
+
+// BlockReadOnly reports whether a block device is set read-only (BLKROGET).
+func BlockReadOnly(fd int) (bool, error) {
+	var n int32
+	if errno := ioctl(fd, unix.BLKROGET, unsafe.Pointer(&n)); errno != 0 {
+		return false, os.NewSyscallError("ioctl(BLKROGET)", errno)
+	}
+	return n != 0, nil
+}
+
+// BlockRotational reports whether a block device turns (BLKROTATIONAL).
+func BlockRotational(fd int) (bool, error) {
+	var n uint16
+	if errno := ioctl(fd, unix.BLKROTATIONAL, unsafe.Pointer(&n)); errno != 0 {
+		return false, os.NewSyscallError("ioctl(BLKROTATIONAL)", errno)
+	}
+	return n != 0, nil
+}
+
+// BlockDiscard gives the bytes off to off+n of a block device back to it (BLKDISCARD); what they read as afterwards is not
+// said. 0 is success. EINTR is tried again.
+func BlockDiscard(fd int, off, n int64) syscall.Errno {
+	return blockRange(fd, unix.BLKDISCARD, off, n)
+}
+
+// BlockZeroOut makes the bytes off to off+n of a block device zero (BLKZEROOUT), by writing them where it has nothing better.
+// 0 is success. EINTR is tried again.
+func BlockZeroOut(fd int, off, n int64) syscall.Errno {
+	return blockRange(fd, unix.BLKZEROOUT, off, n)
+}
+
+func blockRange(fd int, req uintptr, off, n int64) syscall.Errno {
+	r := [2]uint64{uint64(off), uint64(n)}
+	return ioctl(fd, req, unsafe.Pointer(&r))
+}
+
+func ioctl(fd int, req uintptr, arg unsafe.Pointer) syscall.Errno {
+	for {
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), req, uintptr(arg))
+		if errno != unix.EINTR {
+			return errno
+		}
+	}
+}
