@@ -1,0 +1,335 @@
+package disk_test
+
+import (
+	"bytes"
+	"errors"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"vdev/devsw"
+	"vdev/internal/dev/disk"
+	"vdev/internal/sys"
+)
+
+func TestCheckAnswersAsNetBSDDoes(t *testing.T) {
+	const kib = 1024
+	plain := disk.Medium{Size: 64 * kib, High: 64 * kib, Sector: 512}
+	large := disk.Medium{Size: 64 * kib, High: 64 * kib, Sector: 4096}
+	readOnly := disk.Medium{Size: 64 * kib, High: 64 * kib, Sector: 512, ReadOnly: true}
+	shrunk := disk.Medium{Size: 32 * kib, High: 64 * kib, Sector: 512}
+	for _, c := range []struct {
+		name   string
+		m      disk.Medium
+		op     devsw.Op
+		blkno  int64
+		bcount int64
+		n      int64 // 0: ended
+		err    devsw.Errno
+		resid  int64
+	}{
+		{"the first sector", plain, devsw.BRead, 0, 512, 512, 0, 0},
+		{"the whole disk", plain, devsw.BWrite, 0, 64 * kib, 64 * kib, 0, 0},
+		{"the last sector", plain, devsw.BWrite, 127, 512, 512, 0, 0},
+		{"nothing", plain, devsw.BRead, 5, 0, 0, 0, 0},
+		{"nothing, far beyond the end", plain, devsw.BRead, 1 << 40, 0, 0, 0, 0},
+		{"part of a sector", plain, devsw.BRead, 0, 513, 0, devsw.EINVAL, 513},
+		{"a negative length", plain, devsw.BRead, 0, -512, 0, devsw.EINVAL, -512},
+		{"before the start", plain, devsw.BRead, -1, 512, 0, devsw.EINVAL, 512},
+		{"at the end", plain, devsw.BRead, 128, 512, 0, 0, 512},
+		{"a write at the end", plain, devsw.BWrite, 128, 512, 0, 0, 512},
+		{"across the end", plain, devsw.BRead, 127, 1024, 512, 0, 0},
+		{"beyond the end", plain, devsw.BRead, 129, 512, 0, devsw.EINVAL, 512},
+		{"where bytes no longer count", plain, devsw.BRead, math.MaxInt64, 512, 0, devsw.EINVAL, 512},
+		{"as long as it goes", plain, devsw.BRead, 1, math.MaxInt64 &^ 511, 63*kib + 512, 0, 0},
+		{"half of a large sector", large, devsw.BRead, 0, 512, 0, devsw.EINVAL, 512},
+		{"between large sectors", large, devsw.BRead, 1, 4096, 0, devsw.EINVAL, 4096},
+		{"a large sector", large, devsw.BRead, 8, 4096, 4096, 0, 0},
+		{"a write to a read-only disk", readOnly, devsw.BWrite, 0, 512, 0, devsw.EROFS, 512},
+		{"a read of a read-only disk", readOnly, devsw.BRead, 0, 512, 512, 0, 0},
+		{"within what has gone", shrunk, devsw.BRead, 100, 512, 0, devsw.EIO, 512},
+		{"where what has gone began", shrunk, devsw.BWrite, 64, 512, 0, devsw.EIO, 512},
+		{"into what has gone", shrunk, devsw.BWrite, 63, 1024, 0, devsw.EIO, 1024},
+		{"across the old end", shrunk, devsw.BRead, 127, 1024, 0, devsw.EINVAL, 1024},
+		{"across both ends", shrunk, devsw.BRead, 0, 65 * kib, 32 * kib, 0, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ended := false
+			b := &devsw.Buf{Op: c.op, Blkno: c.blkno, Bcount: c.bcount, Iodone: func(*devsw.Buf) { ended = true }}
+			off, n, ok := disk.Check(b, c.m)
+			if ok == ended {
+				t.Fatalf("ok %v, and biodone %v", ok, ended)
+			}
+			if ok {
+				if off != c.blkno*512 || n != c.n {
+					t.Fatalf("%d bytes at %d, want %d at %d", n, off, c.n, c.blkno*512)
+				}
+				return
+			}
+			if c.n != 0 || b.Error != c.err || b.Resid != c.resid {
+				t.Fatalf("ended with error %v and resid %d, want %d bytes, error %v and resid %d", b.Error, b.Resid, c.n, c.err, c.resid)
+			}
+		})
+	}
+}
+
+func TestCheckNeverLetsATransferOutOfTheMedium(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		sector := rapid.SampledFrom([]int64{512, 4096}).Draw(t, "sector")
+		size := rapid.Int64Range(0, math.MaxInt64/sector).Draw(t, "size") * sector
+		high := size
+		if rapid.Bool().Draw(t, "shrunk") {
+			high = rapid.Int64Range(size/sector, math.MaxInt64/sector).Draw(t, "high") * sector
+		}
+		blkno := rapid.Int64().Draw(t, "blkno")
+		if rapid.Bool().Draw(t, "near") {
+			blkno = size/512 + rapid.Int64Range(-16, 16).Draw(t, "around")
+		}
+		b := &devsw.Buf{Blkno: blkno, Bcount: rapid.Int64().Draw(t, "bcount")}
+		if rapid.Bool().Draw(t, "whole") {
+			b.Bcount = rapid.Int64Range(0, 1<<20).Draw(t, "count") * sector
+		}
+		off, n, ok := disk.Check(b, disk.Medium{Size: size, High: high, Sector: sector})
+		if !ok {
+			return
+		}
+		if off < 0 || n <= 0 || n > b.Bcount || off > size || n > size-off || off%sector != 0 || n%sector != 0 {
+			t.Fatalf("%d bytes at %d of %d", n, off, size)
+		}
+	})
+}
+
+func TestCheckRange(t *testing.T) {
+	m := disk.Medium{Size: 8192, High: 16384, Sector: 4096}
+	for _, c := range []struct {
+		pos, n int64
+		want   error
+	}{
+		{0, 8192, nil},
+		{4096, 0, nil},
+		{8192, 0, nil},
+		{0, 512, devsw.EINVAL},
+		{512, 4096, devsw.EINVAL},
+		{-4096, 4096, devsw.EINVAL},
+		{0, -4096, devsw.EINVAL},
+		{4096, 8192, devsw.EIO},
+		{12288, 8192, devsw.EINVAL},
+		{4096, math.MaxInt64 &^ 4095, devsw.EINVAL},
+		{math.MaxInt64 &^ 4095, 4096, devsw.EINVAL},
+	} {
+		if err := disk.CheckRange(c.pos, c.n, m); err != c.want {
+			t.Errorf("%d bytes at %d: %v, want %v", c.n, c.pos, err, c.want)
+		}
+	}
+	m.ReadOnly = true
+	if err := disk.CheckRange(0, 4096, m); err != devsw.EROFS {
+		t.Errorf("read-only: %v, want EROFS", err)
+	}
+}
+
+func TestUnitsComeAndGoByNumber(t *testing.T) {
+	var u disk.Units[string]
+	dev := func(unit int) devsw.Dev { return devsw.Makedev(14, uint32(unit)) }
+	a, b := "a", "b"
+	if u.Get(dev(0)) != nil || len(u.All()) != 0 {
+		t.Fatal("units where there are none")
+	}
+	if err := u.Add(3, &a); err != nil {
+		t.Fatal(err)
+	}
+	if err := u.Add(3, &b); !errors.Is(err, devsw.EEXIST) {
+		t.Errorf("adding a unit twice: %v, want EEXIST", err)
+	}
+	for _, unit := range []int{-1, disk.MaxUnit + 1} {
+		if err := u.Add(unit, &b); !errors.Is(err, devsw.EINVAL) {
+			t.Errorf("adding unit %d: %v, want EINVAL", unit, err)
+		}
+	}
+	if err := u.Add(0, &b); err != nil {
+		t.Fatal(err)
+	}
+	if u.Get(dev(3)) != &a || u.Get(dev(0)) != &b || u.Get(dev(1)) != nil || u.Get(dev(math.MaxUint32)) != nil {
+		t.Error("units are not where they were put")
+	}
+	if all := u.All(); len(all) != 2 || all[0] != 0 || all[1] != 3 {
+		t.Errorf("all units: %v, want 0 and 3", all)
+	}
+	if err := u.Remove(3, func(*string) error { return devsw.EBUSY }); !errors.Is(err, devsw.EBUSY) || u.Get(dev(3)) != &a {
+		t.Errorf("removing a busy unit: %v, and it is %v", err, u.Get(dev(3)))
+	}
+	if err := u.Remove(3, func(*string) error { return nil }); err != nil || u.Get(dev(3)) != nil {
+		t.Errorf("removing a unit: %v, and it is %v", err, u.Get(dev(3)))
+	}
+	for _, unit := range []int{-1, 3, 100} {
+		if err := u.Remove(unit, func(*string) error { return nil }); !errors.Is(err, devsw.ENXIO) {
+			t.Errorf("removing unit %d: %v, want ENXIO", unit, err)
+		}
+	}
+}
+
+func TestARetiredUnitIsNotOpenedAgain(t *testing.T) {
+	var o disk.Opens
+	for _, mode := range []devsw.Mode{devsw.IFBLK, devsw.IFCHR} {
+		if err := o.Open(mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := o.Retire(); !errors.Is(err, devsw.EBUSY) {
+			t.Fatalf("retired while the %v device is open: %v, want EBUSY", mode, err)
+		}
+		o.Close(mode)
+		o.Close(mode)
+	}
+	if err := o.Retire(); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Open(devsw.IFBLK); err != devsw.ENXIO {
+		t.Errorf("open: %v, want ENXIO", err)
+	}
+}
+
+// ram is a strategy over memory, whose end it respects as Check has it, on a goroutine of its own.
+func ram(mem []byte, wg *sync.WaitGroup) func(*devsw.Buf) {
+	return func(b *devsw.Buf) {
+		wg.Go(func() {
+			off, n, ok := disk.Check(b, disk.Medium{Size: int64(len(mem)), High: int64(len(mem)), Sector: 512})
+			if !ok {
+				return
+			}
+			b.Error = b.MoveAt(mem[off:off+n], 0)
+			b.Resid = b.Bcount - n
+			b.Biodone()
+		})
+	}
+}
+
+func TestPhysioMovesWhatAUioHasAndIsShortAtTheEnd(t *testing.T) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	mem := make([]byte, 3<<20)
+	strategy := ram(mem, &wg)
+
+	data := bytes.Repeat([]byte("0123456789abcdef"), 2<<20/16)
+	w := devsw.NewUio(devsw.UIOWrite, data[:100], nil, data[100:1<<20], data[1<<20:])
+	w.Offset = 512
+	if err := disk.Physio(strategy, 0, w); err != nil || w.Resid != 0 || w.Offset != 512+2<<20 || len(w.Iov) != 0 {
+		t.Fatalf("write: %v, resid %d, offset %d, %d pieces left", err, w.Resid, w.Offset, len(w.Iov))
+	}
+	if !bytes.Equal(mem[512:512+2<<20], data) {
+		t.Error("the disk does not have what was written")
+	}
+
+	got := make([]byte, 4<<20)
+	r := devsw.NewUio(devsw.UIORead, got)
+	r.Offset = 1 << 20
+	if err := disk.Physio(strategy, 0, r); err != nil || r.Resid != 2<<20 || r.Offset != 3<<20 {
+		t.Fatalf("read to the end: %v, resid %d, offset %d", err, r.Resid, r.Offset)
+	}
+	if !bytes.Equal(got[:2<<20], mem[1<<20:]) {
+		t.Error("what was read is not what the disk has")
+	}
+	if err := disk.Physio(strategy, 0, r); err != nil || r.Resid != 2<<20 {
+		t.Errorf("read at the end: %v, resid %d", err, r.Resid)
+	}
+}
+
+func TestPhysioRefusesPartsOfSectors(t *testing.T) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	strategy := ram(make([]byte, 4096), &wg)
+	for _, off := range []int64{-512, 1, 511} {
+		u := devsw.NewUio(devsw.UIORead, make([]byte, 512))
+		u.Offset = off
+		if err := disk.Physio(strategy, 0, u); err != devsw.EINVAL || u.Resid != 512 {
+			t.Errorf("at %d: %v, resid %d, want EINVAL and 512", off, err, u.Resid)
+		}
+	}
+	u := devsw.NewUio(devsw.UIOWrite, make([]byte, 100))
+	if err := disk.Physio(strategy, 0, u); err != devsw.EINVAL || u.Resid != 100 {
+		t.Errorf("100 bytes: %v, resid %d, want EINVAL and 100", err, u.Resid)
+	}
+}
+
+func TestZeroClearsPartOfATransfer(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var data [][]byte
+		for range rapid.IntRange(1, 5).Draw(t, "pieces") {
+			data = append(data, bytes.Repeat([]byte{1}, rapid.IntRange(0, 100<<10).Draw(t, "length")))
+		}
+		total := int64(len(bytes.Join(data, nil)))
+		off := rapid.Int64Range(0, total).Draw(t, "off")
+		n := rapid.Int64Range(0, total-off).Draw(t, "n")
+		if e := disk.Zero(&devsw.Buf{Op: devsw.BRead, Data: data, Bcount: total}, off, n); e != 0 {
+			t.Fatal(e)
+		}
+		want := bytes.Repeat([]byte{1}, int(total))
+		clear(want[off : off+n])
+		if !bytes.Equal(bytes.Join(data, nil), want) {
+			t.Fatal("something else was cleared")
+		}
+	})
+}
+
+func TestOpenImageSaysWhatAFileIsInsteadOfAnImage(t *testing.T) {
+	dir := t.TempDir()
+	fifo := filepath.Join(dir, "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		path, says string
+		err        devsw.Errno
+	}{
+		{filepath.Join(dir, "none"), "no such file", devsw.ENOENT},
+		{dir, "is a directory", devsw.EINVAL},
+		{fifo, "is a FIFO", devsw.EINVAL},
+		{"/dev/null", "is a character device", devsw.EINVAL},
+	} {
+		for _, write := range []bool{false, true} {
+			img, err := disk.OpenImage(c.path, sys.OpenFlags{Write: write})
+			if err == nil {
+				img.FD.Close()
+			}
+			if !errors.Is(err, c.err) || !strings.Contains(err.Error(), c.path) || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%v, want %v with the path and %q", err, c.err, c.says)
+			}
+		}
+	}
+}
+
+func TestLoadSkipsHolesAndNothingElse(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "img")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const size = 8 << 20
+	want := make([]byte, size)
+	for _, off := range []int64{0, 1 << 20, 5<<20 + 123} {
+		copy(want[off:], "some data")
+		if _, err := f.WriteAt([]byte("some data"), off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	img, err := disk.OpenImage(path, sys.OpenFlags{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer img.FD.Close()
+	got := make([]byte, size)
+	if err := img.Load(got); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("the contents are not the file's")
+	}
+}

@@ -1,0 +1,267 @@
+package md
+
+import (
+	"fmt"
+	"math"
+
+	"vdev/devsw"
+	"vdev/internal/dev/disk"
+	"vdev/internal/sys"
+)
+
+// The majors on NetBSD/amd64 (sys/arch/amd64/conf/majors.amd64).
+const (
+	bmajor = 17
+	cmajor = 24
+)
+
+// Config describes a memory disk.
+type Config struct {
+	Size       int64  // bytes, a multiple of SectorSize; 0: the file's size, rounded up
+	File       string // what is copied into the disk's beginning when it is created; "": nothing
+	SectorSize uint32 // logical sector size: 512 or 4096 bytes; 0: 512
+	ReadOnly   bool
+}
+
+// Driver is the memory disk driver, attached to a table.
+type Driver struct {
+	table  *devsw.Table
+	bdev   devsw.Bdevsw
+	cdev   devsw.Cdevsw
+	bmajor uint32
+	units  disk.Units[softc]
+}
+
+// softc is one disk. What is not Opens does not change; the memory is there as long as the disk is open or listed.
+type softc struct {
+	opens  disk.Opens
+	mem    []byte
+	medium disk.Medium
+}
+
+// New attaches the driver to t under the name "md".
+func New(t *devsw.Table) (*Driver, error) {
+	d := &Driver{table: t}
+	d.bdev = devsw.Bdevsw{
+		Name: "md", Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, Ioctl: d.ioctl,
+		Psize: d.psize, Discard: d.discard, Flag: devsw.DDisk | devsw.DMPSafe,
+	}
+	d.cdev = devsw.Cdevsw{
+		Name: "md", Open: d.open, Cancel: d.cancel, Close: d.close, Read: d.rw, Write: d.rw, Ioctl: d.ioctl,
+		Discard: d.discard, Flag: devsw.DDisk | devsw.DMPSafe,
+	}
+	bmaj, _, err := t.Attach("md", &d.bdev, bmajor, &d.cdev, cmajor)
+	if err != nil {
+		return nil, fmt.Errorf("md: attach: %w", err)
+	}
+	d.bmajor = uint32(bmaj)
+	return d, nil
+}
+
+// Detach takes the driver out of the table and destroys all its disks. EBUSY, with nothing changed, while one is open. No
+// other method may be called meanwhile or afterwards.
+func (d *Driver) Detach() error {
+	if err := d.table.Detach(&d.bdev, &d.cdev); err != nil {
+		return fmt.Errorf("md: detach: %w", err)
+	}
+	for _, unit := range d.units.All() {
+		if err := d.Destroy(unit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Create makes disk unit and returns its block device. Errors: EEXIST where there is one already, EINVAL for a bad size, ENOMEM,
+// EFBIG for a file that does not fit, and what reading the file gives.
+func (d *Driver) Create(unit int, conf Config) (devsw.Dev, error) {
+	sc, err := newSoftc(conf)
+	if err == nil {
+		if err = d.units.Add(unit, sc); err != nil {
+			_ = sys.Munmap(sc.mem)
+		}
+	}
+	if err != nil {
+		return devsw.NODEV, fmt.Errorf("md: %w", err)
+	}
+	return devsw.Makedev(d.bmajor, uint32(unit)), nil
+}
+
+func newSoftc(conf Config) (*softc, error) {
+	sector, err := disk.CheckSector(conf.SectorSize)
+	if err != nil {
+		return nil, err
+	}
+	size := conf.Size
+	var img *disk.Image
+	if conf.File != "" {
+		if img, err = disk.OpenImage(conf.File, sys.OpenFlags{}); err != nil {
+			return nil, err
+		}
+		defer img.FD.Close()
+		if size == 0 {
+			size = (img.Size + sector - 1) &^ (sector - 1)
+		}
+		if img.Size > size {
+			return nil, fmt.Errorf("%s: has %d bytes, more than the disk's %d: %w", conf.File, img.Size, size, devsw.EFBIG)
+		}
+	}
+	if size <= 0 || size%sector != 0 || size > math.MaxInt {
+		return nil, fmt.Errorf("size %d: must be a multiple of the sector size %d, and not 0: %w", size, sector, devsw.EINVAL)
+	}
+	mem, err := sys.MmapAnon(int(size))
+	if err != nil {
+		return nil, fmt.Errorf("%d bytes of memory: %w", size, err)
+	}
+	if img != nil {
+		if err := img.Load(mem[:img.Size]); err != nil {
+			_ = sys.Munmap(mem)
+			return nil, err
+		}
+	}
+	return &softc{
+		mem:    mem,
+		medium: disk.Medium{Size: size, High: size, Sector: sector, ReadOnly: conf.ReadOnly},
+	}, nil
+}
+
+// Destroy takes disk unit away, and its memory. EBUSY while it is open, ENXIO where there is none.
+func (d *Driver) Destroy(unit int) error {
+	err := d.units.Remove(unit, func(sc *softc) error {
+		if err := sc.opens.Retire(); err != nil {
+			return err
+		}
+		return sys.Munmap(sc.mem)
+	})
+	if err != nil {
+		return fmt.Errorf("md: %w", err)
+	}
+	return nil
+}
+
+// Info describes disk unit, open or not. ENXIO where there is none.
+func (d *Driver) Info(unit int) (devsw.DiskInfo, error) {
+	if sc := d.units.Get(devsw.Makedev(d.bmajor, uint32(unit))); unit >= 0 && sc != nil {
+		return sc.info(), nil
+	}
+	return devsw.DiskInfo{}, fmt.Errorf("md: unit %d: no such unit: %w", unit, devsw.ENXIO)
+}
+
+func (sc *softc) info() devsw.DiskInfo {
+	return devsw.DiskInfo{
+		Size:         sc.medium.Size,
+		SectorSize:   uint32(sc.medium.Sector),
+		ReadOnly:     sc.medium.ReadOnly,
+		Discard:      !sc.medium.ReadOnly,
+		WriteZeroes:  !sc.medium.ReadOnly,
+		DiscardAlign: uint32(sys.PageSize()),
+	}
+}
+
+// open is d_open. EROFS to open a read-only disk for writing.
+func (d *Driver) open(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error {
+	sc := d.units.Get(dev)
+	switch {
+	case sc == nil:
+		return devsw.ENXIO
+	case sc.medium.ReadOnly && flag&devsw.FWRITE != 0:
+		return fmt.Errorf("md%d: is read-only: %w", dev.Minor(), devsw.EROFS)
+	}
+	return sc.opens.Open(mode)
+}
+
+// cancel is d_cancel. There is nothing to interrupt: all operations end by themselves, without waiting for anything.
+func (d *Driver) cancel(devsw.Dev, devsw.Flag, devsw.Mode) error { return nil }
+
+// close is d_close.
+func (d *Driver) close(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
+	sc := d.units.Get(dev)
+	if sc == nil {
+		return devsw.ENXIO
+	}
+	sc.opens.Close(mode)
+	return nil
+}
+
+// strategy is d_strategy. BMediaFUA means nothing here: there is no storage more stable than this.
+func (d *Driver) strategy(b *devsw.Buf) {
+	sc := d.units.Get(b.Dev)
+	if sc == nil {
+		b.Fail(devsw.ENXIO)
+		return
+	}
+	off, n, ok := disk.Check(b, sc.medium)
+	if !ok {
+		return
+	}
+	if b.Error = b.MoveAt(sc.mem[off:off+n], 0); b.Error != 0 {
+		n = 0
+	}
+	b.Resid = b.Bcount - n
+	b.Biodone()
+}
+
+// rw is d_read and d_write of the character device.
+func (d *Driver) rw(dev devsw.Dev, u *devsw.Uio, _ devsw.Flag) error {
+	return disk.Physio(d.strategy, dev, u)
+}
+
+// ioctl is d_ioctl.
+func (d *Driver) ioctl(dev devsw.Dev, cmd devsw.Cmd, data any, _ devsw.Flag) error {
+	sc := d.units.Get(dev)
+	if sc == nil {
+		return devsw.ENXIO
+	}
+	switch cmd {
+	case devsw.DIOCCACHESYNC:
+		return nil
+	case devsw.DIOCWRITEZEROES:
+		zr, ok := data.(*devsw.ZeroRange)
+		if !ok || zr == nil {
+			return devsw.EINVAL
+		}
+		return sc.zero(zr.Pos, zr.N)
+	case devsw.DIOCGROW:
+		return disk.Grown(data, sc.medium.Size)
+	}
+	return disk.Ioctl(cmd, data, sc.info())
+}
+
+// psize is d_psize.
+func (d *Driver) psize(dev devsw.Dev) int64 {
+	sc := d.units.Get(dev)
+	if sc == nil {
+		return -1
+	}
+	return sc.medium.Size / devsw.DEVBSIZE
+}
+
+// discard is d_discard. What is discarded reads as zeroes.
+func (d *Driver) discard(dev devsw.Dev, pos, n int64) error {
+	sc := d.units.Get(dev)
+	if sc == nil {
+		return devsw.ENXIO
+	}
+	return sc.zero(pos, n)
+}
+
+// zero makes a range zero and gives its whole pages back to the host.
+func (sc *softc) zero(pos, n int64) error {
+	if err := disk.CheckRange(pos, n, sc.medium); err != nil {
+		return err
+	}
+	page := int64(sys.PageSize())
+	end := pos + n
+	lo, hi := (pos+page-1)&^(page-1), end&^(page-1)
+	if lo >= hi {
+		clear(sc.mem[pos:end])
+		return nil
+	}
+	clear(sc.mem[pos:lo])
+	if err := sys.Discard(sc.mem[lo:hi]); err != nil {
+		// Memory that is locked (mlockall(2)) cannot be given back.
+		clear(sc.mem[lo:hi])
+	}
+	clear(sc.mem[hi:end])
+	return nil
+}

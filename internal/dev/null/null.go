@@ -1,0 +1,204 @@
+// Package null is a disk that keeps nothing, for measuring what stands above it: writes vanish, and reads leave the memory
+// as it is or, where wanted, make it zero. QEMU's null-co is the model; NetBSD has no such disk.
+//
+// Concurrency: transfers have ended when d_strategy returns, and take no lock.
+package null
+
+import (
+	"fmt"
+
+	"vdev/devsw"
+	"vdev/internal/dev/disk"
+)
+
+// Config describes a null disk.
+type Config struct {
+	Size       int64  // bytes, a multiple of SectorSize
+	SectorSize uint32 // logical sector size: 512 or 4096 bytes; 0: 512
+	ReadOnly   bool
+	ReadZeroes bool // reads make the memory zero; else they do not touch it
+}
+
+// Driver is the null disk driver, attached to a table.
+type Driver struct {
+	table  *devsw.Table
+	bdev   devsw.Bdevsw
+	cdev   devsw.Cdevsw
+	bmajor uint32
+	units  disk.Units[softc]
+}
+
+// softc is one disk. What is not Opens does not change.
+type softc struct {
+	opens      disk.Opens
+	medium     disk.Medium
+	readZeroes bool
+}
+
+// New attaches the driver to t under the name "null", with majors of the table's choice.
+func New(t *devsw.Table) (*Driver, error) {
+	d := &Driver{table: t}
+	d.bdev = devsw.Bdevsw{
+		Name: "null", Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, Ioctl: d.ioctl,
+		Psize: d.psize, Discard: d.discard, Flag: devsw.DDisk | devsw.DMPSafe,
+	}
+	d.cdev = devsw.Cdevsw{
+		Name: "null", Open: d.open, Cancel: d.cancel, Close: d.close, Read: d.rw, Write: d.rw, Ioctl: d.ioctl,
+		Discard: d.discard, Flag: devsw.DDisk | devsw.DMPSafe,
+	}
+	bmaj, _, err := t.Attach("null", &d.bdev, devsw.NODEVMAJOR, &d.cdev, devsw.NODEVMAJOR)
+	if err != nil {
+		return nil, fmt.Errorf("null: attach: %w", err)
+	}
+	d.bmajor = uint32(bmaj)
+	return d, nil
+}
+
+// Detach takes the driver out of the table and destroys all its disks. EBUSY, with nothing changed, while one is open. No
+// other method may be called meanwhile or afterwards.
+func (d *Driver) Detach() error {
+	if err := d.table.Detach(&d.bdev, &d.cdev); err != nil {
+		return fmt.Errorf("null: detach: %w", err)
+	}
+	for _, unit := range d.units.All() {
+		if err := d.Destroy(unit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Create makes disk unit and returns its block device. Errors: EEXIST where there is one already, EINVAL for a bad size.
+func (d *Driver) Create(unit int, conf Config) (devsw.Dev, error) {
+	sector, err := disk.CheckSector(conf.SectorSize)
+	if err != nil {
+		return devsw.NODEV, fmt.Errorf("null: %w", err)
+	}
+	if conf.Size <= 0 || conf.Size%sector != 0 {
+		return devsw.NODEV, fmt.Errorf("null: size %d: must be a multiple of the sector size %d, and not 0: %w",
+			conf.Size, sector, devsw.EINVAL)
+	}
+	err = d.units.Add(unit, &softc{
+		medium:     disk.Medium{Size: conf.Size, High: conf.Size, Sector: sector, ReadOnly: conf.ReadOnly},
+		readZeroes: conf.ReadZeroes,
+	})
+	if err != nil {
+		return devsw.NODEV, fmt.Errorf("null: %w", err)
+	}
+	return devsw.Makedev(d.bmajor, uint32(unit)), nil
+}
+
+// Destroy takes disk unit away. EBUSY while it is open, ENXIO where there is none.
+func (d *Driver) Destroy(unit int) error {
+	if err := d.units.Remove(unit, func(sc *softc) error { return sc.opens.Retire() }); err != nil {
+		return fmt.Errorf("null: %w", err)
+	}
+	return nil
+}
+
+// Info describes disk unit, open or not. ENXIO where there is none.
+func (d *Driver) Info(unit int) (devsw.DiskInfo, error) {
+	if sc := d.units.Get(devsw.Makedev(d.bmajor, uint32(unit))); unit >= 0 && sc != nil {
+		return sc.info(), nil
+	}
+	return devsw.DiskInfo{}, fmt.Errorf("null: unit %d: no such unit: %w", unit, devsw.ENXIO)
+}
+
+func (sc *softc) info() devsw.DiskInfo {
+	return devsw.DiskInfo{
+		Size:        sc.medium.Size,
+		SectorSize:  uint32(sc.medium.Sector),
+		ReadOnly:    sc.medium.ReadOnly,
+		Discard:     !sc.medium.ReadOnly,
+		WriteZeroes: !sc.medium.ReadOnly,
+	}
+}
+
+// open is d_open. EROFS to open a read-only disk for writing.
+func (d *Driver) open(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error {
+	sc := d.units.Get(dev)
+	switch {
+	case sc == nil:
+		return devsw.ENXIO
+	case sc.medium.ReadOnly && flag&devsw.FWRITE != 0:
+		return fmt.Errorf("null%d: is read-only: %w", dev.Minor(), devsw.EROFS)
+	}
+	return sc.opens.Open(mode)
+}
+
+// cancel is d_cancel. There is nothing to interrupt.
+func (d *Driver) cancel(devsw.Dev, devsw.Flag, devsw.Mode) error { return nil }
+
+// close is d_close.
+func (d *Driver) close(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
+	sc := d.units.Get(dev)
+	if sc == nil {
+		return devsw.ENXIO
+	}
+	sc.opens.Close(mode)
+	return nil
+}
+
+// strategy is d_strategy.
+func (d *Driver) strategy(b *devsw.Buf) {
+	sc := d.units.Get(b.Dev)
+	if sc == nil {
+		b.Fail(devsw.ENXIO)
+		return
+	}
+	_, n, ok := disk.Check(b, sc.medium)
+	if !ok {
+		return
+	}
+	if sc.readZeroes && b.Op == devsw.BRead {
+		if b.Error = disk.Zero(b, 0, n); b.Error != 0 {
+			n = 0
+		}
+	}
+	b.Resid = b.Bcount - n
+	b.Biodone()
+}
+
+// rw is d_read and d_write of the character device.
+func (d *Driver) rw(dev devsw.Dev, u *devsw.Uio, _ devsw.Flag) error {
+	return disk.Physio(d.strategy, dev, u)
+}
+
+// ioctl is d_ioctl.
+func (d *Driver) ioctl(dev devsw.Dev, cmd devsw.Cmd, data any, _ devsw.Flag) error {
+	sc := d.units.Get(dev)
+	if sc == nil {
+		return devsw.ENXIO
+	}
+	switch cmd {
+	case devsw.DIOCCACHESYNC:
+		return nil
+	case devsw.DIOCWRITEZEROES:
+		zr, ok := data.(*devsw.ZeroRange)
+		if !ok || zr == nil {
+			return devsw.EINVAL
+		}
+		return disk.CheckRange(zr.Pos, zr.N, sc.medium)
+	case devsw.DIOCGROW:
+		return disk.Grown(data, sc.medium.Size)
+	}
+	return disk.Ioctl(cmd, data, sc.info())
+}
+
+// psize is d_psize.
+func (d *Driver) psize(dev devsw.Dev) int64 {
+	sc := d.units.Get(dev)
+	if sc == nil {
+		return -1
+	}
+	return sc.medium.Size / devsw.DEVBSIZE
+}
+
+// discard is d_discard.
+func (d *Driver) discard(dev devsw.Dev, pos, n int64) error {
+	sc := d.units.Get(dev)
+	if sc == nil {
+		return devsw.ENXIO
+	}
+	return disk.CheckRange(pos, n, sc.medium)
+}
