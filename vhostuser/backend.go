@@ -1,0 +1,242 @@
+package vhostuser
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"vdev/internal/reactor"
+	"vdev/internal/sys"
+)
+
+// Reactors are the event loops that devices share: a process has one set. Close ends them, after all Backends have ended.
+type Reactors = reactor.Pool
+
+// ReactorConfig says how Reactors are made. The zero value is one event loop on what the host has.
+type ReactorConfig = reactor.Config
+
+// How reactors wait and transfer.
+const (
+	ModeURing   = reactor.ModeURing   // io_uring
+	ModeThreads = reactor.ModeThreads // epoll, and threads for transfers
+)
+
+// NewReactors starts n event loops, at least one. aio is ModeURing or ModeThreads, or "": then ModeURing, and ModeThreads where
+// the host refuses io_uring.
+func NewReactors(n int, aio string) (*Reactors, error) {
+	return NewReactorsConfig(ReactorConfig{Reactors: n, Mode: reactor.Mode(aio)})
+}
+
+// NewReactorsConfig is NewReactors with all that can be chosen.
+func NewReactorsConfig(cfg ReactorConfig) (*Reactors, error) {
+	if cfg.Mode != "" {
+		return reactor.NewPool(cfg)
+	}
+	cfg.Mode = ModeURing
+	r, err := reactor.NewPool(cfg)
+	if err != nil {
+		cfg.Mode = ModeThreads
+		r, err = reactor.NewPool(cfg)
+	}
+	return r, err
+}
+
+// Config says what a Backend serves.
+type Config struct {
+	Device   Device
+	Reactors *Reactors
+	// Trace, if it is not nil, is told of every message and of what happens to the rings. It is called on the connection's
+	// goroutine and on the reactors, also at the same time, and must not block.
+	Trace func(Event)
+}
+
+// Backend serves one Device to one front-end at a time.
+type Backend struct {
+	dev        Device
+	reactors   *Reactors
+	trace      func(Event)
+	numQueues  int
+	configSize int
+
+	mu      sync.Mutex
+	current *session
+	waiting *net.UnixConn // accepted while the one before is being taken down, or about to be served
+}
+
+// New returns a Backend. It refuses a Device whose numbers cannot be.
+func New(cfg Config) (*Backend, error) {
+	switch {
+	case cfg.Device == nil:
+		return nil, errors.New("vhostuser: no Device")
+	case cfg.Reactors == nil:
+		return nil, errors.New("vhostuser: no Reactors")
+	}
+	b := &Backend{
+		dev: cfg.Device, reactors: cfg.Reactors, trace: cfg.Trace,
+		numQueues: cfg.Device.NumQueues(), configSize: cfg.Device.ConfigSize(),
+	}
+	if n := b.numQueues; n < 1 || n > int(VringIndexMask)+1 {
+		return nil, fmt.Errorf("vhostuser: device has %d queues, must be 1 to %d", n, VringIndexMask+1)
+	}
+	if n := b.configSize; n < 0 || n > MaxConfigSize {
+		return nil, fmt.Errorf("vhostuser: device has %d bytes of configuration space, must be at most %d", n, MaxConfigSize)
+	}
+	return b, nil
+}
+
+// ServeConn serves one front-end on a connected socket, and closes it. It returns nil when the front-end has hung up between
+// two messages and when ctx is done; in any case all rings have stopped then, and everything that came over the connection is
+// released. Other errors say why the connection was ended: a *ProtocolError, a *RingError, or the host's. ErrBusy is for a
+// second front-end at the same time.
+func (b *Backend) ServeConn(ctx context.Context, c *net.UnixConn) error {
+	b.mu.Lock()
+	if b.current != nil {
+		b.mu.Unlock()
+		b.refuse(c)
+		return ErrBusy
+	}
+	s := newSession(ctx, b, newConn(c))
+	b.current = s
+	b.mu.Unlock()
+
+	b.event(Event{Kind: EventConnect, Ring: -1})
+	err := s.run()
+	// Only now: to the front-end its memory is used no more when the socket is closed.
+	c.Close()
+	b.mu.Lock()
+	b.current = nil
+	b.mu.Unlock()
+	b.event(Event{Kind: EventDisconnect, Ring: -1, Err: err})
+	return err
+}
+
+// Serve serves the front-ends that connect to ln, one after the other, until ctx is done or ln has no more (io.EOF, which a
+// listener of FromFD may answer with); then it returns nil. It also ends when ln fails. It closes ln, and returns when the last
+// connection has ended. Why connections ended is told by Events.
+//
+// A front-end that connects while another is served is told off: its connection is closed. If the other has hung up, and is
+// only being taken down, it waits.
+func (b *Backend) Serve(ctx context.Context, ln net.Listener) error {
+	defer ln.Close()
+	defer context.AfterFunc(ctx, func() { ln.Close() })()
+	accepted := make(chan struct{}, 1)
+	var failed error
+	go func() {
+		defer close(accepted)
+		failed = b.accept(ctx, ln, accepted)
+	}()
+	for range accepted {
+		for c := b.takeWaiting(); c != nil; c = b.takeWaiting() {
+			if ctx.Err() != nil {
+				c.Close()
+				continue
+			}
+			_ = b.ServeConn(ctx, c)
+		}
+	}
+	if ctx.Err() != nil || errors.Is(failed, io.EOF) {
+		return nil
+	}
+	return failed
+}
+
+// accept takes connections, and tells by accepted that one waits. It returns why it ended.
+func (b *Backend) accept(ctx context.Context, ln net.Listener, accepted chan<- struct{}) error {
+	for {
+		c, err := ln.Accept()
+		switch {
+		case err == nil:
+		case ctx.Err() == nil && (errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
+			errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ECONNABORTED)):
+			// The host is short of something; the connection waits in its queue.
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-ctx.Done():
+			}
+			continue
+		default:
+			return err
+		}
+		uc, ok := c.(*net.UnixConn)
+		if !ok {
+			c.Close()
+			return fmt.Errorf("vhostuser: %v is no listener of Unix sockets", ln.Addr())
+		}
+		if !b.offer(uc) {
+			b.refuse(uc)
+			continue
+		}
+		select {
+		case accepted <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// offer takes c as the front-end to serve next, unless one is there already that has not hung up.
+func (b *Backend) offer(c *net.UnixConn) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.waiting != nil:
+		if !hungUp(b.waiting) {
+			return false
+		}
+		b.waiting.Close()
+	case b.current != nil:
+		if b.current.ctx.Err() == nil && !hungUp(b.current.c.uc) {
+			return false
+		}
+	}
+	b.waiting = c
+	return true
+}
+
+func (b *Backend) takeWaiting() *net.UnixConn {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c := b.waiting
+	b.waiting = nil
+	return c
+}
+
+// refuse tells a front-end off.
+func (b *Backend) refuse(c *net.UnixConn) {
+	c.Close()
+	b.event(Event{Kind: EventRefuse, Ring: -1, Err: ErrBusy})
+}
+
+// hungUp tells whether the peer of c is gone.
+func hungUp(c *net.UnixConn) bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return true
+	}
+	gone := false
+	err = raw.Control(func(fd uintptr) { gone = sys.HungUp(int(fd)) })
+	return err != nil || gone
+}
+
+// ConfigChanged tells the front-end that the configuration space has changed (BACKEND_CONFIG_CHANGE_MSG), as soon as it may be
+// told: while no ring runs that waits for the next start. A front-end that comes later reads the configuration space anyway.
+// Any goroutine; it does not wait.
+func (b *Backend) ConfigChanged() {
+	b.mu.Lock()
+	s := b.current
+	b.mu.Unlock()
+	if s != nil {
+		s.notify.configChanged()
+	}
+}
+
+func (b *Backend) event(e Event) {
+	if b.trace != nil {
+		e.Time = time.Now()
+		b.trace(e)
+	}
+}

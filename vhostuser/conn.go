@@ -1,0 +1,119 @@
+package vhostuser
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+
+	"vdev/internal/sys"
+)
+
+// message is one message from the front-end.
+type message struct {
+	req     Request
+	flags   uint32
+	payload []byte    // a part of the conn's buffer, valid until the next read
+	fds     []*sys.FD // owned by the message, except those that were taken
+}
+
+// takeFD returns the i-th descriptor, which is the caller's from then on.
+func (m *message) takeFD(i int) *sys.FD {
+	f := m.fds[i]
+	m.fds[i] = nil
+	return f
+}
+
+// close closes the descriptors that nobody took.
+func (m *message) close() {
+	sys.CloseAll(m.fds)
+	m.fds = nil
+}
+
+// conn frames messages.
+type conn struct {
+	uc     *net.UnixConn
+	header [HeaderSize]byte
+	buf    [maxPayload]byte
+	oob    []byte
+	out    []byte
+}
+
+func newConn(uc *net.UnixConn) *conn {
+	// Room for as many descriptors as can come at all, so that all of them are received, and closed.
+	return &conn{uc: uc, oob: make([]byte, sys.RightsSpace(sys.MaxRights))}
+}
+
+// errTruncated says that descriptors of a message were lost on the way.
+var errTruncated = errors.New("descriptors were cut off (out of file descriptors?)")
+
+// read reads the next message into m. io.EOF is a hang-up between two messages. On an error no descriptor stays open.
+//
+// Header and payload are read exactly, so that a read never reaches into the next message: descriptors arrive with the
+// first byte of what was sent with them, and are this message's whether the sender sent it in one piece or more. begun is
+// called when the header is there.
+func (c *conn) read(m *message, begun func()) error {
+	*m = message{}
+	if err := c.readFull(m, c.header[:]); err != nil {
+		m.close()
+		return err
+	}
+	begun()
+	h := ParseHeader(c.header[:])
+	m.req, m.flags = Request(h.Request), h.Flags
+	switch {
+	case h.Flags&FlagVersionMask != FlagVersion:
+		m.close()
+		return &ProtocolError{m.req, field("flags", uint64(h.Flags), "of version 1")}
+	case h.Flags&^(FlagVersionMask|FlagNeedReply) != 0:
+		m.close()
+		return &ProtocolError{m.req, field("flags", uint64(h.Flags), "version and need_reply only")}
+	case h.Size > maxPayload:
+		m.close()
+		return &ProtocolError{m.req, field("size", uint64(h.Size), "at most %d", maxPayload)}
+	}
+	m.payload = c.buf[:h.Size]
+	if err := c.readFull(m, m.payload); err != nil {
+		m.close()
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return &ProtocolError{m.req, err}
+	}
+	return nil
+}
+
+// readFull fills b. io.EOF means that nothing came at all.
+func (c *conn) readFull(m *message, b []byte) error {
+	for n := 0; n < len(b); {
+		k, oobn, flags, _, err := c.uc.ReadMsgUnix(b[n:], c.oob)
+		// Descriptors first: they are there whatever else happened.
+		if oobn > 0 {
+			fds, perr := sys.ParseRights(c.oob[:oobn])
+			m.fds = append(m.fds, fds...)
+			if perr != nil && err == nil {
+				err = perr
+			}
+		}
+		n += k
+		switch {
+		case errors.Is(err, io.EOF) && n > 0:
+			return fmt.Errorf("vhostuser: message: %w", io.ErrUnexpectedEOF)
+		case err != nil:
+			return err
+		case flags&sys.MsgTruncated != 0:
+			return fmt.Errorf("vhostuser: message: %w", errTruncated)
+		case len(m.fds) > sys.MaxRights:
+			return fmt.Errorf("vhostuser: message: more than %d descriptors", sys.MaxRights)
+		}
+	}
+	return nil
+}
+
+// reply answers req.
+func (c *conn) reply(req Request, payload []byte) error {
+	c.out = Header{Request: uint32(req), Flags: FlagVersion | FlagReply, Size: uint32(len(payload))}.Append(c.out[:0])
+	c.out = append(c.out, payload...)
+	_, err := c.uc.Write(c.out)
+	return err
+}

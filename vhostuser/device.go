@@ -1,0 +1,104 @@
+package vhostuser
+
+import (
+	"errors"
+
+	"vdev/virtq"
+)
+
+// StopReason says why a ring is stopped.
+type StopReason int
+
+const (
+	// StopBase is GET_VRING_BASE: the guest resets or removes the device, pauses, or migrates. The front-end, and with it
+	// the guest, waits for the answer.
+	StopBase StopReason = iota
+	// StopReset is RESET_DEVICE while the ring runs.
+	StopReset
+	// StopDisconnect is the end of the session: the connection has ended, or a new session starts on it.
+	StopDisconnect
+)
+
+func (r StopReason) String() string {
+	switch r {
+	case StopBase:
+		return "base"
+	case StopReset:
+		return "reset"
+	default:
+		return "disconnect"
+	}
+}
+
+// Device is a device model behind a Backend. A Backend calls all methods but Process on one goroutine, that of the
+// connection, one at a time; each is answered by the front-end's main loop standing still, so none of them waits on
+// storage, StopQueue excepted. A Device that has nothing to say to most of them embeds BaseDevice.
+type Device interface {
+	// Features returns the virtio feature bits that the device offers, those of its rings included
+	// (virtq.FeatureVersion1, ...). Bits that are vhost-user's own are not its business.
+	Features() uint64
+	// NumQueues returns the number of virtqueues, 1 to 256. It does not change.
+	NumQueues() int
+	// ConfigSize returns the size of the configuration space in bytes, at most MaxConfigSize. It does not change. With
+	// 0, VHOST_USER_PROTOCOL_F_CONFIG is not offered.
+	ConfigSize() int
+	// ReadConfig fills p, which has ConfigSize bytes, with the configuration space, little-endian.
+	ReadConfig(p []byte)
+	// WriteConfig changes the configuration space from byte off on (SET_CONFIG). off and p lie within it. An error
+	// refuses the change, as it must for read-only fields.
+	WriteConfig(off int, p []byte) error
+
+	// SetFeatures tells the features that were negotiated, a subset of Features. No ring runs. It comes again for each
+	// negotiation: firmware, boot loader and kernel have one each.
+	SetFeatures(features uint64)
+	// StartQueue hands over a ring that is started and enabled. After it, Process may be called. An error breaks the
+	// ring.
+	StartQueue(q *Queue) error
+	// Process takes chains from q, at most a budget of its own, and starts or does the requests. It is called on the
+	// reactor of q when there may be chains, and again soon if it returned true, or popped any. A Process that leaves
+	// chains in the ring on purpose returns false without having seen Pop return false; it is called again after
+	// Queue.Wake, after a Push, or at the next kick. It must not block.
+	Process(q *Queue) (more bool)
+	// StopQueue ends what StartQueue began. When it is called, Process is not called any more. When it returns, every
+	// chain that was popped has been pushed or given back with Unpop. It may wait for that, within the device's own
+	// bound; the front-end waits as long, unless it has gone, as q.Context() tells. The Backend then publishes
+	// what was pushed, signals it, and touches the ring no more.
+	StopQueue(q *Queue, why StopReason)
+	// SessionEnd says that the session is over, by a disconnect or a new SET_OWNER. All rings have stopped.
+	SessionEnd()
+}
+
+// BaseDevice is a Device without Process: one queue, the features of virtq, no configuration space, and nothing to do in
+// its life. Embed it, and define what is different.
+type BaseDevice struct{}
+
+// Features returns VIRTIO_F_VERSION_1 and the features of split rings that virtq has.
+func (BaseDevice) Features() uint64 {
+	return virtq.FeatureVersion1 | virtq.FeatureIndirectDesc | virtq.FeatureEventIdx
+}
+
+// NumQueues returns 1.
+func (BaseDevice) NumQueues() int { return 1 }
+
+// ConfigSize returns 0.
+func (BaseDevice) ConfigSize() int { return 0 }
+
+// ReadConfig does nothing.
+func (BaseDevice) ReadConfig([]byte) {}
+
+var errReadOnlyConfig = errors.New("the configuration space is read-only")
+
+// WriteConfig refuses.
+func (BaseDevice) WriteConfig(int, []byte) error { return errReadOnlyConfig }
+
+// SetFeatures does nothing.
+func (BaseDevice) SetFeatures(uint64) {}
+
+// StartQueue does nothing.
+func (BaseDevice) StartQueue(*Queue) error { return nil }
+
+// StopQueue does nothing: it is for devices whose Process pushes every chain it pops.
+func (BaseDevice) StopQueue(*Queue, StopReason) {}
+
+// SessionEnd does nothing.
+func (BaseDevice) SessionEnd() {}

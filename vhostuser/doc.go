@@ -1,0 +1,17 @@
+// Package vhostuser is the back-end side of the vhost-user protocol: it serves a virtio device, which implements Device, to a
+// front-end such as QEMU. It speaks what QEMU 7.2 to 11.1 need for a device with a configuration space and virtqueues; sections
+// are cited from the specification in QEMU's docs/interop/vhost-user.rst.
+//
+// A Backend serves one front-end at a time over a Unix socket (Serve, ServeConn). Each connection has one goroutine, which
+// handles one message at a time and answers it; it owns the state of the session and of its rings, and calls the Device. A
+// ring that runs is a Queue, which belongs to one of the Reactors that all devices of a process share: only there is the ring
+// touched, by Device.Process and by what the Device posts. The connection's goroutine changes something of a Queue only on its
+// reactor, and waits for that (a barrier) before it answers the message. It never waits for the Device's requests, except for
+// what StopQueue waits for.
+//
+// Locks: Backend.mu guards which connection is served, session.mu its deadlines, notifier.mu the back-end channel. None of
+// them is held while another is taken, while the Device is called, or on the way of a request.
+//
+// Errors of a front-end end its connection, or are told by an acknowledgement where it asks for one. What a guest can do wrong
+// breaks its ring and leaves the rest alone. Nothing here logs: Config.Trace is told.
+package vhostuser

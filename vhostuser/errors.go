@@ -1,0 +1,56 @@
+package vhostuser
+
+import (
+	"errors"
+	"fmt"
+)
+
+// ErrBusy is returned by ServeConn while another front-end is being served.
+var ErrBusy = errors.New("vhostuser: another front-end is connected")
+
+// FieldError says which field of a message, or of what came with it, has a value that it must not have.
+type FieldError struct {
+	Field string // the specification's name of it, "size" for the payload's length, "fds" for the number of descriptors
+	Value uint64
+	Want  string // what it must be
+}
+
+func (e *FieldError) Error() string {
+	return fmt.Sprintf("%s %#x, must be %s", e.Field, e.Value, e.Want)
+}
+
+// ProtocolError says that a front-end's message was refused. It ends the connection, unless the front-end asked for an
+// acknowledgement, which then tells it.
+type ProtocolError struct {
+	Request Request
+	Err     error // a *FieldError, a *RingError, the host's, or the Device's own
+}
+
+func (e *ProtocolError) Error() string { return fmt.Sprintf("vhostuser: %v: %v", e.Request, e.Err) }
+
+func (e *ProtocolError) Unwrap() error { return e.Err }
+
+// RingError says that a ring broke, or will when it is started. A ring stays broken until it is stopped.
+type RingError struct {
+	Ring int
+	Err  error // a *virtq.BrokenError, a *virtq.ConfigError, a *FieldError, a *FaultError, or the Device's own
+}
+
+func (e *RingError) Error() string { return fmt.Sprintf("vhostuser: ring %d: %v", e.Ring, e.Err) }
+
+func (e *RingError) Unwrap() error { return e.Err }
+
+// FaultError says that guest memory was not there when it was used, though it is mapped: the front-end has cut off
+// the file behind it. It ends the connection.
+type FaultError struct {
+	Addr uintptr // where in this process
+}
+
+func (e *FaultError) Error() string { return fmt.Sprintf("fault on guest memory at %#x", e.Addr) }
+
+// errHangup ends a session whose front-end has closed the connection between two messages.
+var errHangup = errors.New("vhostuser: the front-end has closed the connection")
+
+func field(name string, value uint64, want string, args ...any) error {
+	return &FieldError{Field: name, Value: value, Want: fmt.Sprintf(want, args...)}
+}

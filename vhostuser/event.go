@@ -1,0 +1,121 @@
+package vhostuser
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// EventKind says what an Event tells of.
+type EventKind string
+
+const (
+	EventConnect    EventKind = "connect"    // a front-end is served from now on
+	EventDisconnect EventKind = "disconnect" // its connection has ended, and all of it is released; Err is nil for a hang-up
+	EventRefuse     EventKind = "refuse"     // a second front-end was told off
+	EventSession    EventKind = "session"    // SET_OWNER on a connection that had an owner: a new session
+	EventIn         EventKind = "in"         // a message from the front-end; Fields are its payload's
+	EventOut        EventKind = "out"        // a reply or a message to it
+	EventFail       EventKind = "fail"       // a message was refused; Err says why
+	EventStart      EventKind = "start"      // a ring was handed to the Device
+	EventEnable     EventKind = "enable"     // a running ring is fetched from again
+	EventDisable    EventKind = "disable"    // a running ring is fetched from no more
+	EventStopping   EventKind = "stopping"   // a ring is being stopped: the Device is asked next
+	EventStop       EventKind = "stop"       // a ring has stopped: its memory is used no more
+	EventBreak      EventKind = "break"      // a ring broke; Err says why
+)
+
+// Event is one thing that happened on a Backend.
+type Event struct {
+	Time    time.Time
+	Kind    EventKind
+	Ring    int     // the ring it is about, -1 for none
+	Message string  // of EventIn, EventOut, EventFail: the specification's name without VHOST_USER_
+	Fields  []Field // of a message: its flags, payload and number of descriptors; of others: details
+	Err     error
+}
+
+// Field is a name and a value of an Event.
+type Field struct {
+	Name  string
+	Value any // printable: a number, Hex, string
+}
+
+// Hex is a number that prints in hexadecimal.
+type Hex uint64
+
+func (h Hex) String() string { return fmt.Sprintf("%#x", uint64(h)) }
+
+// String returns the event in one line, without its time.
+func (e Event) String() string {
+	var b strings.Builder
+	b.WriteString(string(e.Kind))
+	if e.Message != "" {
+		b.WriteString(" " + e.Message)
+	}
+	if e.Ring >= 0 {
+		fmt.Fprintf(&b, " ring=%d", e.Ring)
+	}
+	for _, f := range e.Fields {
+		fmt.Fprintf(&b, " %s=%v", f.Name, f.Value)
+	}
+	if e.Err != nil {
+		fmt.Fprintf(&b, ": %v", e.Err)
+	}
+	return b.String()
+}
+
+// describe decodes a payload for an Event. It takes what is there: the payload has not been checked.
+func (p payload) describe(b []byte) (ring int, fields []Field) {
+	ring = -1
+	add := func(name string, value any) { fields = append(fields, Field{name, value}) }
+	region := func(r MemoryRegion) {
+		add("guest_phys", Hex(r.GuestPhys))
+		add("size", Hex(r.Size))
+		add("user_addr", Hex(r.UserAddr))
+		add("mmap_offset", Hex(r.MmapOffset))
+	}
+	if least, greatest := p.size(); uint32(len(b)) < least || uint32(len(b)) > greatest {
+		if len(b) > 0 {
+			add("payload_size", len(b))
+		}
+		return ring, fields
+	}
+	switch p {
+	case payloadU64:
+		add("u64", Hex(ParseU64(b)))
+	case payloadVringFD:
+		v := ParseU64(b)
+		ring = int(v & VringIndexMask)
+		if v&VringNoFD != 0 {
+			add("no_fd", true)
+		}
+	case payloadState:
+		s := ParseVringState(b)
+		ring = int(s.Index)
+		add("num", s.Num)
+	case payloadAddr:
+		a := ParseVringAddr(b)
+		ring = int(a.Index)
+		add("flags", Hex(a.Flags))
+		add("desc", Hex(a.Desc))
+		add("avail", Hex(a.Avail))
+		add("used", Hex(a.Used))
+		add("log", Hex(a.Log))
+	case payloadTable:
+		if regions, err := ParseMemoryTable(b); err == nil {
+			for _, r := range regions {
+				region(r)
+			}
+		}
+	case payloadRegion:
+		region(ParseMemoryRegion(b))
+	case payloadConfig:
+		if c, err := ParseConfigSpace(b); err == nil {
+			add("offset", c.Offset)
+			add("size", len(c.Data))
+			add("flags", Hex(c.Flags))
+		}
+	}
+	return ring, fields
+}

@@ -1,0 +1,120 @@
+package vhostuser
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+
+	"vdev/internal/sys"
+)
+
+// ErrInUse is wrapped by the error of Listen when another process listens on the path already.
+var ErrInUse = errors.New("another process listens on it")
+
+// Listen listens on a Unix socket at path. A socket that nobody listens on any more, left by a process that was killed, is
+// replaced; anything else that is there is an error, ErrInUse for a socket in use. Closing the listener removes the socket.
+func Listen(path string) (net.Listener, error) {
+	ln, err := listen(path)
+	if err != nil {
+		return nil, fmt.Errorf("vhostuser: listen on %s: %w", path, err)
+	}
+	return ln, nil
+}
+
+func listen(path string) (net.Listener, error) {
+	addr := &net.UnixAddr{Name: path, Net: "unix"}
+	ln, err := net.ListenUnix("unix", addr)
+	if err == nil || !errors.Is(err, syscall.EADDRINUSE) {
+		return ln, err
+	}
+	info, statErr := os.Lstat(path)
+	if statErr != nil {
+		return nil, statErr
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return nil, errors.New("there is a file that is no socket")
+	}
+	c, dialErr := net.DialUnix("unix", nil, addr)
+	switch {
+	case dialErr == nil:
+		c.Close()
+		return nil, ErrInUse
+	case !errors.Is(dialErr, syscall.ECONNREFUSED):
+		// EAGAIN: somebody listens, and is behind with accepting. EACCES: it is somebody else's.
+		return nil, fmt.Errorf("%w (%w)", ErrInUse, dialErr)
+	}
+	if err := os.Remove(path); err != nil {
+		return nil, err
+	}
+	return net.ListenUnix("unix", addr)
+}
+
+// FromFD returns a listener for the inherited descriptor fd, which it takes over: a Unix stream socket that listens or that is
+// connected to a front-end. Of a connected one Accept returns the connection, once, and then io.EOF. The path of a listening
+// socket is not removed when it is closed: it belongs to who made it.
+func FromFD(fd int) (net.Listener, error) {
+	// os.NewFile would take over, and close, whatever stands behind a wrong number.
+	info, err := sys.Socket(fd)
+	switch {
+	case errors.Is(err, syscall.EBADF):
+		return nil, fmt.Errorf("vhostuser: descriptor %d is not open", fd)
+	case errors.Is(err, syscall.ENOTSOCK):
+		return nil, fmt.Errorf("vhostuser: descriptor %d is not a socket", fd)
+	case err != nil:
+		return nil, fmt.Errorf("vhostuser: descriptor %d: %w", fd, err)
+	case !info.Unix || !info.Stream:
+		return nil, fmt.Errorf("vhostuser: descriptor %d is a socket, but not a Unix stream socket", fd)
+	}
+	f := os.NewFile(uintptr(fd), "vhost-user")
+	// The net package duplicates it.
+	defer f.Close()
+	if info.Listening {
+		ln, err := net.FileListener(f)
+		if err != nil {
+			return nil, fmt.Errorf("vhostuser: descriptor %d: %w", fd, err)
+		}
+		return ln, nil
+	}
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("vhostuser: descriptor %d: %w", fd, err)
+	}
+	return &oneConn{conn: c, addr: c.LocalAddr()}, nil
+}
+
+// oneConn is a listener with one connection, which is there already.
+type oneConn struct {
+	addr net.Addr
+
+	mu   sync.Mutex
+	conn net.Conn // nil once it was accepted or closed
+}
+
+func (l *oneConn) Accept() (net.Conn, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.conn
+	l.conn = nil
+	if c == nil {
+		return nil, io.EOF
+	}
+	return c, nil
+}
+
+func (l *oneConn) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.conn
+	l.conn = nil
+	if c == nil {
+		return nil
+	}
+	return c.Close()
+}
+
+func (l *oneConn) Addr() net.Addr { return l.addr }

@@ -1,0 +1,85 @@
+package vhostuser
+
+import (
+	"vdev/internal/guestmem"
+	"vdev/internal/sys"
+)
+
+// setMemTable replaces the whole of guest memory.
+func (s *session) setMemTable(m *message) ([]byte, error) {
+	table, err := ParseMemoryTable(m.payload)
+	if err != nil {
+		return nil, err
+	}
+	if len(m.fds) != len(table) {
+		return nil, field("fds", uint64(len(m.fds)), "%d, one for each region", len(table))
+	}
+	regions := make([]*guestmem.Region, 0, len(table))
+	defer func() {
+		// The generation has references of its own.
+		for _, r := range regions {
+			r.Release()
+		}
+	}()
+	for i, t := range table {
+		r, err := mapRegion(t, m.takeFD(i))
+		if err != nil {
+			return nil, err
+		}
+		regions = append(regions, r)
+	}
+	mem, err := guestmem.New(regions...)
+	if err != nil {
+		return nil, err
+	}
+	s.setMemory(mem)
+	return nil, nil
+}
+
+// addMemReg adds a region. One that is known already stays as it is: a front-end that has lost count may send it again.
+func (s *session) addMemReg(m *message) ([]byte, error) {
+	d := ParseMemoryRegion(m.payload)
+	for _, r := range s.mem.Regions() {
+		if r.Is(d.GuestPhys, d.Size, d.UserAddr) && r.MmapOffset == d.MmapOffset {
+			return nil, nil
+		}
+	}
+	r, err := mapRegion(d, m.takeFD(0))
+	if err != nil {
+		return nil, err
+	}
+	defer r.Release()
+	mem, err := s.mem.With(r)
+	if err != nil {
+		return nil, err
+	}
+	s.setMemory(mem)
+	return nil, nil
+}
+
+// remMemReg removes a region. Requests in flight keep its mapping until they have ended.
+func (s *session) remMemReg(m *message) ([]byte, error) {
+	d := ParseMemoryRegion(m.payload)
+	mem, err := s.mem.Without(d.GuestPhys, d.Size, d.UserAddr)
+	if err != nil {
+		return nil, err
+	}
+	s.setMemory(mem)
+	return nil, nil
+}
+
+func mapRegion(d MemoryRegion, fd *sys.FD) (*guestmem.Region, error) {
+	return guestmem.Map(d.GuestPhys, d.Size, d.UserAddr, d.MmapOffset, fd)
+}
+
+// setMemory makes mem, to which it takes over the caller's reference, the current generation. When it returns, no ring
+// fetches from the old one any more. A ring that is not in the new one breaks.
+func (s *session) setMemory(mem *guestmem.Memory) {
+	for _, r := range s.rings {
+		if q := r.q; q != nil {
+			q.reactor.Do(func() { q.setMemory(mem) })
+		}
+	}
+	s.mem.Release()
+	s.mem = mem
+}

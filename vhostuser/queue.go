@@ -1,0 +1,377 @@
+package vhostuser
+
+import (
+	"context"
+	"errors"
+	"runtime"
+
+	"vdev/internal/guestmem"
+	"vdev/internal/reactor"
+	"vdev/internal/sys"
+	"vdev/virtq"
+)
+
+// Reactor is the event loop that owns a Queue.
+type Reactor = reactor.Reactor
+
+// Queue is a ring that runs: from the Device's StartQueue to its StopQueue. A ring that is started again is another
+// Queue.
+//
+// It belongs to its reactor. Methods are called on the reactor, which is where Process runs, and what was given to Post;
+// those that say so may be called from elsewhere.
+type Queue struct {
+	// Data is the Device's own, to find its state of the ring.
+	Data any
+
+	s        *session
+	index    int
+	size     int
+	features uint64
+	reactor  *reactor.Reactor
+	wake     func() // posted by Wake
+
+	// The reactor's.
+	vq       *virtq.Queue
+	src      *reactor.Source // nil before the ring is added and after it was removed
+	call     signal
+	errs     signal
+	last     *virtq.Chain // the newest popped, for a fault while it is looked at
+	lost     *virtq.Chain // popped, and lost in a fault: it will not be pushed
+	pops     uint64
+	paused   bool // not handed over yet, or disabled
+	sawEmpty bool // Pop found nothing, in this call of Process
+	stalled  bool // Process left chains in the ring on purpose
+	broken   error
+	idle     chan struct{} // closed when nothing is in flight; nil if nobody waits
+
+	// The connection's goroutine's.
+	enabled  bool // as the reactor was told
+	stopping bool
+}
+
+// signal is a descriptor that the front-end wants to be written to.
+type signal struct {
+	fd       int // -1 for none
+	mayBlock bool
+}
+
+func newSignal(f *sys.FD) signal {
+	if f == nil {
+		return signal{fd: -1}
+	}
+	nonblock, err := sys.Nonblocking(f.Int())
+	return signal{fd: f.Int(), mayBlock: err != nil || !nonblock}
+}
+
+// send signals. A descriptor that is full has a reader with something to look at, and one that fails has none; the
+// front-end answers for what it sent.
+func (s signal) send() {
+	if s.fd < 0 || s.mayBlock && !sys.Writable(s.fd) {
+		return
+	}
+	_ = sys.EventfdWrite(s.fd)
+}
+
+// Index returns the ring's index. Any goroutine.
+func (q *Queue) Index() int { return q.index }
+
+// Size returns the number of descriptors. Any goroutine.
+func (q *Queue) Size() int { return q.size }
+
+// Features returns the features the ring was started with. Any goroutine.
+func (q *Queue) Features() uint64 { return q.features }
+
+// Reactor returns the reactor that owns q. Any goroutine.
+func (q *Queue) Reactor() *Reactor { return q.reactor }
+
+// Context is done when the front-end has hung up, the session has failed or the Backend is to end: also while StopQueue
+// waits, which then need not wait for the guest's sake any longer. Any goroutine.
+func (q *Queue) Context() context.Context { return q.s.ctx }
+
+// Post runs fn on the reactor, soon. Any goroutine. It also runs after the ring has stopped, when Push and Unpop only keep
+// count.
+func (q *Queue) Post(fn func()) {
+	q.reactor.Post(func() {
+		defer q.RecoverFault()
+		fn()
+	})
+}
+
+// Wake makes the reactor call Process again. Any goroutine.
+func (q *Queue) Wake() { q.reactor.Post(q.wake) }
+
+// Pop takes the next available chain into c, and returns false when there is none: the ring is empty, disabled or broken.
+// What breaks a ring the Backend has told already.
+func (q *Queue) Pop(c *virtq.Chain) bool {
+	if q.paused || q.broken != nil {
+		return false
+	}
+	defer q.RecoverFault()
+	ok, err := q.vq.Pop(c)
+	if ok {
+		q.pops++
+		q.last = c
+		return true
+	}
+	q.sawEmpty = true
+	if err != nil {
+		q.fail(err)
+	}
+	return false
+}
+
+// Push gives c back used, with written bytes at the start of its writable buffers. The driver sees it at the end of the
+// reactor's batch, when it is also called if it wants to be. On a ring that broke or has stopped, only the count of what
+// is in flight is kept.
+func (q *Queue) Push(c *virtq.Chain, written uint32) {
+	defer q.RecoverFault()
+	if c == q.lost {
+		q.lost = nil
+	}
+	q.vq.Push(c, written)
+	if q.src != nil {
+		q.src.MarkDirty()
+	}
+	if q.idle != nil {
+		q.checkIdle()
+	}
+}
+
+// Unpop gives c back unused: the next Pop takes it again. Only the newest chain can be given back (see CanUnpop).
+func (q *Queue) Unpop(c *virtq.Chain) {
+	if c == q.lost {
+		q.lost = nil
+	}
+	q.vq.Unpop(c)
+	if q.idle != nil {
+		q.checkIdle()
+	}
+}
+
+// CanUnpop tells whether Unpop can give c back: nothing popped after it is in flight or was pushed.
+func (q *Queue) CanUnpop(c *virtq.Chain) bool { return q.vq.CanUnpop(c) }
+
+// Pending tells whether there is a chain to pop.
+func (q *Queue) Pending() (pending bool) {
+	defer q.RecoverFault()
+	return !q.paused && q.vq.Pending()
+}
+
+// InFlight returns how many chains were popped and neither pushed nor given back.
+func (q *Queue) InFlight() int {
+	n := q.vq.InFlight()
+	if q.lost != nil {
+		n--
+	}
+	return n
+}
+
+// Broken returns why the ring is broken, and nil while it is sound.
+func (q *Queue) Broken() error { return q.broken }
+
+// Break gives the ring up: nothing more is fetched or shown to the guest until the front-end has stopped and started
+// it. The front-end's error eventfd is signalled. What is in flight is pushed as ever, which then only keeps count.
+func (q *Queue) Break(err error) { q.fail(err) }
+
+// WaitIdle waits until nothing is in flight, or ctx is done, whose error it then returns. Not on the reactor: StopQueue
+// calls it.
+func (q *Queue) WaitIdle(ctx context.Context) error {
+	idle := make(chan struct{})
+	q.reactor.Post(func() {
+		q.idle = idle
+		q.checkIdle()
+	})
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+	}
+	q.reactor.Do(func() { q.idle = nil })
+	select {
+	case <-idle:
+		return nil
+	default:
+		return ctx.Err()
+	}
+}
+
+func (q *Queue) checkIdle() {
+	if q.InFlight() == 0 {
+		close(q.idle)
+		q.idle = nil
+	}
+}
+
+// LastOfDevice tells whether every other ring of the session has stopped. Only in StartQueue and StopQueue.
+func (q *Queue) LastOfDevice() bool {
+	for _, r := range q.s.rings {
+		if r.q != nil && r.q != q {
+			return false
+		}
+	}
+	return true
+}
+
+// DeviceStopping tells whether no ring of the session is fetched from any more: each one has stopped, or was disabled, or
+// the session ends. Then it is the device that is being stopped, and not just one ring of it. Only in StopQueue.
+func (q *Queue) DeviceStopping() bool {
+	for _, r := range q.s.rings {
+		if r.q != nil && !r.q.stopping && r.enabled {
+			return false
+		}
+	}
+	return true
+}
+
+// open builds the ring and adds it to the reactor, paused. ringErr is what is wrong with the ring itself, kickErr with the
+// descriptor that kicks it; after either one nothing is left.
+func (q *Queue) open(mem *guestmem.Memory, cfg virtq.Config, kick int) (ringErr, kickErr error) {
+	if ringErr = q.build(mem, cfg); ringErr != nil {
+		return ringErr, nil
+	}
+	q.src, kickErr = q.reactor.Add(poller{q}, kick)
+	if kickErr != nil || q.broken != nil {
+		q.close()
+	}
+	return q.broken, kickErr
+}
+
+// build makes the virtqueue, which looks at the ring's memory.
+func (q *Queue) build(mem *guestmem.Memory, cfg virtq.Config) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = faultError(r)
+		}
+	}()
+	q.vq, err = virtq.New(mem, cfg)
+	return err
+}
+
+// setMemory goes over to another generation of guest memory.
+func (q *Queue) setMemory(mem *guestmem.Memory) {
+	defer q.RecoverFault()
+	if err := q.vq.SetMemory(mem); err != nil {
+		q.fail(err)
+	}
+}
+
+// close lets go of the reactor, of guest memory and of the descriptors. Chains in flight keep their memory.
+func (q *Queue) close() {
+	if q.src != nil {
+		q.reactor.Remove(q.src)
+		q.src = nil
+	}
+	q.paused = true
+	q.call, q.errs = signal{fd: -1}, signal{fd: -1}
+	q.vq.Close()
+}
+
+// RecoverFault is to be deferred by code of a Device that touches guest memory on the reactor elsewhere than in Process
+// or in a function given to Post. A front-end can cut off the file behind guest memory at any time. If it did, the
+// function that deferred ends there, the ring is broken and the connection ended. Any other panic goes on.
+func (q *Queue) RecoverFault() {
+	if r := recover(); r != nil {
+		q.fault(r)
+	}
+}
+
+// faultError returns the error for a panic that is a fault on guest memory; another one goes on.
+func faultError(r any) error {
+	var fault interface {
+		runtime.Error
+		Addr() uintptr
+	}
+	err, ok := r.(error)
+	if !ok || !errors.As(err, &fault) || !sys.InSharedMapping(fault.Addr()) {
+		panic(r)
+	}
+	return &FaultError{Addr: fault.Addr()}
+}
+
+func (q *Queue) fault(r any) {
+	q.fail(faultError(r))
+	q.s.end(&RingError{Ring: q.index, Err: q.broken})
+	if q.idle != nil {
+		q.checkIdle()
+	}
+}
+
+// fail breaks the ring.
+func (q *Queue) fail(err error) {
+	if q.broken != nil {
+		return
+	}
+	q.broken = err
+	q.vq.Break(err)
+	q.errs.send()
+	q.s.b.event(Event{Kind: EventBreak, Ring: q.index, Err: err})
+}
+
+// poller is what the reactor sees of a Queue.
+type poller struct{ *Queue }
+
+// Poll has the Device process the ring.
+func (q poller) Poll() (worked bool) {
+	if q.paused || q.broken != nil {
+		return false
+	}
+	before := q.pops
+	q.sawEmpty, q.stalled = false, false
+	more, ok := q.process()
+	if !ok {
+		return true
+	}
+	// Without having seen the end of the ring the Device leaves what is there, or it has used up its budget.
+	q.stalled = !more && !q.sawEmpty
+	return more || q.pops != before
+}
+
+// process tells whether Process returned, and was not ended by a fault.
+func (q poller) process() (more, ok bool) {
+	defer q.recoverProcess()
+	return q.s.dev.Process(q.Queue), true
+}
+
+// recoverProcess is RecoverFault for Process: the chain that it had in its hands will not be pushed by anybody.
+func (q poller) recoverProcess() {
+	r := recover()
+	if r == nil {
+		return
+	}
+	q.fault(r)
+	if q.last != nil && q.vq.CanUnpop(q.last) {
+		q.lost = q.last
+		if q.idle != nil {
+			q.checkIdle()
+		}
+	}
+}
+
+// Arm asks the driver for kicks.
+func (q poller) Arm() (pending bool) {
+	if q.paused || q.stalled || q.broken != nil {
+		return false
+	}
+	defer q.RecoverFault()
+	return q.vq.EnableNotify()
+}
+
+// Disarm tells the driver that no kicks are needed.
+func (q poller) Disarm() {
+	if q.broken != nil {
+		return
+	}
+	defer q.RecoverFault()
+	q.vq.DisableNotify()
+}
+
+// Flush shows the driver what was pushed, and calls it if it wants to be.
+func (q poller) Flush() {
+	if q.broken != nil {
+		return
+	}
+	defer q.RecoverFault()
+	if q.vq.Publish() {
+		q.call.send()
+	}
+}

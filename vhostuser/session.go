@@ -1,0 +1,348 @@
+package vhostuser
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"syscall"
+	"time"
+
+	"vdev/internal/guestmem"
+	"vdev/internal/sys"
+)
+
+// virtioFeaturesOK is the device status bit FEATURES_OK (virtio 1.2, 2.1).
+const virtioFeaturesOK = 8
+
+// session is one front-end's connection. What a second SET_OWNER starts anew is reset by restart.
+//
+// Everything in it belongs to the connection's goroutine, but for ctx and end, and notify, which has a lock of its own.
+type session struct {
+	b      *Backend
+	c      *conn
+	dev    Device
+	parent context.Context
+	ctx    context.Context // of parent; done when the session is to end; its cause says why
+	end    context.CancelCauseFunc
+	notify notifier
+
+	mu          sync.Mutex
+	interrupted bool          // the connection's reads and writes fail from now on
+	ended       chan struct{} // closed when interrupted was set
+
+	owned       bool             // SET_OWNER came
+	protocol    ProtocolFeatures // negotiated; kept by restart
+	features    uint64           // negotiated, with FProtocolFeatures
+	negotiated  bool             // SET_FEATURES came
+	status      uint8            // as SET_STATUS said last
+	rings       []*ring
+	mem         *guestmem.Memory
+	configSpace []byte
+}
+
+func newSession(ctx context.Context, b *Backend, c *conn) *session {
+	s := &session{b: b, c: c, dev: b.dev, parent: ctx, ended: make(chan struct{})}
+	s.ctx, s.end = context.WithCancelCause(ctx)
+	s.configSpace = make([]byte, b.configSize)
+	s.notify.sent = func() { b.event(Event{Kind: EventOut, Ring: -1, Message: BackendConfigChangeMsg.String()}) }
+	s.reset()
+	return s
+}
+
+// reset gives the session the state of its beginning, but for what is negotiated before SET_OWNER.
+func (s *session) reset() {
+	mem, err := guestmem.New()
+	if err != nil {
+		panic(err) // without regions there is nothing to refuse
+	}
+	s.mem = mem
+	s.features, s.negotiated, s.status = 0, false, 0
+	s.rings = make([]*ring, s.b.numQueues)
+	for i := range s.rings {
+		s.rings[i] = &ring{index: i}
+	}
+}
+
+// run serves the connection until it ends, and releases everything that came over it. It returns nil for a hang-up and for
+// the end of the context it was started with.
+func (s *session) run() error {
+	context.AfterFunc(s.ctx, s.interrupt)
+	err := s.serve()
+	if cause := context.Cause(s.ctx); cause != nil && !hangup(err) {
+		err = cause
+	}
+	// Whoever waits in the Device learns that there is nobody left to wait for.
+	s.end(errHangup)
+	s.notify.reset(nil, false)
+	s.teardown()
+	s.mem.Release()
+	<-s.ended
+	if hangup(err) || err == context.Cause(s.parent) {
+		return nil
+	}
+	return err
+}
+
+// hangup tells whether err is what the end of the front-end looks like.
+func hangup(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, errHangup) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+// interrupt makes reads and writes of the connection fail, those under way as well.
+func (s *session) interrupt() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.interrupted = true
+	_ = s.c.uc.SetDeadline(time.Unix(1, 0))
+	close(s.ended)
+}
+
+// serve handles one message after the other.
+func (s *session) serve() error {
+	var m message
+	for {
+		if err := s.c.read(&m, s.notify.begin); err != nil {
+			return err
+		}
+		err := s.dispatch(&m)
+		m.close()
+		if err != nil {
+			return err
+		}
+		if s.ctx.Err() != nil {
+			return context.Cause(s.ctx)
+		}
+		s.notify.end()
+	}
+}
+
+// watchHangup ends the session when the front-end hangs up while no message of it is read; the function it returns ends the
+// watch. It is for the time in which StopQueue waits. A front-end that has sent something further is not seen to hang up: it
+// is not one that waits for the answer.
+func (s *session) watchHangup() (stop func()) {
+	raw, err := s.c.uc.SyscallConn()
+	if err != nil {
+		return func() {}
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		hung := false
+		_ = raw.Read(func(fd uintptr) bool {
+			n, err := sys.Peek(int(fd))
+			hung = err == nil && n == 0
+			return !errors.Is(err, syscall.EAGAIN)
+		})
+		if hung {
+			s.end(errHangup)
+		}
+	}()
+	return func() {
+		s.mu.Lock()
+		_ = s.c.uc.SetReadDeadline(time.Unix(1, 0))
+		s.mu.Unlock()
+		<-done
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if !s.interrupted {
+			_ = s.c.uc.SetReadDeadline(time.Time{})
+		}
+	}
+}
+
+// teardown stops all rings, tells the Device that the session is over, and closes the rings' descriptors. Nothing of the
+// guest's memory is used after it.
+func (s *session) teardown() {
+	// All of them stop fetching before the Device waits for the first.
+	for _, r := range s.rings {
+		s.detach(r)
+	}
+	for _, r := range s.rings {
+		s.stop(r, StopDisconnect)
+	}
+	s.dev.SessionEnd()
+	for _, r := range s.rings {
+		r.close()
+	}
+}
+
+// restart begins a new session on the connection (a second SET_OWNER: QEMU's device_add over the chardev of a device that was
+// removed). Rings, memory and virtio features of the old one are dropped. What the front-end negotiates before SET_OWNER, the
+// protocol features and the back-end channel, is the new session's already.
+func (s *session) restart() {
+	s.teardown()
+	s.mem.Release()
+	s.reset()
+	s.notify.forget()
+	s.b.event(Event{Kind: EventSession, Ring: -1})
+}
+
+// offered returns the features that GET_FEATURES answers with.
+func (s *session) offered() uint64 {
+	return s.dev.Features()&^(FProtocolFeatures|FLogAll) | FProtocolFeatures
+}
+
+// offeredProtocol returns what GET_PROTOCOL_FEATURES answers with. Without a configuration space CONFIG is not offered: QEMU
+// warns about it then.
+func (s *session) offeredProtocol() ProtocolFeatures {
+	p := ProtocolMQ | ProtocolReplyAck | ProtocolBackendReq | ProtocolBackendSendFD | ProtocolResetDevice |
+		ProtocolConfigureMemSlots | ProtocolStatus
+	if len(s.configSpace) > 0 {
+		p |= ProtocolConfig
+	}
+	return p
+}
+
+func (s *session) getFeatures(*message) ([]byte, error) {
+	return AppendU64(nil, s.offered()), nil
+}
+
+// setFeatures takes the negotiated features. While a ring runs only LOG_ALL may change, and the bit that says whether rings can
+// be disabled. Without that bit all rings are enabled at once (vhost-user, "Ring states").
+func (s *session) setFeatures(m *message) ([]byte, error) {
+	features := ParseU64(m.payload)
+	if extra := features &^ s.offered(); extra != 0 {
+		return nil, field("features", features, "within %#x", s.offered())
+	}
+	if s.running() {
+		if diff := (features ^ s.features) &^ (FLogAll | FProtocolFeatures); diff != 0 {
+			return nil, field("features", features, "%#x while a ring runs", s.features)
+		}
+	} else {
+		s.dev.SetFeatures(features &^ FProtocolFeatures)
+	}
+	s.features, s.negotiated = features, true
+	if features&FProtocolFeatures != 0 {
+		return nil, nil
+	}
+	for _, r := range s.rings {
+		r.enabled = true
+		if err := s.settle(r); err != nil {
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+func (s *session) getProtocolFeatures(*message) ([]byte, error) {
+	return AppendU64(nil, uint64(s.offeredProtocol())), nil
+}
+
+func (s *session) setProtocolFeatures(m *message) ([]byte, error) {
+	features := ProtocolFeatures(ParseU64(m.payload))
+	if features&^s.offeredProtocol() != 0 {
+		return nil, field("protocol features", uint64(features), "within %#x", s.offeredProtocol())
+	}
+	s.protocol = features
+	s.notify.allow(features&ProtocolConfig != 0)
+	return nil, nil
+}
+
+func (s *session) setOwner(*message) ([]byte, error) {
+	if s.owned {
+		s.restart()
+	}
+	s.owned = true
+	return nil, nil
+}
+
+// resetOwner disables all rings, which is what the specification recommends for this deprecated message.
+func (s *session) resetOwner(*message) ([]byte, error) {
+	for _, r := range s.rings {
+		r.enabled = false
+		if err := s.settle(r); err != nil {
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+// resetDevice disables all rings and gives the device its initial state. Rings that still run are stopped. The front-end keeps
+// the ownership, and sends neither protocol features, nor memory, nor the call and error descriptors again: they stay.
+func (s *session) resetDevice(*message) ([]byte, error) {
+	for _, r := range s.rings {
+		r.enabled = false
+		s.detach(r)
+	}
+	for _, r := range s.rings {
+		s.stop(r, StopReset)
+		r.base, r.broken = 0, nil
+	}
+	s.features, s.negotiated, s.status = 0, false, 0
+	return nil, nil
+}
+
+func (s *session) getQueueNum(*message) ([]byte, error) {
+	return AppendU64(nil, uint64(len(s.rings))), nil
+}
+
+func (s *session) getMaxMemSlots(*message) ([]byte, error) {
+	return AppendU64(nil, guestmem.MaxRegions), nil
+}
+
+// getStatus answers with the status that was set last. QEMU adds bits to it, and then sets it. FEATURES_OK, which a device may
+// take back, is only told while a negotiation stands.
+func (s *session) getStatus(*message) ([]byte, error) {
+	status := s.status
+	if !s.negotiated {
+		status &^= virtioFeaturesOK
+	}
+	return AppendU64(nil, uint64(status)), nil
+}
+
+// setStatus remembers the status, and nothing more: QEMU 7.2 sends 0 before it stops the rings, also for a pause.
+func (s *session) setStatus(m *message) ([]byte, error) {
+	status := ParseU64(m.payload)
+	if status > 0xff {
+		return nil, field("status", status, "at most 0xff")
+	}
+	s.status = uint8(status)
+	return nil, nil
+}
+
+// getConfig answers with a part of the configuration space.
+func (s *session) getConfig(m *message) ([]byte, error) {
+	c, err := s.parseConfig(m)
+	if err != nil {
+		return nil, err
+	}
+	s.dev.ReadConfig(s.configSpace)
+	c.Data = s.configSpace[c.Offset:][:len(c.Data)]
+	return c.Append(nil), nil
+}
+
+func (s *session) setConfig(m *message) ([]byte, error) {
+	c, err := s.parseConfig(m)
+	if err != nil {
+		return nil, err
+	}
+	if c.Flags != ConfigWritable {
+		// A migration's target has a configuration of its own.
+		return nil, field("config flags", uint64(c.Flags), "0")
+	}
+	return nil, s.dev.WriteConfig(int(c.Offset), c.Data)
+}
+
+func (s *session) parseConfig(m *message) (ConfigSpace, error) {
+	c, err := ParseConfigSpace(m.payload)
+	if err != nil {
+		return c, err
+	}
+	if end := uint64(c.Offset) + uint64(len(c.Data)); end > uint64(len(s.configSpace)) {
+		return c, field("config offset and size", end, "at most %d together", len(s.configSpace))
+	}
+	return c, nil
+}
+
+// setBackendReqFD takes the socket for messages of ours.
+func (s *session) setBackendReqFD(m *message) ([]byte, error) {
+	fd := m.takeFD(0)
+	if info, err := sys.Socket(fd.Int()); err != nil || !info.Unix || !info.Stream {
+		fd.Close()
+		return nil, fmt.Errorf("descriptor is not a Unix stream socket: %w", errors.Join(err, syscall.EINVAL))
+	}
+	s.notify.reset(fd, s.protocol&ProtocolConfig != 0)
+	return nil, nil
+}

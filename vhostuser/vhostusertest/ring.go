@@ -1,0 +1,143 @@
+package vhostusertest
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"vdev/internal/sys"
+	"vdev/vhostuser"
+	"vdev/virtq/virtqtest"
+)
+
+// Ring is one virtqueue from the front-end's and the driver's side: the driver, and the descriptors that wake either side.
+type Ring struct {
+	*virtqtest.Driver
+	Index int
+	// Base is where the ring begins when it is started: the driver's own at first, then what GET_VRING_BASE answered.
+	Base uint16
+
+	f               *Frontend
+	kick, call, err *sys.FD
+}
+
+// NewRing makes a ring with size descriptors in m, with the features that SetFeatures sent.
+func (f *Frontend) NewRing(m *virtqtest.Mem, index, size int) (*Ring, error) {
+	d := virtqtest.New(m, size, f.features&^vhostuser.FProtocolFeatures)
+	r := &Ring{Driver: d, Index: index, f: f, Base: d.Layout().Base}
+	for _, fd := range []**sys.FD{&r.kick, &r.call, &r.err} {
+		var err error
+		if *fd, err = sys.NewEventfd(); err != nil {
+			r.Close()
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+// Close closes the ring's descriptors.
+func (r *Ring) Close() { sys.CloseAll([]*sys.FD{r.kick, r.call, r.err}) }
+
+// KickFD, CallFD and ErrFD return the eventfds, which stay the ring's.
+func (r *Ring) KickFD() int { return r.kick.Int() }
+
+// CallFD returns the eventfd that the back-end signals completions on.
+func (r *Ring) CallFD() int { return r.call.Int() }
+
+// ErrFD returns the eventfd that the back-end signals a broken ring on.
+func (r *Ring) ErrFD() int { return r.err.Int() }
+
+// Setup sends all that describes the ring, without starting it: call and error descriptors, size, base and addresses.
+func (r *Ring) Setup() error {
+	layout := r.Layout()
+	return errors.Join(
+		r.f.SetVringErr(r.Index, r.err.Int()),
+		r.f.SetVringCall(r.Index, r.call.Int()),
+		r.f.SetVringNum(r.Index, layout.Size),
+		r.f.SetVringBase(r.Index, uint32(r.Base)),
+		r.f.SetVringAddr(r.Addr()),
+	)
+}
+
+// Addr returns the payload of SET_VRING_ADDR.
+func (r *Ring) Addr() vhostuser.VringAddr {
+	layout := r.Layout()
+	return vhostuser.VringAddr{Index: uint32(r.Index), Desc: layout.Desc, Avail: layout.Avail, Used: layout.Used}
+}
+
+// Start starts and enables the ring as QEMU does.
+func (r *Ring) Start() error {
+	if err := errors.Join(r.Setup(), r.f.SetVringKick(r.Index, r.kick.Int())); err != nil {
+		return err
+	}
+	if r.f.features&vhostuser.FProtocolFeatures == 0 {
+		return nil
+	}
+	return r.f.SetVringEnable(r.Index, true)
+}
+
+// Stop disables the ring and stops it, as QEMU does.
+func (r *Ring) Stop() error {
+	if r.f.features&vhostuser.FProtocolFeatures != 0 {
+		if err := r.f.SetVringEnable(r.Index, false); err != nil {
+			return err
+		}
+	}
+	var err error
+	r.Base, err = r.f.GetVringBase(r.Index)
+	return err
+}
+
+// Notify shows the back-end what was added, and kicks it if it wants to be.
+func (r *Ring) Notify() error {
+	if !r.Kick() {
+		return nil
+	}
+	return sys.EventfdWrite(r.kick.Int())
+}
+
+// Called tells whether the call descriptor was signalled since it was asked last.
+func (r *Ring) Called() bool {
+	_, err := sys.EventfdRead(r.call.Int())
+	return err == nil
+}
+
+// Failed tells whether the error descriptor was signalled since it was asked last.
+func (r *Ring) Failed() bool {
+	_, err := sys.EventfdRead(r.err.Int())
+	return err == nil
+}
+
+// Wait waits for the next used element, sleeping on the call descriptor, and returns it as Used does.
+func (r *Ring) Wait() (head uint16, written uint32, err error) {
+	deadline := time.Now().Add(Timeout)
+	for {
+		if head, written, ok := r.Used(); ok {
+			return head, written, nil
+		}
+		if r.EnableCalls() {
+			continue
+		}
+		left := time.Until(deadline)
+		if left <= 0 {
+			return 0, 0, fmt.Errorf("ring %d: no completion within %v", r.Index, Timeout)
+		}
+		if err := sys.WaitReadable(r.call.Int(), left); err != nil {
+			return 0, 0, err
+		}
+		r.Called()
+		r.DisableCalls()
+	}
+}
+
+// Do adds one chain, notifies, and waits until it was used.
+func (r *Ring) Do(readable, writable []virtqtest.Seg) (written uint32, err error) {
+	if _, ok := r.Add(readable, writable); !ok {
+		return 0, errors.New("no room in the ring")
+	}
+	if err := r.Notify(); err != nil {
+		return 0, err
+	}
+	_, written, err = r.Wait()
+	return written, err
+}
