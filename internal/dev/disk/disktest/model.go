@@ -30,6 +30,9 @@ func (d *Disk) Check(t *rapid.T) {
 		"discard":   d.discard,
 		"zeroes":    d.zeroes,
 		"flush": func(t *rapid.T) {
+			if rapid.IntRange(0, 3).Draw(t, "really") > 0 {
+				return // it is slow, and changes nothing that can be seen
+			}
 			if err := d.Table.BdevIoctl(d.Dev, devsw.DIOCCACHESYNC, nil, devsw.FWRITE); err != nil {
 				t.Fatalf("flush: %v", err)
 			}
@@ -123,7 +126,7 @@ func (d *Disk) transfers(t *rapid.T) {
 		var flags devsw.BufFlag
 		data := memory(t, n)
 		if op == devsw.BWrite {
-			if rapid.Bool().Draw(t, "fua") {
+			if rapid.IntRange(0, 7).Draw(t, "fua") == 0 {
 				flags = devsw.BMediaFUA
 			}
 			src := rand.NewChaCha8([32]byte{byte(rapid.IntRange(1, 255).Draw(t, "seed"))})

@@ -1,0 +1,225 @@
+package vnd
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"vdev/devsw"
+	"vdev/internal/dev/disk"
+	"vdev/internal/sys"
+)
+
+// image is an image from d_open to d_close. It is the AIODone of all its transfers, and of no others': a CancelAll that comes
+// late must not hit what a later open has begun.
+type image struct {
+	file   *disk.Image
+	fd     int
+	sector int64
+	geo    geometry
+	conf   Config
+	desc   devsw.DiskInfo // without the size
+
+	size atomic.Int64 // of the disk, in bytes
+	high atomic.Int64 // the largest size was; raised before size is
+
+	// cancelled: d_cancel has been. A transfer that looks after it was handed to an AIO, and finds this not set, is among those
+	// that d_cancel finds.
+	cancelled atomic.Bool
+
+	mu      sync.Mutex                  // serialises changes of engines
+	engines atomic.Pointer[[]devsw.AIO] // those that transfers were handed to; never changed, only replaced
+	threads threads                     // for transfers that come without an AIO
+
+	ranges *ranges // nil where sectors are no smaller than offAlign
+	syncer syncer
+}
+
+func newImage(file *disk.Image, conf Config, sector int64, g geometry) *image {
+	im := &image{
+		file:   file,
+		fd:     file.FD.Int(),
+		sector: sector,
+		geo:    g,
+		conf:   conf,
+		desc:   describe(file, conf, sector, g),
+	}
+	if sector < g.offAlign && !conf.ReadOnly {
+		im.ranges = new(ranges)
+	}
+	im.size.Store(g.size)
+	im.high.Store(g.size)
+	im.syncer.sync = im.fdatasync
+	return im
+}
+
+// close gives the image back to the host. Nothing is in progress.
+func (im *image) close() { im.file.FD.Close() }
+
+func (im *image) medium() disk.Medium {
+	// In this order: see high.
+	size := im.size.Load()
+	return disk.Medium{Size: size, High: im.high.Load(), Sector: im.sector, ReadOnly: im.conf.ReadOnly}
+}
+
+// strategy starts a transfer.
+func (im *image) strategy(b *devsw.Buf) {
+	off, n, ok := disk.Check(b, im.medium())
+	if !ok {
+		return
+	}
+	if im.cancelled.Load() {
+		b.Fail(devsw.ECANCELED)
+		return
+	}
+	aio := b.AIO
+	if aio == nil {
+		aio = &im.threads
+	} else if !im.knows(aio) {
+		im.learn(aio)
+	}
+	switch {
+	case n < b.Bcount, im.conf.Direct && !im.aligned(b, off), im.ranges != nil && b.Op == devsw.BWrite:
+		im.bounce(b, off, n, aio)
+	default:
+		im.hand(b, off, aio)
+	}
+}
+
+// hand hands a transfer to an AIO, whose b is from then on.
+func (im *image) hand(b *devsw.Buf, off int64, aio devsw.AIO) {
+	if b.Op == devsw.BRead {
+		aio.ReadAt(b, im.fd, off, im)
+	} else {
+		aio.WriteAt(b, im.fd, off, im)
+	}
+	if im.cancelled.Load() {
+		aio.CancelAll(im)
+	}
+}
+
+// aligned reports whether the host takes b as it is under O_DIRECT.
+func (im *image) aligned(b *devsw.Buf, off int64) bool {
+	mask := im.geo.offAlign - 1
+	if (off|b.Bcount)&mask != 0 {
+		return false
+	}
+	for _, p := range b.Data {
+		if int64(len(p))&mask != 0 || !sys.Aligned(p, im.geo.memAlign) {
+			return false
+		}
+	}
+	return true
+}
+
+// AIODone ends a transfer, or goes on with one that is made of several.
+func (im *image) AIODone(b *devsw.Buf, n int64, e devsw.Errno) {
+	if o, ok := b.Context.(*op); ok {
+		o.step(n, e)
+		return
+	}
+	if b.Op == devsw.BRead {
+		if e = im.atEOF(n, e, b.Bcount); e == 0 && n < b.Bcount {
+			if e = disk.Zero(b, n, b.Bcount-n); e == 0 {
+				n = b.Bcount
+			}
+		}
+	} else {
+		e = im.wrote(n, b.Bcount, b.Flags, e)
+	}
+	b.Error = e
+	b.Resid = b.Bcount - n
+	b.Biodone()
+}
+
+// atEOF gives the error of a read that ended after n of the bytes wanted with e: 0 also where it ended at the end of the image,
+// beyond which everything reads as zeroes.
+func (im *image) atEOF(n int64, e devsw.Errno, want int64) devsw.Errno {
+	if n == want {
+		return e
+	}
+	// The host does not let O_DIRECT go on from where a file that is not made of whole blocks ends.
+	if e == devsw.EINVAL && im.conf.Direct && n&(im.geo.offAlign-1) != 0 {
+		e = 0
+	}
+	if e == 0 && im.file.Block {
+		e = devsw.EIO // the device has become smaller
+	}
+	return e
+}
+
+// wrote gives the error of a write that ended after n bytes with e, of the bytes wanted.
+func (im *image) wrote(n, want int64, flags devsw.BufFlag, e devsw.Errno) devsw.Errno {
+	if e == 0 && n < want {
+		e = devsw.EIO
+	}
+	if e == devsw.EIO && flags&devsw.BMediaFUA != 0 {
+		// The host tells a failed writeback once: this write may have taken the news of another one's from the next flush.
+		im.syncer.fail(e)
+	}
+	return e
+}
+
+func (im *image) knows(a devsw.AIO) bool {
+	if p := im.engines.Load(); p != nil {
+		for _, e := range *p {
+			if e == a {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// learn remembers an AIO, so that cancel finds it.
+func (im *image) learn(a devsw.AIO) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if im.knows(a) {
+		return
+	}
+	var s []devsw.AIO
+	if p := im.engines.Load(); p != nil {
+		s = slices.Clone(*p)
+	}
+	s = append(s, a)
+	im.engines.Store(&s)
+}
+
+// cancel interrupts what is in progress, and what begins later. It does not wait.
+func (im *image) cancel() {
+	im.cancelled.Store(true)
+	im.threads.CancelAll(im)
+	if p := im.engines.Load(); p != nil {
+		for _, a := range *p {
+			a.CancelAll(im)
+		}
+	}
+	if im.ranges != nil {
+		im.ranges.cancel()
+	}
+}
+
+// grow reads the image's size again and gives the disk's.
+func (im *image) grow() (int64, error) {
+	length, err := im.file.Length()
+	if err != nil {
+		return 0, err
+	}
+	size, err := diskSize(im.conf.Path, length, im.sector, im.geo.offAlign, im.conf.ReadOnly)
+	if err != nil {
+		return 0, err
+	}
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	im.high.Store(max(im.high.Load(), size))
+	im.size.Store(size)
+	return size, nil
+}
+
+// info describes the disk as it is now.
+func (im *image) info() devsw.DiskInfo {
+	info := im.desc
+	info.Size = im.size.Load()
+	return info
+}

@@ -1,0 +1,225 @@
+package vnd
+
+import (
+	"fmt"
+	"time"
+
+	"vdev/devsw"
+	"vdev/internal/dev/disk"
+	"vdev/internal/sys"
+)
+
+// The majors on NetBSD/amd64 (sys/arch/amd64/conf/majors.amd64).
+const (
+	bmajor = 14
+	cmajor = 41
+)
+
+// DefaultLockWait is how long an open waits for an image that is in use, where the Config does not say.
+const DefaultLockWait = 3 * time.Second
+
+// Config describes a disk.
+type Config struct {
+	Path       string // the image: a regular file or a block device
+	ReadOnly   bool   // the image is opened for reading, and may be shared with other readers
+	Direct     bool   // O_DIRECT: past the host's page cache
+	Discard    bool   // discards punch holes; without it d_discard is ENODEV, and zeroes keep their space
+	SectorSize uint32 // logical sector size: 512 or 4096 bytes; 0: 512
+
+	// LockWait is how long d_open waits for an image that is in use: a predecessor that was killed keeps its locks until the
+	// host has ended its last transfer. 0: DefaultLockWait; negative: not at all.
+	LockWait time.Duration
+}
+
+// Driver is the vnd driver, attached to a table.
+type Driver struct {
+	table  *devsw.Table
+	bdev   devsw.Bdevsw
+	cdev   devsw.Cdevsw
+	bmajor uint32
+	units  disk.Units[softc]
+}
+
+// New attaches the driver to t under the name "vnd".
+func New(t *devsw.Table) (*Driver, error) {
+	d := &Driver{table: t}
+	d.bdev = devsw.Bdevsw{
+		Name: "vnd", Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, Ioctl: d.ioctl,
+		Psize: d.psize, Discard: d.discard, Flag: devsw.DDisk | devsw.DMPSafe,
+	}
+	d.cdev = devsw.Cdevsw{
+		Name: "vnd", Open: d.open, Cancel: d.cancel, Close: d.close, Read: d.rw, Write: d.rw, Ioctl: d.ioctl,
+		Discard: d.discard, Flag: devsw.DDisk | devsw.DMPSafe,
+	}
+	bmaj, _, err := t.Attach("vnd", &d.bdev, bmajor, &d.cdev, cmajor)
+	if err != nil {
+		return nil, fmt.Errorf("vnd: attach: %w", err)
+	}
+	d.bmajor = uint32(bmaj)
+	return d, nil
+}
+
+// Detach takes the driver out of the table and forgets all its disks. EBUSY, with nothing changed, while one is open. No
+// other method may be called meanwhile or afterwards.
+func (d *Driver) Detach() error {
+	if err := d.table.Detach(&d.bdev, &d.cdev); err != nil {
+		return fmt.Errorf("vnd: detach: %w", err)
+	}
+	for _, unit := range d.units.All() {
+		if err := d.Destroy(unit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Create makes disk unit and returns its block device. The image is opened as d_open will do, so that what is wrong with it
+// shows now, and closed again; no lock is taken. Errors name the image's path and the cause: EEXIST where there is such a unit
+// already, EINVAL for a bad Config or a file that cannot be an image, and what opening it gives.
+func (d *Driver) Create(unit int, conf Config) (devsw.Dev, error) {
+	sc, err := newSoftc(conf)
+	if err == nil {
+		err = d.units.Add(unit, sc)
+	}
+	if err != nil {
+		return devsw.NODEV, fmt.Errorf("vnd: %w", err)
+	}
+	return devsw.Makedev(d.bmajor, uint32(unit)), nil
+}
+
+func newSoftc(conf Config) (*softc, error) {
+	sector, err := disk.CheckSector(conf.SectorSize)
+	if err != nil {
+		return nil, err
+	}
+	if conf.LockWait == 0 {
+		conf.LockWait = DefaultLockWait
+	}
+	sc := &softc{conf: conf, sector: sector}
+	img, err := disk.OpenImage(conf.Path, sys.OpenFlags{Write: !conf.ReadOnly, Direct: conf.Direct})
+	if err != nil {
+		return nil, err
+	}
+	defer img.FD.Close()
+	if _, err := sc.geometry(img); err != nil {
+		return nil, err
+	}
+	return sc, nil
+}
+
+// Destroy forgets disk unit; its image stays. EBUSY while it is open, ENXIO where there is none.
+func (d *Driver) Destroy(unit int) error {
+	if err := d.units.Remove(unit, (*softc).retire); err != nil {
+		return fmt.Errorf("vnd: %w", err)
+	}
+	return nil
+}
+
+// Info describes disk unit, open or not: where it is not, the image is looked at, without taking its locks. ENXIO where there
+// is no such unit, and what opening the image gives.
+func (d *Driver) Info(unit int) (devsw.DiskInfo, error) {
+	sc, err := d.unit(unit)
+	if err != nil {
+		return devsw.DiskInfo{}, err
+	}
+	info, err := sc.info()
+	if err != nil {
+		return info, fmt.Errorf("vnd%d: %w", unit, err)
+	}
+	return info, nil
+}
+
+// Check looks whether disk unit could be opened now: it opens the image, takes its locks and lets go of everything again,
+// without waiting. An error that wraps *LockError tells that the image is in use. nil where the unit is open.
+func (d *Driver) Check(unit int) error {
+	sc, err := d.unit(unit)
+	if err != nil {
+		return err
+	}
+	if sc.image.Load() != nil {
+		return nil
+	}
+	im, err := sc.openImage()
+	if err != nil {
+		return fmt.Errorf("vnd%d: %w", unit, identify(err))
+	}
+	im.close()
+	return nil
+}
+
+func (d *Driver) unit(unit int) (*softc, error) {
+	if sc := d.units.Get(devsw.Makedev(d.bmajor, uint32(unit))); unit >= 0 && sc != nil {
+		return sc, nil
+	}
+	return nil, fmt.Errorf("vnd: unit %d: no such unit: %w", unit, devsw.ENXIO)
+}
+
+// strategy is d_strategy.
+func (d *Driver) strategy(b *devsw.Buf) {
+	im := d.opened(b.Dev)
+	if im == nil {
+		b.Fail(devsw.ENXIO)
+		return
+	}
+	im.strategy(b)
+}
+
+// opened gives the open image of a unit, or nil.
+func (d *Driver) opened(dev devsw.Dev) *image {
+	if sc := d.units.Get(dev); sc != nil {
+		return sc.image.Load()
+	}
+	return nil
+}
+
+// rw is d_read and d_write of the character device.
+func (d *Driver) rw(dev devsw.Dev, u *devsw.Uio, _ devsw.Flag) error {
+	return disk.Physio(d.strategy, dev, u)
+}
+
+// ioctl is d_ioctl.
+func (d *Driver) ioctl(dev devsw.Dev, cmd devsw.Cmd, data any, _ devsw.Flag) error {
+	im := d.opened(dev)
+	if im == nil {
+		return devsw.ENXIO
+	}
+	switch cmd {
+	case devsw.DIOCCACHESYNC:
+		return im.flush()
+	case devsw.DIOCWRITEZEROES:
+		zr, ok := data.(*devsw.ZeroRange)
+		if !ok || zr == nil {
+			return devsw.EINVAL
+		}
+		return im.writeZeroes(zr.Pos, zr.N, zr.Unmap)
+	case devsw.DIOCGROW:
+		size, err := im.grow()
+		if err != nil {
+			return err
+		}
+		return disk.Grown(data, size)
+	}
+	return disk.Ioctl(cmd, data, im.info())
+}
+
+// psize is d_psize. It works without an open, as in NetBSD.
+func (d *Driver) psize(dev devsw.Dev) int64 {
+	sc := d.units.Get(dev)
+	if sc == nil {
+		return -1
+	}
+	info, err := sc.info()
+	if err != nil {
+		return -1
+	}
+	return info.Size / devsw.DEVBSIZE
+}
+
+// discard is d_discard.
+func (d *Driver) discard(dev devsw.Dev, pos, n int64) error {
+	im := d.opened(dev)
+	if im == nil {
+		return devsw.ENXIO
+	}
+	return im.discard(pos, n)
+}
