@@ -18,11 +18,16 @@ const blkName = "blk"
 // that no guest starts costs nothing.
 const maxQueues = 64
 
+// maxSocketPath is the longest path of a Unix socket in bytes, which struct sockaddr_un has with a zero after it, less
+// what listen may put before it.
+const maxSocketPath = 107 - len("./")
+
 // blkConfig is a command line of `vdev blk` that was found right.
 type blkConfig struct {
 	socketPath string // where to listen, or empty
 	fd         int    // the inherited socket, where socketPath is empty
 	driver     driverSpec
+	diskFlag   string // the flag that driver came from, for errors
 	numQueues  int
 	serial     string
 	blockSize  uint32 // bytes
@@ -64,7 +69,7 @@ var logLevels = map[string]slog.Level{
 func newBlkCommand() *cobra.Command {
 	f := &blkFlags{
 		fd:        number{min: 0, max: math.MaxInt},
-		numQueues: number{value: maxQueues, min: 1, max: 1024},
+		numQueues: number{value: maxQueues, min: 1, max: 256},
 		blockSize: choice{value: "512", of: []string{"512", "4096"}},
 		aio:       choice{of: []string{"io_uring", "threads"}},
 		reactors:  number{min: 1, max: 256},
@@ -172,6 +177,8 @@ func (f *blkFlags) config(given func(flag string) bool) (blkConfig, error) {
 		return c, errors.New("--socket-path or --fd is missing")
 	case given("socket-path") && f.socketPath == "":
 		return c, errors.New("--socket-path: a path is missing")
+	case len(f.socketPath) > maxSocketPath:
+		return c, fmt.Errorf("--socket-path %s: is %d bytes long, and a socket's path has at most %d", f.socketPath, len(f.socketPath), maxSocketPath)
 	case given("blk-file") && given("driver"):
 		return c, errors.New("--blk-file and --driver exclude each other")
 	case !given("blk-file") && !given("driver"):
@@ -182,8 +189,9 @@ func (f *blkFlags) config(given func(flag string) bool) (blkConfig, error) {
 		return c, fmt.Errorf("--cancel-after %v: must not be negative", f.cancel)
 	}
 	if given("blk-file") {
-		c.driver = driverSpec{name: "vnd", file: f.blkFile}
+		c.driver, c.diskFlag = driverSpec{name: "vnd", file: f.blkFile}, "blk-file"
 	} else {
+		c.diskFlag = "driver"
 		var err error
 		if c.driver, err = parseDriver(f.driver); err != nil {
 			return c, fmt.Errorf("--driver %s: %w", f.driver, err)

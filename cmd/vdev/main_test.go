@@ -19,12 +19,19 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"vdev": main})
 }
 
+// noRaceSleep keeps a vdev that was built with the race detector from sleeping for a second at its end.
+const noRaceSleep = "GORACE=atexit_sleep_ms=0"
+
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
-		Dir:                 filepath.Join("testdata", "script"),
+		Dir: filepath.Join("testdata", "script"),
+		Setup: func(e *testscript.Env) error {
+			e.Vars = append(e.Vars, noRaceSleep)
+			return nil
+		},
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"refuse": refuse},
+		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"refuse": refuse},
 		Condition: func(cond string) (bool, error) {
 			return cond == "root" && os.Geteuid() == 0, nil
 		},

@@ -31,6 +31,12 @@ func newQueuedWriter(w io.Writer) *queuedWriter {
 	return q
 }
 
+// crowded tells that so much waits to be written that what matters least should be left out (and counted by skip).
+func (q *queuedWriter) crowded() bool { return len(q.queue) > queueLength/2 }
+
+// skip counts a line that was left out.
+func (q *queuedWriter) skip() { q.lost.Add(1) }
+
 // Write queues a copy of p and does not fail. Any goroutine.
 func (q *queuedWriter) Write(p []byte) (int, error) {
 	select {
@@ -79,7 +85,7 @@ func (q *queuedWriter) write(p []byte) {
 
 func (q *queuedWriter) tellLost() {
 	if n := q.lost.Swap(0); n > 0 {
-		_, _ = fmt.Fprintf(q.w, "(%d lines of the log were lost: nobody read it)\n", n)
+		_, _ = fmt.Fprintf(q.w, "(%d lines are missing here: they came faster than they could be written)\n", n)
 	}
 }
 

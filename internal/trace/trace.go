@@ -12,57 +12,6 @@ import (
 	"time"
 )
 
-// Kind says what happened to the device.
-type Kind uint8
-
-// The events of a device's life. The names after the device switch's operations mark the moment before the
-// operation; their past participles mark its return.
-const (
-	Connect    Kind = iota + 1 // a front-end connected
-	Disconnect                 // the front-end's connection ended
-	Session                    // the front-end began a session (SET_OWNER)
-	RingStart                  // a ring was started
-	RingStop                   // a ring has stopped
-	RingBreak                  // a ring was broken by what the guest put there
-	Open                       // d_open is about to run
-	Opened                     // d_open has returned
-	Cancel                     // d_cancel is about to run
-	Canceled                   // d_cancel has returned
-	Drain                      // the wait for operations in progress begins
-	Drained                    // no operation is in progress any more
-	Close                      // d_close is about to run
-	Closed                     // d_close has returned
-	Revoke                     // the device is being taken from whoever has it open
-	Resize                     // the device's size was read again
-)
-
-var kindNames = [...]string{
-	Connect:    "connect",
-	Disconnect: "disconnect",
-	Session:    "session",
-	RingStart:  "ring start",
-	RingStop:   "ring stop",
-	RingBreak:  "ring break",
-	Open:       "open",
-	Opened:     "opened",
-	Cancel:     "cancel",
-	Canceled:   "canceled",
-	Drain:      "drain",
-	Drained:    "drained",
-	Close:      "close",
-	Closed:     "closed",
-	Revoke:     "revoke",
-	Resize:     "resize",
-}
-
-// String returns the event's name in lower case, such as "ring start".
-func (k Kind) String() string {
-	if k == 0 || int(k) >= len(kindNames) {
-		return fmt.Sprintf("kind %d", uint8(k))
-	}
-	return kindNames[k]
-}
-
 // WholeDevice is the Queue of an event that concerns no single ring.
 const WholeDevice = -1
 
@@ -70,13 +19,13 @@ const WholeDevice = -1
 type Event struct {
 	Seq   uint64        // counts from 0 over the Log's life, so that a gap shows what was overwritten
 	Time  time.Duration // since the Log was made, on the monotonic clock
-	Kind  Kind
-	Queue int    // the ring's index, or WholeDevice
-	Note  string // what else is worth knowing; may be empty
-	Err   error  // why it failed; nil where it did not
+	Kind  string        // the step's name, as the package has it that took it: "open", "cancel", "stop"
+	Queue int           // the ring's index, or WholeDevice
+	Note  string        // what else is worth knowing; may be empty
+	Err   error         // why it failed; nil where it did not
 }
 
-// String returns the event on one line, such as "    2.636412 ring stop queue=0 GET_VRING_BASE".
+// String returns the event on one line, such as "    2.636412 stop queue=0: broken".
 func (e Event) String() string {
 	s := fmt.Sprintf("%12.6f %s", e.Time.Seconds(), e.Kind)
 	if e.Queue != WholeDevice {

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"fmt"
+
+	"vdev/devsw"
+	"vdev/internal/dev/md"
+	"vdev/internal/dev/null"
+	"vdev/internal/dev/vnd"
+)
+
+// diskDriver is what the drivers of disks have in common beside their device switches.
+type diskDriver interface {
+	Info(unit int) (devsw.DiskInfo, error)
+	Detach() error
+}
+
+// openedDisk is unit 0 of an attached driver: the disk that is served. Despite the name nothing is open, in the sense
+// of d_open, before a guest starts it.
+type openedDisk struct {
+	driver diskDriver
+	dev    devsw.Dev
+}
+
+func (d *openedDisk) info() (devsw.DiskInfo, error) { return d.driver.Info(0) }
+
+// openDisk attaches the driver to the table and makes its unit 0. What is wrong with an image shows here, and not at a
+// guest's first request: it is opened, and it is tried whether its lock can be had.
+func openDisk(table *devsw.Table, spec driverSpec, blockSize uint32) (*openedDisk, error) {
+	switch spec.name {
+	case "vnd":
+		return makeDisk(table, vnd.New, vnd.Config{
+			Path: spec.file, ReadOnly: spec.readOnly, Direct: spec.direct, Discard: !spec.noDiscard, SectorSize: blockSize,
+		})
+	case "md":
+		return makeDisk(table, md.New, md.Config{Size: spec.size, File: spec.file, ReadOnly: spec.readOnly, SectorSize: blockSize})
+	case "null":
+		return makeDisk(table, null.New, null.Config{Size: spec.size, ReadOnly: spec.readOnly, SectorSize: blockSize})
+	}
+	return nil, fmt.Errorf("there is no driver %q", spec.name)
+}
+
+// creator is a driver with its configuration type.
+type creator[Config any] interface {
+	diskDriver
+	Create(unit int, conf Config) (devsw.Dev, error)
+}
+
+func makeDisk[Config any, Driver creator[Config]](table *devsw.Table, attach func(*devsw.Table) (Driver, error), conf Config) (*openedDisk, error) {
+	driver, err := attach(table)
+	if err != nil {
+		return nil, err
+	}
+	dev, err := driver.Create(0, conf)
+	if err != nil {
+		return nil, err
+	}
+	if c, ok := any(driver).(interface{ Check(unit int) error }); ok {
+		if err := c.Check(0); err != nil {
+			return nil, err
+		}
+	}
+	return &openedDisk{driver: driver, dev: dev}, nil
+}

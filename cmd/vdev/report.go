@@ -1,0 +1,106 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"vdev/internal/trace"
+	"vdev/internal/virtioblk"
+	"vdev/specfs"
+	"vdev/vhostuser"
+)
+
+// lifeEvents is how many events of the device's life are kept for SIGUSR1.
+const lifeEvents = 256
+
+// reporter takes what the layers tell and makes of it the log, the trace (--trace) and the record of the device's
+// life. Its methods are called on any goroutine, and none of them waits.
+type reporter struct {
+	log   *slog.Logger
+	life  *trace.Log
+	out   *queuedWriter
+	start time.Time
+	trace bool
+	json  bool
+}
+
+func newReporter(c blkConfig, log *slog.Logger, out *queuedWriter) *reporter {
+	return &reporter{log: log, life: trace.New(lifeEvents), out: out, start: time.Now(), trace: c.trace, json: c.logJSON}
+}
+
+// line puts one line into the trace: when (since vdev was started), who says it, and what.
+func (r *reporter) line(at time.Time, from, what string) {
+	seconds := at.Sub(r.start).Seconds()
+	if r.json {
+		r.log.Info("trace", "seconds", seconds, "from", from, "event", what)
+		return
+	}
+	fmt.Fprintf(r.out, "%12.6f %-7s %s\n", seconds, from, what)
+}
+
+// vhostuser is the vhost-user back-end's hook.
+func (r *reporter) vhostuser(e vhostuser.Event) {
+	if r.trace {
+		r.line(e.Time, "vhost", e.String())
+	}
+	switch e.Kind {
+	case vhostuser.EventIn, vhostuser.EventOut:
+		return
+	case vhostuser.EventConnect:
+		r.log.Info("a front-end has connected")
+	case vhostuser.EventDisconnect:
+		if e.Err != nil {
+			r.log.Error("the connection was ended", "cause", e.Err)
+		} else {
+			r.log.Info("the front-end has disconnected")
+		}
+	case vhostuser.EventRefuse:
+		r.log.Warn("a second front-end was refused: one is being served")
+	case vhostuser.EventFail:
+		r.log.Error("a message was refused", "message", e.Message, "cause", e.Err)
+	case vhostuser.EventBreak:
+		r.log.Error("a ring is broken", "ring", e.Ring, "cause", e.Err)
+	}
+	r.life.Add(trace.Event{Kind: string(e.Kind), Queue: e.Ring, Note: e.Message, Err: e.Err})
+}
+
+// specfs is the hook of the file system of devices.
+func (r *reporter) specfs(e specfs.Event) {
+	if r.trace {
+		r.line(e.Time, "specfs", e.String())
+	}
+	r.life.Add(trace.Event{Kind: e.Kind.String(), Queue: trace.WholeDevice, Err: e.Err})
+}
+
+// request is told of each request that has ended, where there is a trace. A guest makes more of them than can be
+// written: they must not push out what is worth more.
+func (r *reporter) request(q virtioblk.Request) {
+	if r.out.crowded() {
+		r.out.skip()
+		return
+	}
+	r.line(time.Now(), "blk", q.String())
+}
+
+// virtioblk is told by the device model what went wrong where nobody could be given an error.
+func (r *reporter) virtioblk(msg string, err error) {
+	if err != nil {
+		r.log.Warn(msg, "cause", err)
+	} else {
+		r.log.Warn(msg)
+	}
+}
+
+// dump prints the record of the device's life.
+func (r *reporter) dump() {
+	if r.json {
+		for _, e := range r.life.Snapshot() {
+			r.log.Info("life", "seq", e.Seq, "seconds", e.Time.Seconds(), "event", strings.TrimSpace(e.String()))
+		}
+		return
+	}
+	fmt.Fprintln(r.out, "the last events of the device's life, in seconds since vdev was started:")
+	_, _ = r.life.WriteTo(r.out)
+}
