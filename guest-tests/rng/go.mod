@@ -1,0 +1,9 @@
+module vdev-rng-example
+
+go 1.26.0
+
+require vdev v0.0.0
+
+require golang.org/x/sys v0.49.0 // indirect
+
+replace vdev => ../..
