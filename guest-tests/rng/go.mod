@@ -2,7 +2,10 @@ module vdev-rng-example
 
 go 1.26.0
 
-require vdev v0.0.0
+require (
+	go.uber.org/goleak v1.3.0
+	vdev v0.0.0
+)
 
 require golang.org/x/sys v0.49.0 // indirect
 
