@@ -19,13 +19,16 @@ import (
 // is d_close that resets, because by then the device is drained: an open that
 // was counted before the cancel, but that called d_open only after it, has
 // found the Cv cancelled and has gone. Were it d_open that resets, that open
-// would sleep for ever.
+// would sleep for ever. A driver without d_cancel calls both in d_close; it
+// wakes those who sleep, but cannot do anything about such an open, which is one
+// more reason to have a d_cancel.
 //
 // All methods but NewCv are called with the lock held.
 type Cv struct {
 	l         sync.Locker
 	wake      chan struct{} // closed to wake all; nil while nobody sleeps
 	cancelled bool
+	cancels   uint64 // number of Cancels ever
 }
 
 // NewCv makes a Cv for what l guards: a mutex of the unit's, or the Table for a
@@ -34,15 +37,17 @@ type Cv struct {
 func NewCv(l sync.Locker) *Cv { return &Cv{l: l} }
 
 // Wait sleeps until ready answers true; ready is called with the lock held.
-// It fails with ECANCELED once Cancel has been called, ready or not.
+// It fails with ECANCELED once Cancel has been called, ready or not, and also
+// where Reset was called before the sleeper came to look.
 func (c *Cv) Wait(ready func() bool) error {
 	return c.WaitContext(context.Background(), ready)
 }
 
 // WaitContext is Wait that also ends, with ctx's error, when ctx does.
 func (c *Cv) WaitContext(ctx context.Context, ready func() bool) error {
+	began := c.cancels
 	for {
-		if c.cancelled {
+		if c.cancelled || c.cancels != began {
 			return ECANCELED
 		}
 		if ready() {
@@ -78,6 +83,7 @@ func (c *Cv) Broadcast() {
 // that come, until Reset. It does not sleep.
 func (c *Cv) Cancel() {
 	c.cancelled = true
+	c.cancels++
 	c.Broadcast()
 }
 

@@ -91,6 +91,22 @@ func TestCvCancelWakesSleepersAndThoseWhoComeLater(t *testing.T) {
 	})
 }
 
+// What d_close does in a driver without d_cancel.
+func TestCvCancelAndResetAtOnceWakeSleepers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		c := NewCv(&mu)
+		done := sleeper(t.Context(), &mu, c, func() bool { return false })
+		mu.Lock()
+		c.Cancel()
+		c.Reset()
+		mu.Unlock()
+		if err := <-done; err != ECANCELED {
+			t.Errorf("Wait gives %v, want ECANCELED", err)
+		}
+	})
+}
+
 func TestCvWaitEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex

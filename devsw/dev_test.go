@@ -38,7 +38,7 @@ func TestNamesOfConstants(t *testing.T) {
 		{DIOCCACHESYNC, "DIOCCACHESYNC"}, {DIOCGMEDIASIZE, "DIOCGMEDIASIZE"},
 		{DIOCGSECTORSIZE, "DIOCGSECTORSIZE"}, {DIOCGDISKINFO, "DIOCGDISKINFO"},
 		{DIOCWRITEZEROES, "DIOCWRITEZEROES"}, {DIOCGROW, "DIOCGROW"},
-		{CmdDriver + 3, "ioctl CmdDriver+3"}, {Cmd(0), "ioctl 0"},
+		{CmdDriver + 3, "CmdDriver+3"}, {Cmd(0), "command 0"},
 	} {
 		if got := c.got.String(); got != c.want {
 			t.Errorf("%#v: String gives %q, want %q", c.got, got, c.want)

@@ -45,9 +45,9 @@ func (c Cmd) String() string {
 		return "DIOCGROW"
 	}
 	if c >= CmdDriver {
-		return fmt.Sprintf("ioctl CmdDriver+%d", uint32(c-CmdDriver))
+		return fmt.Sprintf("CmdDriver+%d", uint32(c-CmdDriver))
 	}
-	return fmt.Sprintf("ioctl %d", uint32(c))
+	return fmt.Sprintf("command %d", uint32(c))
 }
 
 // ZeroRange is the argument of DIOCWRITEZEROES.

@@ -62,6 +62,9 @@ func NewTable() *Table { return new(Table) }
 // NetBSD: KERNEL_LOCK, which is.
 func (t *Table) Lock() { t.big.Lock() }
 
+// TryLock takes the one lock if nobody has it.
+func (t *Table) TryLock() bool { return t.big.TryLock() }
+
 // Unlock lets go of the one lock.
 func (t *Table) Unlock() { t.big.Unlock() }
 

@@ -60,7 +60,7 @@ func (n *Node) Mode() devsw.Mode { return n.key.kind }
 func (n *Node) Open(ctx context.Context, flag devsw.Flag) error {
 	fs := n.fs
 	fs.mu.Lock()
-	sd, err := n.reserveUnlock(ctx)
+	sd, o, err := n.reserveUnlock(ctx)
 	if err != nil {
 		return err
 	}
@@ -72,6 +72,7 @@ func (n *Node) Open(ctx context.Context, flag devsw.Flag) error {
 
 	fs.mu.Lock()
 	// The section has to end before a close of our own, which drains.
+	delete(sd.ops, o)
 	sd.opens.Release()
 	switch {
 	case n.gone:
@@ -103,11 +104,11 @@ func (n *Node) Open(ctx context.Context, flag devsw.Flag) error {
 
 // reserveUnlock counts an open and enters its section, or says why not. It is
 // called with fs.mu held and returns without.
-func (n *Node) reserveUnlock(ctx context.Context) (*specdev, error) {
+func (n *Node) reserveUnlock(ctx context.Context) (*specdev, *op, error) {
 	fs := n.fs
 	defer fs.mu.Unlock()
 	if n.gone {
-		return nil, devsw.ENXIO
+		return nil, nil, devsw.ENXIO
 	}
 	sd := fs.getLocked(n.key)
 	for n.key.kind != devsw.IFBLK && sd.closing {
@@ -124,13 +125,13 @@ func (n *Node) reserveUnlock(ctx context.Context) (*specdev, error) {
 			err = devsw.EBADF
 		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		sd = fs.getLocked(n.key) // the closed one may have been forgotten
 	}
 	if n.key.kind == devsw.IFBLK && (sd.opencnt != 0 || sd.closing) ||
 		sd.claim != nil && sd.claim != n {
-		return nil, devsw.EBUSY
+		return nil, nil, devsw.EBUSY
 	}
 	sd.opencnt++
 	n.opencnt++
@@ -138,7 +139,9 @@ func (n *Node) reserveUnlock(ctx context.Context) (*specdev, error) {
 	sd.nodes[n] = struct{}{}
 	// Never closed: it is the count above that keeps the device from closing.
 	sd.opens.Acquire()
-	return sd, nil
+	o := &op{what: "open", since: now()}
+	sd.ops[o] = struct{}{}
+	return sd, o, nil
 }
 
 // resolveLocked finds d_strategy, so that Strategy need not. The device is open,
