@@ -37,9 +37,20 @@ func serveBlk(ctx context.Context, c blkConfig, stderr io.Writer) error {
 
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
 	defer stop()
+	// The guest's disk does not end with the program that reads the log.
+	signal.Ignore(syscall.SIGPIPE)
+	hup, usr1 := notify(syscall.SIGHUP), notify(syscall.SIGUSR1)
+	defer signal.Stop(hup)
+	defer signal.Stop(usr1)
 
 	served := make(chan error, 1)
-	go func() { served <- runBlk(ctx, c, out) }()
+	go func() { served <- runBlk(ctx, c, out, hup, usr1) }()
+	return await(ctx, served)
+}
+
+// await returns what comes from served; but when ctx ends and nothing comes soon, an error: whoever said that vdev is
+// to end does not wait for storage that is stuck.
+func await(ctx context.Context, served <-chan error) error {
 	select {
 	case err := <-served:
 		return err
@@ -53,8 +64,8 @@ func serveBlk(ctx context.Context, c blkConfig, stderr io.Writer) error {
 	}
 }
 
-// runBlk builds everything from the driver up, serves it, and takes it down again.
-func runBlk(ctx context.Context, c blkConfig, out *queuedWriter) (err error) {
+// runBlk builds everything from the driver up, serves it, and takes it down again. hup and usr1 bring those signals.
+func runBlk(ctx context.Context, c blkConfig, out *queuedWriter, hup, usr1 <-chan os.Signal) (err error) {
 	log := newLogger(out, c.logLevel, c.logJSON)
 	rep := newReporter(c, log, out)
 
@@ -88,22 +99,15 @@ func runBlk(ctx context.Context, c blkConfig, out *queuedWriter) (err error) {
 		return err
 	}
 
-	// The socket comes last: whoever finds it can connect.
-	listener, err := listen(c)
-	if err != nil {
-		return err
-	}
-	hup := notify(syscall.SIGHUP)
-	defer signal.Stop(hup)
-	usr1 := notify(syscall.SIGUSR1)
-	defer signal.Stop(usr1)
 	ended := make(chan struct{})
 	defer close(ended)
 	go func() {
 		for {
 			select {
 			case <-hup:
-				resize(log, fs, disk, device, backend)
+				if err := resize(log, fs, disk, device, backend); err != nil {
+					log.Error("the disk's size could not be read again", "cause", err)
+				}
 			case <-usr1:
 				rep.dump()
 			case <-ended:
@@ -114,10 +118,19 @@ func runBlk(ctx context.Context, c blkConfig, out *queuedWriter) (err error) {
 
 	info, err := disk.info()
 	if err != nil {
-		return errors.Join(fmt.Errorf("--%s: %w", c.diskFlag, err), listener.Close())
+		return fmt.Errorf("--%s: %w", c.diskFlag, err)
 	}
-	log.Info("serving a disk", "driver", c.driver.name, "file", c.driver.file, "bytes", info.Size, "block_size", info.SectorSize,
-		"read_only", info.ReadOnly, "socket", listener.Addr().String(), "aio", reactors.Mode())
+	// The socket comes last: whoever finds it can connect.
+	listener, err := listen(c)
+	if err != nil {
+		return err
+	}
+	about := []any{"driver", c.driver.name}
+	if c.driver.file != "" {
+		about = append(about, "file", c.driver.file)
+	}
+	log.Info("serving a disk", append(about, "bytes", info.Size, "block_size", info.SectorSize, "read_only", info.ReadOnly,
+		"socket", listener.Addr().String(), "aio", reactors.Mode())...)
 	err = backend.Serve(ctx, listener)
 	log.Info("ended")
 	return err
@@ -179,27 +192,26 @@ func newReactors(c blkConfig, log *slog.Logger) (*vhostuser.Reactors, error) {
 }
 
 // resize looks at the disk's size again, and has the front-end told where it has changed.
-func resize(log *slog.Logger, fs *specfs.FS, disk *openedDisk, device *virtioblk.Device, backend *vhostuser.Backend) {
+func resize(log *slog.Logger, fs *specfs.FS, disk *openedDisk, device *virtioblk.Device, backend *vhostuser.Backend) error {
 	if node := fs.Lookup(devsw.IFBLK, disk.dev); node != nil {
 		// An open driver goes by the size it knows. ENXIO: it is being closed, and will look when it is opened next.
+		// ENOTTY: its disks do not change.
 		err := node.Ioctl(devsw.DIOCGROW, nil, devsw.FREAD)
 		if err != nil && !errors.Is(err, devsw.ENXIO) && !errors.Is(err, devsw.ENOTTY) {
-			log.Error("the disk's size could not be read again", "cause", err)
-			return
+			return err
 		}
 	}
 	changed, err := device.Resize()
 	if err != nil {
-		log.Error("the disk's size could not be read again", "cause", err)
-		return
+		return err
 	}
 	info, err := disk.info()
 	if err != nil {
-		log.Error("the disk's size could not be read again", "cause", err)
-		return
+		return err
 	}
 	log.Info("the disk's size was read again", "bytes", info.Size, "changed", changed)
 	if changed {
 		backend.ConfigChanged()
 	}
+	return nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"vdev/vhostuser"
@@ -245,6 +247,35 @@ func exists(t *testing.T, name string) bool {
 	return err == nil
 }
 
+func TestEndDoesNotWaitForStuckStorage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		served := make(chan error, 1)
+		result := make(chan error, 1)
+		go func() { result <- await(ctx, served) }()
+		time.Sleep(time.Hour)
+		select {
+		case err := <-result:
+			t.Fatalf("vdev ended by itself: %v", err)
+		default:
+		}
+		cancel()
+		synctest.Wait()
+		before := time.Now()
+		if err := <-result; err == nil || time.Since(before) != endPatience {
+			t.Errorf("after %v: %v; want an error after %v", time.Since(before), err, endPatience)
+		}
+
+		// Storage that comes back in time ends it as usual.
+		go func() { result <- await(ctx, served) }()
+		time.Sleep(endPatience / 2)
+		served <- nil
+		if err := <-result; err != nil {
+			t.Errorf("await = %v", err)
+		}
+	})
+}
+
 func TestServesAnImageAndEndsCleanlyOnSIGTERM(t *testing.T) {
 	for _, aio := range []string{"io_uring", "threads"} {
 		t.Run(aio, func(t *testing.T) {
@@ -423,6 +454,39 @@ func TestSIGHUPTellsTheFrontEndOfANewSize(t *testing.T) {
 		t.Errorf("the last of the new blocks is %x, status %d", data[:4], status)
 	}
 	p.endsCleanly()
+}
+
+func TestServesOnWhenTheLogsReaderHasGone(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(t.TempDir(), "s")
+	cmd := exec.Command("vdev", "blk", "--socket-path", socket, "--blk-file", image(t, 4), "--trace")
+	cmd.Stderr = w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(r.Close(), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		g := connect(t, socket)
+		g.start()
+		g.holds(1)
+		if err := g.f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("vdev ended with %v", err)
+	}
 }
 
 func TestTraceShowsMessagesRequestsAndTheDevicesLife(t *testing.T) {
