@@ -1,0 +1,292 @@
+// Package virtioblk is the virtio block device (virtio specification, section 5.2): it makes a devsw.Buf of each request of
+// a virtqueue and hands it to a block device through specfs.
+//
+// A Device's life is the front-end's: the first ring that starts opens the block device, off the control path, and requests
+// wait in their rings until it is open; the stop of the last ring closes it (cancel, drain, close). Of the stop sequence see
+// StopQueue.
+//
+// Two kinds of goroutine meet here. The connection's calls the methods of vhostuser.Device; the reactor of a queue calls
+// Process and owns the queue and its requests. Device.mu guards what the connection's goroutine and the one that opens the
+// device share; it is never taken on the way of a read or a write.
+package virtioblk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"vdev/devsw"
+	"vdev/specfs"
+	"vdev/vhostuser"
+)
+
+// MaxSerial is the longest serial number, in bytes (VIRTIO_BLK_ID_BYTES).
+const MaxSerial = idSize
+
+// budget is how many requests one look at a ring starts at most, so that rings of one reactor take turns.
+const budget = 128
+
+// Config says what a Device serves.
+type Config struct {
+	FS  *specfs.FS
+	Dev devsw.Dev
+	// Info describes the disk; it is called by New and by Resize, whether the disk is open or not.
+	Info   func() (devsw.DiskInfo, error)
+	Serial string // at most MaxSerial bytes
+	// NumQueues is how many queues the front-end may use; at least 1.
+	NumQueues int
+	// CancelAfter is how long requests in flight may take to complete, once the front-end stops the rings, before they are
+	// cancelled; 0 is at once.
+	CancelAfter time.Duration
+	// Trace, where it is set, is called for each request that has ended, on its queue's reactor.
+	Trace func(Request)
+	// Log, where it is set, is told what went wrong or took long where nobody is there to take an error.
+	Log func(msg string, err error)
+}
+
+// Device is one virtio block device. It implements vhostuser.Device.
+type Device struct {
+	fs          *specfs.FS
+	dev         devsw.Dev
+	readInfo    func() (devsw.DiskInfo, error)
+	serial      string
+	numQueues   int
+	cancelAfter time.Duration
+	trace       func(Request)
+	log         func(string, error)
+	readOnly    bool
+
+	sectors   atomic.Int64 // of 512 bytes
+	writeback atomic.Bool
+
+	negotiated uint64 // the connection's goroutine only
+
+	mu       sync.Mutex
+	info     devsw.DiskInfo
+	open     *opening
+	queues   map[*queue]struct{} // started
+	deadline time.Time           // of the stop sequence under way; zero when there is none
+}
+
+// opening is one open of the block device, from the first ring's start to the close after the last one's stop.
+type opening struct {
+	node   *specfs.Node
+	cancel context.CancelFunc // gives up an open that is waiting for a close
+	done   chan struct{}      // closed when the open has succeeded or failed
+	err    error              // valid once done is closed
+	closed bool               // Device.mu; the close has been done, or begun
+}
+
+var _ vhostuser.Device = (*Device)(nil)
+
+// New makes a Device. The block device is not opened.
+func New(c Config) (*Device, error) {
+	switch {
+	case c.NumQueues < 1:
+		return nil, fmt.Errorf("virtio-blk: %d queues: there must be at least one", c.NumQueues)
+	case len(c.Serial) > MaxSerial:
+		return nil, fmt.Errorf("virtio-blk: serial number %q has %d bytes, at most %d fit", c.Serial, len(c.Serial), MaxSerial)
+	}
+	d := &Device{fs: c.FS, dev: c.Dev, readInfo: c.Info, serial: c.Serial, numQueues: c.NumQueues,
+		cancelAfter: c.CancelAfter, trace: c.Trace, log: c.Log, queues: make(map[*queue]struct{})}
+	if d.log == nil {
+		d.log = func(string, error) {}
+	}
+	d.writeback.Store(true)
+	if _, err := d.Resize(); err != nil {
+		return nil, err
+	}
+	d.readOnly = d.info.ReadOnly
+	return d, nil
+}
+
+// Resize asks the disk for its size again and tells whether it has changed: then the front-end is to be told
+// (vhostuser.Backend.ConfigChanged). Any goroutine.
+func (d *Device) Resize() (changed bool, err error) {
+	info, err := d.readInfo()
+	if err != nil {
+		return false, fmt.Errorf("virtio-blk: %w", err)
+	}
+	if info.SectorSize < sectorSize || info.SectorSize&(info.SectorSize-1) != 0 {
+		return false, fmt.Errorf("virtio-blk: sectors of %d bytes: %w", info.SectorSize, devsw.EINVAL)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	changed = info.Size != d.info.Size
+	d.info = info
+	d.sectors.Store(info.Size / sectorSize)
+	return changed, nil
+}
+
+// Features implements vhostuser.Device.
+func (d *Device) Features() uint64 { return features(d.snapshot(), d.numQueues) }
+
+func (d *Device) snapshot() devsw.DiskInfo {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.info
+}
+
+// NumQueues implements vhostuser.Device.
+func (d *Device) NumQueues() int { return d.numQueues }
+
+// ConfigSize implements vhostuser.Device.
+func (d *Device) ConfigSize() int { return configSize }
+
+// ReadConfig implements vhostuser.Device.
+func (d *Device) ReadConfig(p []byte) {
+	fillConfig(p, d.snapshot(), d.numQueues, d.writeback.Load())
+}
+
+// WriteConfig implements vhostuser.Device: the driver may change writeback, and nothing else (section 5.2.5).
+func (d *Device) WriteConfig(off int, p []byte) error {
+	if off != writebackOff || len(p) != 1 || p[0] > 1 {
+		return fmt.Errorf("virtio-blk: %d bytes at offset %d of the configuration: only writeback (1 byte at %d, 0 or 1) may be written", len(p), off, writebackOff)
+	}
+	d.writeback.Store(p[0] == 1)
+	return nil
+}
+
+// SetFeatures implements vhostuser.Device.
+func (d *Device) SetFeatures(f uint64) { d.negotiated = f }
+
+func (d *Device) flag() devsw.Flag {
+	if d.readOnly {
+		return devsw.FREAD
+	}
+	return devsw.FREAD | devsw.FWRITE
+}
+
+// StartQueue implements vhostuser.Device. The first queue opens the block device, in the background.
+func (d *Device) StartQueue(vq *vhostuser.Queue) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.deadline = time.Time{}
+	if d.open == nil || d.open.closed {
+		ctx, cancel := context.WithCancel(context.Background())
+		d.open = &opening{node: d.fs.Node(devsw.IFBLK, d.dev), cancel: cancel, done: make(chan struct{})}
+		go d.runOpen(ctx, d.open)
+	}
+	q := newQueue(d, vq, d.open)
+	vq.Data = q
+	d.queues[q] = struct{}{}
+	select {
+	case <-q.open.done:
+		vq.Post(q.opened)
+	default: // runOpen tells it
+	}
+	return nil
+}
+
+// runOpen opens the block device, after any close that is still in progress, and lets the queues go.
+func (d *Device) runOpen(ctx context.Context, o *opening) {
+	err := o.node.WaitClosed(ctx)
+	if err == nil {
+		err = o.node.Open(ctx, d.flag())
+	}
+	if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, devsw.EBADF) {
+		d.log("cannot open the device; its requests fail", err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	o.err = err
+	close(o.done)
+	for q := range d.queues {
+		if q.open == o {
+			q.vq.Post(q.opened)
+		}
+	}
+}
+
+// StopQueue implements vhostuser.Device. It returns when nothing of the queue is in flight; the stop of the last queue also
+// closes the block device.
+//
+// For GET_VRING_BASE it waits for what is in flight to complete, until the deadline that the first queue's stop has set for
+// all of them (Config.CancelAfter), and then cancels: by the close where no other queue goes on, else this queue's requests
+// alone, with the device open. Requests cancelled end with VIRTIO_BLK_S_IOERR. On a lost connection it revokes the device:
+// cancel at once, drain, close.
+func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
+	q := vq.Data.(*queue)
+	d.mu.Lock()
+	if d.deadline.IsZero() {
+		d.deadline = time.Now().Add(d.cancelAfter)
+	}
+	deadline := d.deadline
+	d.mu.Unlock()
+
+	if why == vhostuser.StopDisconnect {
+		d.takeDown(q.open, true)
+	} else {
+		// A front-end that hangs up meanwhile does not wait any more.
+		ctx, cancel := context.WithDeadline(vq.Context(), deadline)
+		err := vq.WaitIdle(ctx)
+		cancel()
+		if err != nil {
+			d.log("requests are cancelled: they did not complete in time after the ring was stopped", nil)
+			if vq.DeviceStopping() {
+				d.takeDown(q.open, false)
+			} else {
+				vq.Post(q.cancel)
+			}
+		}
+	}
+	// Cancelled requests end on the reactor.
+	_ = vq.WaitIdle(context.Background())
+	q.counter.Release()
+	vq.Data = nil
+
+	d.mu.Lock()
+	delete(d.queues, q)
+	last := true
+	for other := range d.queues {
+		last = last && other.open != q.open
+	}
+	if len(d.queues) == 0 {
+		d.deadline = time.Time{}
+	}
+	d.mu.Unlock()
+	if last {
+		d.takeDown(q.open, false)
+	}
+}
+
+// takeDown closes or revokes the block device, once: cancel, drain, close. It waits for the end of all that.
+func (d *Device) takeDown(o *opening, revoke bool) {
+	d.mu.Lock()
+	begun := o.closed
+	o.closed = true
+	if d.open == o {
+		d.open = nil
+	}
+	d.mu.Unlock()
+	if begun {
+		return
+	}
+	o.cancel()
+	select {
+	case <-o.done:
+	default:
+		// d_open may sleep for ever; a revoke closes the device under it.
+		revoke = true
+	}
+	if revoke {
+		o.node.Revoke()
+		<-o.done
+		return
+	}
+	if o.err != nil {
+		return
+	}
+	if err := o.node.Close(d.flag()); err != nil {
+		d.log("close", err)
+	}
+}
+
+// SessionEnd implements vhostuser.Device. The next session's driver finds the device as new.
+func (d *Device) SessionEnd() {
+	d.negotiated = 0
+	d.writeback.Store(true)
+}

@@ -1,0 +1,550 @@
+package virtioblk
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"vdev/devsw"
+	"vdev/internal/dev/md"
+	"vdev/internal/dev/null"
+	"vdev/internal/dev/vnd"
+	"vdev/internal/reactor"
+	"vdev/specfs"
+	"vdev/vhostuser"
+	"vdev/vhostuser/vhostusertest"
+	"vdev/virtq/virtqtest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const diskSize = 8 << 20
+
+// bench is a device with everything in front of it and behind it: driver, specfs, reactors, back-end, front-end, guest.
+type bench struct {
+	t     testing.TB
+	dev   *Device
+	b     *vhostuser.Backend
+	f     *vhostusertest.Frontend
+	mem   *virtqtest.Mem
+	rings []*vhostusertest.Ring
+	trace struct {
+		sync.Mutex
+		events []specfs.Event
+	}
+	offered uint64
+	ended   chan error
+	cancel  context.CancelFunc
+}
+
+// disk makes a unit of a driver and tells how to ask for its description.
+type disk func(t testing.TB, table *devsw.Table) (devsw.Dev, func() (devsw.DiskInfo, error))
+
+func must[T any](v T, err error) func(t testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+func mdDisk(conf md.Config) disk {
+	return func(t testing.TB, table *devsw.Table) (devsw.Dev, func() (devsw.DiskInfo, error)) {
+		d := must(md.New(table))(t)
+		dev := must(d.Create(0, conf))(t)
+		t.Cleanup(func() {
+			if err := d.Destroy(0); err != nil {
+				t.Errorf("the device is still open: %v", err)
+			}
+		})
+		return dev, func() (devsw.DiskInfo, error) { return d.Info(0) }
+	}
+}
+
+func nullDisk(t testing.TB, table *devsw.Table) (devsw.Dev, func() (devsw.DiskInfo, error)) {
+	d := must(null.New(table))(t)
+	dev := must(d.Create(0, null.Config{Size: diskSize}))(t)
+	return dev, func() (devsw.DiskInfo, error) { return d.Info(0) }
+}
+
+func vndDisk(t testing.TB, table *devsw.Table) (devsw.Dev, func() (devsw.DiskInfo, error)) {
+	path := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(path, make([]byte, diskSize), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := must(vnd.New(table))(t)
+	dev := must(d.Create(0, vnd.Config{Path: path, Discard: true}))(t)
+	t.Cleanup(func() {
+		if err := d.Destroy(0); err != nil {
+			t.Errorf("the device is still open: %v", err)
+		}
+	})
+	return dev, func() (devsw.DiskInfo, error) { return d.Info(0) }
+}
+
+// newBench connects a front-end; no ring is started.
+func newBench(t testing.TB, mode reactor.Mode, queues int, make disk, change func(*Config)) *bench {
+	t.Helper()
+	w := &bench{t: t, ended: make2()}
+	pool := must(vhostuser.NewReactorsConfig(vhostuser.ReactorConfig{Reactors: 2, Mode: mode}))(t)
+	t.Cleanup(pool.Close)
+	table := devsw.NewTable()
+	dev, info := make(t, table)
+	fs := specfs.New(table, specfs.WithTrace(func(e specfs.Event) {
+		w.trace.Lock()
+		defer w.trace.Unlock()
+		w.trace.events = append(w.trace.events, e)
+	}))
+	c := Config{FS: fs, Dev: dev, Info: info, Serial: "vdev-test", NumQueues: queues}
+	if change != nil {
+		change(&c)
+	}
+	w.dev = must(New(c))(t)
+	w.b = must(vhostuser.New(vhostuser.Config{Device: w.dev, Reactors: pool}))(t)
+	f, conn, err := vhostusertest.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.f = f
+	ctx, cancel := context.WithCancel(context.Background())
+	w.cancel = cancel
+	go func(c *net.UnixConn) { w.ended <- w.b.ServeConn(ctx, c) }(conn)
+	t.Cleanup(w.close)
+	w.offered = must(f.Handshake(^vhostuser.ProtocolFeatures(0)))(t)
+	w.mem = must(virtqtest.NewMem(virtqtest.Range{GuestPhys: 0, Size: 64 << 20}))(t)
+	t.Cleanup(w.mem.Close)
+	return w
+}
+
+func make2() chan error { return make(chan error, 1) }
+
+// close hangs up and waits for the back-end to have taken everything down.
+func (w *bench) close() {
+	if w.f == nil {
+		return
+	}
+	w.f.Close()
+	w.f = nil
+	<-w.ended
+	w.cancel()
+	for _, r := range w.rings {
+		r.Close()
+	}
+}
+
+func (w *bench) start(features uint64) {
+	w.t.Helper()
+	if err := w.f.SetFeatures(features); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := w.f.AddMemory(w.mem); err != nil {
+		w.t.Fatal(err)
+	}
+	for i := range w.dev.NumQueues() {
+		r := must(w.f.NewRing(w.mem, i, 128))(w.t)
+		w.rings = append(w.rings, r)
+		if err := r.Start(); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// all is every feature the device offers.
+func (w *bench) all() uint64 { return w.offered }
+
+func (w *bench) buffer(n int) virtqtest.Seg {
+	return virtqtest.Seg{Addr: w.mem.Alloc(uint64(n), 512), Len: uint32(n)}
+}
+
+func (w *bench) bytes(s virtqtest.Seg) []byte { return w.mem.Bytes(s.Addr, uint64(s.Len)) }
+
+func (w *bench) header(typ uint32, sector uint64) virtqtest.Seg {
+	s := w.buffer(headerSize)
+	h := w.bytes(s)
+	binary.LittleEndian.PutUint32(h, typ)
+	binary.LittleEndian.PutUint32(h[4:], 0)
+	binary.LittleEndian.PutUint64(h[8:], sector)
+	return s
+}
+
+// do runs one request on ring q and returns its status and the number of bytes written.
+func (w *bench) do(q int, typ uint32, sector uint64, out, in []virtqtest.Seg) (status uint8, written uint32) {
+	w.t.Helper()
+	s := w.buffer(1)
+	w.bytes(s)[0] = 0xff
+	written, err := w.rings[q].Do(append([]virtqtest.Seg{w.header(typ, sector)}, out...), append(in, s))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return w.bytes(s)[0], written
+}
+
+func (w *bench) rangeSeg(ranges ...[3]uint64) virtqtest.Seg {
+	s := w.buffer(rangeSize * len(ranges))
+	p := w.bytes(s)
+	for i, r := range ranges {
+		binary.LittleEndian.PutUint64(p[i*rangeSize:], r[0])
+		binary.LittleEndian.PutUint32(p[i*rangeSize+8:], uint32(r[1]))
+		binary.LittleEndian.PutUint32(p[i*rangeSize+12:], uint32(r[2]))
+	}
+	return s
+}
+
+func eachMode(t *testing.T, f func(t *testing.T, mode reactor.Mode)) {
+	for _, mode := range []reactor.Mode{reactor.ModeURing, reactor.ModeThreads} {
+		t.Run(string(mode), func(t *testing.T) { f(t, mode) })
+	}
+}
+
+func TestWhatIsWrittenIsReadBackFromEveryQueueAndDriver(t *testing.T) {
+	eachMode(t, func(t *testing.T, mode reactor.Mode) {
+		for name, d := range map[string]disk{"md": mdDisk(md.Config{Size: diskSize}), "vnd": vndDisk} {
+			t.Run(name, func(t *testing.T) {
+				w := newBench(t, mode, 4, d, nil)
+				w.start(w.all())
+				for q := range w.rings {
+					a, b := w.buffer(1536), w.buffer(4096-1536)
+					for _, s := range []virtqtest.Seg{a, b} {
+						for i := range w.bytes(s) {
+							w.bytes(s)[i] = byte(rand.Uint32())
+						}
+					}
+					if st, n := w.do(q, tOut, uint64(q*8), []virtqtest.Seg{a, b}, nil); st != statusOK || n != 1 {
+						t.Fatalf("queue %d: write: status %d, written %d", q, st, n)
+					}
+					c := w.buffer(4096)
+					if st, n := w.do(3-q, tIn, uint64(q*8), nil, []virtqtest.Seg{c}); st != statusOK || n != 4097 {
+						t.Fatalf("queue %d: read: status %d, written %d", q, st, n)
+					}
+					if want := append(bytes.Clone(w.bytes(a)), w.bytes(b)...); !bytes.Equal(w.bytes(c), want) {
+						t.Fatalf("queue %d: the data differ", q)
+					}
+				}
+				if st, _ := w.do(0, tFlush, 0, nil, nil); st != statusOK {
+					t.Fatalf("flush: status %d", st)
+				}
+			})
+		}
+	})
+}
+
+func TestDiscardAndWriteZeroesMakeZeroes(t *testing.T) {
+	for name, d := range map[string]disk{"md": mdDisk(md.Config{Size: diskSize}), "vnd": vndDisk} {
+		t.Run(name, func(t *testing.T) {
+			w := newBench(t, reactor.ModeURing, 1, d, nil)
+			w.start(w.all())
+			const n = 64 << 10
+			buf := w.buffer(n)
+			for _, typ := range []uint32{tDiscard, tWriteZeroes} {
+				for i := range w.bytes(buf) {
+					w.bytes(buf)[i] = 0xa5
+				}
+				if st, _ := w.do(0, tOut, 0, []virtqtest.Seg{buf}, nil); st != statusOK {
+					t.Fatal(st)
+				}
+				ranges := w.rangeSeg([3]uint64{8, 8, 0}, [3]uint64{32, 16, 0})
+				if st, _ := w.do(0, typ, 0, []virtqtest.Seg{ranges}, nil); st != statusOK {
+					t.Fatalf("type %d: status %d", typ, st)
+				}
+				if st, _ := w.do(0, tIn, 0, nil, []virtqtest.Seg{buf}); st != statusOK {
+					t.Fatal(st)
+				}
+				for i, v := range w.bytes(buf) {
+					sector := i / 512
+					want := byte(0xa5)
+					if sector >= 8 && sector < 16 || sector >= 32 && sector < 48 {
+						want = 0
+					}
+					if v != want {
+						t.Fatalf("type %d: byte %d is %#x, want %#x", typ, i, v, want)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestBadRequestsGetTheStatusTheyDeserve has each of them between two good ones.
+func TestBadRequestsGetTheStatusTheyDeserve(t *testing.T) {
+	w := newBench(t, reactor.ModeURing, 1, mdDisk(md.Config{Size: diskSize}), nil)
+	w.start(w.all())
+	sectors := uint64(diskSize / 512)
+	buf, odd := w.buffer(1024), w.buffer(1000)
+	for name, c := range map[string]struct {
+		typ    uint32
+		sector uint64
+		out    []virtqtest.Seg
+		in     []virtqtest.Seg
+		want   uint8
+	}{
+		"read beyond the end":           {tIn, sectors, nil, []virtqtest.Seg{buf}, statusIOErr},
+		"read across the end":           {tIn, sectors - 1, nil, []virtqtest.Seg{buf}, statusIOErr},
+		"read at a sector near 2^64":    {tIn, ^uint64(0), nil, []virtqtest.Seg{buf}, statusIOErr},
+		"read of odd length":            {tIn, 0, nil, []virtqtest.Seg{odd}, statusIOErr},
+		"read into readable buffers":    {tIn, 0, []virtqtest.Seg{buf}, []virtqtest.Seg{buf}, statusIOErr},
+		"write from writable buffers":   {tOut, 0, []virtqtest.Seg{buf}, []virtqtest.Seg{buf}, statusIOErr},
+		"write beyond the end":          {tOut, sectors, []virtqtest.Seg{buf}, nil, statusIOErr},
+		"unknown type":                  {77, 0, nil, nil, statusUnsupp},
+		"discard without ranges":        {tDiscard, 0, nil, nil, statusIOErr},
+		"discard with half a range":     {tDiscard, 0, []virtqtest.Seg{{Addr: buf.Addr, Len: 24}}, nil, statusIOErr},
+		"discard with unmap":            {tDiscard, 0, []virtqtest.Seg{w.rangeSeg([3]uint64{0, 8, 1})}, nil, statusUnsupp},
+		"discard with an unknown flag":  {tDiscard, 0, []virtqtest.Seg{w.rangeSeg([3]uint64{0, 8, 2})}, nil, statusUnsupp},
+		"discard beyond the end":        {tDiscard, 0, []virtqtest.Seg{w.rangeSeg([3]uint64{sectors - 1, 8, 0})}, nil, statusIOErr},
+		"discard of more than the most": {tDiscard, 0, []virtqtest.Seg{w.rangeSeg([3]uint64{0, maxDiscardSectors + 1, 0})}, nil, statusIOErr},
+		"zeroes with an unknown flag":   {tWriteZeroes, 0, []virtqtest.Seg{w.rangeSeg([3]uint64{0, 8, 4})}, nil, statusUnsupp},
+		"serial number into 10 bytes":   {tGetID, 0, nil, []virtqtest.Seg{{Addr: buf.Addr, Len: 10}}, statusIOErr},
+	} {
+		if st, _ := w.do(0, c.typ, c.sector, c.out, c.in); st != c.want {
+			t.Errorf("%s: status %d, want %d", name, st, c.want)
+		}
+		if st, _ := w.do(0, tIn, 0, nil, []virtqtest.Seg{buf}); st != statusOK {
+			t.Fatalf("after %s: a good read has status %d", name, st)
+		}
+	}
+}
+
+func TestAnyFramingIsTaken(t *testing.T) {
+	w := newBench(t, reactor.ModeURing, 1, mdDisk(md.Config{Size: diskSize}), nil)
+	w.start(w.all())
+	// The header in three pieces, the last one together with the data.
+	h := w.header(tOut, 5)
+	data := w.buffer(8 + 512)
+	copy(w.bytes(data), w.bytes(h)[8:])
+	for i := range 512 {
+		w.bytes(data)[8+i] = byte(i)
+	}
+	s := w.buffer(1)
+	if _, err := w.rings[0].Do([]virtqtest.Seg{{Addr: h.Addr, Len: 3}, {Addr: h.Addr + 3, Len: 5}, data}, []virtqtest.Seg{s}); err != nil || w.bytes(s)[0] != statusOK {
+		t.Fatal(err, w.bytes(s)[0])
+	}
+	// The status byte in one buffer with the data.
+	in := w.buffer(513)
+	if _, err := w.rings[0].Do([]virtqtest.Seg{w.header(tIn, 5)}, []virtqtest.Seg{in}); err != nil || w.bytes(in)[512] != statusOK {
+		t.Fatal(err, w.bytes(in)[512])
+	}
+	if !bytes.Equal(w.bytes(in)[:512], w.bytes(data)[8:]) {
+		t.Fatal("the data differ")
+	}
+	// A short header.
+	w.bytes(s)[0] = 0xff
+	if _, err := w.rings[0].Do([]virtqtest.Seg{{Addr: h.Addr, Len: 15}}, []virtqtest.Seg{s}); err != nil || w.bytes(s)[0] != statusIOErr {
+		t.Fatal(err, w.bytes(s)[0])
+	}
+}
+
+func TestARequestWithoutAStatusByteBreaksItsRingAlone(t *testing.T) {
+	w := newBench(t, reactor.ModeURing, 2, mdDisk(md.Config{Size: diskSize}), nil)
+	w.start(w.all())
+	if _, ok := w.rings[0].Add([]virtqtest.Seg{w.header(tIn, 0)}, nil); !ok {
+		t.Fatal("no room")
+	}
+	if err := w.rings[0].Notify(); err != nil {
+		t.Fatal(err)
+	}
+	for !w.rings[0].Failed() {
+		runtime.Gosched()
+	}
+	if st, _ := w.do(1, tIn, 0, nil, []virtqtest.Seg{w.buffer(512)}); st != statusOK {
+		t.Fatalf("the other ring: status %d", st)
+	}
+}
+
+func TestGetIDGivesTheSerialNumber(t *testing.T) {
+	w := newBench(t, reactor.ModeURing, 1, nullDisk, nil)
+	w.start(w.all())
+	a, b := w.buffer(7), w.buffer(13)
+	if st, n := w.do(0, tGetID, 0, nil, []virtqtest.Seg{a, b}); st != statusOK || n != 21 {
+		t.Fatal(st, n)
+	}
+	if got := string(append(bytes.Clone(w.bytes(a)), w.bytes(b)...)); got != "vdev-test"+string(make([]byte, 11)) {
+		t.Fatalf("%q", got)
+	}
+}
+
+func TestAReadOnlyDiskRefusesEveryChange(t *testing.T) {
+	w := newBench(t, reactor.ModeURing, 1, mdDisk(md.Config{Size: diskSize, ReadOnly: true}), nil)
+	if w.offered&fRO == 0 || w.offered&(fDiscard|fWriteZeroes) != 0 {
+		t.Fatalf("features %#x", w.offered)
+	}
+	w.start(w.all())
+	if st, _ := w.do(0, tOut, 0, []virtqtest.Seg{w.buffer(512)}, nil); st != statusIOErr {
+		t.Fatalf("write: %d", st)
+	}
+	if st, _ := w.do(0, tIn, 0, nil, []virtqtest.Seg{w.buffer(512)}); st != statusOK {
+		t.Fatalf("read: %d", st)
+	}
+}
+
+func TestConfigurationSpaceIsWhatTheSpecificationLaysOut(t *testing.T) {
+	w := newBench(t, reactor.ModeURing, 4, mdDisk(md.Config{Size: diskSize, SectorSize: 4096}), nil)
+	p := must(w.f.GetConfig(0, configSize))(t)
+	le := binary.LittleEndian
+	for name, c := range map[string][2]uint64{
+		"capacity":        {le.Uint64(p), diskSize / 512},
+		"size_max":        {uint64(le.Uint32(p[8:])), 0},
+		"seg_max":         {uint64(le.Uint32(p[12:])), 126},
+		"blk_size":        {uint64(le.Uint32(p[20:])), 4096},
+		"writeback":       {uint64(p[32]), 1},
+		"num_queues":      {uint64(le.Uint16(p[34:])), 4},
+		"max_discard_seg": {uint64(le.Uint32(p[40:])), maxRanges},
+	} {
+		if c[0] != c[1] {
+			t.Errorf("%s is %d, want %d", name, c[0], c[1])
+		}
+	}
+	if err := w.f.SetConfig(writebackOff, []byte{0}); err != nil {
+		t.Fatal(err)
+	}
+	if p := must(w.f.GetConfig(writebackOff, 1))(t); p[0] != 0 {
+		t.Error("writeback was not changed")
+	}
+}
+
+// order is what specfs said, the last time the device was taken down.
+func (w *bench) order() (kinds []specfs.Kind) {
+	w.trace.Lock()
+	defer w.trace.Unlock()
+	for _, e := range w.trace.events {
+		kinds = append(kinds, e.Kind)
+	}
+	return kinds
+}
+
+func TestTheDeviceIsOpenFromTheFirstRingsStartToTheLastOnesStop(t *testing.T) {
+	w := newBench(t, reactor.ModeURing, 2, mdDisk(md.Config{Size: diskSize}), nil)
+	w.start(w.all())
+	buf := w.buffer(512)
+	for range 3 {
+		w.do(0, tIn, 0, nil, []virtqtest.Seg{buf})
+		w.do(1, tIn, 0, nil, []virtqtest.Seg{buf})
+		for _, r := range w.rings {
+			if err := r.Stop(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, r := range w.rings {
+			if err := r.Start(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	w.close()
+	var got []specfs.Kind
+	for _, k := range w.order() {
+		switch k {
+		case specfs.EventOpen, specfs.EventCancel, specfs.EventDrained, specfs.EventClose:
+			got = append(got, k)
+		}
+	}
+	one := []specfs.Kind{specfs.EventOpen, specfs.EventCancel, specfs.EventDrained, specfs.EventClose}
+	for i, k := range got {
+		if k != one[i%4] {
+			t.Fatalf("event %d is %v: %v", i, k, got)
+		}
+	}
+	if len(got) != 16 {
+		t.Fatalf("%d events: %v", len(got), got)
+	}
+}
+
+// TestRequestsAllocateNothing counts over the whole way, from the kick to the used ring, with the front-end's side polling.
+func TestRequestsAllocateNothing(t *testing.T) {
+	for name, d := range map[string]disk{"md": mdDisk(md.Config{Size: diskSize}), "vnd": vndDisk, "null": nullDisk} {
+		t.Run(name, func(t *testing.T) {
+			w := newBench(t, reactor.ModeURing, 1, d, nil)
+			w.start(w.all())
+			b := newLoad(w, 16)
+			b.run(tIn, 2000)
+			b.run(tOut, 2000)
+			// Not testing.AllocsPerRun: it leaves one processor to both sides. The few that are left are the runtime's.
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			b.run(tIn, 5000)
+			b.run(tOut, 5000)
+			runtime.ReadMemStats(&after)
+			if n := after.Mallocs - before.Mallocs; n > 50 {
+				t.Errorf("%d allocations in 10000 requests", n)
+			}
+		})
+	}
+}
+
+// load keeps a number of 4 KiB requests in flight, in prepared buffers, and polls for their end.
+type load struct {
+	w     *bench
+	depth int
+	hdr   []virtqtest.Seg
+	out   [][]virtqtest.Seg // header and data
+	in    [][]virtqtest.Seg // data and status
+	only  [][]virtqtest.Seg
+}
+
+func newLoad(w *bench, depth int) *load {
+	b := &load{w: w, depth: depth}
+	for i := range depth {
+		h, d, s := w.header(tIn, uint64(i*8)), w.buffer(4096), w.buffer(1)
+		b.hdr = append(b.hdr, h)
+		b.out = append(b.out, []virtqtest.Seg{h, d})
+		b.in = append(b.in, []virtqtest.Seg{d, s})
+	}
+	return b
+}
+
+func (b *load) run(typ uint32, n int) {
+	r := b.w.rings[0]
+	r.DisableCalls()
+	for _, h := range b.hdr {
+		binary.LittleEndian.PutUint32(b.w.bytes(h), typ)
+	}
+	for done := 0; done < n; {
+		for i := range b.depth {
+			if typ == tIn {
+				r.Add(b.out[i][:1], b.in[i])
+			} else {
+				r.Add(b.out[i], b.in[i][1:])
+			}
+		}
+		if err := r.Notify(); err != nil {
+			b.w.t.Fatal(err)
+		}
+		for range b.depth {
+			for !r.PendingUsed() {
+				runtime.Gosched()
+			}
+			r.Used()
+			done++
+		}
+	}
+}
+
+func BenchmarkRequest(b *testing.B) {
+	for _, d := range []struct {
+		name string
+		d    disk
+	}{{"null", nullDisk}, {"md", mdDisk(md.Config{Size: diskSize})}, {"vnd", vndDisk}} {
+		for _, depth := range []int{1, 32} {
+			b.Run(map[int]string{1: d.name + "/QD1", 32: d.name + "/QD32"}[depth], func(b *testing.B) {
+				w := newBench(b, reactor.ModeURing, 1, d.d, nil)
+				w.start(w.all())
+				l := newLoad(w, depth)
+				l.run(tIn, 100)
+				b.ReportAllocs()
+				b.ResetTimer()
+				l.run(tIn, b.N)
+				b.StopTimer()
+				w.close()
+			})
+		}
+	}
+}

@@ -1,0 +1,362 @@
+package virtioblk
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"vdev/devsw"
+	"vdev/virtq"
+)
+
+// Request is what the trace hook is told of a request that has ended.
+type Request struct {
+	Queue  int
+	Type   uint32 // VIRTIO_BLK_T_*
+	Sector uint64 // of 512 bytes; of the first range for discard and write-zeroes
+	Bytes  int64  // of data, or of the ranges
+	Status uint8  // VIRTIO_BLK_S_*
+	Err    error  // why Status is not OK
+}
+
+// String gives the request as one readable line, without a newline.
+func (r Request) String() string {
+	s := fmt.Sprintf("queue %d %s", r.Queue, typeName(r.Type))
+	switch r.Type {
+	case tFlush, tGetID:
+	default:
+		s += fmt.Sprintf(" sector %d, %d bytes", r.Sector, r.Bytes)
+	}
+	switch r.Status {
+	case statusOK:
+		return s + ": ok"
+	case statusUnsupp:
+		return fmt.Sprintf("%s: unsupported: %v", s, r.Err)
+	}
+	return fmt.Sprintf("%s: i/o error: %v", s, r.Err)
+}
+
+func typeName(t uint32) string {
+	switch t {
+	case tIn:
+		return "read"
+	case tOut:
+		return "write"
+	case tFlush:
+		return "flush"
+	case tGetID:
+		return "get-id"
+	case tDiscard:
+		return "discard"
+	case tWriteZeroes:
+		return "write-zeroes"
+	}
+	return fmt.Sprintf("request of type %d", t)
+}
+
+// What is wrong with a request itself. They end with VIRTIO_BLK_S_IOERR, errUnknown and errFlags with UNSUPP.
+var (
+	errHeader    = errors.New("header shorter than 16 bytes")
+	errNoStatus  = errors.New("no room for the status byte")
+	errDirection = errors.New("buffer in the wrong direction")
+	errLength    = errors.New("length not a multiple of 512 bytes")
+	errRange     = errors.New("beyond the end of the disk")
+	errRanges    = errors.New("ranges malformed, none, or more than max_discard_seg or max_write_zeroes_seg")
+	errRangeSize = errors.New("range larger than the configuration allows")
+	errShortID   = errors.New("no room for the serial number")
+	errFlags     = errors.New("unknown flags in a range")
+	errUnknown   = errors.New("unknown request type")
+	errReadOnly  = errors.New("disk is read-only")
+	errNotOpen   = errors.New("device could not be opened")
+)
+
+// request is one request of a queue, from Pop to Push. Requests are the queue's and are used again.
+type request struct {
+	q      *queue
+	chain  virtq.Chain
+	buf    devsw.Buf
+	status []byte // the byte of guest memory for the status
+	typ    uint32
+	sector uint64
+	bytes  int64
+	in     int // bytes of guest memory that are written, the status included
+	ranges []devsw.ZeroRange
+	unmap  bool
+}
+
+// parse reads the request's header, finds the status byte, and leaves the data in readable and writable.
+// errNoStatus means that there is nowhere to answer.
+func (r *request) parse() (readable, writable [][]byte, err error) {
+	w := r.chain.Writable
+	for len(w) > 0 && len(w[len(w)-1]) == 0 {
+		w = w[:len(w)-1]
+	}
+	if len(w) == 0 {
+		return nil, nil, errNoStatus
+	}
+	last := w[len(w)-1]
+	r.status = last[len(last)-1:]
+	if len(last) == 1 {
+		w = w[:len(w)-1]
+	} else {
+		w[len(w)-1] = last[: len(last)-1 : len(last)-1]
+	}
+
+	rd := r.chain.Readable
+	if len(rd) > 0 && len(rd[0]) >= headerSize {
+		// The usual framing. Each field is read once.
+		r.typ = binary.LittleEndian.Uint32(rd[0])
+		r.sector = binary.LittleEndian.Uint64(rd[0][8:])
+		if len(rd[0]) == headerSize {
+			rd = rd[1:]
+		} else {
+			rd[0] = rd[0][headerSize:]
+		}
+		return rd, w, nil
+	}
+	var h [headerSize]byte
+	rd, ok := take(h[:], rd)
+	if !ok {
+		return nil, nil, errHeader
+	}
+	r.typ = binary.LittleEndian.Uint32(h[:])
+	r.sector = binary.LittleEndian.Uint64(h[8:])
+	return rd, w, nil
+}
+
+// take copies the first len(p) bytes of bufs into p and returns what is left of bufs.
+func take(p []byte, bufs [][]byte) ([][]byte, bool) {
+	for len(p) > 0 {
+		if len(bufs) == 0 {
+			return nil, false
+		}
+		n := copy(p, bufs[0])
+		p = p[n:]
+		if n == len(bufs[0]) {
+			bufs = bufs[1:]
+		} else {
+			bufs[0] = bufs[0][n:]
+		}
+	}
+	return bufs, true
+}
+
+func length(bufs [][]byte) (n int64) {
+	for _, b := range bufs {
+		n += int64(len(b))
+	}
+	return n
+}
+
+// start begins the request that was popped into r. It ends through r.end or r.endStatus, on the reactor.
+func (r *request) start() {
+	r.typ, r.sector, r.bytes, r.in = ^uint32(0), 0, 0, 1
+	readable, writable, err := r.parse()
+	if err != nil {
+		if r.status == nil {
+			r.q.vq.Break(fmt.Errorf("virtio-blk request at head %d: %w", r.chain.Head, err))
+			r.q.drop(r)
+			return
+		}
+		r.end(err)
+		return
+	}
+	switch r.typ {
+	case tIn:
+		r.bytes = length(writable)
+		r.in += int(r.bytes)
+		r.transfer(devsw.BRead, writable, readable)
+	case tOut:
+		r.bytes = length(readable)
+		r.transfer(devsw.BWrite, readable, writable)
+	case tFlush:
+		r.slow(r.flush)
+	case tGetID:
+		r.getID(writable)
+	case tDiscard, tWriteZeroes:
+		if err := r.parseRanges(readable, length(writable)); err != nil {
+			r.end(err)
+			return
+		}
+		r.slow(r.zero)
+	default:
+		r.end(errUnknown)
+	}
+}
+
+// transfer hands a read or a write to the device. wrong is what must be empty.
+func (r *request) transfer(op devsw.Op, data, wrong [][]byte) {
+	d := r.q.d
+	switch {
+	case r.bytes%sectorSize != 0:
+		r.end(errLength)
+		return
+	case len(wrong) > 0 && length(wrong) > 0:
+		r.end(errDirection)
+		return
+	case op == devsw.BWrite && d.readOnly:
+		r.end(errReadOnly)
+		return
+	}
+	if size := uint64(d.sectors.Load()); r.sector > size || uint64(r.bytes/sectorSize) > size-r.sector {
+		r.end(errRange)
+		return
+	}
+	if r.bytes == 0 {
+		r.end(nil)
+		return
+	}
+	b := &r.buf
+	b.Data = nil // it is the chain's memory, which is not to be cleared
+	b.Reset()
+	b.Op, b.Dev, b.Blkno = op, d.dev, int64(r.sector)
+	b.Data, b.Bcount, b.Resid = data, r.bytes, r.bytes
+	b.Iodone, b.AIO, b.Context = iodone, r.q.aio, r
+	if op == devsw.BWrite && (r.q.stable || !d.writeback.Load()) {
+		b.Flags = devsw.BMediaFUA
+	}
+	r.q.open.node.Strategy(r.q.counter, b)
+}
+
+// iodone ends the request of a Buf.
+func iodone(b *devsw.Buf) {
+	r := b.Context.(*request)
+	var err error
+	switch {
+	case b.Error != 0:
+		err = b.Error
+	case b.Resid != 0:
+		err = devsw.EIO
+	}
+	// On the reactor, but not within Process: guest memory may have gone away meanwhile.
+	defer r.q.vq.RecoverFault()
+	r.end(err)
+}
+
+// getID answers with the serial number, padded with zeros (section 5.2.6).
+func (r *request) getID(writable [][]byte) {
+	var id [idSize]byte
+	copy(id[:], r.q.d.serial)
+	if length(writable) < idSize {
+		r.end(errShortID)
+		return
+	}
+	rest := id[:]
+	for _, w := range writable {
+		n := copy(w, rest)
+		rest = rest[n:]
+	}
+	r.in += idSize
+	r.end(nil)
+}
+
+// parseRanges reads the ranges of a discard or write-zeroes request into r.ranges, in bytes, and validates them.
+func (r *request) parseRanges(readable [][]byte, writable int64) error {
+	d := r.q.d
+	total := length(readable)
+	most := int64(maxDiscardSectors)
+	if r.typ == tWriteZeroes {
+		most = maxWriteZeroesSector
+	}
+	switch {
+	case r.typ == tDiscard && r.q.features&fDiscard == 0, r.typ == tWriteZeroes && r.q.features&fWriteZeroes == 0:
+		return errUnknown
+	case d.readOnly:
+		return errReadOnly
+	case writable > 0:
+		return errDirection
+	case total == 0 || total%rangeSize != 0 || total/rangeSize > maxRanges:
+		return errRanges
+	}
+	r.ranges, r.unmap = r.ranges[:0], true
+	size := uint64(d.sectors.Load())
+	for i := range total / rangeSize {
+		var p [rangeSize]byte
+		readable, _ = take(p[:], readable)
+		sector := binary.LittleEndian.Uint64(p[0:])
+		n := binary.LittleEndian.Uint32(p[8:])
+		flags := binary.LittleEndian.Uint32(p[12:])
+		unmap := flags&1 != 0
+		switch {
+		case flags&^1 != 0, unmap && r.typ == tDiscard:
+			return errFlags
+		case int64(n) > most:
+			return errRangeSize
+		case sector > size || uint64(n) > size-sector:
+			return errRange
+		}
+		if i == 0 {
+			r.sector = sector
+		}
+		r.bytes += int64(n) * sectorSize
+		r.ranges = append(r.ranges, devsw.ZeroRange{Pos: int64(sector) * sectorSize, N: int64(n) * sectorSize, Unmap: unmap})
+	}
+	return nil
+}
+
+// slow runs fn, which may block, away from the reactor, and ends the request with its result. What it does stands in an
+// I/O section of specfs.
+func (r *request) slow(fn func() error) {
+	go func() {
+		err := fn()
+		r.q.vq.Post(func() {
+			defer r.q.vq.RecoverFault()
+			r.end(err)
+		})
+	}()
+}
+
+func (r *request) flush() error {
+	return r.q.open.node.Ioctl(devsw.DIOCCACHESYNC, nil, r.q.d.flag())
+}
+
+func (r *request) zero() error {
+	node, d := r.q.open.node, r.q.d
+	for i := range r.ranges {
+		z := &r.ranges[i]
+		var err error
+		switch {
+		case z.N == 0:
+		case r.typ == tDiscard:
+			err = node.Discard(z.Pos, z.N)
+		default:
+			err = node.Ioctl(devsw.DIOCWRITEZEROES, z, d.flag())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if r.q.stable || !d.writeback.Load() {
+		return r.flush()
+	}
+	return nil
+}
+
+// end answers the request: nil is OK.
+func (r *request) end(err error) {
+	status := uint8(statusOK)
+	if err != nil {
+		status = statusOf(r.typ, err)
+	}
+	q := r.q
+	r.status[0] = status
+	q.count(r, status)
+	if q.d.trace != nil {
+		q.d.trace(Request{Queue: q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes, Status: status, Err: err})
+	}
+	q.vq.Push(&r.chain, uint32(r.in))
+	q.put(r)
+}
+
+// statusOf maps an error to a status of the protocol.
+func statusOf(typ uint32, err error) uint8 {
+	switch {
+	case err == errUnknown, err == errFlags:
+		return statusUnsupp
+	case errors.Is(err, devsw.EOPNOTSUPP), errors.Is(err, devsw.ENOTTY):
+		return statusUnsupp
+	case typ == tDiscard && errors.Is(err, devsw.ENODEV):
+		return statusUnsupp
+	}
+	return statusIOErr
+}
