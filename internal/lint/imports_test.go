@@ -38,18 +38,19 @@ var layers = map[string][]string{
 	"devsw":                   {},
 	"specfs":                  {"devsw"},
 
-	"internal/virtioblk": {"vhostuser", "virtq", "specfs", "devsw"},
-	"internal/dev/disk":  {"devsw", "internal/sys"},
-	"internal/dev/md":    {"devsw", "internal/dev/disk", "internal/sys"},
-	"internal/dev/vnd":   {"devsw", "internal/dev/disk", "internal/sys"},
-	"internal/dev/null":  {"devsw", "internal/dev/disk", "internal/sys"},
-	"internal/reactor":   {"devsw", "internal/uring", "internal/sys"},
-	"internal/guestmem":  {"internal/sys"},
-	"internal/uring":     {"internal/sys"},
-	"internal/sys":       {},
-	"internal/trace":     {},
-	"internal/lint":      {},
-	"internal/bench":     {"internal/sys"},
+	"internal/virtioblk":         {"vhostuser", "virtq", "specfs", "devsw"},
+	"internal/dev/disk":          {"devsw", "internal/sys"},
+	"internal/dev/disk/disktest": {"devsw", "internal/sys"},
+	"internal/dev/md":            {"devsw", "internal/dev/disk", "internal/sys"},
+	"internal/dev/vnd":           {"devsw", "internal/dev/disk", "internal/sys"},
+	"internal/dev/null":          {"devsw", "internal/dev/disk", "internal/sys"},
+	"internal/reactor":           {"devsw", "internal/uring", "internal/sys"},
+	"internal/guestmem":          {"internal/sys"},
+	"internal/uring":             {"internal/sys"},
+	"internal/sys":               {},
+	"internal/trace":             {},
+	"internal/lint":              {},
+	"internal/bench":             {"internal/sys"},
 }
 
 // public are the packages that other projects build on. They leave logging, printing and the end of the process
@@ -305,6 +306,23 @@ func TestRepositoryKeepsTheRules(t *testing.T) {
 				t.Error(fault)
 			}
 		})
+	}
+}
+
+func TestTableNamesOnlyPackagesThatExist(t *testing.T) {
+	exists := map[string]bool{}
+	for _, f := range parse(t, root) {
+		exists[f.pkg] = true
+	}
+	for _, pkg := range slices.Sorted(maps.Keys(layers)) {
+		if !exists[pkg] {
+			t.Errorf("the table of layers has a row for %s, which does not exist", pkg)
+		}
+	}
+	for _, pkg := range append(slices.Sorted(maps.Keys(blind)), public...) {
+		if _, ok := layers[pkg]; !ok {
+			t.Errorf("%s is held to a rule, and has no row in the table of layers", pkg)
+		}
 	}
 }
 
