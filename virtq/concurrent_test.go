@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"vdev/virtq"
 	"vdev/virtq/virtqtest"
@@ -17,6 +20,82 @@ func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
+	}
+}
+
+// TestOneSideSeesTheOther holds the two pairs of store and load against each other that notifications rest on, again
+// and again at the same moment: whoever comes second must see what the first did. It ends after a number of rounds,
+// or early where the host is too busy to run both sides at once.
+func TestOneSideSeesTheOther(t *testing.T) {
+	const rounds = 100_000
+	for _, features := range []uint64{0, modern} {
+		t.Run(fmt.Sprintf("features=%#x", features), func(t *testing.T) {
+			r := newRing(t, 4, features)
+			seg := []virtqtest.Seg{r.seg(8)}
+			var driverAt, deviceAt atomic.Uint32 // how far each side is
+			var stop atomic.Bool
+			// meet waits for the other side, and then a little by chance.
+			meet := func(mine, others *atomic.Uint32, rng *rand.Rand) {
+				n := mine.Add(1)
+				for i := 1; others.Load() < n; i++ {
+					if i%1000 == 0 {
+						runtime.Gosched()
+					}
+				}
+				for n := rng.IntN(100); n > 0; n-- {
+					others.Load()
+				}
+			}
+			var kick, pendingKick, call, pendingCall []bool
+			end := time.Now().Add(2 * time.Second)
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				rng := rand.New(rand.NewPCG(1, 1))
+				for i := 0; !stop.Load(); i++ {
+					r.driver.DisableCalls()
+					r.driver.Add(seg, nil)
+					stop.Store(i == rounds || time.Now().After(end))
+					meet(&driverAt, &deviceAt, rng)
+					kick = append(kick, r.driver.Kick())
+					meet(&driverAt, &deviceAt, rng)
+					pendingCall = append(pendingCall, r.driver.EnableCalls())
+					meet(&driverAt, &deviceAt, rng)
+					r.driver.Used()
+				}
+			})
+			wg.Go(func() {
+				rng := rand.New(rand.NewPCG(2, 2))
+				var c virtq.Chain
+				for last := false; !last; {
+					r.queue.DisableNotify()
+					meet(&deviceAt, &driverAt, rng)
+					last = stop.Load()
+					pendingKick = append(pendingKick, r.queue.EnableNotify())
+					meet(&deviceAt, &driverAt, rng)
+					if ok, err := r.queue.Pop(&c); ok {
+						r.queue.Push(&c, 0)
+					} else {
+						t.Errorf("Pop = %v, %v", ok, err)
+					}
+					call = append(call, r.queue.Publish())
+					meet(&deviceAt, &driverAt, rng)
+				}
+			})
+			wg.Wait()
+			both := 0
+			for i := range kick {
+				if !kick[i] && !pendingKick[i] {
+					t.Fatalf("round %d: no kick, and the device saw nothing", i)
+				}
+				if !call[i] && !pendingCall[i] {
+					t.Fatalf("round %d: no call, and the driver saw nothing", i)
+				}
+				if call[i] && pendingCall[i] {
+					both++
+				}
+			}
+			t.Logf("in %d of %d rounds both saw the other", both, len(kick))
+		})
 	}
 }
 

@@ -149,11 +149,12 @@ func TestANewQueueGoesOnFromTheRingsOwnUsedIndex(t *testing.T) {
 	d.StartAt(40)
 	seg := []virtqtest.Seg{{Addr: mem.Alloc(4, 1), Len: 4}}
 	first := start(t, mem, d)
-	var c virtq.Chain
-	for range 3 {
+	var lost, c virtq.Chain
+	for range 4 {
 		d.Add(seg, nil)
 	}
 	d.Kick()
+	first.pop(t, &lost)
 	first.pop(t, &c)
 	first.queue.Push(&c, 0)
 	first.queue.Publish()
@@ -162,16 +163,17 @@ func TestANewQueueGoesOnFromTheRingsOwnUsedIndex(t *testing.T) {
 	cfg := d.Layout()
 	cfg.Base = first.queue.NextAvail()
 	first.queue.Close()
-	if cfg.Base != 41 {
-		t.Fatalf("next entry %d, want 41", cfg.Base)
+	first.queue.Push(&lost, 0)
+	if cfg.Base != 42 {
+		t.Fatalf("next entry %d, want 42", cfg.Base)
 	}
 	second, err := virtq.New(first.memory, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer second.Close()
-	if second.UsedIdx() != 41 {
-		t.Errorf("used index %d, want 41", second.UsedIdx())
+	if second.UsedIdx() != 41 || second.NextAvail() != 42 {
+		t.Errorf("used index %d and next entry %d, want 41 and 42", second.UsedIdx(), second.NextAvail())
 	}
 	for range 2 {
 		if ok, err := second.Pop(&c); !ok || err != nil {
@@ -182,7 +184,10 @@ func TestANewQueueGoesOnFromTheRingsOwnUsedIndex(t *testing.T) {
 	second.Publish()
 	for range 3 {
 		if _, _, ok := d.Used(); !ok {
-			t.Fatal("a request was lost")
+			t.Fatal("a used element was lost")
 		}
+	}
+	if d.PendingUsed() || d.InFlight() != 1 {
+		t.Errorf("%d in flight, want the one that was lost", d.InFlight())
 	}
 }

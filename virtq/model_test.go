@@ -111,6 +111,9 @@ func TestEveryChainIsUsedOnceWithItsOwnContents(t *testing.T) {
 			m.queue.Close()
 			m.memory.Release()
 		}()
+		for i := range last {
+			mem.AllocIn(i, 0x1010, 1)
+		}
 		for i := range uint64(8 * 0x1010 / slotSize) {
 			m.free = append(m.free, 0x10000+i*slotSize)
 		}

@@ -252,9 +252,11 @@ func TestNotificationsByFlags(t *testing.T) {
 		t.Error("no kick although asked for")
 	}
 	// Publishing leaves the flags, and the flags leave the index.
-	r.queue.DisableNotify()
 	r.queue.Push(&c, 0)
 	r.queue.DisableNotify()
+	if r.driver.UsedFlags() != virtqtest.UsedNoNotify {
+		t.Error("kicks are not suppressed again")
+	}
 	if r.driver.PendingUsed() {
 		t.Error("DisableNotify published")
 	}
@@ -415,6 +417,27 @@ func TestChainsInFlightKeepTheirMemory(t *testing.T) {
 			}
 			r.queue.Close()
 		})
+	}
+}
+
+func TestCloseLeavesChainsInFlightTheirMemory(t *testing.T) {
+	r, first := twoRegions(t)
+	first.Release()
+	var c virtq.Chain
+	r.driver.Add(nil, []virtqtest.Seg{{Addr: 0x10000, Len: 16}})
+	r.driver.Kick()
+	r.pop(t, &c)
+	at := fmt.Sprintf("%p", &c.Writable[0][0])
+	r.queue.Close()
+	if !isMapped(t, at) || r.queue.InFlight() != 1 {
+		t.Error("unmapped with a chain in flight")
+	}
+	r.queue.Push(&c, 0)
+	if isMapped(t, at) || r.queue.InFlight() != 0 {
+		t.Error("still mapped with nothing in flight")
+	}
+	if r.driver.PendingUsed() {
+		t.Error("a closed queue wrote to its ring")
 	}
 }
 

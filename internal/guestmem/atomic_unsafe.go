@@ -74,5 +74,7 @@ func AtUint32(b []byte) (Uint32, bool) {
 // Load reads the word, sequentially consistent.
 func (f Uint32) Load() uint32 { return atomic.LoadUint32(f.word) }
 
-// Store writes the word, sequentially consistent.
-func (f Uint32) Store(v uint32) { atomic.StoreUint32(f.word, v) }
+// Store writes the word, sequentially consistent. It is a Swap because under the race detector sync/atomic's Store only
+// releases, and a load after it may overtake it: the other side's notification would be lost. In an ordinary build
+// both are the same instruction on amd64.
+func (f Uint32) Store(v uint32) { atomic.SwapUint32(f.word, v) }

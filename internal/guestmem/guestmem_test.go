@@ -419,6 +419,14 @@ func TestTranslationAgreesWithAByteByByteModel(t *testing.T) {
 				t.Fatalf("AppendSlices(%#x, %d): wrong bytes, in %d slices", addr, n, len(list))
 			}
 		}
+		for off := range uint64(3) {
+			if _, ok := view.Slice(base+off, -off-1); ok {
+				t.Fatalf("View.Slice of %#x bytes at %#x", -off-1, base+off)
+			}
+			if _, ok := view.Slice(base+1+off, -off-1); ok {
+				t.Fatalf("View.Slice of %#x bytes at %#x", -off-1, base+1+off)
+			}
+		}
 		for _, n := range []uint64{math.MaxUint64, math.MaxUint64 - base, 1 << 63} {
 			if _, ok := view.Slice(base, n); ok {
 				t.Fatalf("View.Slice of %#x bytes", n)
