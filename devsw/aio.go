@@ -25,6 +25,7 @@ type AIO interface {
 // lives as long as the unit, so that a transfer costs no closure.
 type AIODone interface {
 	// AIODone says that the transfer of b has ended after n bytes. The driver
-	// sets b.Resid and b.Error and calls b.Biodone.
+	// sets b.Resid and b.Error and calls b.Biodone. The AIO of a context has set
+	// b.InContext.
 	AIODone(b *Buf, n int64, err Errno)
 }

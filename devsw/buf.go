@@ -75,6 +75,13 @@ type Buf struct {
 	Resid int64 // bytes not transferred
 	Error Errno // 0: all went well
 
+	// InContext says that Biodone is called on the goroutine that issued the
+	// transfer: a driver sets it where it ends the transfer before d_strategy
+	// returns, and an AIO before it calls AIODone. An issuer that has to end
+	// its request there is spared the way from one goroutine to another. False
+	// is always right.
+	InContext bool
+
 	section Section
 	done    uint32 // 1 from Biodone to Reset. Atomic in Biodone alone.
 }
@@ -90,7 +97,7 @@ func (b *Buf) Reset() {
 // Rearm makes b ready to be issued again as it is: the result is cleared and
 // nothing else. b is the caller's, as for Reset.
 func (b *Buf) Rearm() {
-	b.Resid, b.Error, b.section, b.done = 0, 0, nil, 0
+	b.Resid, b.Error, b.InContext, b.section, b.done = 0, 0, false, nil, 0
 }
 
 // SetSection is for specfs: s.Leave is called when the transfer has ended.

@@ -98,6 +98,7 @@ func (o *op) ended(n int, errno syscall.Errno) {
 	clear(o.rest)
 	r.freeOps = append(r.freeOps, o)
 	r.inflight--
+	b.InContext = true
 	done.AIODone(b, moved, errno)
 }
 

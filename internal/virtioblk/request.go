@@ -218,9 +218,19 @@ func (r *request) transfer(op devsw.Op, data, wrong [][]byte) {
 	r.q.open.node.Strategy(r.q.counter, b)
 }
 
-// iodone ends the request of a Buf.
+// iodone has the request of a Buf ended, on the reactor. Any goroutine.
 func iodone(b *devsw.Buf) {
 	r := b.Context.(*request)
+	if !b.InContext {
+		r.q.vq.Post(r.done)
+		return
+	}
+	r.done()
+}
+
+// done ends the request with the result of its Buf. On the reactor.
+func (r *request) done() {
+	b := &r.buf
 	var err error
 	switch {
 	case b.Error != 0:

@@ -185,6 +185,7 @@ func (d *Driver) close(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
 
 // strategy is d_strategy. BMediaFUA means nothing here: there is no storage more stable than this.
 func (d *Driver) strategy(b *devsw.Buf) {
+	b.InContext = true // whatever comes of it
 	sc := d.units.Get(b.Dev)
 	if sc == nil {
 		b.Fail(devsw.ENXIO)

@@ -141,6 +141,7 @@ func (d *Driver) close(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
 
 // strategy is d_strategy.
 func (d *Driver) strategy(b *devsw.Buf) {
+	b.InContext = true // whatever comes of it
 	sc := d.units.Get(b.Dev)
 	if sc == nil {
 		b.Fail(devsw.ENXIO)
