@@ -76,8 +76,9 @@ func New(mem *Memory, cfg Config) (*Queue, error) {
 	if err != nil {
 		return nil, err
 	}
-	mem.Retain()
+	// Before the reference is taken: the load may fault, and its caller recover.
 	word := ring.usedWord.Load()
+	mem.Retain()
 	q := &Queue{
 		ring:      ring,
 		nextAvail: cfg.Base,
