@@ -22,8 +22,8 @@ type ReactorConfig = reactor.Config
 
 // How reactors wait and transfer.
 const (
-	ModeURing   = reactor.ModeURing   // io_uring
-	ModeThreads = reactor.ModeThreads // epoll, and threads for transfers
+	ModeURing   = "io_uring"
+	ModeThreads = "threads" // epoll, and threads for transfers
 )
 
 // NewReactors starts n event loops, at least one. aio is ModeURing or ModeThreads, or "": then ModeURing, and ModeThreads where

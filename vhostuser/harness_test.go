@@ -63,6 +63,8 @@ type reverser struct {
 
 	mu       sync.Mutex
 	hold     bool
+	careless bool     // Process does not expect faults
+	held     int      // requests held back so far
 	log      []string // of the life, in order
 	sessions int      // that have ended
 	changed  chan struct{}
@@ -96,7 +98,9 @@ func (d *reverser) WriteConfig(off int, p []byte) error {
 func (d *reverser) note(format string, args ...any) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.log = append(d.log, fmt.Sprintf(format, args...))
+	if format != "" {
+		d.log = append(d.log, fmt.Sprintf(format, args...))
+	}
 	close(d.changed)
 	d.changed = make(chan struct{})
 }
@@ -113,17 +117,29 @@ func (d *reverser) life() string {
 // waitFor waits until something was noted.
 func (d *reverser) waitFor(t testing.TB, what string) {
 	t.Helper()
+	d.await(t, what, func() bool { return slices.Contains(d.log, what) })
+}
+
+// waitHeld waits until n requests have been held back.
+func (d *reverser) waitHeld(t testing.TB, n int) {
+	t.Helper()
+	d.await(t, fmt.Sprintf("%d requests", n), func() bool { return d.held >= n })
+}
+
+// await waits until cond, which is called with mu held.
+func (d *reverser) await(t testing.TB, what string, cond func() bool) {
+	t.Helper()
 	for timeout := time.After(vhostusertest.Timeout); ; {
 		d.mu.Lock()
-		found, changed := slices.Contains(d.log, what), d.changed
+		ok, changed := cond(), d.changed
 		d.mu.Unlock()
-		if found {
+		if ok {
 			return
 		}
 		select {
 		case <-changed:
 		case <-timeout:
-			t.Fatalf("device: no %q, only %q", what, d.life())
+			t.Fatalf("device: no %s; its life: %s", what, d.life())
 		}
 	}
 }
@@ -132,6 +148,12 @@ func (d *reverser) setHold(on bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.hold = on
+}
+
+func (d *reverser) setCareless() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.careless = true
 }
 
 func (d *reverser) SetFeatures(f uint64) { d.note("features %#x", f) }
@@ -148,7 +170,7 @@ func (d *reverser) StartQueue(q *vhostuser.Queue) error {
 func (d *reverser) Process(q *vhostuser.Queue) (more bool) {
 	l := q.Data.(*lane)
 	d.mu.Lock()
-	hold := d.hold
+	hold, careless := d.hold, d.careless
 	d.mu.Unlock()
 	for range 8 {
 		c := new(virtq.Chain)
@@ -161,6 +183,18 @@ func (d *reverser) Process(q *vhostuser.Queue) (more bool) {
 		}
 		if hold {
 			l.held = append(l.held, c)
+			d.mu.Lock()
+			d.held++
+			d.mu.Unlock()
+			d.note("")
+			continue
+		}
+		if careless {
+			b := make([]byte, c.ReadableLen())
+			c.Read(b)
+			slices.Reverse(b)
+			n, _ := c.Write(b)
+			q.Push(c, uint32(n))
 			continue
 		}
 		d.finish(q, c)
@@ -169,13 +203,18 @@ func (d *reverser) Process(q *vhostuser.Queue) (more bool) {
 }
 
 func (d *reverser) finish(q *vhostuser.Queue, c *virtq.Chain) {
+	q.Push(c, d.answer(q, c))
+	l := q.Data.(*lane)
+	l.free = append(l.free, c)
+}
+
+func (d *reverser) answer(q *vhostuser.Queue, c *virtq.Chain) (written uint32) {
+	defer q.RecoverFault()
 	b := make([]byte, c.ReadableLen())
 	c.Read(b)
 	slices.Reverse(b)
 	n, _ := c.Write(b)
-	q.Push(c, uint32(n))
-	l := q.Data.(*lane)
-	l.free = append(l.free, c)
+	return uint32(n)
 }
 
 // finishHeld ends what is held back, newest first. On the reactor.

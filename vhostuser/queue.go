@@ -36,7 +36,7 @@ type Queue struct {
 	call     signal
 	errs     signal
 	last     *virtq.Chain // the newest popped, for a fault while it is looked at
-	lost     *virtq.Chain // popped, and lost in a fault: it will not be pushed
+	lost     *virtq.Chain // given back because Process lost it in a fault; a Push of it comes too late
 	pops     uint64
 	paused   bool // not handed over yet, or disabled
 	sawEmpty bool // Pop found nothing, in this call of Process
@@ -125,8 +125,9 @@ func (q *Queue) Pop(c *virtq.Chain) bool {
 // is in flight is kept.
 func (q *Queue) Push(c *virtq.Chain, written uint32) {
 	defer q.RecoverFault()
-	if c == q.lost {
+	if q.broken != nil && c == q.lost {
 		q.lost = nil
+		return
 	}
 	q.vq.Push(c, written)
 	if q.src != nil {
@@ -139,8 +140,9 @@ func (q *Queue) Push(c *virtq.Chain, written uint32) {
 
 // Unpop gives c back unused: the next Pop takes it again. Only the newest chain can be given back (see CanUnpop).
 func (q *Queue) Unpop(c *virtq.Chain) {
-	if c == q.lost {
+	if q.broken != nil && c == q.lost {
 		q.lost = nil
+		return
 	}
 	q.vq.Unpop(c)
 	if q.idle != nil {
@@ -158,13 +160,7 @@ func (q *Queue) Pending() (pending bool) {
 }
 
 // InFlight returns how many chains were popped and neither pushed nor given back.
-func (q *Queue) InFlight() int {
-	n := q.vq.InFlight()
-	if q.lost != nil {
-		n--
-	}
-	return n
-}
+func (q *Queue) InFlight() int { return q.vq.InFlight() }
 
 // Broken returns why the ring is broken, and nil while it is sound.
 func (q *Queue) Broken() error { return q.broken }
@@ -266,9 +262,12 @@ func (q *Queue) close() {
 	q.vq.Close()
 }
 
-// RecoverFault is to be deferred by code of a Device that touches guest memory on the reactor elsewhere than in Process
-// or in a function given to Post. A front-end can cut off the file behind guest memory at any time. If it did, the
-// function that deferred ends there, the ring is broken and the connection ended. Any other panic goes on.
+// RecoverFault is to be deferred by what touches guest memory on the reactor. A front-end can cut off the file behind guest
+// memory at any time. If it did, the function that deferred ends there, the ring is broken and the connection ended. Any other
+// panic goes on.
+//
+// Queue's own methods need no such care, nor does a Process that has at most its newest chain in its hands. What completes a
+// request later puts the access into a function of its own, and pushes the chain behind it, fault or not.
 func (q *Queue) RecoverFault() {
 	if r := recover(); r != nil {
 		q.fault(r)
@@ -303,8 +302,8 @@ func (q *Queue) fail(err error) {
 	}
 	q.broken = err
 	q.vq.Break(err)
-	q.errs.send()
 	q.s.b.event(Event{Kind: EventBreak, Ring: q.index, Err: err})
+	q.errs.send()
 }
 
 // poller is what the reactor sees of a Queue.
@@ -332,7 +331,8 @@ func (q poller) process() (more, ok bool) {
 	return q.s.dev.Process(q.Queue), true
 }
 
-// recoverProcess is RecoverFault for Process: the chain that it had in its hands will not be pushed by anybody.
+// recoverProcess is RecoverFault for Process. The chain that it had in its hands will not be pushed by anybody: it is given
+// back, so that it does not count as in flight.
 func (q poller) recoverProcess() {
 	r := recover()
 	if r == nil {
@@ -340,6 +340,7 @@ func (q poller) recoverProcess() {
 	}
 	q.fault(r)
 	if q.last != nil && q.vq.CanUnpop(q.last) {
+		q.vq.Unpop(q.last)
 		q.lost = q.last
 		if q.idle != nil {
 			q.checkIdle()

@@ -320,8 +320,8 @@ func (s *session) start(r *ring) error {
 // breakRing leaves a ring that cannot run broken until it is stopped.
 func (s *session) breakRing(r *ring, err error) {
 	r.broken = err
-	newSignal(r.er).send()
 	s.b.event(Event{Kind: EventBreak, Ring: r.index, Err: err})
+	newSignal(r.er).send()
 	if fault := (*FaultError)(nil); errors.As(err, &fault) {
 		s.end(&RingError{r.index, err})
 	}

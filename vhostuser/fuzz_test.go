@@ -1,0 +1,210 @@
+package vhostuser_test
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"testing"
+	"time"
+
+	"vdev/internal/sys"
+	"vdev/vhostuser"
+	"vdev/vhostuser/vhostusertest"
+	"vdev/virtq/virtqtest"
+)
+
+// A script is what FuzzConnection sends: records of a byte for the descriptors that come along (the number in the upper half,
+// the kind in the lower), a byte for the length, and that many bytes of the stream.
+type script struct{ bytes.Buffer }
+
+const (
+	fuzzEventfd = iota
+	fuzzMemory
+	fuzzSocket
+	fuzzNull
+	fuzzTruncate // no descriptor: the memory file is cut to the length's number of pages, and nothing is sent
+	fuzzKinds
+)
+
+func (s *script) raw(kind, n byte, b []byte) {
+	for first := true; first || len(b) > 0; first = false {
+		k := min(len(b), 255)
+		s.Write([]byte{n<<4 | kind, byte(k)})
+		s.Write(b[:k])
+		b, n = b[k:], 0
+	}
+}
+
+func (s *script) message(kind, n byte, req vhostuser.Request, payload []byte) {
+	h := vhostuser.Header{
+		Request: uint32(req), Flags: vhostuser.FlagVersion | vhostuser.FlagNeedReply, Size: uint32(len(payload)),
+	}
+	s.raw(kind, n, append(h.Append(nil), payload...))
+}
+
+const fuzzMemSize = 1 << 16
+
+// fuzzGuest makes the memory and the ring that the scripts know: its addresses are always the same.
+func fuzzGuest(t testing.TB) (*virtqtest.Mem, *virtqtest.Driver) {
+	t.Helper()
+	mem, err := virtqtest.NewMem(virtqtest.Range{GuestPhys: 0, Size: fuzzMemSize})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := virtqtest.New(mem, 8, 0)
+	seg := virtqtest.Seg{Addr: fuzzMemSize - 4096, Len: 16}
+	d.Add([]virtqtest.Seg{seg}, []virtqtest.Seg{seg})
+	d.Kick()
+	return mem, d
+}
+
+// FuzzConnection feeds any bytes with any descriptors to a Backend, which must neither crash nor hang nor keep a descriptor.
+func FuzzConnection(f *testing.F) {
+	mem, d := fuzzGuest(f)
+	layout := d.Layout()
+	region := vhostuser.MemoryRegion(mem.Regions()[0])
+	mem.Close()
+
+	handshake := new(script)
+	handshake.message(0, 0, vhostuser.GetFeatures, nil)
+	handshake.message(0, 0, vhostuser.SetProtocolFeatures, vhostuser.AppendU64(nil, 0x1a629))
+	handshake.message(fuzzSocket, 1, vhostuser.SetBackendReqFD, nil)
+	handshake.message(0, 0, vhostuser.SetOwner, nil)
+	handshake.message(0, 0, vhostuser.SetFeatures, vhostuser.AppendU64(nil, vhostuser.FProtocolFeatures))
+	handshake.message(fuzzMemory, 1, vhostuser.AddMemReg, region.Append(nil))
+	ring := new(script)
+	state := func(n uint32) []byte { return vhostuser.VringState{Num: n}.Append(nil) }
+	ring.message(fuzzEventfd, 1, vhostuser.SetVringErr, vhostuser.AppendU64(nil, 0))
+	ring.message(fuzzEventfd, 1, vhostuser.SetVringCall, vhostuser.AppendU64(nil, 0))
+	ring.message(0, 0, vhostuser.SetVringNum, state(8))
+	ring.message(0, 0, vhostuser.SetVringBase, state(0))
+	ring.message(0, 0, vhostuser.SetVringAddr, vhostuser.VringAddr{Desc: layout.Desc, Avail: layout.Avail, Used: layout.Used}.Append(nil))
+	ring.message(fuzzEventfd, 1, vhostuser.SetVringKick, vhostuser.AppendU64(nil, 0))
+	ring.message(0, 0, vhostuser.SetVringEnable, state(1))
+	stop := new(script)
+	stop.message(0, 0, vhostuser.SetVringEnable, state(0))
+	stop.message(0, 0, vhostuser.GetVringBase, state(0))
+	truncate := new(script)
+	truncate.raw(fuzzTruncate, 0, nil)
+	join := func(parts ...*script) []byte {
+		var b []byte
+		for _, p := range parts {
+			b = append(b, p.Bytes()...)
+		}
+		return b
+	}
+
+	f.Add(join(handshake, ring, stop))
+	f.Add(join(handshake, ring, handshake, ring))
+	f.Add(join(handshake, ring, truncate, stop))
+	f.Add(join(handshake, truncate, ring, stop))
+	for _, s := range shapes {
+		one := new(script)
+		payload := make([]byte, s.size)
+		if s.wellFormed != nil {
+			payload = s.wellFormed()
+		}
+		one.message(fuzzMemory, byte(s.fds), s.req, payload)
+		f.Add(join(handshake, ring, one, stop))
+		f.Add(join(one))
+	}
+
+	reactors, err := vhostuser.NewReactors(1, "")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(reactors.Close)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		checkFDs(t)
+		b, err := vhostuser.New(vhostuser.Config{
+			Device: newReverser(2), Reactors: reactors, Trace: func(e vhostuser.Event) { _ = e.String() },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		mem, _ := fuzzGuest(t)
+		defer mem.Close()
+		file := os.NewFile(uintptr(mustDup(t, mem.FD())), "mem")
+		defer file.Close()
+		front, conn, err := vhostusertest.Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		served := make(chan error, 1)
+		go func() { served <- b.ServeConn(context.Background(), conn) }()
+		read := make(chan struct{})
+		go func() {
+			defer close(read)
+			_, _ = io.Copy(io.Discard, front.Conn())
+		}()
+		play(t, front, mem, file, data)
+		_ = front.Conn().CloseWrite()
+		<-served
+		<-read
+		front.Close()
+	})
+}
+
+// play sends a script, until the back-end has had enough of it.
+func play(t *testing.T, front *vhostusertest.Frontend, mem *virtqtest.Mem, file *os.File, data []byte) {
+	t.Helper()
+	for len(data) >= 2 {
+		kind, n := data[0]&0xf%fuzzKinds, int(data[0]>>4)
+		b := data[2:min(len(data), 2+int(data[1]))]
+		data = data[2+len(b):]
+		if kind == fuzzTruncate {
+			// Time for what was sent to be handled; any order will do.
+			time.Sleep(time.Millisecond)
+			if err := file.Truncate(int64(len(b)) * 4096); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if len(b) == 0 {
+			continue
+		}
+		var made []*sys.FD
+		var fds []int
+		for range n {
+			fd := mem.FD()
+			if kind != fuzzMemory {
+				f := fuzzFD(t, kind)
+				made, fd = append(made, f), f.Int()
+			}
+			fds = append(fds, fd)
+		}
+		err := front.SendRaw(b, fds...)
+		sys.CloseAll(made)
+		if err != nil {
+			return
+		}
+	}
+}
+
+func fuzzFD(t *testing.T, kind byte) *sys.FD {
+	t.Helper()
+	switch kind {
+	case fuzzSocket:
+		a, b, err := sys.SocketPair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Close()
+		defer b.Close()
+		return sys.NewFD(inherit(t, a))
+	case fuzzNull:
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		return sys.NewFD(mustDup(t, int(f.Fd())))
+	default:
+		f, err := sys.NewEventfd()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+}

@@ -1,0 +1,597 @@
+package vhostuser_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"testing"
+
+	"vdev/internal/sys"
+	"vdev/vhostuser"
+	"vdev/vhostuser/vhostusertest"
+	"vdev/virtq"
+)
+
+// shapes is what each message must look like, written down anew from the specification.
+var shapes = []struct {
+	req        vhostuser.Request
+	size       int // of a well-formed payload
+	fds        int // of a well-formed message
+	maxFDs     int
+	hasReply   bool
+	feature    vhostuser.ProtocolFeatures
+	wellFormed func() []byte // the payload; nil for zeros
+}{
+	{req: vhostuser.GetFeatures, hasReply: true},
+	{req: vhostuser.SetFeatures, size: 8},
+	{req: vhostuser.SetOwner},
+	{req: vhostuser.ResetOwner},
+	{req: vhostuser.SetMemTable, size: 40, fds: 1, maxFDs: 1, wellFormed: func() []byte {
+		return vhostuser.AppendMemoryTable(nil, []vhostuser.MemoryRegion{{Size: 4096}})
+	}},
+	{req: vhostuser.SetVringNum, size: 8, wellFormed: func() []byte { return vhostuser.VringState{Num: 8}.Append(nil) }},
+	{req: vhostuser.SetVringAddr, size: 40},
+	{req: vhostuser.SetVringBase, size: 8},
+	{req: vhostuser.GetVringBase, size: 8, hasReply: true},
+	{req: vhostuser.SetVringKick, size: 8, fds: 1, maxFDs: 1},
+	{req: vhostuser.SetVringCall, size: 8, fds: 1, maxFDs: 1},
+	{req: vhostuser.SetVringErr, size: 8, fds: 1, maxFDs: 1},
+	{req: vhostuser.GetProtocolFeatures, hasReply: true},
+	{req: vhostuser.SetProtocolFeatures, size: 8, wellFormed: func() []byte {
+		return vhostuser.AppendU64(nil, uint64(vhostuser.ProtocolReplyAck))
+	}},
+	{req: vhostuser.GetQueueNum, hasReply: true},
+	{req: vhostuser.SetVringEnable, size: 8},
+	{req: vhostuser.SetBackendReqFD, fds: 1, maxFDs: 1, feature: vhostuser.ProtocolBackendReq},
+	{req: vhostuser.GetConfig, size: 13, hasReply: true, feature: vhostuser.ProtocolConfig, wellFormed: func() []byte {
+		return vhostuser.ConfigSpace{Data: make([]byte, 1)}.Append(nil)
+	}},
+	{req: vhostuser.SetConfig, size: 13, feature: vhostuser.ProtocolConfig, wellFormed: func() []byte {
+		return vhostuser.ConfigSpace{Data: make([]byte, 1)}.Append(nil)
+	}},
+	{req: vhostuser.ResetDevice, feature: vhostuser.ProtocolResetDevice},
+	{req: vhostuser.GetMaxMemSlots, hasReply: true, feature: vhostuser.ProtocolConfigureMemSlots},
+	{req: vhostuser.AddMemReg, size: 40, fds: 1, maxFDs: 1, feature: vhostuser.ProtocolConfigureMemSlots,
+		wellFormed: func() []byte { return vhostuser.MemoryRegion{GuestPhys: 1 << 40, Size: 4096}.Append(nil) }},
+	{req: vhostuser.RemMemReg, size: 40, maxFDs: 1, feature: vhostuser.ProtocolConfigureMemSlots},
+	{req: vhostuser.SetStatus, size: 8, feature: vhostuser.ProtocolStatus},
+	{req: vhostuser.GetStatus, hasReply: true, feature: vhostuser.ProtocolStatus},
+}
+
+// fdsFor returns n descriptors that suit req.
+func fdsFor(t *testing.T, req vhostuser.Request, n int) []int {
+	t.Helper()
+	var fds []int
+	for range n {
+		var f *sys.FD
+		var err error
+		switch req {
+		case vhostuser.SetMemTable, vhostuser.AddMemReg:
+			f, err = sys.NewMemfd("test", 4096)
+		default:
+			f, err = sys.NewEventfd()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		fds = append(fds, f.Int())
+	}
+	return fds
+}
+
+func TestMalformedMessagesAreRefused(t *testing.T) {
+	for _, s := range shapes {
+		payload := make([]byte, s.size)
+		if s.wellFormed != nil {
+			payload = s.wellFormed()
+		}
+		if len(payload) != s.size {
+			t.Fatalf("%v: the test's payload has %d bytes, not %d", s.req, len(payload), s.size)
+		}
+		type bad struct {
+			name    string
+			payload []byte
+			fds     int
+			field   string
+		}
+		bads := []bad{
+			{"one byte more", append(bytes.Clone(payload), 0), s.fds, "size"},
+			{"all there can be", make([]byte, 268), s.fds, "size"},
+			{"one descriptor more", payload, s.maxFDs + 1, "fds"},
+			{"many descriptors", payload, 100, "fds"},
+		}
+		if s.size > 0 {
+			bads = append(bads,
+				bad{"one byte less", payload[:s.size-1], s.fds, "size"},
+				bad{"no payload", nil, s.fds, "size"})
+		}
+		if s.fds > 0 {
+			bads = append(bads, bad{"a descriptor less", payload, s.fds - 1, "fds"})
+		}
+		for _, b := range bads {
+			for _, ack := range []bool{true, false} {
+				t.Run(fmt.Sprintf("%v/%s/acknowledged %v", s.req, b.name, ack), func(t *testing.T) {
+					g := newRig(t, newReverser(1))
+					_, err := g.Handshake(vhostusertest.AllProtocolFeatures)
+					g.must(err)
+					flags := uint32(0)
+					if ack {
+						flags = vhostuser.FlagNeedReply
+					}
+					g.must(g.Request(s.req, flags, b.payload, fdsFor(t, s.req, b.fds)...))
+					switch {
+					case s.req == vhostuser.GetConfig:
+						if _, p, err := g.Receive(); err != nil || len(p) != 0 {
+							t.Errorf("reply %x, %v, want one without payload", p, err)
+						}
+					case ack && !s.hasReply:
+						h, p, err := g.Receive()
+						if err != nil || h.Request != uint32(s.req) || len(p) != 8 || vhostuser.ParseU64(p) == 0 {
+							t.Errorf("reply %+v %x, %v, want an acknowledgement that is not 0", h, p, err)
+						}
+					default:
+						wantProtocolError(t, g.wait(), s.req, b.field)
+						return
+					}
+					g.must(g.Barrier())
+					failed := g.rec.find(vhostuser.EventFail)
+					if len(failed) != 1 {
+						t.Fatalf("events %v, want one failure", failed)
+					}
+					wantProtocolError(t, failed[0].Err, s.req, b.field)
+				})
+			}
+		}
+	}
+}
+
+func TestMessagesNeedTheirProtocolFeature(t *testing.T) {
+	for _, s := range shapes {
+		if s.feature == 0 {
+			continue
+		}
+		t.Run(s.req.String(), func(t *testing.T) {
+			g := newRig(t, newReverser(1))
+			_, err := g.Handshake(vhostusertest.AllProtocolFeatures &^ s.feature)
+			g.must(err)
+			payload := make([]byte, s.size)
+			if s.wellFormed != nil {
+				payload = s.wellFormed()
+			}
+			g.must(g.Request(s.req, 0, payload, fdsFor(t, s.req, s.fds)...))
+			if s.req == vhostuser.GetConfig {
+				if _, p, err := g.Receive(); err != nil || len(p) != 0 {
+					t.Errorf("reply %x, %v, want one without payload", p, err)
+				}
+				return
+			}
+			wantProtocolError(t, g.wait(), s.req, "not negotiated")
+		})
+	}
+}
+
+func TestEveryMessageIsAnsweredAsItMust(t *testing.T) {
+	for _, s := range shapes {
+		for _, ack := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%v/acknowledged %v", s.req, ack), func(t *testing.T) {
+				g := newRig(t, newReverser(1))
+				_, err := g.Handshake(vhostusertest.AllProtocolFeatures)
+				g.must(err)
+				switch s.req {
+				case vhostuser.RemMemReg:
+					g.must(g.AddMemReg(vhostuser.MemoryRegion{Size: 4096}, g.mem.FD()))
+				}
+				payload := make([]byte, s.size)
+				if s.wellFormed != nil {
+					payload = s.wellFormed()
+				}
+				if s.req == vhostuser.RemMemReg {
+					payload = vhostuser.MemoryRegion{Size: 4096}.Append(nil)
+				}
+				fds := fdsFor(t, s.req, s.fds)
+				if s.req == vhostuser.SetBackendReqFD {
+					fds = socketFDs(t)
+				}
+				flags := uint32(0)
+				if ack {
+					flags = vhostuser.FlagNeedReply
+				}
+				g.must(g.Request(s.req, flags, payload, fds...))
+				if s.hasReply || ack {
+					h, p, err := g.Receive()
+					g.must(err)
+					if h.Request != uint32(s.req) || h.Flags != vhostuser.FlagVersion|vhostuser.FlagReply {
+						t.Errorf("reply %+v", h)
+					}
+					if !s.hasReply && (len(p) != 8 || vhostuser.ParseU64(p) != 0) {
+						t.Errorf("acknowledgement %x, want 0", p)
+					}
+				}
+				// Nothing more came.
+				g.must(g.Barrier())
+			})
+		}
+	}
+}
+
+// socketFDs returns one descriptor, of a Unix socket.
+func socketFDs(t *testing.T) []int {
+	t.Helper()
+	a, b, err := sys.SocketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close(); b.Close() })
+	raw, err := a.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := raw.Control(func(fd uintptr) { n = int(fd) }); err != nil {
+		t.Fatal(err)
+	}
+	return []int{n}
+}
+
+// NEED_REPLY means nothing before REPLY_ACK was negotiated.
+func TestNeedReplyWithoutReplyAckIsIgnored(t *testing.T) {
+	g := newRig(t, newReverser(1))
+	g.must(g.Request(vhostuser.SetOwner, vhostuser.FlagNeedReply, nil))
+	// Also on the message that negotiates it.
+	g.must(g.Request(vhostuser.SetProtocolFeatures, vhostuser.FlagNeedReply,
+		vhostuser.AppendU64(nil, uint64(vhostuser.ProtocolReplyAck))))
+	g.must(g.Barrier())
+	g.must(g.SetProtocolFeatures(0))
+	g.must(g.Request(vhostuser.SetVringNum, vhostuser.FlagNeedReply, nil))
+	wantProtocolError(t, g.wait(), vhostuser.SetVringNum, "size")
+}
+
+func TestBadHeadersEndTheConnection(t *testing.T) {
+	ok := vhostuser.FlagVersion | vhostuser.FlagNeedReply
+	for _, c := range []struct {
+		name string
+		h    vhostuser.Header
+		want string
+	}{
+		{"version 0", vhostuser.Header{Request: 1, Flags: 0}, "flags 0x0"},
+		{"version 2", vhostuser.Header{Request: 1, Flags: 2}, "flags 0x2"},
+		{"version 3", vhostuser.Header{Request: 1, Flags: 3}, "flags 0x3"},
+		{"a reply", vhostuser.Header{Request: 1, Flags: 1 | vhostuser.FlagReply}, "flags 0x5"},
+		{"unknown flag", vhostuser.Header{Request: 1, Flags: ok | 1<<4}, "flags 0x19"},
+		{"too long", vhostuser.Header{Request: 25, Flags: ok, Size: 269}, "size 0x10d"},
+		{"far too long", vhostuser.Header{Request: 25, Flags: ok, Size: 0xffffffff}, "size 0xffffffff"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := newRig(t, newReverser(1))
+			g.handshake()
+			g.must(g.Send(c.h, nil, fdsFor(t, 0, 3)...))
+			wantProtocolError(t, g.wait(), vhostuser.Request(c.h.Request), c.want)
+		})
+	}
+}
+
+func TestUnknownMessagesAreRefused(t *testing.T) {
+	for _, req := range []vhostuser.Request{0, 6, 7, 19, 22, 28, 31, 32, 35, 41, 63, 64, 99, 0xffffffff} {
+		t.Run(req.String(), func(t *testing.T) {
+			g := newRig(t, newReverser(1))
+			g.handshake()
+			if err := g.Tell(req, nil); !errors.Is(err, vhostusertest.ErrRefused) {
+				t.Errorf("%v, want a refusal", err)
+			}
+			g.must(g.Request(req, 0, nil, fdsFor(t, 0, 1)...))
+			wantProtocolError(t, g.wait(), req, "not supported")
+		})
+	}
+}
+
+// Whether a front-end sends a message in one piece or in many, its descriptors arrive with it.
+func TestMessagesMayComeInPieces(t *testing.T) {
+	g := newRig(t, newReverser(1))
+	_, err := g.Handshake(vhostusertest.AllProtocolFeatures)
+	g.must(err)
+	msg := vhostuser.Header{Request: uint32(vhostuser.SetVringCall), Flags: vhostuser.FlagVersion | vhostuser.FlagNeedReply, Size: 8}.
+		Append(nil)
+	msg = vhostuser.AppendU64(msg, 0)
+	for _, cut := range []int{1, 5, 12, 13, 19} {
+		for _, last := range []bool{false, true} {
+			fds := fdsFor(t, 0, 1)
+			if last {
+				g.must(g.SendRaw(msg[:cut]))
+				g.must(g.SendRaw(msg[cut:], fds...))
+			} else {
+				g.must(g.SendRaw(msg[:cut], fds...))
+				g.must(g.SendRaw(msg[cut:]))
+			}
+			_, p, err := g.Receive()
+			g.must(err)
+			if vhostuser.ParseU64(p) != 0 {
+				t.Errorf("cut at %d, descriptor in the last piece %v: refused", cut, last)
+			}
+		}
+	}
+	// Several messages in one piece.
+	two := vhostuser.Header{Request: uint32(vhostuser.GetFeatures), Flags: vhostuser.FlagVersion}.Append(nil)
+	g.must(g.SendRaw(append(two, two...)))
+	for range 2 {
+		_, _, err := g.Receive()
+		g.must(err)
+	}
+}
+
+func TestHangUpInMidMessageIsAnError(t *testing.T) {
+	for _, n := range []int{1, 11, 12, 15} {
+		g := newRig(t, newReverser(1))
+		msg := vhostuser.Header{Request: uint32(vhostuser.SetFeatures), Flags: vhostuser.FlagVersion, Size: 8}.Append(nil)
+		msg = vhostuser.AppendU64(msg, 0)
+		g.must(g.SendRaw(msg[:n], fdsFor(t, 0, 2)...))
+		if err := g.hangUp(); !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("hang-up after %d bytes: %v, want an unexpected EOF", n, err)
+		}
+	}
+}
+
+func TestFieldsOutOfRangeAreRefused(t *testing.T) {
+	state := func(index, num uint32) []byte { return vhostuser.VringState{Index: index, Num: num}.Append(nil) }
+	u64 := func(v uint64) []byte { return vhostuser.AppendU64(nil, v) }
+	for _, c := range []struct {
+		name    string
+		req     vhostuser.Request
+		payload []byte
+		fds     int
+		want    string
+	}{
+		{"ring of another device", vhostuser.SetVringNum, state(2, 8), 0, "index 0x2"},
+		{"ring far off", vhostuser.SetVringBase, state(0xffffffff, 0), 0, "index 0xffffffff"},
+		{"ring far off", vhostuser.SetVringEnable, state(0xffffffff, 1), 0, "index"},
+		{"ring of another device", vhostuser.SetVringAddr, vhostuser.VringAddr{Index: 2}.Append(nil), 0, "index"},
+		{"ring of another device", vhostuser.SetVringKick, u64(2), 1, "index"},
+		{"no size", vhostuser.SetVringNum, state(0, 0), 0, "num 0x0"},
+		{"size too large", vhostuser.SetVringNum, state(0, 65536), 0, "num 0x10000"},
+		{"base of more than 16 bits", vhostuser.SetVringBase, state(0, 0x10000), 0, "num 0x10000"},
+		{"enabled twice over", vhostuser.SetVringEnable, state(0, 2), 0, "num 0x2"},
+		{"unknown flag of a ring", vhostuser.SetVringAddr, vhostuser.VringAddr{Flags: 2}.Append(nil), 0, "flags 0x2"},
+		{"unknown bit with a descriptor", vhostuser.SetVringCall, u64(1 << 9), 1, "u64 0x200"},
+		{"descriptor and no descriptor", vhostuser.SetVringCall, u64(1 << 8), 1, "fds 0x1"},
+		{"no descriptor", vhostuser.SetVringErr, u64(0), 0, "fds 0x0"},
+		{"feature not offered", vhostuser.SetFeatures, u64(1 << 40), 0, "features 0x10000000000"},
+		{"LOG_ALL, not offered yet", vhostuser.SetFeatures, u64(vhostuser.FLogAll), 0, "features"},
+		{"protocol feature not offered", vhostuser.SetProtocolFeatures, u64(1 << 12), 0, "protocol features"},
+		{"status of more than 8 bits", vhostuser.SetStatus, u64(0x100), 0, "status 0x100"},
+		{"configuration beyond its end", vhostuser.SetConfig, vhostuser.ConfigSpace{Offset: 16, Data: []byte{1}}.Append(nil), 0, "config offset"},
+		{"configuration far off", vhostuser.SetConfig, vhostuser.ConfigSpace{Offset: 0xffffffff, Data: []byte{1}}.Append(nil), 0, "config offset"},
+		{"configuration of a migration", vhostuser.SetConfig, vhostuser.ConfigSpace{Flags: vhostuser.ConfigMigration, Data: []byte{1}}.Append(nil), 0, "config flags"},
+		{"configuration read-only", vhostuser.SetConfig, vhostuser.ConfigSpace{Offset: 3, Data: []byte{1}}.Append(nil), 0, "only byte 0"},
+		{"configuration of another length", vhostuser.SetConfig, append(state(0, 9), 0, 0, 0, 0, 1), 0, "config size 0x9"},
+		{"memory table without regions", vhostuser.SetMemTable, make([]byte, 40), 1, "num regions 0x0"},
+		{"memory table of another length", vhostuser.SetMemTable,
+			append(state(2, 0), make([]byte, 32)...), 1, "size 0x28"},
+		{"memory table with too few descriptors", vhostuser.SetMemTable,
+			vhostuser.AppendMemoryTable(nil, []vhostuser.MemoryRegion{{Size: 4096}, {GuestPhys: 4096, UserAddr: 4096, Size: 4096}}), 1, "fds 0x1"},
+		{"memory table with overlapping regions", vhostuser.SetMemTable,
+			vhostuser.AppendMemoryTable(nil, []vhostuser.MemoryRegion{{Size: 4096}, {GuestPhys: 4095, UserAddr: 4096, Size: 4096}}), 2, "overlap"},
+		{"region without size", vhostuser.AddMemReg, vhostuser.MemoryRegion{}.Append(nil), 1, "size is 0"},
+		{"region longer than its file", vhostuser.AddMemReg, vhostuser.MemoryRegion{Size: 8192}.Append(nil), 1, "file ends"},
+		{"region that wraps", vhostuser.AddMemReg, vhostuser.MemoryRegion{GuestPhys: ^uint64(0), Size: 4096}.Append(nil), 1, "overflow"},
+		{"region not there", vhostuser.RemMemReg, vhostuser.MemoryRegion{Size: 4096}.Append(nil), 0, "no such region"},
+		{"back-end channel that is no socket", vhostuser.SetBackendReqFD, nil, 1, "not a Unix stream socket"},
+	} {
+		t.Run(fmt.Sprintf("%v/%s", c.req, c.name), func(t *testing.T) {
+			g := newRig(t, newReverser(2))
+			_, err := g.Handshake(vhostusertest.AllProtocolFeatures)
+			g.must(err)
+			fds := fdsFor(t, c.req, c.fds)
+			if err := g.Tell(c.req, c.payload, fds...); !errors.Is(err, vhostusertest.ErrRefused) {
+				t.Errorf("%v, want a refusal", err)
+			}
+			g.must(g.Request(c.req, 0, c.payload, fds...))
+			wantProtocolError(t, g.wait(), c.req, c.want)
+		})
+	}
+}
+
+func TestStartWithoutSizeOrAddressesIsRefused(t *testing.T) {
+	g := newRig(t, newReverser(1))
+	g.handshake()
+	r := g.ring(0, 8)
+	g.must(g.SetVringEnable(0, true))
+	if err := g.SetVringKick(0, r.KickFD()); !errors.Is(err, vhostusertest.ErrRefused) {
+		t.Errorf("%v, want a refusal", err)
+	}
+}
+
+func TestKickDescriptorThatCannotBeWatchedIsRefused(t *testing.T) {
+	r, err := vhostuser.NewReactors(1, vhostuser.ModeThreads)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	g := newRig(t, newReverser(1))
+	g.must(g.hangUp())
+	g.backend, err = vhostuser.New(vhostuser.Config{Device: g.dev, Reactors: r})
+	g.must(err)
+	g.connect()
+	g.handshake()
+	ring := g.ring(0, 8)
+	g.must(ring.Setup())
+	g.must(g.SetVringEnable(0, true))
+	if err := g.SetVringKick(0, g.mem.FD()); !errors.Is(err, vhostusertest.ErrRefused) {
+		t.Errorf("a memory file as kick descriptor: %v, want a refusal", err)
+	}
+	g.must(g.hangUp())
+}
+
+func TestConfigSpaceIsReadAndWritten(t *testing.T) {
+	g := newRig(t, newReverser(1))
+	g.handshake()
+	for _, c := range []struct {
+		off, n int
+		want   string
+	}{{0, 16, "0123456789abcdef"}, {0, 1, "0"}, {15, 1, "f"}, {4, 8, "456789ab"}, {16, 0, ""}} {
+		if got, err := g.GetConfig(c.off, c.n); err != nil || string(got) != c.want {
+			t.Errorf("%d bytes at %d: %q, %v, want %q", c.n, c.off, got, err, c.want)
+		}
+	}
+	for _, c := range []struct{ off, n int }{{0, 17}, {16, 1}, {17, 0}, {1 << 31, 16}} {
+		if _, err := g.GetConfig(c.off, c.n); !errors.Is(err, vhostusertest.ErrRefused) {
+			t.Errorf("%d bytes at %d: %v, want a refusal", c.n, c.off, err)
+		}
+	}
+	g.must(g.SetConfig(0, []byte("Z")))
+	if got, err := g.GetConfig(0, 2); err != nil || string(got) != "Z1" {
+		t.Errorf("after SET_CONFIG: %q, %v", got, err)
+	}
+}
+
+func TestStatusIsWhatWasSetLast(t *testing.T) {
+	g := newRig(t, newReverser(1))
+	features, err := g.Handshake(vhostusertest.AllProtocolFeatures)
+	g.must(err)
+	expect := func(want uint8) {
+		t.Helper()
+		if got, err := g.GetStatus(); got != want || err != nil {
+			t.Errorf("status %#x, %v, want %#x", got, err, want)
+		}
+	}
+	expect(0)
+	// FEATURES_OK is not true before features were negotiated.
+	g.must(g.SetStatus(0xb))
+	expect(0x3)
+	g.must(g.SetFeatures(features))
+	expect(0xb)
+	// A refused negotiation leaves the old one standing.
+	if err := g.Tell(vhostuser.SetFeatures, vhostuser.AppendU64(nil, 1<<50)); !errors.Is(err, vhostusertest.ErrRefused) {
+		t.Error(err)
+	}
+	g.must(g.SetStatus(0xf))
+	expect(0xf)
+	// QEMU 7.2 does this before it stops the rings, also for a pause: nothing else happens.
+	g.must(g.AddMemory(g.mem))
+	r := g.start(0, 8)
+	g.must(g.SetStatus(0))
+	expect(0)
+	g.io(r, 3)
+	g.must(r.Stop())
+}
+
+func TestOffersAreTheDevices(t *testing.T) {
+	dev := newReverser(3)
+	dev.features = virtq.FeatureVersion1 | 1<<5 | vhostuser.FLogAll
+	g := newRig(t, dev)
+	features, err := g.GetFeatures()
+	g.must(err)
+	if want := virtq.FeatureVersion1 | 1<<5 | vhostuser.FProtocolFeatures; features != want {
+		t.Errorf("features %#x, want %#x", features, want)
+	}
+	protocol, err := g.GetProtocolFeatures()
+	g.must(err)
+	// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, BACKEND_SEND_FD, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS.
+	if want := vhostuser.ProtocolFeatures(1<<0 | 1<<3 | 1<<5 | 1<<9 | 1<<10 | 1<<13 | 1<<15 | 1<<16); protocol != want {
+		t.Errorf("protocol features %#x, want %#x", protocol, want)
+	}
+	g.must(g.SetProtocolFeatures(protocol))
+	if n, err := g.GetQueueNum(); n != 3 || err != nil {
+		t.Errorf("%d queues, %v, want 3", n, err)
+	}
+	if n, err := g.GetMaxMemSlots(); n != 509 || err != nil {
+		t.Errorf("%d memory slots, %v, want 509", n, err)
+	}
+	g.must(g.hangUp())
+
+	dev.config = nil
+	g = newRig(t, dev)
+	protocol, err = g.GetProtocolFeatures()
+	g.must(err)
+	if protocol&vhostuser.ProtocolConfig != 0 {
+		t.Error("CONFIG is offered without a configuration space")
+	}
+}
+
+func TestConfigChangeIsToldWhileARingRuns(t *testing.T) {
+	g := newRig(t, newReverser(1))
+	g.handshake()
+	told := func() {
+		t.Helper()
+		if req, err := g.ReceiveBackend(); err != nil || req != vhostuser.BackendConfigChangeMsg {
+			t.Fatalf("back-end channel: %v, %v", req, err)
+		}
+	}
+	g.backend.ConfigChanged()
+	g.must(g.Barrier())
+	if !g.BackendQuiet() {
+		t.Error("a message though no ring runs")
+	}
+	// It was remembered.
+	r := g.start(0, 8)
+	told()
+	g.backend.ConfigChanged()
+	told()
+	g.must(g.SetVringEnable(0, false))
+	g.backend.ConfigChanged()
+	told()
+	g.must(r.Stop())
+	g.backend.ConfigChanged()
+	g.backend.ConfigChanged()
+	g.must(g.Barrier())
+	if !g.BackendQuiet() {
+		t.Error("a message after the stop")
+	}
+	g.must(r.Start())
+	told()
+	g.must(g.Barrier())
+	if !g.BackendQuiet() {
+		t.Error("told twice")
+	}
+	g.must(g.hangUp())
+	// Nobody is there: nothing happens.
+	g.backend.ConfigChanged()
+}
+
+func TestConfigChangeNeverWaitsForTheFrontEnd(t *testing.T) {
+	g := newRig(t, newReverser(1))
+	g.handshake()
+	r := g.start(0, 8)
+	// Nobody reads the channel; it fills.
+	for range 100_000 {
+		g.backend.ConfigChanged()
+	}
+	g.io(r, 3)
+	g.must(r.Stop())
+}
+
+func TestConfigChangeNeedsConfigAndAChannel(t *testing.T) {
+	for _, without := range []vhostuser.ProtocolFeatures{vhostuser.ProtocolConfig, vhostuser.ProtocolBackendReq} {
+		g := newRig(t, newReverser(1))
+		features, err := g.Handshake(vhostusertest.AllProtocolFeatures &^ without)
+		g.must(err)
+		g.must(g.SetFeatures(features))
+		g.must(g.AddMemory(g.mem))
+		r := g.start(0, 8)
+		g.backend.ConfigChanged()
+		g.must(g.Barrier())
+		if without == vhostuser.ProtocolConfig && !g.BackendQuiet() {
+			t.Error("a message without CONFIG")
+		}
+		g.io(r, 1)
+		g.must(g.hangUp())
+	}
+}
+
+func TestNewRefusesImpossibleDevices(t *testing.T) {
+	r := newReactors(t)
+	for name, c := range map[string]vhostuser.Config{
+		"no device":             {Reactors: r},
+		"no reactors":           {Device: newReverser(1)},
+		"no queue":              {Device: newReverser(0), Reactors: r},
+		"too many queues":       {Device: newReverser(257), Reactors: r},
+		"too much config space": {Device: &reverser{queues: 1, config: make([]byte, 257)}, Reactors: r},
+	} {
+		if _, err := vhostuser.New(c); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if _, err := vhostuser.New(vhostuser.Config{Device: &reverser{queues: 256, config: make([]byte, 256)}, Reactors: r}); err != nil {
+		t.Error(err)
+	}
+}
