@@ -48,6 +48,7 @@ type unit struct {
 
 // sleeper is a d_open that sleeps.
 type sleeper struct {
+	flag    devsw.Flag // its argument
 	decided bool
 	err     error
 }
@@ -126,7 +127,7 @@ func (u *unit) op() func() {
 	return u.exit
 }
 
-func (u *unit) open(devsw.Dev, devsw.Flag, devsw.Mode) error {
+func (u *unit) open(_ devsw.Dev, flag devsw.Flag, _ devsw.Mode) error {
 	defer u.op()()
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -134,7 +135,7 @@ func (u *unit) open(devsw.Dev, devsw.Flag, devsw.Mode) error {
 	if !u.sleepOpens {
 		return u.openErr
 	}
-	s := &sleeper{}
+	s := &sleeper{flag: flag}
 	u.sleepers = append(u.sleepers, s)
 	defer func() { u.sleepers = slices.DeleteFunc(u.sleepers, func(o *sleeper) bool { return o == s }) }()
 	if err := u.cv.Wait(func() bool { return s.decided }); err != nil {
@@ -296,13 +297,12 @@ func (u *unit) lock(f func()) {
 	f()
 }
 
-// decide lets the oldest sleeping d_open return.
-func (u *unit) decide(err error) {
+// decide lets the sleeping d_opens with this flag return.
+func (u *unit) decide(flag devsw.Flag, err error) {
 	u.lock(func() {
 		for _, s := range u.sleepers {
-			if !s.decided {
+			if s.flag == flag {
 				s.decided, s.err = true, err
-				break
 			}
 		}
 		u.cv.Broadcast()

@@ -56,7 +56,8 @@ func (n *Node) Mode() devsw.Mode { return n.key.kind }
 //
 // Where d_open fails although another open had succeeded, and that one was
 // closed meanwhile, this Open has the last reference, and closes the device
-// before it returns. NetBSD: spec_open.
+// before it returns. So it does where the d_open of a node that was revoked still
+// sleeps, which nobody else would wake (on NetBSD nobody does). NetBSD: spec_open.
 func (n *Node) Open(ctx context.Context, flag devsw.Flag) error {
 	fs := n.fs
 	fs.mu.Lock()
@@ -91,7 +92,7 @@ func (n *Node) Open(ctx context.Context, flag devsw.Flag) error {
 		}
 		fs.mu.Unlock()
 		return nil
-	case sd.opencnt == 1 && sd.opened:
+	case sd.opencnt == 1 && (sd.opened || sd.opens.Count() != 0):
 		_ = n.dropUnlock(devsw.FNONBLOCK) // the caller is told why d_open failed
 		return err
 	}

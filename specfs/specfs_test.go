@@ -87,7 +87,7 @@ func (s *setup) mustOpen(t *testing.T, n *Node) {
 	}
 }
 
-func mustClose(t *testing.T, n *Node) {
+func mustClose(t testing.TB, n *Node) {
 	t.Helper()
 	if err := n.Close(rw); err != nil {
 		t.Errorf("Close gives %v", err)
@@ -261,7 +261,7 @@ func TestOperationsNeedAnOpenNode(t *testing.T) {
 				s.setSleepOpens(true)
 				opening := start(func() error { return n.Open(t.Context(), rw) })
 				refused("while d_open sleeps")
-				s.decide(nil)
+				s.decide(rw, nil)
 				opening.mustGive(t, "Open", nil)
 				s.setSleepOpens(false)
 
@@ -328,7 +328,7 @@ func TestBlockDevicesAreExclusive(t *testing.T) {
 		s.setSleepOpens(true)
 		opening := start(func() error { return n.Open(t.Context(), rw) })
 		busy("while it is being opened")
-		s.decide(devsw.EIO)
+		s.decide(rw, devsw.EIO)
 		opening.mustGive(t, "Open", devsw.EIO)
 		s.check(t, "open") // an open that failed is not closed
 		s.setSleepOpens(false)
@@ -447,7 +447,7 @@ func TestRevokedOpenThatGoesWellIsEBADF(t *testing.T) {
 		opening := start(func() error { return n.Open(t.Context(), rw) })
 		n.Revoke() // the device stays open: nothing is cancelled
 		opening.mustSleep(t, "Open")
-		s.decide(nil)
+		s.decide(rw, nil)
 		opening.mustGive(t, "Open", devsw.EBADF)
 		s.check(t, "open", "open")
 		mustClose(t, other)
@@ -482,11 +482,28 @@ func TestFailedOpenAfterAConcurrentCloseCloses(t *testing.T) {
 			opening := start(func() error { return second.Open(t.Context(), rw) })
 			mustClose(t, n)
 			s.check(t, "open", "open") // the open in progress has a reference
-			s.decide(devsw.EIO)
+			s.decide(rw, devsw.EIO)
 			opening.mustGive(t, "Open", devsw.EIO)
 			s.check(t, "open", "open", "cancel", "close")
 		})
 	}
+}
+
+// Two opens sleep, one of them is revoked, and the other fails: nobody has the
+// device open, and the one that still sleeps is not forgotten.
+func TestFailedLastOpenWakesTheOpenOfARevokedNode(t *testing.T) {
+	run(t, nil, func(t *testing.T, s *setup) {
+		n, other := s.fs.Node(devsw.IFCHR, s.char), s.fs.Node(devsw.IFCHR, s.char)
+		s.setSleepOpens(true)
+		revoked := start(func() error { return n.Open(t.Context(), 1) })
+		failing := start(func() error { return other.Open(t.Context(), 2) })
+		n.Revoke()
+		revoked.mustSleep(t, "Open")
+		s.decide(2, devsw.EIO)
+		failing.mustGive(t, "the Open that fails", devsw.EIO)
+		revoked.mustGive(t, "the Open that was revoked", devsw.EBADF)
+		s.check(t, "open", "open", "cancel", "close")
+	})
 }
 
 func TestFailedOpenWhileOthersHaveTheDeviceOpenDoesNotClose(t *testing.T) {
@@ -522,7 +539,7 @@ func TestCloseOfANodeThatIsNotOpen(t *testing.T) {
 		if err := n.Close(rw); err != devsw.EBADF {
 			t.Errorf("Close during the node's only Open gives %v", err)
 		}
-		s.decide(nil)
+		s.decide(rw, nil)
 		opening.mustGive(t, "Open", nil)
 		mustClose(t, n)
 		if err := n.Close(rw); err != devsw.EBADF {
@@ -837,7 +854,7 @@ func TestDrainWaitsForAnOpenThatSleeps(t *testing.T) {
 		}
 		draining := start(func() error { return n.Drain(t.Context()) })
 		draining.mustSleep(t, "Drain")
-		s.decide(nil)
+		s.decide(rw, nil)
 		opening.mustGive(t, "Open", nil)
 		draining.mustGive(t, "Drain", nil)
 		mustClose(t, n)
@@ -960,7 +977,7 @@ func TestDriversWithoutDMPSafe(t *testing.T) {
 		n := s.fs.Node(devsw.IFCHR, s.char)
 		opening := start(func() error { return n.Open(t.Context(), rw) })
 		opening.mustSleep(t, "Open")
-		s.decide(nil)
+		s.decide(rw, nil)
 		opening.mustGive(t, "Open", nil)
 		reading := start(func() error { return n.Read(devsw.NewUio(devsw.UIORead, make([]byte, 1)), 0) })
 		reading.mustSleep(t, "read")

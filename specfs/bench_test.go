@@ -1,0 +1,109 @@
+package specfs
+
+import (
+	"sync"
+	"testing"
+
+	"vdev/devsw"
+)
+
+// nullNode gives an open node of a device whose transfers end at once.
+func nullNode(t testing.TB, flag devsw.DFlag) *Node {
+	t.Helper()
+	table := devsw.NewTable()
+	bdev := &devsw.Bdevsw{Strategy: (*devsw.Buf).Biodone, Flag: flag}
+	bm, _, err := table.Attach("null", bdev, -1, &devsw.Cdevsw{}, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := New(table).Node(devsw.IFBLK, devsw.Makedev(uint32(bm), 0))
+	if err := n.Open(t.Context(), rw); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestATransferAllocatesNothing(t *testing.T) {
+	for _, flag := range []devsw.DFlag{devsw.DMPSafe, 0} {
+		n := nullNode(t, flag)
+		c := n.NewCounter()
+		b := &devsw.Buf{Bcount: 512, Iodone: func(*devsw.Buf) {}}
+		if allocs := testing.AllocsPerRun(1000, func() {
+			b.Rearm()
+			n.Strategy(c, b)
+		}); allocs != 0 {
+			t.Errorf("flag %#x: %v allocations for a transfer", flag, allocs)
+		}
+		mustClose(t, n)
+		if allocs := testing.AllocsPerRun(1000, func() {
+			b.Rearm()
+			n.Strategy(c, b)
+		}); allocs != 0 || b.Error != devsw.ENXIO {
+			t.Errorf("flag %#x: %v allocations for a refused transfer (%v)", flag, allocs, b.Error)
+		}
+	}
+}
+
+// BenchmarkTransfer is Strategy and Biodone with a driver that does nothing:
+// what a transfer costs beyond the driver.
+func BenchmarkTransfer(b *testing.B) {
+	n := nullNode(b, devsw.DMPSafe)
+	c := n.NewCounter()
+	buf := &devsw.Buf{Bcount: 512, Iodone: func(*devsw.Buf) {}}
+	b.ReportAllocs()
+	for b.Loop() {
+		buf.Rearm()
+		n.Strategy(c, buf)
+	}
+	b.StopTimer()
+	mustClose(b, n)
+}
+
+// BenchmarkSection is the section alone: what entering and leaving it costs.
+func BenchmarkSection(b *testing.B) {
+	n := nullNode(b, devsw.DMPSafe)
+	c := n.NewCounter()
+	b.ReportAllocs()
+	for b.Loop() {
+		if !c.count.AcquireN(2) {
+			b.Fatal("refused")
+		}
+		(*section)(c).Leave()
+		c.count.Release()
+	}
+	mustClose(b, n)
+}
+
+// BenchmarkQueues is one device with one queue to each goroutine. ns/op is per
+// transfer of all of them together, so with two goroutines on two cores it
+// should be half of what it is with one.
+func BenchmarkQueues(b *testing.B) {
+	for _, bench := range []struct {
+		name   string
+		queues int
+		shared bool
+	}{{"one", 1, false}, {"two", 2, false}, {"two sharing a counter", 2, true}} {
+		b.Run(bench.name, func(b *testing.B) {
+			n := nullNode(b, devsw.DMPSafe)
+			shared := n.NewCounter()
+			var wg sync.WaitGroup
+			b.ResetTimer()
+			for range bench.queues {
+				c := shared
+				if !bench.shared {
+					c = n.NewCounter()
+				}
+				wg.Go(func() {
+					buf := &devsw.Buf{Bcount: 512, Iodone: func(*devsw.Buf) {}}
+					for range b.N / bench.queues {
+						buf.Rearm()
+						n.Strategy(c, buf)
+					}
+				})
+			}
+			wg.Wait()
+			b.StopTimer()
+			mustClose(b, n)
+		})
+	}
+}
