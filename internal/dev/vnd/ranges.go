@@ -50,18 +50,14 @@ func (r *ranges) unlock(o *op) {
 	}
 }
 
-// cancel ends all that wait with ECANCELED, on a goroutine of its own.
+// cancel ends all that wait with ECANCELED.
 func (r *ranges) cancel() {
 	r.mu.Lock()
 	waiting := r.waiting
 	r.waiting = nil
 	r.mu.Unlock()
-	if len(waiting) > 0 {
-		go func() {
-			for _, o := range waiting {
-				o.end(devsw.ECANCELED)
-			}
-		}()
+	for _, o := range waiting {
+		o.end(devsw.ECANCELED)
 	}
 }
 

@@ -48,12 +48,8 @@ func (t *threads) CancelAll(done devsw.AIODone) {
 		return false
 	})
 	t.mu.Unlock()
-	if len(cancelled) > 0 {
-		go func() {
-			for _, x := range cancelled {
-				x.done.AIODone(x.b, 0, devsw.ECANCELED)
-			}
-		}()
+	for _, x := range cancelled {
+		x.done.AIODone(x.b, 0, devsw.ECANCELED)
 	}
 }
 
