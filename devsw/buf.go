@@ -118,6 +118,7 @@ func (b *Buf) Biodone() {
 	if b.Iodone != nil {
 		b.Iodone(b)
 	}
+	step("iodone returned")
 	if section != nil {
 		section.Leave()
 	}

@@ -7,12 +7,14 @@ func (t *Table) CdevOpen(dev Dev, flag Flag, mode Mode) error {
 		return ENXIO
 	}
 	defer e.opens.Release()
+	step("open acquired")
 	if e.sw.Open != nil {
 		t.enter(e.sw.Flag)
 		defer t.exit(e.sw.Flag)
 		if err := e.sw.Open(dev, flag, mode); err != nil {
 			return err
 		}
+		step("d_open returned")
 	}
 	openDone(t, e, dev)
 	return nil

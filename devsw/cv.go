@@ -58,6 +58,7 @@ func (c *Cv) WaitContext(ctx context.Context, ready func() bool) error {
 		}
 		wake := c.wake
 		c.l.Unlock()
+		step("sleep")
 		var err error
 		select {
 		case <-wake:

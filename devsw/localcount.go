@@ -41,9 +41,11 @@ func (l *Localcount) Acquire() bool { return l.AcquireN(1) }
 func (l *Localcount) AcquireN(n int64) bool {
 	// The count is published before closed is looked at, in one step. The other
 	// way round, a user could get in behind a drain that has found nobody.
-	if l.v.Add(n*lcUnit)&lcClosed == 0 {
-		return true
-	}
+	return l.v.Add(n*lcUnit)&lcClosed == 0 || l.refuse(n)
+}
+
+// refuse takes back the count of an Acquire that came too late.
+func (l *Localcount) refuse(n int64) bool {
 	for range n {
 		l.Release()
 	}
@@ -109,6 +111,7 @@ func (l *Localcount) Drain(ctx context.Context) error {
 		}
 		idle := l.idle
 		l.mu.Unlock()
+		step("drain sleeps")
 		select {
 		case <-idle:
 			l.mu.Lock()

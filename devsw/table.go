@@ -183,9 +183,11 @@ func (t *Table) Detach(bdev *Bdevsw, cdev *Cdevsw) error {
 	be.refuse()
 	ce.refuse()
 	t.mu.Unlock()
+	step("detach refuses")
 
 	be.drain()
 	ce.drain()
+	step("detach drained")
 
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -129,6 +129,7 @@ func (u *unit) op() func() {
 
 func (u *unit) open(_ devsw.Dev, flag devsw.Flag, _ devsw.Mode) error {
 	defer u.op()()
+	step("d_open")
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.calls = append(u.calls, "open")
@@ -155,6 +156,7 @@ func (u *unit) cancel(devsw.Dev, devsw.Flag, devsw.Mode) error {
 		u.cv.Cancel()
 	}
 	u.mu.Unlock()
+	step("d_cancel between")
 	if u.cancelErr == nil {
 		u.bufs.Cancel()
 	}
@@ -175,11 +177,13 @@ func (u *unit) close(devsw.Dev, devsw.Flag, devsw.Mode) error {
 		u.cv.Cancel()
 		u.bufs.Cancel()
 	}
-	if hold := u.hold; hold != nil {
-		u.mu.Unlock()
+	hold := u.hold
+	u.mu.Unlock()
+	step("d_close")
+	if hold != nil {
 		<-hold
-		u.mu.Lock()
 	}
+	u.mu.Lock()
 	if u.cancelsFirst() {
 		u.alone("ends")
 	}
@@ -232,15 +236,15 @@ func (u *unit) strategy(b *devsw.Buf) {
 			done(b)
 		}
 	}
-	ticket, ok := u.bufs.Add(b)
-	if !ok {
-		return
+	step("d_strategy before add")
+	if ticket, ok := u.bufs.Add(b); ok {
+		u.bmu.Lock()
+		if _, ok := u.pending[b]; ok {
+			u.pending[b] = ticket
+		}
+		u.bmu.Unlock()
 	}
-	u.bmu.Lock()
-	defer u.bmu.Unlock()
-	if _, ok := u.pending[b]; ok {
-		u.pending[b] = ticket
-	}
+	step("d_strategy after add")
 }
 
 func (u *unit) forget(b *devsw.Buf) {
