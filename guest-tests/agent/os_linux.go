@@ -259,12 +259,20 @@ func bind(p params) (string, error) {
 	return "", os.WriteFile(driver+"bind", []byte(p.words[0]), 0)
 }
 
-// await polls: devtmpfs tells nobody of changes who has no netlink socket.
+// await polls: devtmpfs tells nobody of changes who has no netlink socket. A node may be there before the disk
+// behind it can be opened.
 func await(p params) (string, error) {
 	path := device(p.words[0])
 	for range 6000 {
-		_, err := os.Stat(path)
-		if errors.Is(err, os.ErrNotExist) == p.flag("gone") {
+		there := false
+		f, err := os.Open(path)
+		if err == nil {
+			there = true
+			f.Close()
+		} else if p.flag("gone") {
+			there = !errors.Is(err, os.ErrNotExist)
+		}
+		if there != p.flag("gone") {
 			return "", nil
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -302,7 +310,7 @@ func hwrng(p params) (string, error) {
 }
 
 // trouble is what a kernel says when a disk let it down.
-var trouble = regexp.MustCompile(`(?i)I/O error|EXT4-fs (error|warning)|critical .* error|hung_task|blocked for more|lost async page|BUG:|WARNING:|Call Trace|JBD2: .*err|Aborting journal`)
+var trouble = regexp.MustCompile(`I/O error|EXT4-fs (error|warning)|critical .* error|hung_task|blocked for more|lost async page|BUG:|WARNING:|Call Trace|JBD2: .*err|Aborting journal`)
 
 func dmesg(p params) (string, error) {
 	size, err := syscall.Klogctl(syslogSizeBuffer, nil)

@@ -1,0 +1,211 @@
+package guesttests
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"vdev/guest-tests/internal/vm"
+)
+
+// endLimit is how long a back-end may take to end once it was asked to, before it counts as hanging.
+const endLimit = 30 * time.Second
+
+// backend is a vhost-user back-end that runs.
+type backend struct {
+	socket string
+	log    string // file with what it writes
+	cmd    *exec.Cmd
+	exited chan struct{}
+	status error
+	killed bool // by the script, which then does not expect a good end
+}
+
+// server makes the command line of a back-end from vdev's arguments.
+type server func(socket string, args []string) (*exec.Cmd, error)
+
+// theServer is the program under test: vdev, or, with VDEV_BACKEND=qemu-storage-daemon, the one that the scripts
+// can be tried on when they themselves are in doubt.
+func theServer() server {
+	if os.Getenv("VDEV_BACKEND") == "qemu-storage-daemon" {
+		return storageDaemon
+	}
+	return func(socket string, args []string) (*exec.Cmd, error) {
+		program, err := built.vdev()
+		if err != nil {
+			return nil, err
+		}
+		args = slices.Insert(slices.Clone(args), min(1, len(args)), "--socket-path", socket)
+		cmd := exec.Command(program, args...)
+		// Races are reported in the log and in the exit status, which must be 0.
+		cmd.Env = append(os.Environ(), "GORACE=halt_on_error=0 exitcode=66")
+		return cmd, nil
+	}
+}
+
+// storageDaemon serves what can be said to QEMU's own back-end.
+func storageDaemon(socket string, args []string) (*exec.Cmd, error) {
+	q, err := vm.FindQEMU("11.1")
+	if err != nil {
+		return nil, err
+	}
+	node, export := "driver=file,filename=", "type=vhost-user-blk,id=export,node-name=disk,addr.type=unix,addr.path="+socket
+	writable, cache := "on", ""
+	for i := 1; i < len(args); i++ {
+		value := ""
+		if i+1 < len(args) {
+			value = args[i+1]
+		}
+		switch args[i] {
+		case "--blk-file":
+			node += value
+		case "--num-queues":
+			export += ",num-queues=" + value
+		case "--logical-block-size":
+			export += ",logical-block-size=" + value
+		case "--serial", "--aio":
+		case "--read-only":
+			writable = "off"
+			continue
+		case "--direct":
+			cache = ",cache.direct=on"
+			continue
+		case "--trace":
+			continue
+		default:
+			return nil, fmt.Errorf("qemu-storage-daemon cannot do %s", args[i])
+		}
+		i++
+	}
+	return exec.Command(q.Program("qemu-storage-daemon"), "--blockdev", node+",node-name=disk,discard=unmap"+cache,
+		"--export", export+",writable="+writable), nil
+}
+
+// startBackend starts cmd, which is to listen on the socket, and waits until it does.
+func startBackend(ctx context.Context, cmd *exec.Cmd, dir, socket, log string) (*backend, error) {
+	f, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b := &backend{socket: socket, log: log, cmd: cmd, exited: make(chan struct{})}
+	cmd.Dir = dir
+	cmd.Stdout, cmd.Stderr = f, f
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		b.status = cmd.Wait()
+		close(b.exited)
+	}()
+	for !listening(socket) {
+		select {
+		case <-b.exited:
+			return nil, fmt.Errorf("%s ended before it listened: %v\n%s", cmd.Args[0], b.status, b.tail(20))
+		case <-ctx.Done():
+			b.kill()
+			return nil, fmt.Errorf("%s does not listen: %w\n%s", cmd.Args[0], context.Cause(ctx), b.tail(20))
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	return b, nil
+}
+
+// listening asks the kernel whether anybody listens on a socket. To connect would be to be a front-end.
+func listening(socket string) bool {
+	const acceptsConnections = "00010000"
+	table, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		return false
+	}
+	for lines := bufio.NewScanner(bytes.NewReader(table)); lines.Scan(); {
+		if f := strings.Fields(lines.Text()); len(f) == 8 && f[3] == acceptsConnections && f[7] == socket {
+			return true
+		}
+	}
+	return false
+}
+
+// stop asks the back-end to end and checks that it does so well and leaves nothing behind.
+func (b *backend) stop() error {
+	if b.killed {
+		return nil
+	}
+	b.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-b.exited:
+	case <-time.After(endLimit):
+		// SIGQUIT makes a Go program print what its goroutines do.
+		b.cmd.Process.Signal(syscall.SIGQUIT)
+		select {
+		case <-b.exited:
+		case <-time.After(5 * time.Second):
+		}
+		b.kill()
+		return fmt.Errorf("%s does not end on SIGTERM", b.cmd.Args[0])
+	}
+	b.killed = true
+	var errs []error
+	if b.status != nil {
+		errs = append(errs, fmt.Errorf("%s ended with %w", b.cmd.Args[0], b.status))
+	}
+	if err := syscall.Kill(-b.cmd.Process.Pid, 0); err == nil {
+		syscall.Kill(-b.cmd.Process.Pid, syscall.SIGKILL)
+		errs = append(errs, fmt.Errorf("%s has left a process behind", b.cmd.Args[0]))
+	}
+	if exists(b.socket) {
+		errs = append(errs, fmt.Errorf("%s has left its socket behind", b.cmd.Args[0]))
+		os.Remove(b.socket)
+	}
+	return errors.Join(errs...)
+}
+
+// kill ends the back-end as a crash would.
+func (b *backend) kill() {
+	b.killed = true
+	syscall.Kill(-b.cmd.Process.Pid, syscall.SIGKILL)
+	<-b.exited
+	os.Remove(b.socket)
+}
+
+func (b *backend) tail(n int) string {
+	text, _ := os.ReadFile(b.log)
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
+
+// awaitLog waits until the back-end has written something. Its log is a file, so it is looked at again and again.
+func (b *backend) awaitLog(ctx context.Context, re *regexp.Regexp) error {
+	for {
+		ended := false
+		select {
+		case <-b.exited:
+			ended = true
+		default:
+		}
+		if text, err := os.ReadFile(b.log); err != nil {
+			return err
+		} else if re.Match(text) {
+			return nil
+		}
+		if ended {
+			return fmt.Errorf("%s has ended and never wrote %s", filepath.Base(b.log), re)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("nothing in %s matches %s: %w", filepath.Base(b.log), re, context.Cause(ctx))
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}

@@ -1,0 +1,454 @@
+package guesttests
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"vdev/guest-tests/internal/pattern"
+	"vdev/guest-tests/internal/vm"
+)
+
+// commands are what scripts can say beside testscript's own; testdata/script/README.md describes them.
+var commands map[string]func(*testscript.TestScript, bool, []string)
+
+func init() {
+	commands = map[string]func(*testscript.TestScript, bool, []string){
+		"backend": plain(startServer),
+		"serve":   plain(startOther),
+		"end":     plain(func(w *world, args []string) (string, error) { return "", w.eachBackend(args, (*backend).stop) }),
+		"crash": plain(func(w *world, args []string) (string, error) {
+			return "", w.eachBackend(args, func(b *backend) error { b.kill(); return nil })
+		}),
+		"expect-log":   expectLog,
+		"qemu":         plain(startQEMU),
+		"guest":        guestCommand,
+		"reboot":       plain(func(w *world, _ []string) (string, error) { return w.boot(guestReboot) }),
+		"system_reset": plain(func(w *world, _ []string) (string, error) { return w.boot(systemReset) }),
+		"poweroff":     plain(powerOff),
+		"quit":         plain(quit),
+		"crash-qemu":   plain(func(w *world, _ []string) (string, error) { w.machine.Kill(); return "", nil }),
+		"console":      plain(awaitConsole),
+		"qmp":          plain(qmpCommand),
+		"monitor":      plain(monitorCommand),
+		"device_del":   plain(deviceDel),
+		"device_add":   plain(deviceAdd),
+		"pattern":      plain(hostPattern),
+		"boot-sector":  plain(writeBootSector),
+		"netbsd-root":  plain(netbsdRoot),
+		"repeat":       repeat,
+	}
+}
+
+// plain makes a script's command of a function that cannot be negated: its text is the command's output.
+func plain(f func(*world, []string) (string, error)) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		defer timed(ts)()
+		text, err := f(worldOf(ts), args)
+		show(ts, text)
+		switch {
+		case neg && err != nil:
+			fmt.Fprintln(ts.Stderr(), err)
+		case neg:
+			ts.Fatalf("it should have failed")
+		default:
+			ts.Check(err)
+		}
+	}
+}
+
+// timed tells how long a step took, where somebody may have wondered.
+func timed(ts *testscript.TestScript) func() {
+	begin := time.Now()
+	return func() {
+		if d := time.Since(begin); d > time.Second {
+			ts.Logf("(%.1f s)", d.Seconds())
+		}
+	}
+}
+
+// show makes text the output of the command that runs.
+func show(ts *testscript.TestScript, text string) {
+	if text = strings.TrimRight(text, "\n"); text != "" {
+		text += "\n"
+	}
+	io.WriteString(ts.Stdout(), text)
+}
+
+func (w *world) eachBackend(names []string, f func(*backend) error) error {
+	if len(names) == 0 {
+		return errors.New("which back-end?")
+	}
+	for _, name := range names {
+		b, err := w.backend(name)
+		if err != nil {
+			return err
+		}
+		if err := f(b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// startServer is "backend [-tmpfs SIZE] NAME ARG...".
+func startServer(w *world, args []string) (string, error) {
+	flags := flag.NewFlagSet("backend", flag.ContinueOnError)
+	small := flags.String("tmpfs", "", "")
+	if err := flags.Parse(args); err != nil {
+		return "", err
+	}
+	if flags.NArg() < 2 {
+		return "", errors.New("usage: backend [-tmpfs SIZE] NAME blk ARG...")
+	}
+	make := theServer()
+	if *small != "" {
+		make = onTmpfs(make, *small)
+	}
+	return "", w.addBackend(flags.Arg(0), make, flags.Args()[1:])
+}
+
+// onTmpfs has a back-end see a small file system of its own at the folder "small", with a sparse file "disk.img"
+// of 64 MiB in it that cannot be filled. The file system ends with the process.
+func onTmpfs(inner server, size string) server {
+	return func(socket string, args []string) (*exec.Cmd, error) {
+		cmd, err := inner(socket, args)
+		if err != nil {
+			return nil, err
+		}
+		const script = `mkdir -p small && mount -t tmpfs -o size="$0" none small && truncate -s 64M small/disk.img && exec "$@"`
+		outer := exec.Command("unshare", append([]string{"--mount", "--map-root-user", "sh", "-c", script, size, cmd.Path}, cmd.Args[1:]...)...)
+		outer.Env = cmd.Env
+		return outer, nil
+	}
+}
+
+// startOther is "serve NAME PROGRAM ARG...": a back-end that is not vdev; @SOCKET stands for its socket.
+func startOther(w *world, args []string) (string, error) {
+	if len(args) < 2 {
+		return "", errors.New("usage: serve NAME PROGRAM ARG...")
+	}
+	return "", w.addBackend(args[0], func(socket string, args []string) (*exec.Cmd, error) {
+		for i, a := range args {
+			args[i] = strings.ReplaceAll(a, "@SOCKET", socket)
+		}
+		return exec.Command(args[0], args[1:]...), nil
+	}, args[1:])
+}
+
+// expectLog is "expect-log NAME REGEXP", which waits, or its negation, which does not.
+func expectLog(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: expect-log NAME REGEXP")
+	}
+	w := worldOf(ts)
+	b, err := w.backend(args[0])
+	ts.Check(err)
+	re, err := regexp.Compile("(?m)" + args[1])
+	ts.Check(err)
+	if neg {
+		text, err := os.ReadFile(b.log)
+		ts.Check(err)
+		if found := re.Find(text); found != nil {
+			ts.Fatalf("%s has %q", filepath.Base(b.log), found)
+		}
+		return
+	}
+	ctx, cancel := w.context()
+	defer cancel()
+	ts.Check(b.awaitLog(ctx, re))
+}
+
+// startQEMU is "qemu [-version V] [-smp N] [-memory MIB] [-transport T] [-queues N] [-options K=V,...] [-boot]
+// [-firmware | -netbsd] [-arg OPTION]... NAME...": a machine whose disks are the back-ends of those names.
+func startQEMU(w *world, args []string) (string, error) {
+	flags := flag.NewFlagSet("qemu", flag.ContinueOnError)
+	version := flags.String("version", "11.1", "")
+	cpus := flags.Int("smp", 1, "")
+	memory := flags.Int("memory", 0, "")
+	transport := flags.String("transport", string(vm.Modern), "")
+	queues := flags.Int("queues", 1, "")
+	options := flags.String("options", "", "")
+	boot := flags.Bool("boot", false, "")
+	firmware := flags.Bool("firmware", false, "")
+	netbsd := flags.Bool("netbsd", false, "")
+	reconnect := flags.Bool("reconnect", false, "")
+	var more []string
+	flags.Func("arg", "", func(s string) error { more = append(more, strings.Fields(s)...); return nil })
+	if err := flags.Parse(args); err != nil {
+		return "", err
+	}
+	q, err := vm.FindQEMU(*version)
+	if err != nil {
+		return "", err
+	}
+	c := vm.Config{QEMU: q, CPUs: *cpus, Memory: *memory, Args: more}
+	for i, name := range flags.Args() {
+		b, err := w.backend(name)
+		if err != nil {
+			return "", err
+		}
+		c.Disks = append(c.Disks, vm.Disk{
+			Name: name, Socket: b.socket, Transport: vm.Transport(*transport), Queues: *queues,
+			Boot: *boot && i == 0, Reconnect: *reconnect, Options: *options,
+		})
+	}
+	switch {
+	case *firmware:
+	case *netbsd:
+		if c.Kernel, err = filepath.Abs(os.Getenv("VDEV_NETBSD_KERNEL")); err != nil {
+			return "", err
+		}
+		c.Append = vm.NetBSDAppend
+	default:
+		linux, err := vm.LinuxDir()
+		if err != nil {
+			return "", err
+		}
+		c.Kernel = filepath.Join(linux, "vmlinuz")
+		c.Append = vm.LinuxAppend
+		if c.Initrd, err = built.initramfs(); err != nil {
+			return "", err
+		}
+	}
+	if err := w.start(c); err != nil || *firmware {
+		return "", err
+	}
+	return w.boot(func(context.Context, *vm.Machine) error { return nil })
+}
+
+// guestCommand is "guest COMMAND ARG..." for the agent; negated, the agent must report an error.
+func guestCommand(ts *testscript.TestScript, neg bool, args []string) {
+	defer timed(ts)()
+	text, err := worldOf(ts).guest(strings.Join(args, " "))
+	var fault *vm.GuestError
+	switch {
+	case neg && errors.As(err, &fault):
+		fmt.Fprintln(ts.Stderr(), fault.Text)
+	case neg && err == nil:
+		ts.Fatalf("the guest's command should have failed: %s", text)
+	default:
+		show(ts, text)
+		ts.Check(err)
+	}
+}
+
+func guestReboot(ctx context.Context, m *vm.Machine) error {
+	_, err := m.Console.Guest(ctx, "reboot")
+	return err
+}
+
+func systemReset(ctx context.Context, m *vm.Machine) error {
+	_, err := m.Do(ctx, "system_reset", nil)
+	return err
+}
+
+// powerOff has the guest do it, and QEMU end with it.
+func powerOff(w *world, _ []string) (string, error) {
+	if _, err := w.guest("poweroff"); err != nil {
+		return "", err
+	}
+	return "", w.awaitEnd()
+}
+
+// quit has QEMU end without asking the guest.
+func quit(w *world, _ []string) (string, error) {
+	m, err := w.running()
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := w.context()
+	defer cancel()
+	if _, err := m.Do(ctx, "quit", nil); err != nil && !errors.Is(err, vm.ErrExited) {
+		return "", err
+	}
+	return "", w.awaitEnd()
+}
+
+func (w *world) awaitEnd() error {
+	ctx, cancel := w.context()
+	defer cancel()
+	return w.machine.Wait(ctx)
+}
+
+// awaitConsole is "console REGEXP": the machine's serial port has said that, or says it soon.
+func awaitConsole(w *world, args []string) (string, error) {
+	m, err := w.running()
+	if err != nil {
+		return "", err
+	}
+	re, err := regexp.Compile("(?m)" + strings.Join(args, " "))
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := w.context()
+	defer cancel()
+	return "", m.Console.AwaitText(ctx, re)
+}
+
+func qmpCommand(w *world, args []string) (string, error) {
+	m, err := w.running()
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := w.context()
+	defer cancel()
+	raw, err := m.Run(ctx, strings.Join(args, " "))
+	var b bytes.Buffer
+	if err == nil {
+		err = json.Indent(&b, raw, "", "  ")
+	}
+	return b.String(), err
+}
+
+func monitorCommand(w *world, args []string) (string, error) {
+	m, err := w.running()
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := w.context()
+	defer cancel()
+	return m.Monitor(ctx, strings.Join(args, " "))
+}
+
+// deviceDel is "device_del NAME": the guest gives the device up, and QEMU says that it is gone.
+func deviceDel(w *world, args []string) (string, error) {
+	m, d, err := w.disk(args)
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := w.context()
+	defer cancel()
+	before := m.Events()
+	if _, err := m.Do(ctx, "device_del", map[string]any{"id": d.Name}); err != nil {
+		return "", err
+	}
+	return "", m.AwaitEvent(ctx, before, "DEVICE_DELETED", func(data map[string]any) bool { return data["device"] == d.Name })
+}
+
+// deviceAdd is "device_add NAME": the device that device_del removed comes back on the same chardev.
+func deviceAdd(w *world, args []string) (string, error) {
+	m, d, err := w.disk(args)
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := w.context()
+	defer cancel()
+	text, err := m.Monitor(ctx, "device_add vhost-user-blk-pci,"+d.Properties())
+	if err == nil && strings.TrimSpace(text) != "" {
+		err = errors.New(strings.TrimSpace(text))
+	}
+	return "", err
+}
+
+func (w *world) disk(args []string) (*vm.Machine, vm.Disk, error) {
+	m, err := w.running()
+	if err != nil {
+		return nil, vm.Disk{}, err
+	}
+	if len(args) != 1 || w.disks[args[0]].Name == "" {
+		return nil, vm.Disk{}, fmt.Errorf("which disk? not %q", args)
+	}
+	return m, w.disks[args[0]], nil
+}
+
+// hostPattern is "pattern write|verify FILE [seed=N] [off=BYTES] [size=BYTES]": what the agent's commands of
+// those names do, on a file of the host.
+func hostPattern(w *world, args []string) (text string, err error) {
+	const usage = "usage: pattern write|verify FILE [seed=N] [off=BYTES] [size=BYTES]"
+	if len(args) < 2 || args[0] != "write" && args[0] != "verify" {
+		return "", errors.New(usage)
+	}
+	opts := map[string]int64{"seed": 1, "off": 0, "size": -1}
+	for _, a := range args[2:] {
+		key, value, _ := strings.Cut(a, "=")
+		if _, ok := opts[key]; !ok {
+			return "", errors.New(usage)
+		}
+		if opts[key], err = bytesOf(value); err != nil {
+			return "", err
+		}
+	}
+	f, err := os.OpenFile(filepath.Join(w.dir, args[1]), os.O_RDWR, 0)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	off, end := opts["off"], opts["off"]+opts["size"]
+	if opts["size"] < 0 {
+		if end, err = f.Seek(0, io.SeekEnd); err != nil {
+			return "", err
+		}
+	}
+	buf := make([]byte, 1<<20)
+	for at := off; at < end; at += int64(len(buf)) {
+		p := buf[:min(int64(len(buf)), end-at)]
+		if args[0] == "write" {
+			pattern.Fill(p, uint64(opts["seed"]), at)
+			if _, err := f.WriteAt(p, at); err != nil {
+				return "", err
+			}
+			continue
+		}
+		if _, err := f.ReadAt(p, at); err != nil {
+			return "", err
+		}
+		if err := pattern.Verify(p, uint64(opts["seed"]), at); err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprintf("%d bytes", end-off), nil
+}
+
+// bytesOf reads a number with k, M or G behind it.
+func bytesOf(s string) (int64, error) {
+	shift := 0
+	for i, unit := range []string{"k", "M", "G"} {
+		if rest, ok := strings.CutSuffix(s, unit); ok {
+			s, shift = rest, 10*(i+1)
+		}
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	return n << shift, err
+}
+
+// repeat is "repeat N FILE": the lines of the file, commands of this package all of them, N times. $i counts.
+func repeat(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: repeat N FILE")
+	}
+	times, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	body := ts.ReadFile(args[1])
+	for i := range times {
+		for line := range strings.Lines(body) {
+			words := strings.Fields(strings.ReplaceAll(line, "$i", strconv.Itoa(i+1)))
+			if len(words) == 0 || strings.HasPrefix(words[0], "#") {
+				continue
+			}
+			not := words[0] == "!"
+			if not {
+				words = words[1:]
+			}
+			f, ok := commands[words[0]]
+			if !ok {
+				ts.Fatalf("repeat: no command %q", words[0])
+			}
+			ts.Logf("(%d) %s", i+1, strings.TrimSpace(line))
+			f(ts, not, words[1:])
+		}
+	}
+}

@@ -1,0 +1,241 @@
+package vm
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/digitalocean/go-qemu/qmp"
+)
+
+const (
+	consoleSocket = "console.sock"
+	consoleLog    = "console.log"
+	monitorSocket = "qmp.sock"
+	errorLog      = "qemu.log"
+)
+
+// ErrExited says that QEMU has ended while something was expected of it.
+var ErrExited = errors.New("QEMU has ended")
+
+// Machine is a running QEMU. Its methods may be called by any goroutine, but commands for the guest one at a time.
+type Machine struct {
+	Console *Console
+
+	dir    string
+	cmd    *exec.Cmd
+	exited chan struct{} // closed when the process has been waited for
+	status error         // of the process, once exited is closed
+	mon    *qmp.SocketMonitor
+
+	mu      sync.Mutex
+	events  []qmp.Event
+	changed chan struct{} // closed, and replaced, when an event comes in
+}
+
+// Start starts QEMU and returns once it answers on its monitor. The guest then boots.
+func Start(ctx context.Context, c Config) (*Machine, error) {
+	args, err := c.args()
+	if err != nil {
+		return nil, err
+	}
+	// Sockets are named relative to the folder, which may have a name too long for them.
+	listener, err := net.Listen("unix", filepath.Join(c.Dir, consoleSocket))
+	if err != nil {
+		return nil, err
+	}
+	defer listener.Close()
+	log, err := os.OpenFile(filepath.Join(c.Dir, errorLog), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+
+	m := &Machine{dir: c.Dir, exited: make(chan struct{}), changed: make(chan struct{})}
+	m.cmd = exec.Command(c.QEMU.Program("qemu-system-x86_64"), args...)
+	m.cmd.Dir = c.Dir
+	m.cmd.Stdout, m.cmd.Stderr = log, log
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: !c.Foreground}
+	if err := m.cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		m.status = m.cmd.Wait()
+		close(m.exited)
+		listener.Close()
+	}()
+	conn, err := listener.Accept()
+	if err != nil {
+		m.Kill()
+		return nil, m.ended()
+	}
+	m.Console = newConsole(conn, m.exited)
+	if err := m.connect(ctx); err != nil {
+		m.Kill()
+		return nil, fmt.Errorf("%w: %w", err, m.ended())
+	}
+	return m, nil
+}
+
+// connect opens the monitor. Nothing tells when QEMU has made the socket, so it is tried until it is there.
+func (m *Machine) connect(ctx context.Context) error {
+	path := filepath.Join(m.dir, monitorSocket)
+	for {
+		mon, err := qmp.NewSocketMonitor("unix", path, time.Second)
+		if err == nil {
+			if err := mon.Connect(); err != nil {
+				return fmt.Errorf("QEMU's monitor: %w", err)
+			}
+			m.mon = mon
+			break
+		}
+		select {
+		case <-m.exited:
+			return m.ended()
+		case <-ctx.Done():
+			return fmt.Errorf("QEMU's monitor: %w", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	events, err := m.mon.Events(ctx)
+	if err != nil {
+		return fmt.Errorf("QEMU's monitor: %w", err)
+	}
+	go func() {
+		for e := range events {
+			m.mu.Lock()
+			m.events = append(m.events, e)
+			close(m.changed)
+			m.changed = make(chan struct{})
+			m.mu.Unlock()
+		}
+	}()
+	return nil
+}
+
+// ended makes an error of QEMU's end and its last words.
+func (m *Machine) ended() error {
+	<-m.exited
+	words, _ := os.ReadFile(filepath.Join(m.dir, errorLog))
+	if m.status != nil {
+		return fmt.Errorf("%w: %w\n%s", ErrExited, m.status, bytes.TrimSpace(words))
+	}
+	return fmt.Errorf("%w\n%s", ErrExited, bytes.TrimSpace(words))
+}
+
+// Kill ends QEMU at once and waits for its end. It may be called again.
+func (m *Machine) Kill() {
+	m.cmd.Process.Kill()
+	<-m.exited
+	if m.mon != nil {
+		m.mon.Disconnect()
+	}
+	if m.Console != nil {
+		m.Console.close()
+	}
+}
+
+// Wait waits for QEMU to end on its own, as it does when its guest powers off, and returns what became of it.
+func (m *Machine) Wait(ctx context.Context) error {
+	select {
+	case <-m.exited:
+		if m.status != nil {
+			return m.ended()
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("QEMU still runs: %w", context.Cause(ctx))
+	}
+}
+
+// Exited is closed when QEMU has ended.
+func (m *Machine) Exited() <-chan struct{} { return m.exited }
+
+// Run gives a command to QEMU's monitor, in QMP's JSON, and returns what it returns.
+func (m *Machine) Run(ctx context.Context, command string) (json.RawMessage, error) {
+	type answer struct {
+		Return json.RawMessage
+		err    error
+	}
+	done := make(chan answer, 1)
+	go func() {
+		var a answer
+		raw, err := m.mon.Run([]byte(command))
+		if err == nil {
+			err = json.Unmarshal(raw, &a)
+		}
+		a.err = err
+		done <- a
+	}()
+	select {
+	case a := <-done:
+		return a.Return, a.err
+	case <-m.exited:
+		return nil, m.ended()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("QEMU's monitor does not answer to %s: %w", command, context.Cause(ctx))
+	}
+}
+
+// Do is Run for a command given by its name and arguments.
+func (m *Machine) Do(ctx context.Context, name string, args map[string]any) (json.RawMessage, error) {
+	c := qmp.Command{Execute: name}
+	if args != nil {
+		c.Args = args
+	}
+	command, err := json.Marshal(c)
+	if err != nil {
+		return nil, err
+	}
+	return m.Run(ctx, string(command))
+}
+
+// Monitor gives a command to QEMU's monitor for people.
+func (m *Machine) Monitor(ctx context.Context, line string) (string, error) {
+	raw, err := m.Do(ctx, "human-monitor-command", map[string]any{"command-line": line})
+	if err != nil {
+		return "", err
+	}
+	var text string
+	err = json.Unmarshal(raw, &text)
+	return strings.ReplaceAll(text, "\r", ""), err
+}
+
+// Events returns how many events QEMU has sent so far: where AwaitEvent is to begin.
+func (m *Machine) Events() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.events)
+}
+
+// AwaitEvent waits for an event of that name, with data that match, among those that came after the first "after".
+func (m *Machine) AwaitEvent(ctx context.Context, after int, name string, match func(data map[string]any) bool) error {
+	for {
+		m.mu.Lock()
+		events, changed := m.events[after:], m.changed
+		m.mu.Unlock()
+		for _, e := range events {
+			if e.Event == name && (match == nil || match(e.Data)) {
+				return nil
+			}
+		}
+		after += len(events)
+		select {
+		case <-changed:
+		case <-m.exited:
+			return m.ended()
+		case <-ctx.Done():
+			return fmt.Errorf("no event %s: %w", name, context.Cause(ctx))
+		}
+	}
+}

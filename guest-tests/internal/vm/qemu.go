@@ -1,0 +1,210 @@
+// Package vm starts QEMU with a test guest and talks to both: to QEMU over its monitor, to the agent in the guest
+// over the console.
+package vm
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+)
+
+// CacheDir is where scripts/setup puts what it downloads.
+func CacheDir() (string, error) {
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "vdev"), nil
+}
+
+// QEMU is one installation of it.
+type QEMU struct {
+	Version string // major and minor number, such as "7.2"
+	dir     string // of its programs; empty: whatever $PATH says
+}
+
+var versionRE = regexp.MustCompile(`version (\d+\.\d+)`)
+
+// FindQEMU finds a QEMU of that version: the system's own or the one that scripts/setup unpacked. The version ""
+// is for any that can run a guest, the system's first.
+func FindQEMU(version string) (QEMU, error) {
+	out, err := exec.Command("qemu-system-x86_64", "--version").Output()
+	if m := versionRE.FindSubmatch(out); err == nil && m != nil {
+		if v := string(m[1]); version == "" || v == version {
+			return QEMU{Version: v}, nil
+		}
+	}
+	if version == "" {
+		version = "11.1"
+	}
+	cache, err := CacheDir()
+	if err != nil {
+		return QEMU{}, err
+	}
+	q := QEMU{Version: version, dir: filepath.Join(cache, "qemu-"+version, "bin")}
+	if _, err := os.Stat(q.Program("qemu-system-x86_64")); err != nil {
+		return QEMU{}, fmt.Errorf("no QEMU %s: %w (scripts/setup fetches it)", version, err)
+	}
+	return q, nil
+}
+
+// Program returns the path of one of its programs, such as qemu-img.
+func (q QEMU) Program(name string) string {
+	if q.dir == "" {
+		return name
+	}
+	return filepath.Join(q.dir, name)
+}
+
+// Dir is the folder that holds its programs. It is empty for the system's.
+func (q QEMU) Dir() string { return q.dir }
+
+// LinuxDir is the folder with the guest kernel and what belongs to it.
+func LinuxDir() (string, error) {
+	cache, err := CacheDir()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(cache, "linux")
+	if _, err := os.Stat(filepath.Join(dir, "vmlinuz")); err != nil {
+		return "", fmt.Errorf("no guest kernel: %w (scripts/setup fetches it)", err)
+	}
+	return dir, nil
+}
+
+// Transport is how a virtio device shows itself on the PCI bus.
+type Transport string
+
+// The transports. Only a device behind a port of its own can be unplugged, and QEMU makes that modern.
+const (
+	Transitional Transport = "transitional" // both ways; the driver takes the one it likes
+	Modern       Transport = "modern"       // virtio 1.0 only
+	Legacy       Transport = "legacy"       // virtio 0.9 only
+	Port         Transport = "port"         // modern, behind a PCIe root port
+)
+
+// Disk describes a vhost-user-blk-pci device.
+type Disk struct {
+	Name      string // of the device and, with a suffix, of its chardev
+	Socket    string // of the back-end
+	Transport Transport
+	Queues    int // 0: QEMU's default
+	Boot      bool
+	Reconnect bool
+	Options   string // more of QEMU's properties, separated by commas
+}
+
+// args returns QEMU's options for the disk.
+func (d Disk) args(q QEMU) ([]string, error) {
+	chardev := fmt.Sprintf("socket,id=%s-socket,path=%s", d.Name, d.Socket)
+	if d.Reconnect {
+		// The unit and the name changed with QEMU 10.2.
+		if q.AtLeast(10, 2) {
+			chardev += ",reconnect-ms=1000"
+		} else {
+			chardev += ",reconnect=1"
+		}
+	}
+	device := "vhost-user-blk-pci," + d.Properties()
+	var port []string
+	switch d.Transport {
+	case Transitional:
+		device += ",disable-legacy=off,disable-modern=off"
+	case Modern:
+		device += ",disable-legacy=on,disable-modern=off"
+	case Legacy:
+		device += ",disable-legacy=off,disable-modern=on"
+	case Port:
+		port = []string{"-device", "pcie-root-port,id=" + d.Name + "-port,chassis=1"}
+	default:
+		return nil, fmt.Errorf("unknown transport %q", d.Transport)
+	}
+	if d.Boot {
+		device += ",bootindex=1"
+	}
+	return append(port, "-chardev", chardev, "-device", device), nil
+}
+
+// Properties returns those of the device that do not depend on where it is.
+func (d Disk) Properties() string {
+	s := fmt.Sprintf("id=%s,chardev=%s-socket", d.Name, d.Name)
+	if d.Transport == Port {
+		s += ",bus=" + d.Name + "-port"
+	}
+	if d.Queues > 0 {
+		s += fmt.Sprintf(",num-queues=%d", d.Queues)
+	}
+	if d.Options != "" {
+		s += "," + d.Options
+	}
+	return s
+}
+
+// AtLeast compares the version.
+func (q QEMU) AtLeast(major, minor int) bool {
+	var a, b int
+	if _, err := fmt.Sscanf(q.Version, "%d.%d", &a, &b); err != nil {
+		return false
+	}
+	return a > major || a == major && b >= minor
+}
+
+// Config is a machine to start. File names are relative to Dir.
+type Config struct {
+	QEMU   QEMU
+	Dir    string // the machine's sockets and logs
+	CPUs   int    // 0: one
+	Memory int    // MiB; 0: 256
+	KVM    bool
+
+	Kernel, Initrd, Append string // none: the firmware boots from the disk
+	Disks                  []Disk
+	Args                   []string // more of QEMU's options
+
+	// Foreground leaves QEMU in the process group of the caller, whose signals it then gets.
+	Foreground bool
+}
+
+// LinuxAppend is a Linux guest's command line: quiet, and a panic restarts the machine, which is noticed. The second
+// half saves a third of the time that booting takes under emulation.
+const LinuxAppend = "console=ttyS0 quiet loglevel=1 panic=-1 random.trust_cpu=on " +
+	"nokaslr mitigations=off no_timer_check lpj=4000000 cryptomgr.notests"
+
+func (c Config) args() ([]string, error) {
+	if c.Dir == "" {
+		return nil, errors.New("a machine needs a folder")
+	}
+	memory := strconv.Itoa(max(c.Memory, 256)) + "M"
+	accel, cpu := "tcg", "max"
+	if c.KVM {
+		accel, cpu = "kvm", "host"
+	}
+	args := []string{
+		"-nodefaults", "-no-user-config", "-display", "none", "-vga", "none",
+		"-machine", "q35,memory-backend=memory,accel=" + accel, "-cpu", cpu, "-smp", strconv.Itoa(max(c.CPUs, 1)),
+		"-m", memory, "-object", "memory-backend-memfd,id=memory,share=on,size=" + memory,
+		"-chardev", "socket,id=console,path=" + consoleSocket + ",logfile=" + consoleLog, "-serial", "chardev:console",
+		"-qmp", "unix:" + monitorSocket + ",server=on,wait=off",
+	}
+	if c.Kernel != "" {
+		args = append(args, "-kernel", c.Kernel, "-append", c.Append)
+	}
+	if c.Initrd != "" {
+		args = append(args, "-initrd", c.Initrd)
+	}
+	for _, d := range c.Disks {
+		more, err := d.args(c.QEMU)
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, more...)
+	}
+	return append(args, c.Args...), nil
+}
+
+// NetBSDAppend is a NetBSD guest's command line: its root is the first disk.
+const NetBSDAppend = "console=com root=ld0a"

@@ -1,0 +1,173 @@
+// Package guesttests runs guests under QEMU on disks that vdev serves. The tests are the scripts in
+// testdata/script, one for each thing that must be seen working; the README there lists the commands they are
+// written in. They need what scripts/setup fetches and run under scripts/test.
+package guesttests
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"vdev/guest-tests/internal/initrd"
+	"vdev/guest-tests/internal/vm"
+)
+
+// work is the folder for everything the tests make. Its name is short: sockets are in it.
+var work string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		var err error
+		work, err = os.MkdirTemp("", "vdev")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		if os.Getenv("VDEV_KEEP") == "" {
+			defer os.RemoveAll(work)
+		} else {
+			fmt.Fprintln(os.Stderr, "everything is kept in", work)
+		}
+		return m.Run()
+	}())
+}
+
+func TestGuests(t *testing.T) {
+	if os.Getenv("VDEV_GUEST_TESTS") == "" {
+		t.Skip("the guest tests take minutes; scripts/test runs them, and so does VDEV_GUEST_TESTS=1")
+	}
+	scripts, err := filepath.Glob("testdata/script/*.txtar")
+	if err != nil || len(scripts) == 0 {
+		t.Fatalf("no scripts: %v", err)
+	}
+	for _, script := range scripts {
+		rows, err := readMatrix(script)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Run(strings.TrimSuffix(filepath.Base(script), ".txtar"), func(t *testing.T) {
+			for _, row := range rows {
+				t.Run(row.name(), func(t *testing.T) {
+					t.Parallel()
+					runScript(t, script, row)
+				})
+			}
+		})
+	}
+}
+
+// runScript runs one script with one row of its matrix.
+func runScript(t *testing.T, script string, row row) {
+	root, err := os.MkdirTemp(work, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	t.Cleanup(func() {
+		verdict := "ok"
+		switch {
+		case t.Failed():
+			verdict = "FAIL"
+		case t.Skipped():
+			verdict = "skip"
+		}
+		fmt.Fprintf(os.Stderr, "    %-4s %6.1fs  %s\n", verdict, time.Since(begin).Seconds(), strings.TrimPrefix(t.Name(), "TestGuests/"))
+		if os.Getenv("VDEV_KEEP") == "" {
+			os.RemoveAll(root)
+		}
+	})
+	deadline, _ := t.Deadline()
+	testscript.RunT(within{t}, testscript.Params{
+		Files:               []string{script},
+		WorkdirRoot:         root,
+		Deadline:            deadline,
+		RequireUniqueNames:  true,
+		RequireExplicitExec: true,
+		Cmds:                commands,
+		Condition:           condition,
+		Setup:               func(env *testscript.Env) error { return newWorld(env, row) },
+	})
+}
+
+// within runs a script as the test it is given, not as a test below it: the matrix has named it already.
+type within struct{ *testing.T }
+
+func (w within) Run(_ string, f func(testscript.T)) { f(w) }
+func (within) Parallel()                            {}
+func (within) Verbose() bool                        { return testing.Verbose() }
+
+// condition knows, beside testscript's own, what a script may depend on.
+func condition(name string) (bool, error) {
+	switch name {
+	case "root":
+		return os.Geteuid() == 0, nil
+	case "netbsd":
+		return os.Getenv("VDEV_NETBSD_KERNEL") != "", nil
+	case "vdev":
+		return os.Getenv("VDEV_BACKEND") == "", nil
+	}
+	return false, fmt.Errorf("no condition %q", name)
+}
+
+// built makes programs and images once for all tests.
+var built = struct {
+	vdev, agent, initramfs, netbsdAgent func() (string, error)
+}{
+	vdev: sync.OnceValues(func() (string, error) {
+		args := []string{"build"}
+		if raceEnabled {
+			args = append(args, "-race")
+		}
+		return build("vdev", "../cmd/vdev", nil, args)
+	}),
+	agent: sync.OnceValues(func() (string, error) {
+		return build("agent", "./agent", []string{"GOOS=linux", "GOARCH=amd64", "CGO_ENABLED=0"}, []string{"build"})
+	}),
+	netbsdAgent: sync.OnceValues(func() (string, error) {
+		return build("agent-netbsd", "./agent", []string{"GOOS=netbsd", "GOARCH=amd64", "CGO_ENABLED=0"}, []string{"build"})
+	}),
+}
+
+func init() {
+	built.initramfs = sync.OnceValues(func() (string, error) {
+		agent, err := built.agent()
+		if err != nil {
+			return "", err
+		}
+		linux, err := vm.LinuxDir()
+		if err != nil {
+			return "", err
+		}
+		data, err := initrd.Build(linux, agent)
+		if err != nil {
+			return "", err
+		}
+		name := filepath.Join(work, "initramfs")
+		return name, os.WriteFile(name, data, 0o644)
+	})
+}
+
+func build(name, pkg string, env, args []string) (string, error) {
+	out := filepath.Join(work, "bin", name)
+	cmd := exec.Command("go", append(args, "-trimpath", "-o", out, pkg)...)
+	cmd.Env = append(os.Environ(), env...)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("go build %s: %w\n%s", pkg, err, text)
+	}
+	return out, nil
+}
+
+// exists is os.Stat where only the presence of a file is asked for.
+func exists(name string) bool {
+	_, err := os.Lstat(name)
+	return !errors.Is(err, fs.ErrNotExist)
+}

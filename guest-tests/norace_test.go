@@ -1,0 +1,5 @@
+//go:build !race
+
+package guesttests
+
+const raceEnabled = false

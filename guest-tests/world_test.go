@@ -1,0 +1,182 @@
+package guesttests
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"vdev/guest-tests/internal/vm"
+)
+
+// commandLimit is how long one step of a script may take before it counts as hanging. Emulation on a busy machine
+// is slow; no test depends on how slow.
+const commandLimit = 5 * time.Minute
+
+// world is what one script has made: its back-ends and its machine.
+type world struct {
+	t        *testing.T
+	dir      string // $WORK
+	backends map[string]*backend
+	machine  *vm.Machine
+	disks    map[string]vm.Disk // of the machine
+	machines int
+}
+
+type worldKey struct{}
+
+// newWorld prepares a script's environment and arranges for its end.
+func newWorld(env *testscript.Env, r row) error {
+	w := &world{t: env.T().(within).T, dir: env.WorkDir, backends: map[string]*backend{}, disks: map[string]vm.Disk{}}
+	env.Values[worldKey{}] = w
+	for _, p := range r {
+		env.Setenv(p.key, p.value)
+	}
+	path := []string{filepath.Join(work, "bin")}
+	// The scripts use qemu-img and qemu-io as front-ends; only 11.1's can be that.
+	tools, err := vm.FindQEMU("11.1")
+	if err != nil {
+		return err
+	}
+	if tools.Dir() != "" {
+		path = append(path, tools.Dir())
+	}
+	path = append(path, env.Getenv("PATH"), "/usr/sbin", "/sbin")
+	env.Setenv("PATH", strings.Join(path, ":"))
+	env.Setenv("TMPDIR", env.WorkDir)
+	env.Defer(w.end)
+	return nil
+}
+
+// end stops everything and fails the test where something does not end as it should.
+func (w *world) end() {
+	failed := w.t.Failed()
+	if w.machine != nil {
+		if failed {
+			w.t.Logf("the guest's console:\n%s", w.machine.Console.Tail(60))
+		}
+		w.machine.Kill()
+	}
+	for name, b := range w.backends {
+		if err := b.stop(); err != nil {
+			w.t.Errorf("back-end %s: %v", name, err)
+			failed = true
+		}
+		if failed {
+			w.t.Logf("%s:\n%s", filepath.Base(b.log), b.tail(100))
+		}
+	}
+}
+
+func worldOf(ts *testscript.TestScript) *world { return ts.Value(worldKey{}).(*world) }
+
+// context limits one step, in time and to the life of the back-ends: a guest whose disk has died waits for ever.
+func (w *world) context() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), commandLimit, errors.New("the step hangs"))
+	ctx, stop := context.WithCancelCause(ctx)
+	for name, b := range w.backends {
+		if b.killed {
+			continue
+		}
+		go func() {
+			select {
+			case <-b.exited:
+				stop(fmt.Errorf("back-end %s has ended: %v", name, b.status))
+			case <-ctx.Done():
+			}
+		}()
+	}
+	return ctx, func() { stop(nil); cancel() }
+}
+
+// addBackend starts a back-end on the socket of that name.
+func (w *world) addBackend(name string, make server, args []string) error {
+	if b := w.backends[name]; b != nil && !b.killed {
+		return fmt.Errorf("back-end %s runs already", name)
+	}
+	socket := filepath.Join(w.dir, name+".sock")
+	cmd, err := make(socket, args)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := w.context()
+	defer cancel()
+	b, err := startBackend(ctx, cmd, w.dir, socket, filepath.Join(w.dir, name+".log"))
+	if err != nil {
+		return err
+	}
+	w.backends[name] = b
+	return nil
+}
+
+func (w *world) backend(name string) (*backend, error) {
+	if b := w.backends[name]; b != nil {
+		return b, nil
+	}
+	return nil, fmt.Errorf("no back-end %s", name)
+}
+
+// start starts a machine in place of the last one, which must have ended.
+func (w *world) start(c vm.Config) error {
+	if w.machine != nil {
+		select {
+		case <-w.machine.Exited():
+			w.machine.Kill()
+		default:
+			return errors.New("a machine runs already")
+		}
+	}
+	w.machines++
+	c.Dir = filepath.Join(w.dir, fmt.Sprintf("vm%d", w.machines))
+	if err := os.Mkdir(c.Dir, 0o755); err != nil {
+		return err
+	}
+	c.KVM = os.Getenv("VDEV_KVM") == "1"
+	w.disks = map[string]vm.Disk{}
+	for _, d := range c.Disks {
+		w.disks[d.Name] = d
+	}
+	ctx, cancel := w.context()
+	defer cancel()
+	m, err := vm.Start(ctx, c)
+	w.machine = m
+	return err
+}
+
+func (w *world) running() (*vm.Machine, error) {
+	if w.machine == nil {
+		return nil, errors.New("no machine runs")
+	}
+	return w.machine, nil
+}
+
+func (w *world) guest(command string) (string, error) {
+	m, err := w.running()
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := w.context()
+	defer cancel()
+	return m.Console.Guest(ctx, command)
+}
+
+// boot does something that makes the guest start, and waits until it has.
+func (w *world) boot(how func(context.Context, *vm.Machine) error) (string, error) {
+	m, err := w.running()
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := w.context()
+	defer cancel()
+	boots := m.Console.Boots()
+	if err := how(ctx, m); err != nil {
+		return "", err
+	}
+	return m.Console.AwaitBoot(ctx, boots)
+}
