@@ -321,6 +321,9 @@ func TestBreakKeepsTheFirstCause(t *testing.T) {
 	if r.queue.Broken() != error(own) {
 		t.Errorf("Broken = %v", r.queue.Broken())
 	}
+	if got, want := own.Error(), "virtq: ring broken: own: detail"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
 }
 
 func TestAClosedQueueSaysSo(t *testing.T) {

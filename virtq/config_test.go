@@ -3,6 +3,7 @@ package virtq_test
 import (
 	"errors"
 	"math"
+	"strings"
 	"testing"
 
 	"vdev/internal/guestmem"
@@ -63,6 +64,9 @@ func TestNewRefusesAConfigItCannotServe(t *testing.T) {
 			var ce *virtq.ConfigError
 			if q != nil || !errors.Is(err, tc.want) || !errors.As(err, &ce) || ce.Field != tc.field {
 				t.Errorf("New: %v, want %s: %v", err, tc.field, tc.want)
+			}
+			if err != nil && !strings.Contains(err.Error(), tc.field) {
+				t.Errorf("%q does not name the field", err)
 			}
 		})
 	}

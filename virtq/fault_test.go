@@ -5,6 +5,7 @@
 package virtq_test
 
 import (
+	"fmt"
 	"runtime/debug"
 	"syscall"
 	"testing"
@@ -73,5 +74,25 @@ func TestAFaultLeavesTheCountsRight(t *testing.T) {
 				t.Errorf("%d in flight at the end", r.queue.InFlight())
 			}
 		})
+	}
+}
+
+func TestAFaultInNewLeavesNoReference(t *testing.T) {
+	mem := newMem(t, virtqtest.Range{Size: 0x4000})
+	d := virtqtest.New(mem, 8, 0)
+	memory, err := mem.Memory()
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := fmt.Sprintf("%p", &memory.Regions()[0].Bytes()[0])
+	if err := syscall.Ftruncate(mem.FD(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if !faults(func() { _, _ = virtq.New(memory, d.Layout()) }) {
+		t.Fatal("no fault")
+	}
+	memory.Release()
+	if isMapped(t, at) {
+		t.Error("still mapped")
 	}
 }
