@@ -19,6 +19,10 @@
 // flags and idx of the used ring are both ours and are stored as one 32-bit word. avail_event has something that is
 // not ours beside it, and is replaced in its word by compare-and-swap.
 //
+// Memory that the front-end took away faults when it is touched. Where the owner of a Queue turns faults into panics
+// (debug.SetPanicOnFault) and recovers, the counts are still right: a chain whose Push faulted is not in flight any
+// more, one whose Pop faulted never was. The Queue is then to be given up with Break, and drained as usual.
+//
 // Fields of the rings are little-endian; a legacy device's have the guest's byte order. Only little-endian hosts are
 // built for, whose guests are taken to be the same, so both are one.
 package virtq
