@@ -13,14 +13,18 @@ const bounceChunk = 256 << 10
 // op is a transfer that does not go straight to the Buf's memory: what O_DIRECT does not take as it is, what the end of the disk
 // cuts short, and every write where sectors are smaller than the host's blocks. It moves from chunk to chunk, each of whole
 // blocks, in the context of the Buf.
+//
+// The Buf itself stands for each chunk at the AIO, so that whoever looks for it there finds it. Meanwhile it has op's Op, Data,
+// Bcount and Context, and asked has its own.
 type op struct {
-	im  *image
-	b   *devsw.Buf
-	aio devsw.AIO
+	im    *image
+	b     *devsw.Buf
+	asked devsw.Buf
+	aio   devsw.AIO
 
 	off   int64 // of what is left, bytes
 	left  int64 // bytes
-	moved int64 // bytes of b.Data that are done
+	moved int64 // bytes of asked.Data that are done
 
 	lo, hi int64 // the whole blocks that a write touches; locked where the image has ranges
 	whole  bool  // it touches no block in part
@@ -30,8 +34,8 @@ type op struct {
 	start  int64 // of its first block
 	take   int64 // how many of its bytes are the Buf's, from off on
 	filled bool  // a write's chunk has what is to be written; else it is being read
-	shadow devsw.Buf
 	mem    []byte
+	chunk  [1][]byte // mem, as Data
 }
 
 var ops = sync.Pool{New: func() any { return new(op) }}
@@ -42,11 +46,11 @@ func (im *image) bounce(b *devsw.Buf, off, n int64, aio devsw.AIO) {
 	mask := im.geo.offAlign - 1
 	*o = op{
 		im: im, b: b, aio: aio, off: off, left: n, mem: o.mem,
-		lo: off &^ mask, hi: (off + n + mask) &^ mask,
+		asked: devsw.Buf{Op: b.Op, Data: b.Data, Bcount: b.Bcount, Context: b.Context},
+		lo:    off &^ mask, hi: (off + n + mask) &^ mask,
 	}
 	o.whole = o.lo == off && o.hi == off+n
-	o.shadow.Context = o
-	o.shadow.Flags = b.Flags
+	b.Context = o
 	if im.ranges != nil && b.Op == devsw.BWrite && !im.ranges.lock(o) {
 		return
 	}
@@ -61,10 +65,10 @@ func (o *op) resume() {
 }
 
 func (o *op) begin() {
-	if o.whole && o.left == o.b.Bcount && o.im.aligned(o.b, o.off) {
+	if o.whole && o.left == o.asked.Bcount && o.im.aligned(&o.asked, o.off) {
 		// Nothing speaks against the Buf's own memory, once the blocks are locked.
 		o.start, o.take, o.filled = o.off, o.left, true
-		o.issue(o.b.Op, o.b.Data, o.left)
+		o.issue(o.asked.Op, o.asked.Data, o.left)
 		return
 	}
 	o.next()
@@ -86,45 +90,50 @@ func (o *op) next() {
 		o.mem = sys.AlignedBuffer(int(n), align)
 	}
 	o.mem = o.mem[:n]
+	o.chunk[0] = o.mem
 	o.filled = false
-	if o.b.Op == devsw.BWrite && o.take == n {
+	if o.asked.Op == devsw.BWrite && o.take == n {
 		o.write()
 		return
 	}
-	o.issue(devsw.BRead, append(o.shadow.Data[:0], o.mem), n)
+	o.issue(devsw.BRead, o.chunk[:], n)
 }
 
 // write puts the Buf's part into the chunk, and the chunk onto the image.
 func (o *op) write() {
-	skip := o.off - o.start
-	if e := o.b.MoveAt(o.mem[skip:skip+o.take], o.moved); e != 0 {
+	if e := o.move(); e != 0 {
 		o.end(e)
 		return
 	}
 	o.filled = true
-	o.issue(devsw.BWrite, append(o.shadow.Data[:0], o.mem), int64(len(o.mem)))
+	o.issue(devsw.BWrite, o.chunk[:], int64(len(o.mem)))
+}
+
+// move copies between the chunk and the Buf's memory, in the direction of the transfer.
+func (o *op) move() devsw.Errno {
+	skip := o.off - o.start
+	return o.asked.MoveAt(o.mem[skip:skip+o.take], o.moved)
 }
 
 func (o *op) issue(dir devsw.Op, data [][]byte, n int64) {
-	o.shadow.Op, o.shadow.Data, o.shadow.Bcount = dir, data, n
-	o.im.hand(&o.shadow, o.start, o.aio)
+	o.b.Op, o.b.Data, o.b.Bcount = dir, data, n
+	o.im.hand(o.b, o.start, o.aio)
 }
 
-// step goes on when the chunk's transfer has ended.
+// step goes on when the chunk's transfer has ended, after n bytes.
 func (o *op) step(n int64, e devsw.Errno) {
-	if o.shadow.Op == devsw.BRead {
-		e = o.im.atEOF(n, e, o.shadow.Bcount)
+	if o.b.Op == devsw.BRead {
+		e = o.im.atEOF(n, e, o.b.Bcount)
 	} else {
-		e = o.im.wrote(n, o.shadow.Bcount, o.shadow.Flags, e)
+		e = o.im.wrote(n, o.b.Bcount, o.b.Flags, e)
 	}
 	if e == 0 && !o.filled {
 		clear(o.mem[n:])
-		if o.b.Op == devsw.BWrite {
+		if o.asked.Op == devsw.BWrite {
 			o.write()
 			return
 		}
-		skip := o.off - o.start
-		e = o.b.MoveAt(o.mem[skip:skip+o.take], o.moved)
+		e = o.move()
 	}
 	if e != 0 {
 		o.end(e)
@@ -143,6 +152,7 @@ func (o *op) step(n int64, e devsw.Errno) {
 // end ends the Buf's transfer, and the op.
 func (o *op) end(e devsw.Errno) {
 	b, im := o.b, o.im
+	b.Op, b.Data, b.Bcount, b.Context = o.asked.Op, o.asked.Data, o.asked.Bcount, o.asked.Context
 	b.Error = e
 	b.Resid = b.Bcount - o.moved
 	if o.held {

@@ -128,11 +128,12 @@ func TestATransferThroughMemoryOfOursEndsBetweenChunks(t *testing.T) {
 	r := newRig(t)
 	dev := r.create(Config{Path: newFile(t, make([]byte, 1<<20)), Direct: true})
 	m := r.open(dev)
-	m.AIO = new(disktest.AIO)
+	aio := new(disktest.AIO)
+	m.AIO = aio
 	b, done := m.Buf(devsw.BWrite, 0, 0, sys.AlignedBuffer(1<<20+1, 4096)[1:])
 	r.table.BdevStrategy(b)
-	m.AIO.Step(0)
-	m.AIO.Step(0)
+	aio.Step(0)
+	aio.Step(0)
 	// The third chunk has been given to the host, and is carried out all the same; a fourth must not follow.
 	r.image(dev).cancelled.Store(true)
 	m.Wait(done)
@@ -205,7 +206,8 @@ func TestWritesOfOneBlockWaitForEachOther(t *testing.T) {
 		dev := r.create(Config{Path: path, Direct: true})
 		m := r.open(dev)
 		r.image(dev).impose(4096)
-		m.AIO = new(disktest.AIO)
+		aio := new(disktest.AIO)
+		m.AIO = aio
 		write := func(off int64, n int, fill byte) (*devsw.Buf, chan struct{}) {
 			data := sys.AlignedBuffer(n, 4096)
 			for i := range data {
@@ -220,7 +222,7 @@ func TestWritesOfOneBlockWaitForEachOther(t *testing.T) {
 		whole, wholeDone := write(0, 8192, 4)    // and the block as a whole, after both
 		_, otherDone := write(16384, 4096, 5)    // another
 		_, anotherDone := write(16384, 16384, 6) // which whole blocks share
-		if got := m.AIO.Pending(); got != 3 {
+		if got := aio.Pending(); got != 3 {
 			t.Fatalf("%d transfers are with the host, want the first and the two of other blocks", got)
 		}
 		if cancel {
@@ -340,7 +342,7 @@ func TestMemoryTakenAwayFailsTheTransferAndNothingElse(t *testing.T) {
 	if err := truncate(fd); err != nil {
 		t.Fatal(err)
 	}
-	for _, aio := range []*disktest.AIO{nil, new(disktest.AIO)} {
+	for _, aio := range []devsw.AIO{nil, new(disktest.AIO)} {
 		straight.AIO, ours.AIO = aio, aio
 		for name, b := range map[string]*devsw.Buf{
 			"a read to the end":            straight.Transfer(devsw.BRead, 0, 4608, mem[:512]),

@@ -23,8 +23,8 @@ type image struct {
 	size atomic.Int64 // of the disk, in bytes
 	high atomic.Int64 // the largest size was; raised before size is
 
-	// cancelled: d_cancel has been. A transfer that looks after it was handed to an AIO, and finds this not set, is among those
-	// that d_cancel finds.
+	// cancelled: d_cancel has been. A transfer that finds this not set once it has been handed to an AIO is among those that
+	// d_cancel finds there, since an AIO does one before the other.
 	cancelled atomic.Bool
 
 	mu      sync.Mutex                  // serialises changes of engines
@@ -64,6 +64,7 @@ func (im *image) medium() disk.Medium {
 
 // strategy starts a transfer.
 func (im *image) strategy(b *devsw.Buf) {
+	b.InContext = true // where it ends at once
 	off, n, ok := disk.Check(b, im.medium())
 	if !ok {
 		return
@@ -72,6 +73,7 @@ func (im *image) strategy(b *devsw.Buf) {
 		b.Fail(devsw.ECANCELED)
 		return
 	}
+	b.InContext = false // until its AIO says otherwise
 	aio := b.AIO
 	if aio == nil {
 		aio = &im.threads
@@ -190,7 +192,11 @@ func (im *image) learn(a devsw.AIO) {
 func (im *image) cancel() {
 	im.cancelled.Store(true)
 	im.threads.CancelAll(im)
-	if p := im.engines.Load(); p != nil {
+	// Under mu, for an AIO that is being learnt: either it is there, or its transfer finds cancelled set.
+	im.mu.Lock()
+	p := im.engines.Load()
+	im.mu.Unlock()
+	if p != nil {
 		for _, a := range *p {
 			a.CancelAll(im)
 		}

@@ -10,6 +10,7 @@ import (
 
 	"vdev/devsw"
 	"vdev/internal/dev/disk/disktest"
+	"vdev/internal/reactor"
 )
 
 // places are where images are put: the default folder, whose file system is the machine's, and memory.
@@ -32,9 +33,10 @@ func places(t *testing.T) map[string]func(*testing.T) string {
 
 // ways are the ways a transfer can go.
 var ways = map[string]struct {
-	conf  Config
-	aio   bool
-	block int64 // what O_DIRECT is made to want, where the host wants less; 0: what the host wants
+	conf    Config
+	aio     bool         // one of the test's
+	reactor reactor.Mode // a real one
+	block   int64        // what O_DIRECT is made to want, where the host wants less; 0: what the host wants
 }{
 	"threads":                {},
 	"aio":                    {aio: true},
@@ -47,6 +49,26 @@ var ways = map[string]struct {
 	"direct,blocks,aio":      {conf: Config{Direct: true}, aio: true, block: 4096},
 	"direct,huge-blocks,aio": {conf: Config{Direct: true}, aio: true, block: 16384},
 	"direct,blocks,4096":     {conf: Config{Direct: true, SectorSize: 4096}, aio: true, block: 4096},
+	"io_uring":               {reactor: reactor.ModeURing},
+	"io_uring,direct":        {conf: Config{Direct: true}, reactor: reactor.ModeURing},
+	"io_uring,direct,blocks": {conf: Config{Direct: true}, reactor: reactor.ModeURing, block: 4096},
+	"reactor":                {reactor: reactor.ModeThreads},
+	"reactor,direct":         {conf: Config{Direct: true}, reactor: reactor.ModeThreads},
+	"reactor,direct,blocks":  {conf: Config{Direct: true}, reactor: reactor.ModeThreads, block: 4096},
+}
+
+// newReactor makes a reactor for the length of the test.
+func newReactor(t *testing.T, mode reactor.Mode) *reactor.Reactor {
+	t.Helper()
+	pool, err := reactor.NewPool(reactor.Config{Mode: mode})
+	if err != nil && mode == reactor.ModeURing {
+		t.Skipf("this host has no io_uring: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	return pool.Pick()
 }
 
 // impose makes the image want O_DIRECT transfers in blocks of this size.
@@ -74,6 +96,10 @@ func TestADiskBehavesAsItsModel(t *testing.T) {
 					unit = max(unit, 4096)
 				}
 				path := fileIn(t, dir(t), nil)
+				var re *reactor.Reactor
+				if w.reactor != "" {
+					re = newReactor(t, w.reactor)
+				}
 				rapid.Check(t, func(rt *rapid.T) {
 					want := bytes.Repeat([]byte("what was there before; "), 40000)
 					want = want[:unit*rapid.Int64Range(1, 40).Draw(rt, "blocks")]
@@ -107,6 +133,9 @@ func TestADiskBehavesAsItsModel(t *testing.T) {
 					m.Want, m.NoDiscard, m.Undefined = want, !conf.Discard, w.block > 0 || conf.Direct
 					if w.aio {
 						m.AIO = new(disktest.AIO)
+					}
+					if re != nil {
+						m.AIO, m.Run = re, re.Do
 					}
 					m.Check(rt)
 					done()

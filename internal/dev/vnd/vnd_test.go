@@ -12,6 +12,7 @@ import (
 
 	"vdev/devsw"
 	"vdev/internal/dev/disk/disktest"
+	"vdev/internal/reactor"
 	"vdev/internal/sys"
 )
 
@@ -160,13 +161,15 @@ func TestTheLastPartOfASectorReadsAsZeroes(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		conf Config
-		aio  bool
+		aio  reactor.Mode
 	}{
-		{"threads", Config{}, false},
-		{"aio", Config{}, true},
-		{"direct", Config{Direct: true}, true},
-		{"read-only", Config{ReadOnly: true}, true},
-		{"read-only, direct", Config{ReadOnly: true, Direct: true}, false},
+		{"threads", Config{}, ""},
+		{"io_uring", Config{}, reactor.ModeURing},
+		{"direct, threads", Config{Direct: true}, ""},
+		{"direct, io_uring", Config{Direct: true}, reactor.ModeURing},
+		{"direct, reactor", Config{Direct: true}, reactor.ModeThreads},
+		{"read-only", Config{ReadOnly: true}, reactor.ModeThreads},
+		{"read-only, direct", Config{ReadOnly: true, Direct: true}, reactor.ModeURing},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			data := bytes.Repeat([]byte("odd"), 1200) // 3600 bytes: seven sectors and 16 bytes
@@ -180,8 +183,9 @@ func TestTheLastPartOfASectorReadsAsZeroes(t *testing.T) {
 				t.Fatal(err)
 			}
 			m := r.open(dev)
-			if c.aio {
-				m.AIO = new(disktest.AIO)
+			if c.aio != "" {
+				re := newReactor(t, c.aio)
+				m.AIO, m.Run = re, re.Do
 			}
 			if got := r.table.BdevSize(dev); got != 8 {
 				t.Errorf("%d blocks, want 8", got)
@@ -232,8 +236,89 @@ func TestOnlyWholeSectorsAreOffered(t *testing.T) {
 	}
 }
 
+func TestADisksSizeFitsWhatDirectTransfersWorkIn(t *testing.T) {
+	for _, c := range []struct {
+		length, sector, align int64
+		readOnly              bool
+		want                  int64 // -1: refused
+	}{
+		{1 << 20, 512, 4096, false, 1 << 20},
+		{1<<20 + 512, 512, 512, false, 1<<20 + 512},
+		{1<<20 + 512, 512, 4096, false, -1},
+		{1<<20 + 512, 512, 4096, true, 1<<20 + 512},
+		{1<<20 + 512, 4096, 4096, false, 1 << 20},
+		{1<<20 + 4096, 4096, 8192, false, -1},
+	} {
+		size, err := diskSize("x.img", c.length, c.sector, c.align, c.readOnly)
+		if c.want >= 0 && (err != nil || size != c.want) {
+			t.Errorf("%+v: %d, %v", c, size, err)
+		}
+		if c.want < 0 && (!errors.Is(err, devsw.EINVAL) || !strings.Contains(err.Error(), "x.img: has ")) {
+			t.Errorf("%+v: %d, %v, want it refused", c, size, err)
+		}
+	}
+}
+
+func TestATransferSaysWhetherItEndsInItsContext(t *testing.T) {
+	r := newRig(t)
+	dev := r.create(Config{Path: newFile(t, make([]byte, 64<<10)), Direct: true})
+	m := r.open(dev)
+	issue := func(aio devsw.AIO, off int64, n int) *devsw.Buf {
+		m.AIO = aio
+		b, done := m.Buf(devsw.BWrite, 0, off, sys.AlignedBuffer(n, 4096))
+		b.InContext = aio == nil // whatever it was before
+		r.table.BdevStrategy(b)
+		m.Wait(done)
+		return b
+	}
+	for _, aio := range []devsw.AIO{nil, new(disktest.AIO), &disktest.AIO{Inline: true}} {
+		for what, b := range map[string]*devsw.Buf{
+			"straight": issue(aio, 0, 4096),
+			"cut":      issue(aio, 60<<10, 8192),
+		} {
+			if b.Error != 0 || b.InContext != (aio != nil) {
+				t.Errorf("%s, with %T: in its context %v, error %v", what, aio, b.InContext, b.Error)
+			}
+		}
+		if b := issue(aio, 1<<20, 4096); b.Error != devsw.EINVAL || !b.InContext {
+			t.Errorf("refused, with %T: in its context %v, error %v", aio, b.InContext, b.Error)
+		}
+	}
+
+	// One that waits for another's block goes on with whoever had that.
+	r.image(dev).impose(4096)
+	aio := new(disktest.AIO)
+	m.AIO = aio
+	first, firstDone := m.Buf(devsw.BWrite, 0, 0, sys.AlignedBuffer(512, 4096))
+	second, secondDone := m.Buf(devsw.BWrite, 0, 512, sys.AlignedBuffer(512, 4096))
+	r.table.BdevStrategy(first)
+	r.table.BdevStrategy(second)
+	m.Wait(firstDone)
+	<-secondDone
+	if first.Error != 0 || !first.InContext || second.Error != 0 || second.InContext {
+		t.Errorf("of two writes of a block the first ended in its context %v (%v), the second %v (%v)",
+			first.InContext, first.Error, second.InContext, second.Error)
+	}
+}
+
+func TestABufIsGivenBackAsItWas(t *testing.T) {
+	r := newRig(t)
+	m := r.open(r.create(Config{Path: newFile(t, make([]byte, 8192)), Direct: true}))
+	for _, op := range []devsw.Op{devsw.BRead, devsw.BWrite} {
+		data := [][]byte{make([]byte, 5), sys.AlignedBuffer(8187+4096, 4096)}
+		b, done := m.Buf(op, devsw.BMediaFUA, 4096, data...)
+		b.Context = "the issuer's"
+		r.table.BdevStrategy(b)
+		<-done
+		if b.Op != op || b.Flags != devsw.BMediaFUA || b.Bcount != 12288 || b.Resid != 8192 || b.Context != "the issuer's" ||
+			len(b.Data) != 2 || &b.Data[0] != &data[0] || b.Error != 0 {
+			t.Errorf("%v: %+v", op, b)
+		}
+	}
+}
+
 func TestTransfersEndAtTheEnd(t *testing.T) {
-	for way, aio := range map[string]*disktest.AIO{"threads": nil, "aio": new(disktest.AIO)} {
+	for way, aio := range map[string]devsw.AIO{"threads": nil, "aio": new(disktest.AIO)} {
 		t.Run(way, func(t *testing.T) {
 			path := newFile(t, bytes.Repeat([]byte{1}, 8192))
 			r := newRig(t)
@@ -330,7 +415,7 @@ func TestAFullHostFileSystemIsENOSPC(t *testing.T) {
 	if err := os.Truncate(path, 1<<20); err != nil {
 		t.Fatal(err)
 	}
-	for way, aio := range map[string]*disktest.AIO{"threads": nil, "aio": new(disktest.AIO)} {
+	for way, aio := range map[string]devsw.AIO{"threads": nil, "aio": new(disktest.AIO)} {
 		t.Run(way, func(t *testing.T) {
 			r := newRig(t)
 			dev := r.create(Config{Path: path, Discard: true})

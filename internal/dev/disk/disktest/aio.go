@@ -92,6 +92,7 @@ func (a *AIO) Step(i int) {
 	a.pending = slices.Delete(a.pending, i, i+1)
 	a.mu.Unlock()
 	if t.Cancelled {
+		t.Buf.InContext = true
 		t.Done.AIODone(t.Buf, 0, devsw.ECANCELED)
 		return
 	}
@@ -106,6 +107,7 @@ func (a *AIO) Drain() {
 }
 
 func (a *AIO) run(b *devsw.Buf, fd int, off int64, done devsw.AIODone) {
+	b.InContext = true
 	if a.Fault != nil {
 		if n, e := a.Fault(b, off); n >= 0 {
 			done.AIODone(b, n, e)
@@ -151,6 +153,7 @@ func (*Discard) ReadAt(b *devsw.Buf, _ int, _ int64, done devsw.AIODone) {
 
 // WriteAt implements devsw.AIO.
 func (*Discard) WriteAt(b *devsw.Buf, _ int, _ int64, done devsw.AIODone) {
+	b.InContext = true
 	done.AIODone(b, b.Bcount, 0)
 }
 

@@ -16,11 +16,12 @@ import (
 type Disk struct {
 	Table     *devsw.Table
 	Dev       devsw.Dev
-	AIO       *AIO   // nil: none in the Bufs
-	Want      []byte // what the disk holds; Check starts from it, and leaves it as the disk is
-	Sector    int64  // bytes
-	NoDiscard bool   // d_discard answers ENODEV or EOPNOTSUPP
-	Undefined bool   // what was discarded may read as anything
+	AIO       devsw.AIO    // of the Bufs; nil: none
+	Run       func(func()) // runs a function in the context of AIO; nil: here
+	Want      []byte       // what the disk holds; Check starts from it, and leaves it as the disk is
+	Sector    int64        // bytes
+	NoDiscard bool         // d_discard answers ENODEV or EOPNOTSUPP
+	Undefined bool         // what was discarded may read as anything
 }
 
 // Check does random transfers, several at a time where they do not overlap, and compares the disk with an array of bytes.
@@ -49,7 +50,7 @@ func (d *Disk) Check(t *rapid.T) {
 // Transfer does one transfer at byte off, and waits for it.
 func (d *Disk) Transfer(op devsw.Op, flags devsw.BufFlag, off int64, data ...[]byte) *devsw.Buf {
 	b, done := d.Buf(op, flags, off, data...)
-	d.Table.BdevStrategy(b)
+	d.Issue(b)
 	d.Wait(done)
 	return b
 }
@@ -61,16 +62,23 @@ func (d *Disk) Buf(op devsw.Op, flags devsw.BufFlag, off int64, data ...[]byte) 
 	for _, p := range data {
 		b.Bcount += int64(len(p))
 	}
-	if d.AIO != nil {
-		b.AIO = d.AIO
-	}
+	b.AIO = d.AIO
 	return b, done
 }
 
-// Wait waits until a Buf has ended, and carries out what its AIO has been given.
+// Issue starts a transfer, in the context of its AIO.
+func (d *Disk) Issue(b *devsw.Buf) {
+	if d.Run == nil {
+		d.Table.BdevStrategy(b)
+		return
+	}
+	d.Run(func() { d.Table.BdevStrategy(b) })
+}
+
+// Wait waits until a Buf has ended, and carries out what its AIO has been given where that is one of this package.
 func (d *Disk) Wait(done chan struct{}) {
-	if d.AIO != nil {
-		d.AIO.Drain()
+	if a, ok := d.AIO.(*AIO); ok {
+		a.Drain()
 	}
 	<-done
 }
@@ -136,9 +144,9 @@ func (d *Disk) transfers(t *rapid.T) {
 		}
 		b, done := d.Buf(op, flags, off, data...)
 		all = append(all, running{b, off, done})
-		d.Table.BdevStrategy(b)
-		if d.AIO != nil && d.AIO.Pending() > 0 && rapid.Bool().Draw(t, "step") {
-			d.AIO.Step(rapid.IntRange(0, d.AIO.Pending()-1).Draw(t, "which"))
+		d.Issue(b)
+		if a, ok := d.AIO.(*AIO); ok && a.Pending() > 0 && rapid.Bool().Draw(t, "step") {
+			a.Step(rapid.IntRange(0, a.Pending()-1).Draw(t, "which"))
 		}
 	}
 	for _, r := range all {
