@@ -53,7 +53,8 @@ type sleeper struct {
 	err     error
 }
 
-// attach makes the unit device 0 of a new driver.
+// attach makes the unit device 0 of a new driver. Only one of its devices is to
+// be open at a time, or the unit takes two closes for one.
 func (u *unit) attach(t testing.TB, table *devsw.Table) (block, char devsw.Dev) {
 	t.Helper()
 	if u.flag&devsw.DMPSafe != 0 {
@@ -89,7 +90,7 @@ func (u *unit) attach(t testing.TB, table *devsw.Table) (block, char devsw.Dev) 
 	if u.noCancel {
 		bdev.Cancel, cdev.Cancel = nil, nil
 	}
-	bm, cm, err := table.Attach("unit", bdev, devsw.NODEVMAJOR, cdev, devsw.NODEVMAJOR)
+	bm, cm, err := table.Attach(fmt.Sprintf("unit%p", u), bdev, devsw.NODEVMAJOR, cdev, devsw.NODEVMAJOR)
 	if err != nil {
 		t.Fatal(err)
 	}
