@@ -80,10 +80,9 @@ func (im *image) strategy(b *devsw.Buf) {
 	} else if !im.knows(aio) {
 		im.learn(aio)
 	}
-	switch {
-	case n < b.Bcount, im.conf.Direct && !im.aligned(b, off), im.ranges != nil && b.Op == devsw.BWrite:
+	if n < b.Bcount || im.conf.Direct && !im.aligned(b, off) || im.ranges != nil && b.Op == devsw.BWrite {
 		im.bounce(b, off, n, aio)
-	default:
+	} else {
 		im.hand(b, off, aio)
 	}
 }
@@ -163,14 +162,8 @@ func (im *image) wrote(n, want int64, flags devsw.BufFlag, e devsw.Errno) devsw.
 }
 
 func (im *image) knows(a devsw.AIO) bool {
-	if p := im.engines.Load(); p != nil {
-		for _, e := range *p {
-			if e == a {
-				return true
-			}
-		}
-	}
-	return false
+	p := im.engines.Load()
+	return p != nil && slices.Contains(*p, a)
 }
 
 // learn remembers an AIO, so that cancel finds it.
@@ -188,7 +181,8 @@ func (im *image) learn(a devsw.AIO) {
 	im.engines.Store(&s)
 }
 
-// cancel interrupts what is in progress, and what begins later. It does not wait.
+// cancel interrupts what is in progress, where the host can, and what begins later. It does not wait. What is in a system call,
+// an fdatasync for one, ends when the host gives it back, and the image keeps its locks until then.
 func (im *image) cancel() {
 	im.cancelled.Store(true)
 	im.threads.CancelAll(im)

@@ -158,11 +158,11 @@ func (sc *softc) interrupted() error {
 
 // openImage opens the image and takes its locks, once.
 func (sc *softc) openImage() (*image, error) {
-	file, err := disk.OpenImage(sc.conf.Path, sys.OpenFlags{
-		Write:     !sc.conf.ReadOnly,
-		Direct:    sc.conf.Direct,
-		Exclusive: !sc.conf.ReadOnly,
-	})
+	fl := sys.OpenFlags{Write: !sc.conf.ReadOnly, Direct: sc.conf.Direct, Exclusive: !sc.conf.ReadOnly}
+	file, err := disk.OpenImage(sc.conf.Path, fl)
+	if errors.Is(err, devsw.EBUSY) {
+		return nil, sc.explain(err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -180,6 +180,20 @@ func (sc *softc) openImage() (*image, error) {
 		return nil, err
 	}
 	return newImage(file, sc.conf, sc.sector, g), nil
+}
+
+// explain gives a better error than a block device's EBUSY where it has one: that of the image's locks, which tell who has it.
+func (sc *softc) explain(busy error) error {
+	file, err := disk.OpenImage(sc.conf.Path, sys.OpenFlags{})
+	if err != nil {
+		return busy
+	}
+	defer file.FD.Close()
+	var le *LockError
+	if err := lockImage(file.FD.Int(), sc.conf.Path, sc.conf.ReadOnly); errors.As(err, &le) {
+		return err
+	}
+	return busy
 }
 
 // cancel is d_cancel: it ends the opens that wait and the transfers in progress with ECANCELED where the host can, and those

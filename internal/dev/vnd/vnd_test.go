@@ -157,6 +157,21 @@ func TestABlockDeviceTheHostUsesIsRefused(t *testing.T) {
 	r.open(r.create(Config{Path: dev, ReadOnly: true, LockWait: -1}))
 }
 
+func TestABlockDeviceThatAnotherDiskHasIsRefusedByName(t *testing.T) {
+	dev := loop(t, newFile(t, make([]byte, 64<<10)), 512)
+	r := newRig(t)
+	first, second := r.create(Config{Path: dev}), r.create(Config{Path: dev, LockWait: -1})
+	if err := r.tryOpen(first); err != nil {
+		t.Fatal(err)
+	}
+	var le *LockError
+	if err := r.tryOpen(second); !errors.As(err, &le) || le.PID != os.Getpid() || le.Path != dev {
+		t.Errorf("open: %v, want a LockError", err)
+	}
+	r.close(first)
+	r.open(second)
+}
+
 func TestTheLastPartOfASectorReadsAsZeroes(t *testing.T) {
 	for _, c := range []struct {
 		name string
