@@ -207,8 +207,8 @@ func (b *Backend) takeWaiting() *net.UnixConn {
 
 // refuse tells a front-end off.
 func (b *Backend) refuse(c *net.UnixConn) {
-	c.Close()
 	b.event(Event{Kind: EventRefuse, Ring: -1, Err: ErrBusy})
+	c.Close()
 }
 
 // hungUp tells whether the peer of c is gone.

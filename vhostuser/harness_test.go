@@ -29,13 +29,22 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-func openFDs(t testing.TB) int {
+// openFDs returns what is open, by descriptor.
+func openFDs(t testing.TB) map[string]string {
 	t.Helper()
-	ents, err := os.ReadDir("/proc/self/fd")
+	const dir = "/proc/self/fd"
+	ents, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return len(ents)
+	fds := make(map[string]string)
+	for _, e := range ents {
+		// The one that read the folder is gone again.
+		if to, err := os.Readlink(dir + "/" + e.Name()); err == nil {
+			fds[e.Name()] = to
+		}
+	}
+	return fds
 }
 
 // checkFDs makes the test fail if descriptors are open at its end that were not at its beginning. It is called first, so that it
@@ -44,8 +53,8 @@ func checkFDs(t testing.TB) {
 	t.Helper()
 	before := openFDs(t)
 	t.Cleanup(func() {
-		if after := openFDs(t); after != before {
-			t.Errorf("%d descriptors open after the test, %d before", after, before)
+		if after := openFDs(t); len(after) != len(before) {
+			t.Errorf("open after the test: %v\nbefore: %v", after, before)
 		}
 	})
 }
@@ -285,9 +294,11 @@ type rig struct {
 	ended   bool
 }
 
-func newReactors(t testing.TB) *vhostuser.Reactors {
+func newReactors(t testing.TB) *vhostuser.Reactors { return newReactorsOn(t, "") }
+
+func newReactorsOn(t testing.TB, aio string) *vhostuser.Reactors {
 	t.Helper()
-	r, err := vhostuser.NewReactors(2, "")
+	r, err := vhostuser.NewReactors(2, aio)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -309,10 +320,15 @@ func newMem(t testing.TB) *virtqtest.Mem {
 
 func newRig(t testing.TB, dev *reverser) *rig {
 	t.Helper()
+	return newRigOn(t, dev, "")
+}
+
+func newRigOn(t testing.TB, dev *reverser, aio string) *rig {
+	t.Helper()
 	checkFDs(t)
 	g := &rig{t: t, dev: dev, served: make(chan error, 1), mem: newMem(t)}
 	var err error
-	g.backend, err = vhostuser.New(vhostuser.Config{Device: dev, Reactors: newReactors(t), Trace: g.rec.trace})
+	g.backend, err = vhostuser.New(vhostuser.Config{Device: dev, Reactors: newReactorsOn(t, aio), Trace: g.rec.trace})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -418,7 +434,7 @@ func (b buffers) fill(n int) {
 
 // check tells what is wrong with the answer to fill(n).
 func (b buffers) check(n int) error {
-	want := []byte(fmt.Sprintf("%016d", n))
+	want := fmt.Appendf(nil, "%016d", n)
 	slices.Reverse(want)
 	if got := b.mem.Bytes(b.out[0].Addr, 16); !slices.Equal(got, want) {
 		return fmt.Errorf("request %d: got %q, want %q", n, got, want)

@@ -29,9 +29,8 @@ type ring struct {
 
 	started, enabled bool
 
-	q        *Queue // while it runs
-	detached bool   // the reactor has let go of q, whose stop is under way
-	broken   error  // why it cannot run though it is started and enabled
+	q      *Queue // while it runs
+	broken error  // why it cannot run though it is started and enabled
 }
 
 var errVringOrder = errors.New("ring is started and enabled without SET_VRING_NUM and SET_VRING_ADDR")
