@@ -49,6 +49,8 @@ func init() {
 		"pattern":      plain(hostPattern),
 		"boot-sector":  plain(writeBootSector),
 		"netbsd-root":  plain(netbsdRoot),
+		"build-rng":    plain(func(*world, []string) (string, error) { _, err := built.rng(); return "", err }),
+		"nothing-runs": plain(nothingRuns),
 		"repeat":       repeat,
 	}
 }
@@ -142,10 +144,11 @@ func startOther(w *world, args []string) (string, error) {
 		return "", errors.New("usage: serve NAME PROGRAM ARG...")
 	}
 	return "", w.addBackend(args[0], func(socket string, args []string) (*exec.Cmd, error) {
+		program, err := w.lookPath(args[0])
 		for i, a := range args {
 			args[i] = strings.ReplaceAll(a, "@SOCKET", socket)
 		}
-		return exec.Command(args[0], args[1:]...), nil
+		return exec.Command(program, args[1:]...), err
 	}, args[1:])
 }
 
@@ -451,4 +454,25 @@ func repeat(ts *testscript.TestScript, neg bool, args []string) {
 			f(ts, not, words[1:])
 		}
 	}
+}
+
+// nothingRuns fails if a process still works in the script's folder, other than the script's own back-ends and
+// machine.
+func nothingRuns(w *world, _ []string) (string, error) {
+	links, err := filepath.Glob("/proc/[0-9]*/cwd")
+	if err != nil {
+		return "", err
+	}
+	var left []string
+	for _, link := range links {
+		dir, err := os.Readlink(link)
+		if err == nil && strings.HasPrefix(dir, w.dir+"/") {
+			name, _ := os.ReadFile(filepath.Join(filepath.Dir(link), "comm"))
+			left = append(left, strings.TrimSpace(string(name))+" in "+dir)
+		}
+	}
+	if len(left) > 0 {
+		return "", fmt.Errorf("still running: %s", strings.Join(left, ", "))
+	}
+	return "", nil
 }

@@ -2,12 +2,12 @@ package guesttests
 
 import (
 	"errors"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"vdev/guest-tests/internal/netbsd"
 )
 
 // bootSector assembles a boot sector that reads the disk's sector 1 through the firmware (int 13h, function 42h),
@@ -112,26 +112,6 @@ func writeBootSector(w *world, args []string) (string, error) {
 	return "", os.WriteFile(filepath.Join(w.dir, args[0]), image, 0o644)
 }
 
-// netbsdNodes are the device nodes of a NetBSD root. A disk's minor number is 16 times the unit plus the
-// partition, of which d is the whole disk on amd64. (NetBSD, sys/conf/majors, sys/arch/amd64/conf/majors.amd64.)
-func netbsdNodes() string {
-	var b strings.Builder
-	fmt.Fprintln(&b, "cd /dev")
-	for _, n := range []struct {
-		name  string
-		major int
-		minor int
-	}{{"console", 0, 0}, {"null", 2, 2}, {"zero", 2, 12}, {"drvctl", 167, 0}} {
-		fmt.Fprintf(&b, "mknod %s c %d %d\n", n.name, n.major, n.minor)
-	}
-	for unit := range 4 {
-		for part, letter := range map[int]string{0: "a", 3: "d"} {
-			fmt.Fprintf(&b, "mknod ld%d%s b 19 %d\nmknod rld%d%s c 69 %d\n", unit, letter, unit*16+part, unit, letter, unit*16+part)
-		}
-	}
-	return b.String()
-}
-
 // netbsdRoot is "netbsd-root FILE": a root file system for NetBSD with the agent as init.
 func netbsdRoot(w *world, args []string) (string, error) {
 	if len(args) != 1 {
@@ -141,31 +121,5 @@ func netbsdRoot(w *world, args []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	tree := filepath.Join(w.dir, args[0]+".tree")
-	for _, dir := range []string{"dev", "sbin", "mnt", "tmp"} {
-		if err := os.MkdirAll(filepath.Join(tree, dir), 0o755); err != nil {
-			return "", err
-		}
-	}
-	data, err := os.ReadFile(agent)
-	if err != nil {
-		return "", err
-	}
-	if err := os.WriteFile(filepath.Join(tree, "sbin/init"), data, 0o755); err != nil {
-		return "", err
-	}
-	image := filepath.Join(w.dir, args[0])
-	// NetBSD's ext2fs wants 128-byte inodes and none of the newer features; root owns everything.
-	mkfs := exec.Command("mke2fs", "-q", "-F", "-t", "ext2", "-b", "4096", "-I", "128", "-O", "none,filetype,sparse_super", "-E", "root_owner=0:0", "-d", tree, image, "32M")
-	mkfs.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
-	if out, err := mkfs.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("mke2fs: %w\n%s", err, out)
-	}
-	nodes := exec.Command("debugfs", "-w", "-f", "-", image)
-	nodes.Env = mkfs.Env
-	nodes.Stdin = strings.NewReader(netbsdNodes())
-	if out, err := nodes.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("debugfs: %w\n%s", err, out)
-	}
-	return "", os.RemoveAll(tree)
+	return "", netbsd.MakeRoot(filepath.Join(w.dir, args[0]), agent, false)
 }

@@ -93,7 +93,7 @@ func runScript(t *testing.T, script string, row row) {
 		RequireUniqueNames:  true,
 		RequireExplicitExec: true,
 		Cmds:                commands,
-		Condition:           condition,
+		Condition:           row.condition,
 		Setup:               func(env *testscript.Env) error { return newWorld(env, row) },
 	})
 }
@@ -105,22 +105,27 @@ func (w within) Run(_ string, f func(testscript.T)) { f(w) }
 func (within) Parallel()                            {}
 func (within) Verbose() bool                        { return testing.Verbose() }
 
-// condition knows, beside testscript's own, what a script may depend on.
-func condition(name string) (bool, error) {
+// condition knows, beside testscript's own, what a script may depend on. "KEY:VALUE" is for one value of its matrix.
+func (r row) condition(name string) (bool, error) {
 	switch name {
 	case "root":
 		return os.Geteuid() == 0, nil
 	case "netbsd":
 		return os.Getenv("VDEV_NETBSD_KERNEL") != "", nil
-	case "vdev":
-		return os.Getenv("VDEV_BACKEND") == "", nil
+	}
+	if key, value, ok := strings.Cut(name, ":"); ok {
+		for _, p := range r {
+			if p.key == key {
+				return p.value == value, nil
+			}
+		}
 	}
 	return false, fmt.Errorf("no condition %q", name)
 }
 
 // built makes programs and images once for all tests.
 var built = struct {
-	vdev, agent, initramfs, netbsdAgent func() (string, error)
+	vdev, rng, agent, initramfs, netbsdAgent func() (string, error)
 }{
 	vdev: sync.OnceValues(func() (string, error) {
 		args := []string{"build"}
@@ -128,6 +133,9 @@ var built = struct {
 			args = append(args, "-race")
 		}
 		return build("vdev", "../cmd/vdev", nil, args)
+	}),
+	rng: sync.OnceValues(func() (string, error) {
+		return build("rng", ".", []string{"GOWORK=off"}, []string{"-C", "rng", "build"})
 	}),
 	agent: sync.OnceValues(func() (string, error) {
 		return build("agent", "./agent", []string{"GOOS=linux", "GOARCH=amd64", "CGO_ENABLED=0"}, []string{"build"})

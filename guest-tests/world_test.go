@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -22,7 +23,8 @@ const commandLimit = 5 * time.Minute
 // world is what one script has made: its back-ends and its machine.
 type world struct {
 	t        *testing.T
-	dir      string // $WORK
+	dir      string   // $WORK
+	path     []string // where programs are looked for
 	backends map[string]*backend
 	machine  *vm.Machine
 	disks    map[string]vm.Disk // of the machine
@@ -38,18 +40,27 @@ func newWorld(env *testscript.Env, r row) error {
 	for _, p := range r {
 		env.Setenv(p.key, p.value)
 	}
-	path := []string{filepath.Join(work, "bin")}
+	w.path = []string{filepath.Join(work, "bin")}
 	// The scripts use qemu-img and qemu-io as front-ends; only 11.1's can be that.
 	tools, err := vm.FindQEMU("11.1")
 	if err != nil {
 		return err
 	}
 	if tools.Dir() != "" {
-		path = append(path, tools.Dir())
+		w.path = append(w.path, tools.Dir())
 	}
-	path = append(path, env.Getenv("PATH"), "/usr/sbin", "/sbin")
-	env.Setenv("PATH", strings.Join(path, ":"))
+	w.path = append(w.path, filepath.SplitList(env.Getenv("PATH"))...)
+	w.path = append(w.path, "/usr/sbin", "/sbin")
+	env.Setenv("PATH", strings.Join(w.path, ":"))
 	env.Setenv("TMPDIR", env.WorkDir)
+	repository, err := filepath.Abs("..")
+	if err != nil {
+		return err
+	}
+	env.Setenv("REPO", repository)
+	if _, err := built.vdev(); err != nil {
+		return err
+	}
 	env.Defer(w.end)
 	return nil
 }
@@ -147,6 +158,16 @@ func (w *world) start(c vm.Config) error {
 	m, err := vm.Start(ctx, c)
 	w.machine = m
 	return err
+}
+
+// lookPath finds a program as the script's exec does.
+func (w *world) lookPath(name string) (string, error) {
+	for _, dir := range w.path {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("no program %s", name)
 }
 
 func (w *world) running() (*vm.Machine, error) {
