@@ -122,8 +122,18 @@ func (b *Backend) ServeConn(ctx context.Context, c *net.UnixConn) error {
 // A front-end that connects while another is served is told off: its connection is closed. If the other has hung up, and is
 // only being taken down, it waits.
 func (b *Backend) Serve(ctx context.Context, ln net.Listener) error {
-	defer ln.Close()
-	defer context.AfterFunc(ctx, func() { ln.Close() })()
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		ln.Close()
+		close(closed)
+	})
+	defer func() {
+		if stop() {
+			ln.Close()
+		} else {
+			<-closed
+		}
+	}()
 	accepted := make(chan struct{}, 1)
 	var failed error
 	go func() {

@@ -53,8 +53,10 @@ func checkFDs(t testing.TB) {
 	t.Helper()
 	before := openFDs(t)
 	t.Cleanup(func() {
-		if after := openFDs(t); len(after) != len(before) {
-			t.Errorf("open after the test: %v\nbefore: %v", after, before)
+		for fd, to := range openFDs(t) {
+			if before[fd] != to {
+				t.Errorf("descriptor %s is still open: %s", fd, to)
+			}
 		}
 	})
 }
