@@ -3,6 +3,7 @@ package vhostuser_test
 import (
 	"context"
 	"errors"
+	"os"
 	"slices"
 	"syscall"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"vdev/vhostuser"
 	"vdev/vhostuser/vhostusertest"
 	"vdev/virtq"
+	"vdev/virtq/virtqtest"
 )
 
 // The table of ring states: what must be sent until requests are served, in any order.
@@ -776,6 +778,87 @@ func (d *sleeper) Process(q *vhostuser.Queue) bool {
 		return false
 	}
 	return d.reverser.Process(q)
+}
+
+func TestDeviceCanGiveARingUp(t *testing.T) {
+	dev := newReverser(2)
+	queues := make(map[int]*vhostuser.Queue)
+	dev.onStart = func(q *vhostuser.Queue) error { queues[q.Index()] = q; return nil }
+	g := newRig(t, dev)
+	g.handshake()
+	r, other := g.start(0, 8), g.start(1, 8)
+	dev.setHold(true)
+	b := newBuffers(g.mem)
+	r.Add(b.in, b.out)
+	g.must(r.Notify())
+	dev.waitHeld(t, 1)
+	dev.setHold(false)
+	enough := errors.New("enough")
+	queues[0].Reactor().Do(func() {
+		queues[0].Break(enough)
+		queues[0].Break(errors.New("once more"))
+	})
+	if !r.Failed() {
+		t.Error("the error descriptor was not signalled")
+	}
+	if broken := g.rec.find(vhostuser.EventBreak); len(broken) != 1 || !errors.Is(broken[0].Err, enough) {
+		t.Errorf("break events %v, want one for %q", broken, enough)
+	}
+	g.io(other, 3)
+	// What was in flight ends, and the guest sees nothing of it.
+	g.must(r.Stop())
+	if r.PendingUsed() {
+		t.Error("a request was completed on a broken ring")
+	}
+}
+
+// A Process that hands a chain on before it looks at it, and is cut short by a fault, may push the chain all the same.
+func TestChainLostInAFaultMayStillBePushed(t *testing.T) {
+	d := &hasty{}
+	checkFDs(t)
+	b, err := vhostuser.New(vhostuser.Config{Device: d, Reactors: newReactors(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, conn, err := vhostusertest.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- b.ServeConn(context.Background(), conn) }()
+	g := &rig{Frontend: f, t: t, mem: newMem(t), served: served}
+	defer f.Close()
+	g.handshake()
+	r := g.start(0, 8)
+	far := uint64(1<<32 + 1<<20 - 4096) // the last page of the file
+	r.Add([]virtqtest.Seg{{Addr: far, Len: 16}}, nil)
+	file := os.NewFile(uintptr(mustDup(t, g.mem.FD())), "mem")
+	defer file.Close()
+	g.must(file.Truncate(2<<20 - 4096))
+	g.must(r.Notify())
+	var fe *vhostuser.FaultError
+	if err := <-served; !errors.As(err, &fe) {
+		t.Errorf("ServeConn: %v, want a FaultError", err)
+	}
+}
+
+type hasty struct {
+	vhostuser.BaseDevice
+	chain virtq.Chain
+}
+
+func (d *hasty) Process(q *vhostuser.Queue) bool {
+	if q.Pop(&d.chain) {
+		q.Post(func() { q.Push(&d.chain, 0) })
+		d.chain.Read(make([]byte, 1))
+	}
+	return false
+}
+
+func (d *hasty) StopQueue(q *vhostuser.Queue, _ vhostuser.StopReason) {
+	if err := q.WaitIdle(context.Background()); err != nil {
+		panic(err)
+	}
 }
 
 func TestQueueTellsWhatItIs(t *testing.T) {
