@@ -26,8 +26,9 @@ type op struct {
 	rest      [][]byte // data's own storage, once a transfer came back short
 	cancelled bool
 	forced    bool // not to be tried in line again
+	inLane    bool
 
-	// How it ended, where that was elsewhere (threads).
+	// How it ended, where that was elsewhere (threads, lane).
 	next  *op
 	res   int
 	errno syscall.Errno
@@ -56,18 +57,41 @@ func (r *Reactor) begin(b *devsw.Buf, fd int, off int64, done devsw.AIODone, wri
 	o.write, o.sync = write, write && b.Flags&devsw.BMediaFUA != 0
 	o.moved, o.cancelled, o.forced = 0, false, false
 	r.inflight++
-	r.eng.start(o)
+	if write {
+		r.launch(o)
+	} else {
+		r.eng.start(o)
+	}
 }
 
 // CancelAll implements devsw.AIO. Any goroutine; it does not wait.
 func (r *Reactor) CancelAll(done devsw.AIODone) {
 	r.Post(func() {
 		for _, o := range r.ops {
-			if o.buf != nil && o.done == done && !o.cancelled {
-				o.cancelled = true
-				r.eng.cancel(o)
+			if o.buf != nil && o.done == done {
+				r.cancel(o)
 			}
 		}
+	})
+}
+
+// cancel interrupts o if it is in flight and the host can. On the reactor.
+func (r *Reactor) cancel(o *op) {
+	if o.cancelled {
+		return
+	}
+	o.cancelled = true
+	if !o.inLane {
+		r.eng.cancel(o)
+		return
+	}
+	// What the lane is in the middle of ends by itself.
+	r.lane.takeBack(func(o *op) {
+		if o.cancelled {
+			o.ended(0, syscall.ECANCELED)
+			return
+		}
+		r.eng.start(o)
 	})
 }
 
@@ -124,9 +148,9 @@ func reverse(o *op) (head *op) {
 // Cancel interrupts the transfer of b, if it is in flight here and the host can; it ends with ECANCELED. On the reactor.
 func (r *Reactor) Cancel(b *devsw.Buf) {
 	for _, o := range r.ops {
-		if o.buf == b && !o.cancelled {
-			o.cancelled = true
-			r.eng.cancel(o)
+		if o.buf == b {
+			r.cancel(o)
+			return
 		}
 	}
 }

@@ -178,9 +178,19 @@ func (w *workers) stop() {
 
 // complete hands o back to its reactor. Any goroutine.
 func (r *Reactor) complete(o *op) {
-	r.mu.Lock()
-	o.next = r.completed
-	r.completed = o
-	r.mu.Unlock()
+	r.pushCompleted(o)
 	r.nudge()
+}
+
+// pushCompleted is complete without waking a reactor that sleeps: nudge is to follow. Any goroutine.
+func (r *Reactor) pushCompleted(o *op) {
+	for {
+		o.next = r.completed.Load()
+		if r.completed.CompareAndSwap(o.next, o) {
+			break
+		}
+	}
+	if !r.hasPosted.Load() {
+		r.hasPosted.Store(true)
+	}
 }

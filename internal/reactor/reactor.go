@@ -80,9 +80,10 @@ type Reactor struct {
 	load    atomic.Int64  // Sources, for Pick
 	ended   chan struct{} // closed when the loop has ended
 
-	mu        sync.Mutex
-	posted    []func()
-	completed *op // ended elsewhere (threads), linked by next, newest first
+	mu     sync.Mutex
+	posted []func()
+
+	completed atomic.Pointer[op] // ended elsewhere (threads, lane), linked by next, newest first
 
 	hasPosted atomic.Bool
 	asleep    atomic.Bool
@@ -99,6 +100,9 @@ type Reactor struct {
 	stop     bool
 	pollFor  time.Duration // how long to look for work before sleeping, adapted
 	spare    []func()
+	lanes    bool  // the engine gains by a lane
+	lane     *lane // nil until a file needs it
+	files    []file
 }
 
 func newReactor(mode Mode, w *workers, pollMax time.Duration) (*Reactor, error) {
@@ -132,8 +136,9 @@ func (r *Reactor) Do(fn func()) {
 }
 
 func (r *Reactor) nudge() {
-	r.hasPosted.Store(true)
-	// The loop publishes asleep before it looks at hasPosted the last time: one of the two sees the other.
+	// The loop publishes asleep before it looks at hasPosted the last time: one of the two sees the other. (Swap and not
+	// Store: under the race detector a Store is no full barrier.)
+	r.hasPosted.Swap(true)
 	if r.asleep.Load() && r.asleep.Swap(false) {
 		r.eng.wake()
 	}
@@ -211,7 +216,13 @@ func (r *Reactor) run(mode Mode, w *workers, ready chan<- error) {
 		return
 	}
 	r.eng = eng
-	defer eng.close()
+	r.lanes = mode != ModeThreads
+	defer func() {
+		if r.lane != nil {
+			r.lane.close()
+		}
+		eng.close()
+	}()
 	ready <- nil
 	close(ready)
 
@@ -252,6 +263,10 @@ func (r *Reactor) round() (worked bool) {
 	}
 	clear(r.active[n:])
 	r.active = r.active[:n]
+	if r.lane != nil && r.lane.pending > 0 {
+		r.lane.kick()
+		r.lane.watch()
+	}
 	if r.eng.turn() {
 		worked = true
 	}
@@ -325,7 +340,10 @@ func (r *Reactor) rest() {
 	if r.noKick > 0 {
 		timeout = polledPause
 	}
-	r.asleep.Store(true)
+	if r.lane != nil && r.lane.pending > 0 && !r.lane.stuck {
+		timeout = laneStall // to see whether it makes progress
+	}
+	r.asleep.Swap(true)
 	if r.hasPosted.Load() {
 		r.asleep.Store(false)
 		return
@@ -362,12 +380,14 @@ func (r *Reactor) runPosted() {
 	r.mu.Lock()
 	fns := r.posted
 	r.posted = r.spare[:0]
-	done := r.completed
-	r.completed = nil
 	r.mu.Unlock()
-	for o := reverse(done); o != nil; {
+	for o := reverse(r.completed.Swap(nil)); o != nil; {
 		next := o.next
 		o.next = nil
+		if o.inLane {
+			o.inLane = false
+			r.lane.pending--
+		}
 		o.ended(o.res, o.errno)
 		o = next
 	}

@@ -53,3 +53,12 @@ func EventfdRead(fd int) (uint64, error) {
 		}
 	}
 }
+
+// NewBlockingEventfd is NewEventfd without NONBLOCK: EventfdRead waits until the counter is not 0.
+func NewBlockingEventfd() (*FD, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("eventfd2", err)
+	}
+	return NewFD(fd), nil
+}
