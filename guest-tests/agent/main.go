@@ -2,8 +2,8 @@
 // takes commands, one a line, from the console, does them on the guest's own kernel, and answers with a frame
 // (see internal/wire). "help" lists the commands.
 //
-// It is linked statically and needs nothing else in the guest. With vdev.shell on Linux's command line it gives the
-// console to a shell instead.
+// It is linked statically and needs nothing else in the guest. With vdev.shell on Linux's command line, or a file
+// /interactive on NetBSD, it serves a person instead.
 package main
 
 import (
@@ -23,7 +23,7 @@ func main() {
 		halt(haltPowerOff)
 	}
 	if wantShell() {
-		err := shell()
+		err := shell(con)
 		if err != nil {
 			fmt.Fprintln(con, "agent:", err)
 		}

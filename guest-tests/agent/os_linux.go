@@ -92,28 +92,38 @@ func wantShell() bool {
 }
 
 // shell gives the console to a shell, with the first disk mounted, until it ends or asks for the machine to stop.
-func shell() error {
+func shell(con *os.File) error {
 	if out, err := exec.Command("/bin/busybox", "--install", "-s", "/bin").CombinedOutput(); err != nil {
 		return fmt.Errorf("busybox: %w: %s", err, out)
 	}
 	if _, err := await(params{words: []string{"vda"}}); err != nil {
 		return err
 	}
-	if _, err := mount(params{words: []string{"vda", "/mnt"}}); err != nil {
-		fmt.Println("agent: mount /dev/vda:", err)
+	where := "/dev/vda"
+	if _, err := mount(params{words: []string{"vda", "/mnt"}}); err == nil {
+		where = "/mnt (/dev/vda)"
 	}
 	// busybox's poweroff, reboot and halt tell process 1 by these signals.
 	asked := make(chan os.Signal, 1)
 	signal.Notify(asked, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTERM)
-	con, err := os.OpenFile("/dev/console", os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
+	fmt.Fprintf(con, "\n%s, its disk served by vdev: %s. poweroff ends it.\n", system(), where)
 	sh := exec.Command("/bin/sh", "-l")
 	sh.Args[0] = "-sh"
 	sh.Dir = "/"
-	sh.Env = []string{"PATH=/bin:/sbin", "HOME=/", "TERM=" + term(), "PS1=guest:\\w# "}
-	sh.Stdin, sh.Stdout, sh.Stderr = con, con, con
+	sh.Env = []string{"PATH=/bin:/sbin", "HOME=/", "TERM=" + setting("vdev.term", "dumb"), "PS1=guest:\\w# "}
+	// A console cannot be a controlling terminal; the port behind it can, and with it Ctrl-C works.
+	tty, err := os.OpenFile("/dev/ttyS0", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	var rows, columns uint16
+	if _, err := fmt.Sscanf(setting("vdev.size", "24x80"), "%dx%d", &rows, &columns); err != nil {
+		return err
+	}
+	if err := setSize(tty, rows, columns); err != nil {
+		return err
+	}
+	sh.Stdin, sh.Stdout, sh.Stderr = tty, tty, tty
 	sh.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	if err := sh.Start(); err != nil {
 		return err
@@ -126,23 +136,25 @@ func shell() error {
 		if s == syscall.SIGTERM {
 			how = haltReboot
 		}
+		sh.Process.Kill()
+		<-ended
 	case <-ended:
 	}
-	syscall.Unmount("/mnt", syscall.MNT_FORCE)
 	syscall.Sync()
+	syscall.Unmount("/mnt", 0)
 	halt(how)
 	return nil
 }
 
-// term is the terminal's kind as the host passed it on the kernel's command line.
-func term() string {
+// setting returns what the host passed by a name on the kernel's command line.
+func setting(name, otherwise string) string {
 	line, _ := os.ReadFile("/proc/cmdline")
 	for w := range strings.FieldsSeq(string(line)) {
-		if t, ok := strings.CutPrefix(w, "vdev.term="); ok {
-			return t
+		if v, ok := strings.CutPrefix(w, name+"="); ok {
+			return v
 		}
 	}
-	return "dumb"
+	return otherwise
 }
 
 func system() string {

@@ -50,3 +50,9 @@ func rawConsole(con *os.File) error {
 	t.Oflag &^= syscall.OPOST
 	return ioctl(con.Fd(), syscall.TCSETS, uintptr(unsafe.Pointer(&t)))
 }
+
+// setSize tells programs how large the terminal is; the serial line cannot.
+func setSize(tty *os.File, rows, columns uint16) error {
+	size := [4]uint16{rows, columns}
+	return ioctl(tty.Fd(), syscall.TIOCSWINSZ, uintptr(unsafe.Pointer(&size)))
+}

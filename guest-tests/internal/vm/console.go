@@ -26,9 +26,8 @@ var ErrRebooted = errors.New("the guest has started again")
 
 // Console is a guest's serial console with the agent at its other end.
 type Console struct {
-	conn   net.Conn
-	exited <-chan struct{}
-	done   chan struct{} // closed when the reader has ended
+	conn net.Conn
+	done chan struct{} // closed when the reader has ended
 
 	mu      sync.Mutex
 	lines   []string // what is not a frame
@@ -41,15 +40,10 @@ type Console struct {
 	changed chan struct{} // closed, and replaced, when anything above changes
 }
 
-func newConsole(conn net.Conn, exited <-chan struct{}) *Console {
-	c := &Console{conn: conn, exited: exited, done: make(chan struct{}), answers: map[string]wire.Answer{}, changed: make(chan struct{})}
+func newConsole(conn net.Conn) *Console {
+	c := &Console{conn: conn, done: make(chan struct{}), answers: map[string]wire.Answer{}, changed: make(chan struct{})}
 	go c.read()
 	return c
-}
-
-func (c *Console) close() {
-	c.conn.Close()
-	<-c.done
 }
 
 // read takes the console's output apart until the connection ends.

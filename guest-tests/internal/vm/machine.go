@@ -30,7 +30,8 @@ var ErrExited = errors.New("QEMU has ended")
 
 // Machine is a running QEMU. Its methods may be called by any goroutine, but commands for the guest one at a time.
 type Machine struct {
-	Console *Console
+	Console *Console // nil where the caller has the serial port to itself
+	Serial  net.Conn // the machine's serial port, closed by Kill
 
 	dir    string
 	cmd    *exec.Cmd
@@ -65,7 +66,7 @@ func Start(ctx context.Context, c Config) (*Machine, error) {
 	m.cmd = exec.Command(c.QEMU.Program("qemu-system-x86_64"), args...)
 	m.cmd.Dir = c.Dir
 	m.cmd.Stdout, m.cmd.Stderr = log, log
-	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: !c.Foreground}
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := m.cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -79,7 +80,10 @@ func Start(ctx context.Context, c Config) (*Machine, error) {
 		m.Kill()
 		return nil, m.ended()
 	}
-	m.Console = newConsole(conn, m.exited)
+	m.Serial = conn
+	if !c.RawSerial {
+		m.Console = newConsole(conn)
+	}
 	if err := m.connect(ctx); err != nil {
 		m.Kill()
 		return nil, fmt.Errorf("%w: %w", err, m.ended())
@@ -140,8 +144,11 @@ func (m *Machine) Kill() {
 	if m.mon != nil {
 		m.mon.Disconnect()
 	}
+	if m.Serial != nil {
+		m.Serial.Close()
+	}
 	if m.Console != nil {
-		m.Console.close()
+		<-m.Console.done
 	}
 }
 

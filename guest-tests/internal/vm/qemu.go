@@ -165,8 +165,8 @@ type Config struct {
 	Disks                  []Disk
 	Args                   []string // more of QEMU's options
 
-	// Foreground leaves QEMU in the process group of the caller, whose signals it then gets.
-	Foreground bool
+	// RawSerial leaves the serial port to the caller, as Machine.Serial. There is no Console then.
+	RawSerial bool
 }
 
 // LinuxAppend is a Linux guest's command line: quiet, and a panic restarts the machine, which is noticed. The second
