@@ -170,6 +170,12 @@ func newReactors(c blkConfig, log *slog.Logger) (*vhostuser.Reactors, error) {
 	if c.reactors == 0 {
 		config.Reactors = min(runtime.GOMAXPROCS(0), maxReactors, c.numQueues)
 	}
+	// A reactor is nearly always in a system call or busy, and keeps its P while it is: the goroutines of the connection and of
+	// storage need others, or their turn comes only when the runtime takes one away, up to 10 ms later. The default goes by
+	// the CPUs, which may be one.
+	if procs := 2*config.Reactors + 2; runtime.GOMAXPROCS(0) < procs {
+		runtime.GOMAXPROCS(procs)
+	}
 	if c.pollSet {
 		config.PollMax = c.poll
 		if c.poll == 0 {
