@@ -234,6 +234,23 @@ func TestStopEmptiesTheKickCounter(t *testing.T) {
 	}
 }
 
+func TestStopLetsGoOfTheKickDescriptor(t *testing.T) {
+	g := newRig(t, newReverser(1))
+	g.handshake()
+	r := g.ring(0, 8)
+	g.must(r.Setup())
+	kick, w, err := os.Pipe()
+	g.must(err)
+	defer w.Close()
+	g.must(g.SetVringKick(0, int(kick.Fd())))
+	kick.Close()
+	g.must(g.SetVringEnable(0, true))
+	g.must(r.Stop())
+	if _, err := w.Write([]byte{1}); !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("a write to the kick pipe after the stop: %v, want EPIPE", err)
+	}
+}
+
 func TestStopDoesNotBlockOnABlockingKickDescriptor(t *testing.T) {
 	g := newRig(t, newReverser(1))
 	g.handshake()
