@@ -23,10 +23,7 @@ func main() {
 		halt(haltPowerOff)
 	}
 	if wantShell() {
-		err := shell(con)
-		if err != nil {
-			fmt.Fprintln(con, "agent:", err)
-		}
+		fmt.Fprintln(con, "agent:", shell(con))
 		halt(haltPowerOff)
 	}
 	a := &agent{out: con, started: map[string]chan result{}}

@@ -91,7 +91,8 @@ func wantShell() bool {
 	return strings.Contains(string(line), "vdev.shell")
 }
 
-// shell gives the console to a shell, with the first disk mounted, until it ends or asks for the machine to stop.
+// shell gives the console to a shell, with the first disk mounted, until it ends or asks for the machine to stop. It
+// returns only if it cannot.
 func shell(con *os.File) error {
 	if out, err := exec.Command("/bin/busybox", "--install", "-s", "/bin").CombinedOutput(); err != nil {
 		return fmt.Errorf("busybox: %w: %s", err, out)

@@ -68,7 +68,8 @@ func wantShell() bool {
 	return err == nil
 }
 
-// shell takes commands from a person. They are the agent's own: no other program is there.
+// shell takes commands from a person. They are the agent's own: no other program is there. It returns only when
+// there is nothing more to read.
 func shell(con *os.File) error {
 	fmt.Fprintf(con, "\n%s. No shell here: type help for what there is, poweroff to end.\n", system())
 	in := bufio.NewScanner(con)
@@ -89,7 +90,7 @@ func shell(con *os.File) error {
 			fmt.Fprintln(con, text)
 		}
 	}
-	return in.Err()
+	return errors.Join(io.EOF, in.Err())
 }
 
 func system() string {
