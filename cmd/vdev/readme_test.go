@@ -1,0 +1,49 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestEveryCommandOfTheReadmeWorks runs those of vdev, and looks that those of scripts/ are there; what they do is for
+// scripts/test, which is one of them.
+func TestEveryCommandOfTheReadmeWorks(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "disk.img"), make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	here := strings.NewReplacer("/run/", dir+"/", "disk.img", dir+"/disk.img")
+	ended, cancel := context.WithCancel(t.Context())
+	cancel() // a vdev that serves ends at once
+	seen := 0
+	for line := range strings.Lines(string(text)) {
+		command, indented := strings.CutPrefix(line, "    ./")
+		if !indented {
+			continue
+		}
+		command, _, _ = strings.Cut(command, "#")
+		args := strings.Fields(here.Replace(command))
+		seen++
+		if args[0] != "vdev" {
+			if info, err := os.Stat(filepath.Join("..", "..", args[0])); err != nil || info.Mode()&0o111 == 0 {
+				t.Errorf("%s: no such program (%v)", command, err)
+			}
+			continue
+		}
+		var stdout, stderr bytes.Buffer
+		if status := run(ended, args[1:], &stdout, &stderr); status != exitOK {
+			t.Errorf("%s: exit status %d: %s", command, status, stderr.String())
+		}
+	}
+	if seen < 6 {
+		t.Errorf("the README has %d commands: are they still found?", seen)
+	}
+}
