@@ -66,6 +66,7 @@ func (l *Localcount) released(v int64) {
 		panic("devsw: Localcount released more often than acquired")
 	}
 	if v&lcDrain != 0 {
+		step("release wakes")
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		if l.idle != nil {

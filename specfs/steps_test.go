@@ -521,6 +521,34 @@ var scenarios = []scenario{
 			}, func() error { return errors.Join(derr, cerr) }
 		},
 	},
+	{
+		name: "drains of one count, and users who come and go",
+		make: safe,
+		threads: func(t *testing.T, s *setup) ([]func(), func() error) {
+			var l devsw.Localcount
+			l.Acquire()
+			var in bool // the second user
+			var err error
+			return []func(){
+				func() { _ = l.Drain(t.Context()) },
+				l.Release,
+				func() {
+					l.Acquire()
+					in = true
+					step("in")
+					in = false
+					l.Release()
+				},
+				func() {
+					was := in
+					_ = l.Drain(t.Context())
+					if was && in {
+						err = errors.New("Drain has returned while one who was in when it was called is in")
+					}
+				},
+			}, func() error { return err }
+		},
+	},
 }
 
 func errnoErr(e devsw.Errno) error {

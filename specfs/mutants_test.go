@@ -1,0 +1,226 @@
+//go:build mutants
+
+package specfs
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// mutant is a defect: a change of one file that the tests must notice.
+type mutant struct {
+	what string
+	file string // from the module's root
+	from string // stands in the file exactly once
+	to   string
+}
+
+const (
+	nodeGo    = "specfs/node.go"
+	fsGo      = "specfs/fs.go"
+	sectionGo = "specfs/section.go"
+	drainGo   = "specfs/drain.go"
+	tableGo   = "devsw/table.go"
+	bdevGo    = "devsw/bdev.go"
+	bufGo     = "devsw/buf.go"
+	cvGo      = "devsw/cv.go"
+	bufsetGo  = "devsw/bufset.go"
+	lcGo      = "devsw/localcount.go"
+)
+
+var mutants = []mutant{
+	{"drain before cancel", nodeGo,
+		"\tcancelErr := fs.devCancel(n.key, flag)", "\tdrain(counts)\n\tcancelErr := fs.devCancel(n.key, flag)"},
+	{"close before drain", nodeGo,
+		"\t\tdrain(counts)\n\t\tfs.event(n.key, EventDrained, nil)\n\t\tstep(\"drained\")", "\t\tfs.event(n.key, EventDrained, nil)\n\t\tstep(\"drained\")"},
+	{"no drain", drainGo,
+		"\t\t_ = c.Drain(context.Background())", "\t\t_ = c"},
+	{"no drain after a close without cancel", nodeGo,
+		"\t}\n\tdrain(counts)\n\tif cancelErr != nil {", "\t}\n\tif cancelErr != nil {"},
+	{"cancel called twice", nodeGo,
+		"\tcancelErr := fs.devCancel(n.key, flag)", "\t_ = fs.devCancel(n.key, flag)\n\tcancelErr := fs.devCancel(n.key, flag)"},
+	{"cancel skipped on revoke", nodeGo,
+		"\tcancelErr := fs.devCancel(n.key, flag)", "\tvar cancelErr error = devsw.ENODEV\n\tif !n.gone {\n\t\tcancelErr = fs.devCancel(n.key, flag)\n\t}"},
+	{"section ended when strategy returns", sectionGo,
+		"\tstep(\"strategy returned\")\n", "\tstep(\"strategy returned\")\n\tb.SetSection(nil)\n\tc.count.Release()\n"},
+	{"section of a transfer not as long as strategy", sectionGo,
+		"\tstep(\"strategy entered\")", "\tc.count.Release()\n\tdefer c.count.Acquire()\n\tstep(\"strategy entered\")"},
+	{"section entered after gone", nodeGo,
+		"\tn.gone = true\n\tn.admitLocked(false)", "\tn.gone = true"},
+	{"section entered after closing", nodeGo,
+		"\tfor m := range sd.nodes {\n\t\tm.admitLocked(false)\n\t}\n", "\tn.admitLocked(true)\n"},
+	{"section entered after the node's last close", nodeGo,
+		"\tif n.done--; n.done == 0 {\n\t\tn.admitLocked(false)\n\t}", "\tn.done--"},
+	{"enter reads closing before it publishes its count", lcGo,
+		"\treturn l.v.Add(n*lcUnit)&lcClosed == 0 || l.refuse(n)",
+		"\tif l.v.Load()&lcClosed != 0 {\n\t\treturn false\n\t}\n\tstep(\"acquire\")\n\tl.v.Add(n * lcUnit)\n\treturn true"},
+	{"a refused enter that stays counted", lcGo,
+		"\tfor range n {\n\t\tl.Release()\n\t}\n\treturn false", "\treturn false"},
+	{"a transfer counted once", sectionGo,
+		"!c.count.AcquireN(2)", "!c.count.AcquireN(1)"},
+	{"closing cleared before close", nodeGo,
+		"\tfs.event(n.key, EventClose, nil)\n", "\tfs.mu.Lock()\n\tsd.closing = false\n\tfs.mu.Unlock()\n\tfs.event(n.key, EventClose, nil)\n"},
+	{"closing cleared before the last drain", nodeGo,
+		"\tstep(\"closed\")\n", "\tstep(\"closed\")\n\tfs.mu.Lock()\n\tsd.closing = false\n\tfs.mu.Unlock()\n"},
+	{"openers not woken", nodeGo,
+		"\tclose(sd.closed)\n", ""},
+	{"opencnt taken after d_open", nodeGo,
+		"\tsd.opencnt++\n\tn.opencnt++\n\tn.sd = sd", "\tn.sd = sd"},
+	{"the open is no section", nodeGo,
+		"\terr = fs.devOpen(n.key, flag)\n", "\tsd.opens.Release()\n\terr = fs.devOpen(n.key, flag)\n\tsd.opens.Acquire()\n"},
+	{"an open waits for its own section", nodeGo,
+		"\tsd.opens.Release()\n\tfs.mu.Lock()", "\tdefer sd.opens.Release()\n\tfs.mu.Lock()"},
+	{"failed last open that does not close", nodeGo,
+		"case sd.opencnt == 1 && (sd.opened || sd.opens.Count() != 0):", "case false:"},
+	{"failed last open that forgets the open of a revoked node", nodeGo,
+		"(sd.opened || sd.opens.Count() != 0)", "sd.opened"},
+	{"failed first open that closes", nodeGo,
+		"case sd.opencnt == 1 && (sd.opened || sd.opens.Count() != 0):", "case sd.opencnt == 1:"},
+	{"opened stays set", nodeGo,
+		"\tsd.opened = false\n", ""},
+	{"a revoked open that succeeds", nodeGo,
+		"\tcase n.gone:\n", "\tcase n.gone && err != nil:\n"},
+	{"a revoked open that gives d_open's error only", nodeGo,
+		"return fmt.Errorf(\"%w (revoked; d_open: %w)\", devsw.EBADF, err)", "return err"},
+	{"revoke that forgets a second node", fsGo,
+		"\t\t\t\tnodes = append(nodes, n)\n", "\t\t\t\tnodes = append(nodes, n)\n\t\t\t\tbreak\n"},
+	{"revoke of a device that forgets nodes for ever", fsGo,
+		"\t\tfor _, n := range nodes {\n\t\t\tn.revoke()\n\t\t}\n", "\t\tnodes[0].revoke()\n\t\treturn\n"},
+	{"revoke that drops one open", nodeGo,
+		"\t\tn.sd.opencnt -= n.opencnt - 1\n\t\tn.opencnt = 1\n", ""},
+	{"revoke that does not wait for a close", nodeGo,
+		"\tfs.waitClosingUnlock(n.key)\n\tfs.event(n.key, EventRevoked", "\tfs.mu.Unlock()\n\tfs.event(n.key, EventRevoked"},
+	{"block open during a close", nodeGo,
+		"(sd.opencnt != 0 || sd.closing)", "(sd.opencnt != 0)"},
+	{"block open while it is open", nodeGo,
+		"(sd.opencnt != 0 || sd.closing)", "(sd.closing)"},
+	{"character open during a close", nodeGo,
+		"for n.key.kind != devsw.IFBLK && sd.closing {", "for false {"},
+	{"an open that waits, of a node that is revoked", nodeGo,
+		"\t\tif err == nil && n.gone {\n\t\t\terr = devsw.EBADF\n\t\t}\n", ""},
+	{"an open that waited counts on the old device", nodeGo,
+		"\t\tsd = fs.getLocked(n.key) // the closed one may have been forgotten\n", ""},
+	{"claims not looked at", nodeGo,
+		"sd.claim != nil && sd.claim != n {\n\t\treturn nil, nil, devsw.EBUSY", "false {\n\t\treturn nil, nil, devsw.EBUSY"},
+	{"ENODEV from cancel treated as success", nodeGo,
+		"\tswitch cancelErr {", "\tif cancelErr == devsw.ENODEV {\n\t\tcancelErr = nil\n\t}\n\tswitch cancelErr {"},
+	{"an error from cancel not caught", nodeGo,
+		"\tdefault:\n\t\tpanic(", "\tdefault:\n\t\t_ = fmt.Sprint("},
+	{"nodes with operations in progress forgotten", nodeGo,
+		"return n.ops.Count() == 0", "return true"},
+	{"devices never forgotten", fsGo,
+		"\t\tdelete(fs.devs, sd.devKey)\n", ""},
+	{"a transfer with the driver of the open before", nodeGo,
+		"\t\t\tn.resolveLocked()\n", "\t\t\tif n.bdev == nil {\n\t\t\t\tn.resolveLocked()\n\t\t\t}\n"},
+	{"a driver without DMPSafe called without the lock", nodeGo,
+		"d.Flag&devsw.DMPSafe != 0 && d.Strategy != nil", "d.Strategy != nil"},
+	{"a released counter let in again", nodeGo,
+		"admit && !c.released", "admit"},
+	{"transfers of other queues not drained", drainGo,
+		"\t\tfor _, c := range n.counters {\n\t\t\tcounts", "\t\tfor _, c := range n.counters[:1] {\n\t\t\tcounts"},
+	{"opens not drained", drainGo,
+		"[]*devsw.Localcount{&sd.opens}", "[]*devsw.Localcount{}"},
+	{"operations not drained", drainGo,
+		"\t\tcounts = append(counts, &n.ops)\n", ""},
+
+	{"detach that does not wait for open", tableGo,
+		"\t\t_ = e.opens.Drain(context.Background())\n", "\t\t_ = context.Background\n"},
+	{"detach that lets opens in", tableGo,
+		"\t\te.opens.Close()\n", ""},
+	{"detach of an open device", tableGo,
+		"\tif be.isOpen() || ce.isOpen() {", "\tif false {"},
+	{"detach that fails and goes on refusing", tableGo,
+		"\t\te.opens.Reopen()\n", ""},
+	{"an open device not noted before its reference goes", bdevGo,
+		"\topenDone(t, e, dev)\n\treturn nil\n", "\te.opens.Release()\n\tstep(\"too early\")\n\topenDone(t, e, dev)\n\te.opens.Acquire()\n\treturn nil\n"},
+	{"open without a reference", bdevGo,
+		"e == nil || !e.opens.Acquire()", "e == nil || !e.opens.AcquireN(0)"},
+	{"biodone twice", bufGo,
+		"\tif !atomic.CompareAndSwapUint32(&b.done, 0, 1) {", "\tif atomic.CompareAndSwapUint32(&b.done, 2, 1) {"},
+	{"the section left before Iodone", bufGo,
+		"\tb.section = nil\n\tif b.Iodone", "\tb.section = nil\n\tif section != nil {\n\t\tsection.Leave()\n\t\tsection = nil\n\t}\n\tif b.Iodone"},
+	{"the section of the next use left", bufGo,
+		"\tif section != nil {\n\t\tsection.Leave()", "\tif section != nil && b.section != nil {\n\t\tb.section.Leave()\n\t} else if section != nil {\n\t\tsection.Leave()"},
+	{"biodone never on cancel", bufsetGo,
+		"\t\tif b := s.Claim(t); b != nil {\n\t\t\tb.Fail(ECANCELED)\n\t\t}", "\t\ts.Claim(t)"},
+	{"a transfer added after cancel", bufsetGo,
+		"\ts.cancelled = true\n", ""},
+	{"a transfer ended by both", bufsetGo,
+		"\tdelete(s.bufs, t)\n\treturn b", "\treturn b"},
+	{"a sleep that misses a cancel that came first", cvGo,
+		"\t\tif c.cancelled || c.cancels != began {", "\t\tif c.cancels != began {"},
+	{"a sleep that misses a cancel and a reset at once", cvGo,
+		"\t\tif c.cancelled || c.cancels != began {", "\t\tif c.cancelled || c.cancels < began {"},
+	{"the lock kept while it sleeps", cvGo,
+		"\t\tc.l.Unlock()\n\t\tstep(\"sleep\")", "\t\tc.l.Unlock()\n\t\tc.l.Lock()\n\t\tdefer c.l.Unlock()\n\t\tdefer c.l.Lock()\n\t\tstep(\"sleep\")"},
+	{"the last to leave does not wake", lcGo,
+		"\t\tif l.idle != nil {\n\t\t\tclose(l.idle)\n", "\t\tif l.idle != nil {\n"},
+	{"a drain that looks before it says that it drains", lcGo,
+		"\tl.drainers++\n\tl.v.Or(lcDrain)\n", "\tif l.v.Load() < lcUnit {\n\t\tl.mu.Unlock()\n\t\treturn nil\n\t}\n\tl.idle = make(chan struct{})\n\tstep(\"drain\")\n\tl.drainers++\n\tdefer l.v.Or(lcDrain)\n"},
+	{"a drain that returns while others are in", lcGo,
+		"\t\tcase <-idle:\n\t\t\tl.mu.Lock()\n", "\t\tcase <-idle:\n\t\t\tl.mu.Lock()\n\t\t\treturn nil\n"},
+}
+
+// Each defect is put into the code, one at a time, and the tests must fail: the
+// ordinary ones, or those of every order.
+func TestMutants(t *testing.T) {
+	root, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range mutants {
+		t.Run(strings.ReplaceAll(m.what, "/", " "), func(t *testing.T) {
+			path := filepath.Join(root, m.file)
+			src, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := strings.Count(string(src), m.from); n != 1 {
+				t.Fatalf("what is to be changed stands %d times in %s", n, m.file)
+			}
+			dir := t.TempDir()
+			changed := filepath.Join(dir, "changed.go")
+			if err := os.WriteFile(changed, []byte(strings.Replace(string(src), m.from, m.to, 1)), 0o666); err != nil {
+				t.Fatal(err)
+			}
+			overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{path: changed}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			file := filepath.Join(dir, "overlay.json")
+			if err := os.WriteFile(file, overlay, 0o666); err != nil {
+				t.Fatal(err)
+			}
+			for _, tags := range []string{"", "vdevsteps"} {
+				cmd := exec.Command("go", "test", "-count=1", "-timeout=30s", "-overlay", file, "-tags", tags, "./devsw", "./specfs", "-rapid.nofailfile", "-rapid.shrinktime=1ms")
+				cmd.Dir = root
+				out, err := cmd.CombinedOutput()
+				if strings.Contains(string(out), "[build failed]") || strings.Contains(string(out), "[setup failed]") {
+					t.Fatalf("the defect does not compile:\n%s", out)
+				}
+				if err != nil {
+					t.Logf("caught (tags %q) by %s", tags, firstFailure(string(out)))
+					return
+				}
+			}
+			t.Error("no test fails")
+		})
+	}
+}
+
+// firstFailure names the test that failed first.
+func firstFailure(out string) string {
+	for line := range strings.Lines(out) {
+		line = strings.TrimSpace(line)
+		for _, p := range []string{"--- FAIL: ", "panic: ", "fatal error: "} {
+			if strings.HasPrefix(line, p) {
+				return line
+			}
+		}
+	}
+	return "something"
+}
