@@ -83,6 +83,7 @@ func (n *Node) Strategy(c *Counter, b *devsw.Buf) {
 	// Twice: for the transfer, and for the call of d_strategy, either of which
 	// may end first.
 	if !c.count.AcquireN(2) {
+		b.InContext = true
 		b.Fail(devsw.ENXIO)
 		return
 	}

@@ -865,8 +865,8 @@ func TestCountersAreOfTheirNode(t *testing.T) {
 	run(t, nil, func(t *testing.T, s *setup) {
 		n, other := s.fs.Node(devsw.IFBLK, s.block), s.fs.Node(devsw.IFBLK, s.block)
 		c := n.NewCounter()
-		if _, end := transfer(n, c, nil); end.err != devsw.ENXIO {
-			t.Errorf("a transfer before open gives %v", end.err)
+		if b, end := transfer(n, c, nil); end.err != devsw.ENXIO || !b.InContext {
+			t.Errorf("a transfer before open gives %v, in context %v", end.err, b.InContext)
 		}
 		s.mustOpen(t, n)
 		later := n.NewCounter()
