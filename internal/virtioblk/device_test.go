@@ -487,7 +487,6 @@ type load struct {
 	hdr   []virtqtest.Seg
 	out   [][]virtqtest.Seg // header and data
 	in    [][]virtqtest.Seg // data and status
-	only  [][]virtqtest.Seg
 }
 
 func newLoad(w *bench, depth int) *load {
