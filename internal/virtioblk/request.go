@@ -238,8 +238,6 @@ func (r *request) done() {
 	case b.Resid != 0:
 		err = devsw.EIO
 	}
-	// On the reactor, but not within Process: guest memory may have gone away meanwhile.
-	defer r.q.vq.RecoverFault()
 	r.end(err)
 }
 
@@ -309,10 +307,7 @@ func (r *request) parseRanges(readable [][]byte, writable int64) error {
 func (r *request) slow(fn func() error) {
 	go func() {
 		err := fn()
-		r.q.vq.Post(func() {
-			defer r.q.vq.RecoverFault()
-			r.end(err)
-		})
+		r.q.vq.Post(func() { r.end(err) })
 	}()
 }
 
@@ -349,13 +344,20 @@ func (r *request) end(err error) {
 		status = statusOf(r.typ, err)
 	}
 	q := r.q
-	r.status[0] = status
+	r.answer(status)
 	q.count(r, status)
 	if q.d.trace != nil {
 		q.d.trace(Request{Queue: q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes, Status: status, Err: err})
 	}
 	q.vq.Push(&r.chain, uint32(r.in))
 	q.put(r)
+}
+
+// answer writes the status byte. A fault ends here and not in the caller, who has to push the chain all the same: else it would
+// count as in flight for ever.
+func (r *request) answer(status uint8) {
+	defer r.q.vq.RecoverFault()
+	r.status[0] = status
 }
 
 // statusOf maps an error to a status of the protocol.
