@@ -206,8 +206,8 @@ func (d *Device) runOpen(ctx context.Context, o *opening) {
 //
 // For GET_VRING_BASE it waits for what is in flight to complete, until the deadline that the first queue's stop has set for
 // all of them (Config.CancelAfter), and then cancels: by the close where no other queue goes on, else this queue's requests
-// alone, with the device open. Requests cancelled end with VIRTIO_BLK_S_IOERR. On a lost connection it revokes the device:
-// cancel at once, drain, close.
+// alone, with the device open. Requests cancelled end with VIRTIO_BLK_S_IOERR. On a lost connection, and for RESET_DEVICE, it
+// revokes the device: cancel at once, drain, close.
 func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 	q := vq.Data.(*queue)
 	d.mu.Lock()
@@ -217,7 +217,7 @@ func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 	deadline := d.deadline
 	d.mu.Unlock()
 
-	if why == vhostuser.StopDisconnect {
+	if why != vhostuser.StopBase {
 		d.takeDown(q.open, true)
 	} else {
 		// A front-end that hangs up meanwhile does not wait any more.
@@ -244,7 +244,8 @@ func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 	for other := range d.queues {
 		last = last && other.open != q.open
 	}
-	if len(d.queues) == 0 {
+	// A ring that was stopped by itself leaves no deadline to those that go on.
+	if len(d.queues) == 0 || !vq.DeviceStopping() {
 		d.deadline = time.Time{}
 	}
 	d.mu.Unlock()

@@ -3,9 +3,11 @@ package virtioblk
 import (
 	"errors"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
+	"vdev/devsw"
 	"vdev/internal/dev/md"
 	"vdev/internal/reactor"
 	"vdev/internal/sys"
@@ -86,4 +88,124 @@ func TestMemoryThatGoesAwayEndsTheConnection(t *testing.T) {
 			})
 		}
 	})
+}
+
+// held is a driver whose transfers end when the test says so, or by d_cancel.
+type held struct {
+	table *devsw.Table
+	bufs  devsw.BufSet
+	mu    sync.Mutex
+	added []devsw.Ticket
+	more  chan struct{}
+}
+
+func newHeld() *held { return &held{more: make(chan struct{}, 100)} }
+
+func (h *held) disk(t testing.TB, table *devsw.Table) (devsw.Dev, func() (devsw.DiskInfo, error)) {
+	ok := func(devsw.Dev, devsw.Flag, devsw.Mode) error { return nil }
+	b := &devsw.Bdevsw{
+		Name: "held", Flag: devsw.DDisk | devsw.DMPSafe, Open: ok,
+		Cancel: func(devsw.Dev, devsw.Flag, devsw.Mode) error { h.bufs.Cancel(); return nil },
+		Close:  func(devsw.Dev, devsw.Flag, devsw.Mode) error { h.bufs.Reset(); return nil },
+		Strategy: func(b *devsw.Buf) {
+			if ticket, ok := h.bufs.Add(b); ok {
+				h.mu.Lock()
+				h.added = append(h.added, ticket)
+				h.mu.Unlock()
+				h.more <- struct{}{}
+			}
+		},
+	}
+	bmajor, _, err := table.Attach("held", b, devsw.NODEVMAJOR, &devsw.Cdevsw{Name: "held"}, devsw.NODEVMAJOR)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return devsw.Makedev(uint32(bmajor), 0), func() (devsw.DiskInfo, error) {
+		return devsw.DiskInfo{Size: diskSize, SectorSize: 512}, nil
+	}
+}
+
+// end ends all that is held.
+func (h *held) end() {
+	h.mu.Lock()
+	tickets := h.added
+	h.added = nil
+	h.mu.Unlock()
+	for _, ticket := range tickets {
+		if b := h.bufs.Claim(ticket); b != nil {
+			b.Resid = 0
+			b.Biodone()
+		}
+	}
+}
+
+// read adds a read to ring q, and waits until the driver has it.
+func (w *bench) read(q int, h *held) (status virtqtest.Seg) {
+	w.t.Helper()
+	status = w.buffer(1)
+	w.bytes(status)[0] = 0xff
+	if _, ok := w.rings[q].Add([]virtqtest.Seg{w.header(tIn, 0)}, []virtqtest.Seg{w.buffer(512), status}); !ok {
+		w.t.Fatal("no room")
+	}
+	if err := w.rings[q].Notify(); err != nil {
+		w.t.Fatal(err)
+	}
+	<-h.more
+	return status
+}
+
+// TestARingStoppedByItselfLeavesTheOthersTheirTime stops one ring, and another one much later: what is in flight there has the
+// whole of CancelAfter to complete.
+func TestARingStoppedByItselfLeavesTheOthersTheirTime(t *testing.T) {
+	h := newHeld()
+	w := newBench(t, reactor.ModeURing, 2, h.disk, func(c *Config) { c.CancelAfter = 10 * time.Minute })
+	w.start(w.all())
+	if err := w.rings[0].Stop(); err != nil {
+		t.Fatal(err)
+	}
+	// As if all that time had passed.
+	w.dev.mu.Lock()
+	if d := &w.dev.deadline; !d.IsZero() {
+		*d = d.Add(-time.Hour)
+	}
+	w.dev.mu.Unlock()
+	status := w.read(1, h)
+	stopped := make(chan error)
+	go func() { stopped <- w.rings[1].Stop() }()
+	for range 100 { // time in which a cancel would come
+		time.Sleep(time.Millisecond)
+		if h.bufs.Len() == 0 {
+			break
+		}
+	}
+	h.end()
+	if err := <-stopped; err != nil {
+		t.Fatal(err)
+	}
+	if s := w.bytes(status)[0]; s != statusOK {
+		t.Errorf("the read ended with status %d, want OK", s)
+	}
+}
+
+// TestAResetWaitsForNothing: nobody wants what is in flight any more, and the front-end may wait for an answer.
+func TestAResetWaitsForNothing(t *testing.T) {
+	h := newHeld()
+	w := newBench(t, reactor.ModeURing, 2, h.disk, func(c *Config) { c.CancelAfter = time.Hour })
+	w.start(w.all())
+	status := w.read(0, h)
+	if err := w.f.ResetDevice(); err != nil {
+		t.Fatal(err)
+	}
+	if s := w.bytes(status)[0]; s != statusIOErr {
+		t.Errorf("the read ended with status %d, want IOERR", s)
+	}
+	// The next start opens the device again.
+	if err := w.rings[1].Start(); err != nil {
+		t.Fatal(err)
+	}
+	status = w.read(1, h)
+	h.end()
+	if _, _, err := w.rings[1].Wait(); err != nil || w.bytes(status)[0] != statusOK {
+		t.Error(err, w.bytes(status)[0])
+	}
 }
