@@ -154,11 +154,11 @@ func (r *Reactor) Add(p Poller, kick int) (*Source, error) {
 	}
 	r.load.Add(1)
 	s.p.Disarm()
-	s.Wake()
 	return s, nil
 }
 
-// SetKick changes the descriptor that is watched for s. When it returns, the old one is not used any more. On the reactor.
+// SetKick changes the descriptor that is watched for s. When it returns, the old one is not used any more. A Poll follows: a
+// kick may have come by the old one, and its news been lost with the watch. On the reactor.
 func (r *Reactor) SetKick(s *Source, kick int) error {
 	r.dropKick(s)
 	if kick < 0 {
@@ -173,6 +173,7 @@ func (r *Reactor) SetKick(s *Source, kick int) error {
 	}
 	s.kick, s.tag = kick, r.nextTag
 	r.sources[s.tag] = s
+	s.Wake()
 	return nil
 }
 

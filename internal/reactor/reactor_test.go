@@ -289,6 +289,41 @@ func TestNoKickIsLost(t *testing.T) {
 	})
 }
 
+// TestAKickIsNotLostWithItsDescriptor kicks on the old descriptor just before another one takes its place.
+func TestAKickIsNotLostWithItsDescriptor(t *testing.T) {
+	modes(t, func(t *testing.T, p *Pool) {
+		r := p.Pick()
+		var fds [2]*sys.FD
+		for i := range fds {
+			var err error
+			if fds[i], err = sys.NewEventfd(); err != nil {
+				t.Fatal(err)
+			}
+			defer fds[i].Close()
+		}
+		c := &counter{kick: fds[0]}
+		r.Do(func() { c.src, _ = r.Add(c, fds[0].Int()) })
+		for i := range 20 {
+			for !c.armed.Load() {
+				time.Sleep(10 * time.Microsecond)
+			}
+			old, next := fds[i%2], fds[(i+1)%2]
+			_, _ = sys.EventfdRead(next.Int())
+			r.Do(func() {
+				c.kick = old
+				c.produce()
+				if err := r.SetKick(c.src, next.Int()); err != nil {
+					t.Error(err)
+				}
+			})
+			for c.seen.Load() != c.made.Load() { // a lost kick hangs here
+				time.Sleep(10 * time.Microsecond)
+			}
+		}
+		r.Do(func() { r.Remove(c.src) })
+	})
+}
+
 func TestASourceWithoutAKickDescriptorIsPolled(t *testing.T) {
 	modes(t, func(t *testing.T, p *Pool) {
 		r := p.Pick()
