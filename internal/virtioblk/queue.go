@@ -14,7 +14,7 @@ type queue struct {
 	open     *opening
 	counter  *specfs.Counter
 	features uint64
-	stable   bool // writes are stable when they complete: the driver can neither flush nor know that it should
+	stable   bool // writes are stable when they complete, whatever writeback says: the driver cannot flush
 
 	ready    bool // the open has succeeded or failed
 	failed   bool
@@ -31,7 +31,7 @@ type Stats struct {
 
 func newQueue(d *Device, vq *vhostuser.Queue, o *opening) *queue {
 	return &queue{d: d, vq: vq, aio: vq.Reactor(), open: o, counter: o.node.NewCounter(), features: d.negotiated,
-		stable: d.negotiated&(fFlush|fConfigWCE) == 0}
+		stable: d.negotiated&fFlush == 0}
 }
 
 // opened lets the queue's requests go, or fail, according to how the open went. On the reactor.

@@ -96,10 +96,10 @@ type held struct {
 	bufs  devsw.BufSet
 	mu    sync.Mutex
 	added []devsw.Ticket
-	more  chan struct{}
+	more  chan devsw.BufFlag // of each transfer that has come
 }
 
-func newHeld() *held { return &held{more: make(chan struct{}, 100)} }
+func newHeld() *held { return &held{more: make(chan devsw.BufFlag, 100)} }
 
 func (h *held) disk(t testing.TB, table *devsw.Table) (devsw.Dev, func() (devsw.DiskInfo, error)) {
 	ok := func(devsw.Dev, devsw.Flag, devsw.Mode) error { return nil }
@@ -108,11 +108,12 @@ func (h *held) disk(t testing.TB, table *devsw.Table) (devsw.Dev, func() (devsw.
 		Cancel: func(devsw.Dev, devsw.Flag, devsw.Mode) error { h.bufs.Cancel(); return nil },
 		Close:  func(devsw.Dev, devsw.Flag, devsw.Mode) error { h.bufs.Reset(); return nil },
 		Strategy: func(b *devsw.Buf) {
+			flags := b.Flags
 			if ticket, ok := h.bufs.Add(b); ok {
 				h.mu.Lock()
 				h.added = append(h.added, ticket)
 				h.mu.Unlock()
-				h.more <- struct{}{}
+				h.more <- flags
 			}
 		},
 	}
@@ -207,5 +208,40 @@ func TestAResetWaitsForNothing(t *testing.T) {
 	h.end()
 	if _, _, err := w.rings[1].Wait(); err != nil || w.bytes(status)[0] != statusOK {
 		t.Error(err, w.bytes(status)[0])
+	}
+}
+
+// TestWritesAreStableWhereTheDriverCannotFlush, whatever else it has negotiated (section 5.2.5.2: without FLUSH, writeback
+// begins as 0), and where it has switched writeback off.
+func TestWritesAreStableWhereTheDriverCannotFlush(t *testing.T) {
+	for name, c := range map[string]struct {
+		without uint64
+		set     []byte
+		want    devsw.BufFlag
+	}{
+		"flush and config-wce":     {0, nil, 0},
+		"flush":                    {fConfigWCE, nil, 0},
+		"config-wce":               {fFlush, nil, devsw.BMediaFUA},
+		"neither":                  {fFlush | fConfigWCE, nil, devsw.BMediaFUA},
+		"writethrough by the user": {0, []byte{0}, devsw.BMediaFUA},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHeld()
+			w := newBench(t, reactor.ModeURing, 1, h.disk, nil)
+			w.start(w.all() &^ c.without)
+			if c.set != nil {
+				if err := w.f.SetConfig(writebackOff, c.set); err != nil {
+					t.Fatal(err)
+				}
+			}
+			w.rings[0].Add([]virtqtest.Seg{w.header(tOut, 0), w.buffer(512)}, []virtqtest.Seg{w.buffer(1)})
+			if err := w.rings[0].Notify(); err != nil {
+				t.Fatal(err)
+			}
+			if flags := <-h.more; flags != c.want {
+				t.Errorf("flags of the write are %v, want %v", flags, c.want)
+			}
+			h.end()
+		})
 	}
 }
