@@ -20,13 +20,6 @@ type queue struct {
 	failed   bool
 	free     []*request
 	requests []*request // all
-	stats    Stats
-}
-
-// Stats counts what a queue has done since it was started.
-type Stats struct {
-	Reads, Writes, Flushes, Others, Errors uint64
-	BytesRead, BytesWritten                uint64
 }
 
 func newQueue(d *Device, vq *vhostuser.Queue, o *opening) *queue {
@@ -102,22 +95,5 @@ func (q *queue) cancel() {
 		if r.status != nil {
 			q.vq.Reactor().Cancel(&r.buf)
 		}
-	}
-}
-
-func (q *queue) count(r *request, status uint8) {
-	switch {
-	case status != statusOK:
-		q.stats.Errors++
-	case r.typ == tIn:
-		q.stats.Reads++
-		q.stats.BytesRead += uint64(r.bytes)
-	case r.typ == tOut:
-		q.stats.Writes++
-		q.stats.BytesWritten += uint64(r.bytes)
-	case r.typ == tFlush:
-		q.stats.Flushes++
-	default:
-		q.stats.Others++
 	}
 }

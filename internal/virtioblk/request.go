@@ -81,7 +81,6 @@ type request struct {
 	bytes  int64
 	in     int // bytes of guest memory that are written, the status included
 	ranges []devsw.ZeroRange
-	unmap  bool
 }
 
 // parse reads the request's header, finds the status byte, and leaves the data in readable and writable.
@@ -276,7 +275,7 @@ func (r *request) parseRanges(readable [][]byte, writable int64) error {
 	case total == 0 || total%rangeSize != 0 || total/rangeSize > maxRanges:
 		return errRanges
 	}
-	r.ranges, r.unmap = r.ranges[:0], true
+	r.ranges = r.ranges[:0]
 	size := uint64(d.sectors.Load())
 	for i := range total / rangeSize {
 		var p [rangeSize]byte
@@ -345,7 +344,6 @@ func (r *request) end(err error) {
 	}
 	q := r.q
 	r.answer(status)
-	q.count(r, status)
 	if q.d.trace != nil {
 		q.d.trace(Request{Queue: q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes, Status: status, Err: err})
 	}
