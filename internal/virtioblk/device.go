@@ -26,8 +26,12 @@ import (
 // MaxSerial is the longest serial number, in bytes (VIRTIO_BLK_ID_BYTES).
 const MaxSerial = idSize
 
-// budget is how many requests one look at a ring starts at most, so that rings of one reactor take turns.
-const budget = 128
+// One look at a ring starts at most budget requests, and no further one after budgetBytes, so that rings of one reactor take
+// turns, and messages of the front-end wait for neither: a driver may copy data on the reactor.
+const (
+	budget      = 128
+	budgetBytes = 32 << 20
+)
 
 // Config says what a Device serves.
 type Config struct {

@@ -40,6 +40,7 @@ func (d *Device) Process(vq *vhostuser.Queue) (worked bool) {
 	if q == nil || !q.ready {
 		return false
 	}
+	bytes := int64(0)
 	for range budget {
 		r := q.get()
 		if !vq.Pop(&r.chain) {
@@ -52,6 +53,10 @@ func (d *Device) Process(vq *vhostuser.Queue) (worked bool) {
 			continue
 		}
 		r.start()
+		// Ended or not, the request keeps this until it is popped into again.
+		if bytes += r.bytes; bytes >= budgetBytes {
+			break
+		}
 	}
 	return worked
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -243,5 +244,49 @@ func TestWritesAreStableWhereTheDriverCannotFlush(t *testing.T) {
 			}
 			h.end()
 		})
+	}
+}
+
+// TestLargeRequestsDoNotKeepTheReactorFromItsOtherWork: a driver that copies takes its time on the reactor, and a guest may
+// have a ring full of requests as large as its memory, and larger. A message of the front-end does not wait for all of them.
+func TestLargeRequestsDoNotKeepTheReactorFromItsOtherWork(t *testing.T) {
+	const size = 16 << 20
+	ended, endedBefore := 0, make(chan int, 1)
+	var dev atomic.Pointer[Device]
+	w := newBench(t, reactor.ModeURing, 1, mdDisk(md.Config{Size: size}), func(c *Config) {
+		c.Trace = func(Request) {
+			if ended++; ended == 1 {
+				d := dev.Load()
+				d.mu.Lock()
+				defer d.mu.Unlock()
+				for q := range d.queues {
+					q.vq.Post(func() { endedBefore <- ended })
+				}
+			}
+		}
+	})
+	dev.Store(w.dev)
+	w.start(w.all())
+	header, buf, status := w.header(tIn, 0), w.buffer(1<<20), w.buffer(1)
+	var in []virtqtest.Seg
+	for range size / int(buf.Len) {
+		in = append(in, buf)
+	}
+	const requests = 100
+	for range requests {
+		if _, ok := w.rings[0].AddIndirect([]virtqtest.Seg{header}, append(in, status)); !ok {
+			t.Fatal("no room")
+		}
+	}
+	if err := w.rings[0].Notify(); err != nil {
+		t.Fatal(err)
+	}
+	if n := <-endedBefore; n > requests/10 {
+		t.Errorf("the reactor did nothing else before %d requests had ended", n)
+	}
+	for range requests {
+		if _, _, err := w.rings[0].Wait(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
