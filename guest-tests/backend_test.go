@@ -29,6 +29,8 @@ type backend struct {
 	exited chan struct{}
 	status error
 	killed bool // by the script, which then does not expect a good end
+
+	inherited bool // the socket is not the back-end's to remove
 }
 
 // server makes the command line of a back-end from vdev's arguments.
@@ -98,11 +100,15 @@ func startBackend(ctx context.Context, cmd *exec.Cmd, dir, socket, log string) (
 		return nil, err
 	}
 	defer f.Close()
-	b := &backend{socket: socket, log: log, cmd: cmd, exited: make(chan struct{})}
+	b := &backend{socket: socket, log: log, cmd: cmd, exited: make(chan struct{}), inherited: len(cmd.ExtraFiles) > 0}
 	cmd.Dir = dir
 	cmd.Stdout, cmd.Stderr = f, f
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	if err := cmd.Start(); err != nil {
+	err = cmd.Start()
+	for _, f := range cmd.ExtraFiles {
+		f.Close()
+	}
+	if err != nil {
 		return nil, err
 	}
 	go func() {
@@ -163,6 +169,9 @@ func (b *backend) stop() error {
 	if err := syscall.Kill(-b.cmd.Process.Pid, 0); err == nil {
 		syscall.Kill(-b.cmd.Process.Pid, syscall.SIGKILL)
 		errs = append(errs, fmt.Errorf("%s has left a process behind", b.cmd.Args[0]))
+	}
+	if b.inherited {
+		os.Remove(b.socket)
 	}
 	if exists(b.socket) {
 		errs = append(errs, fmt.Errorf("%s has left its socket behind", b.cmd.Args[0]))

@@ -8,12 +8,15 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -33,11 +36,12 @@ func init() {
 		"crash": plain(func(w *world, args []string) (string, error) {
 			return "", w.eachBackend(args, func(b *backend) error { b.kill(); return nil })
 		}),
+		"signal":       plain(sendSignal),
 		"expect-log":   expectLog,
 		"qemu":         plain(startQEMU),
 		"guest":        guestCommand,
-		"reboot":       plain(func(w *world, _ []string) (string, error) { return w.boot(guestReboot) }),
-		"system_reset": plain(func(w *world, _ []string) (string, error) { return w.boot(systemReset) }),
+		"reboot":       plain(func(w *world, _ []string) (string, error) { return w.restart(guestReboot) }),
+		"system_reset": plain(func(w *world, _ []string) (string, error) { return w.restart(systemReset) }),
 		"poweroff":     plain(powerOff),
 		"quit":         plain(quit),
 		"crash-qemu":   plain(func(w *world, _ []string) (string, error) { w.machine.Kill(); return "", nil }),
@@ -106,10 +110,20 @@ func (w *world) eachBackend(names []string, f func(*backend) error) error {
 	return nil
 }
 
-// startServer is "backend [-tmpfs SIZE] NAME ARG...".
+// sendSignal is "signal NAME HUP|USR1".
+func sendSignal(w *world, args []string) (string, error) {
+	signals := map[string]syscall.Signal{"HUP": syscall.SIGHUP, "USR1": syscall.SIGUSR1}
+	if len(args) != 2 || signals[args[1]] == 0 {
+		return "", errors.New("usage: signal NAME HUP|USR1")
+	}
+	return "", w.eachBackend(args[:1], func(b *backend) error { return b.cmd.Process.Signal(signals[args[1]]) })
+}
+
+// startServer is "backend [-tmpfs SIZE] [-fd] NAME ARG...".
 func startServer(w *world, args []string) (string, error) {
 	flags := flag.NewFlagSet("backend", flag.ContinueOnError)
 	small := flags.String("tmpfs", "", "")
+	inherited := flags.Bool("fd", false, "")
 	if err := flags.Parse(args); err != nil {
 		return "", err
 	}
@@ -119,6 +133,9 @@ func startServer(w *world, args []string) (string, error) {
 	make := theServer()
 	if *small != "" {
 		make = onTmpfs(make, *small)
+	}
+	if *inherited {
+		make = onDescriptor(make)
 	}
 	return "", w.addBackend(flags.Arg(0), make, flags.Args()[1:])
 }
@@ -135,6 +152,27 @@ func onTmpfs(inner server, size string) server {
 		outer := exec.Command("unshare", append([]string{"--mount", "--map-root-user", "sh", "-c", script, size, cmd.Path}, cmd.Args[1:]...)...)
 		outer.Env = cmd.Env
 		return outer, nil
+	}
+}
+
+// onDescriptor has a back-end inherit the listening socket as descriptor 3.
+func onDescriptor(inner server) server {
+	return func(socket string, args []string) (*exec.Cmd, error) {
+		cmd, err := inner(socket, args)
+		if err != nil {
+			return nil, err
+		}
+		i := slices.Index(cmd.Args, "--socket-path")
+		cmd.Args[i], cmd.Args[i+1] = "--fd", "3"
+		l, err := net.Listen("unix", socket)
+		if err != nil {
+			return nil, err
+		}
+		// The socket's file outlives this listener: the back-end's is another.
+		l.(*net.UnixListener).SetUnlinkOnClose(false)
+		f, err := l.(*net.UnixListener).File()
+		cmd.ExtraFiles = []*os.File{f}
+		return cmd, errors.Join(err, l.Close())
 	}
 }
 
@@ -230,7 +268,9 @@ func startQEMU(w *world, args []string) (string, error) {
 	if err := w.start(c); err != nil || *firmware {
 		return "", err
 	}
-	return w.boot(func(context.Context, *vm.Machine) error { return nil })
+	ctx, cancel := w.context()
+	defer cancel()
+	return w.machine.Console.AwaitBoot(ctx, 0)
 }
 
 // guestCommand is "guest COMMAND ARG..." for the agent; negated, the agent must report an error.

@@ -25,6 +25,9 @@ import (
 var work string
 
 func TestMain(m *testing.M) {
+	if how := os.Getenv(standInEnv); how != "" {
+		os.Exit(standIn(how))
+	}
 	os.Exit(func() int {
 		var err error
 		work, err = os.MkdirTemp("", "vdev")
@@ -65,6 +68,9 @@ func TestGuests(t *testing.T) {
 	}
 }
 
+// scriptLimit ends what a script has started with exec, if it hangs.
+const scriptLimit = 15 * time.Minute
+
 // runScript runs one script with one row of its matrix.
 func runScript(t *testing.T, script string, row row) {
 	root, err := os.MkdirTemp(work, "")
@@ -85,7 +91,10 @@ func runScript(t *testing.T, script string, row row) {
 			os.RemoveAll(root)
 		}
 	})
-	deadline, _ := t.Deadline()
+	deadline := begin.Add(scriptLimit)
+	if end, ok := t.Deadline(); ok && end.Before(deadline) {
+		deadline = end
+	}
 	testscript.RunT(within{t}, testscript.Params{
 		Files:               []string{script},
 		WorkdirRoot:         root,

@@ -187,8 +187,8 @@ func (w *world) guest(command string) (string, error) {
 	return m.Console.Guest(ctx, command)
 }
 
-// boot does something that makes the guest start, and waits until it has.
-func (w *world) boot(how func(context.Context, *vm.Machine) error) (string, error) {
+// restart does something that makes the guest start again, and waits until it has.
+func (w *world) restart(how func(context.Context, *vm.Machine) error) (string, error) {
 	m, err := w.running()
 	if err != nil {
 		return "", err

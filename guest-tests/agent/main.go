@@ -26,7 +26,7 @@ func main() {
 		fmt.Fprintln(con, "agent:", shell(con))
 		halt(haltPowerOff)
 	}
-	a := &agent{out: con, started: map[string]chan result{}}
+	a := &agent{out: con, drain: func() { drain(con) }, started: map[string]chan result{}}
 	a.send(wire.Answer{Token: wire.Hello, OK: true, Text: system()})
 	if err := a.serve(con); err != nil {
 		fmt.Fprintln(con, "agent:", err)
@@ -38,6 +38,7 @@ func main() {
 // in the background hand their results over a channel.
 type agent struct {
 	out     io.Writer
+	drain   func() // waits until what went to out has left the guest
 	last    wire.Answer
 	started map[string]chan result // by the name that start was given
 }
@@ -73,7 +74,7 @@ func (a *agent) serve(in io.Reader) error {
 		case errors.As(err, &stop):
 			w.OK = true
 			a.send(w)
-			drain()
+			a.drain()
 			halt(stop.how)
 		case err != nil:
 			w.Text = text + explain(err)

@@ -19,8 +19,9 @@ import (
 
 const openDirect = syscall.O_DIRECT
 
-// From <linux/fs.h>, <linux/klog.h> and <linux/reboot.h>; the syscall package has them not.
+// From <asm/ioctls.h>, <linux/fs.h> and syslog(2); the syscall package does not have them.
 const (
+	ioctlTCSBRK       = 0x5409
 	ioctlBLKFLSBUF    = 0x1261
 	ioctlBLKDISCARD   = 0x1277
 	ioctlBLKZEROOUT   = 0x127f
@@ -169,8 +170,8 @@ func halt(how haltKind) {
 	select {}
 }
 
-// drain waits until the console has sent what was written to it.
-func drain() { ioctl(1, 0x5409, 1) } // TCSBRK, 1: tcdrain
+// drain waits until the console has sent what was written to it, as tcdrain(3) does.
+func drain(con *os.File) { ioctl(con.Fd(), ioctlTCSBRK, 1) }
 
 func syncAll() error { syscall.Sync(); return nil }
 

@@ -109,8 +109,8 @@ func halt(how haltKind) {
 	select {}
 }
 
-// drain does nothing: NetBSD's kernel writes to its console before write returns.
-func drain() {}
+// drain waits until the console has sent what was written to it.
+func drain(con *os.File) { terminalDrain(con) }
 
 func syncAll() error { return syscall.Sync() }
 

@@ -74,3 +74,7 @@ func rawConsole(con *os.File) error {
 	t.Oflag &^= syscall.OPOST
 	return call(syscall.SYS_IOCTL, con.Fd(), syscall.TIOCSETA, uintptr(unsafe.Pointer(&t)), 0, 0)
 }
+
+func terminalDrain(con *os.File) error {
+	return call(syscall.SYS_IOCTL, con.Fd(), syscall.TIOCDRAIN, 0, 0, 0)
+}

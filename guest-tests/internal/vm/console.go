@@ -21,7 +21,7 @@ type GuestError struct {
 
 func (e *GuestError) Error() string { return fmt.Sprintf("guest: %s: %s", e.Command, e.Text) }
 
-// ErrRebooted says that the guest has started again while a command was under way.
+// ErrRebooted says that the guest has started again when nobody expected it.
 var ErrRebooted = errors.New("the guest has started again")
 
 // Console is a guest's serial console with the agent at its other end.
@@ -33,6 +33,7 @@ type Console struct {
 	lines   []string // what is not a frame
 	partial string   // the line that has not ended
 	boots   int      // agents that have said hello
+	awaited int      // of those, the ones that AwaitBoot has returned for
 	system  string   // what the last one runs on
 	answers map[string]wire.Answer
 	waiting string // the token of the command under way
@@ -124,7 +125,10 @@ func (c *Console) Boots() int {
 // AwaitBoot waits until an agent has started more than "after" times, and returns what it runs on.
 func (c *Console) AwaitBoot(ctx context.Context, after int) (string, error) {
 	var system string
-	err := c.until(ctx, "the guest to boot", func() bool { system = c.system; return c.boots > after })
+	err := c.until(ctx, "the guest to boot", func() bool {
+		system, c.awaited = c.system, c.boots
+		return c.boots > after
+	})
 	return system, err
 }
 
@@ -134,7 +138,7 @@ func (c *Console) Guest(ctx context.Context, command string) (string, error) {
 	c.next++
 	token := fmt.Sprintf("t%d-%d", c.boots, c.next)
 	c.waiting = token
-	boots := c.boots
+	boots, awaited := c.boots, c.awaited
 	c.mu.Unlock()
 	defer func() {
 		c.mu.Lock()
@@ -142,8 +146,11 @@ func (c *Console) Guest(ctx context.Context, command string) (string, error) {
 		delete(c.answers, token)
 		c.mu.Unlock()
 	}()
-	if boots == 0 {
+	switch {
+	case awaited == 0:
 		return "", errors.New("the guest has not booted yet")
+	case awaited != boots:
+		return "", fmt.Errorf("before %s: %w", command, ErrRebooted)
 	}
 	if _, err := fmt.Fprintf(c.conn, "%s %s\n", token, command); err != nil {
 		return "", err
