@@ -93,7 +93,6 @@ func TestMemoryThatGoesAwayEndsTheConnection(t *testing.T) {
 
 // held is a driver whose transfers end when the test says so, or by d_cancel.
 type held struct {
-	table *devsw.Table
 	bufs  devsw.BufSet
 	mu    sync.Mutex
 	added []devsw.Ticket
