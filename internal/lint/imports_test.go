@@ -44,6 +44,7 @@ var layers = map[string][]string{
 	"internal/dev/md":            {"devsw", "internal/dev/disk", "internal/sys"},
 	"internal/dev/vnd":           {"devsw", "internal/dev/disk", "internal/sys"},
 	"internal/dev/null":          {"devsw", "internal/dev/disk", "internal/sys"},
+	"internal/dev/fault":         {"devsw", "internal/dev/disk"},
 	"internal/reactor":           {"devsw", "internal/uring", "internal/sys"},
 	"internal/guestmem":          {"internal/sys"},
 	"internal/uring":             {"internal/sys"},
@@ -60,15 +61,16 @@ var public = []string{"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/vi
 // blind lists packages that must not reach others even through a third one: what is public for its own sake
 // would otherwise drag in what it is meant to know nothing of.
 var blind = map[string][]string{
-	"devsw":             {"virtq", "vhostuser", "internal/guestmem", "internal/virtioblk", "internal/reactor", "internal/uring"},
-	"specfs":            {"virtq", "vhostuser", "internal/guestmem", "internal/virtioblk", "internal/reactor", "internal/uring"},
-	"virtq":             {"devsw", "specfs", "vhostuser", "internal/virtioblk", "internal/reactor"},
-	"internal/guestmem": {"devsw", "specfs", "virtq", "vhostuser"},
-	"vhostuser":         {"specfs", "internal/virtioblk"},
-	"internal/dev/disk": {"specfs", "virtq", "vhostuser", "internal/virtioblk"},
-	"internal/dev/md":   {"specfs", "virtq", "vhostuser", "internal/virtioblk"},
-	"internal/dev/vnd":  {"specfs", "virtq", "vhostuser", "internal/virtioblk"},
-	"internal/dev/null": {"specfs", "virtq", "vhostuser", "internal/virtioblk"},
+	"devsw":              {"virtq", "vhostuser", "internal/guestmem", "internal/virtioblk", "internal/reactor", "internal/uring"},
+	"specfs":             {"virtq", "vhostuser", "internal/guestmem", "internal/virtioblk", "internal/reactor", "internal/uring"},
+	"virtq":              {"devsw", "specfs", "vhostuser", "internal/virtioblk", "internal/reactor"},
+	"internal/guestmem":  {"devsw", "specfs", "virtq", "vhostuser"},
+	"vhostuser":          {"specfs", "internal/virtioblk"},
+	"internal/dev/disk":  {"specfs", "virtq", "vhostuser", "internal/virtioblk"},
+	"internal/dev/md":    {"specfs", "virtq", "vhostuser", "internal/virtioblk"},
+	"internal/dev/vnd":   {"specfs", "virtq", "vhostuser", "internal/virtioblk"},
+	"internal/dev/null":  {"specfs", "virtq", "vhostuser", "internal/virtioblk"},
+	"internal/dev/fault": {"specfs", "virtq", "vhostuser", "internal/virtioblk"},
 }
 
 // syscallNames are what a package outside internal/sys may use of the standard syscall package: error numbers,

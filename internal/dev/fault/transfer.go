@@ -1,0 +1,214 @@
+package fault
+
+import (
+	"sync"
+
+	"vdev/devsw"
+	"vdev/internal/dev/disk"
+)
+
+// xfer is a transfer that the lower device has in progress for one of ours.
+type xfer struct {
+	sc        *softc
+	b         *devsw.Buf // ours
+	buf       devsw.Buf  // the lower device's
+	cut       int64      // how many bytes of b are not in buf
+	data      [][]byte   // the storage of buf.Data, where that is not b's
+	overlay   []patch    // what is to be put over the data that was read
+	inContext bool       // the lower device was called on the goroutine that issued b
+}
+
+var xfers = sync.Pool{New: func() any { return new(xfer) }}
+
+// strategy is d_strategy.
+func (d *Driver) strategy(b *devsw.Buf) {
+	sc := d.units.Get(b.Dev)
+	if sc == nil {
+		b.InContext = true
+		b.Fail(devsw.ENXIO)
+		return
+	}
+	op := Read
+	if b.Op == devsw.BWrite {
+		op = Write
+	}
+	sc.ops[op.index()].Add(1)
+	if sc.armed.Load() || sc.cache != nil {
+		sc.slow(op, b)
+		return
+	}
+	sc.pass(b, b.Bcount, nil, true)
+}
+
+// slow starts a transfer that rules or the cache may have to do with.
+func (sc *softc) slow(op Ops, b *devsw.Buf) {
+	sc.mu.Lock()
+	if !sc.opened {
+		sc.mu.Unlock()
+		b.InContext = true
+		b.Fail(devsw.ENXIO)
+		return
+	}
+	v := sc.decideLocked(op, b.Blkno*devsw.DEVBSIZE, b.Bcount)
+	if !v.holds() {
+		sc.mu.Unlock()
+		sc.begin(b, v, true)
+		return
+	}
+	set := &sc.held
+	if v.uncancellable {
+		set = &sc.lost
+	} else if sc.cv.Cancelled() {
+		sc.mu.Unlock()
+		b.InContext = true
+		b.Fail(devsw.ECANCELED)
+		return
+	}
+	defer sc.mu.Unlock()
+	h := sc.holdLocked(op, b.Blkno*devsw.DEVBSIZE, b.Bcount, v)
+	// It does not fail: the set is cancelled only once the Cv is, and reset with it.
+	h.ticket, _ = set.Add(b)
+	h.set = set
+}
+
+// begin does, or lets the lower device do, what is left of a transfer once it is not held any more. inContext: on the goroutine
+// that issued it.
+func (sc *softc) begin(b *devsw.Buf, v verdict, inContext bool) {
+	n := b.Bcount
+	b.InContext = inContext
+	switch {
+	case v.crash != nil:
+		b.InContext = false
+		go func() {
+			_ = sc.crash(v.crash)
+			b.Fail(devsw.EIO)
+		}()
+		return
+	case v.errno != 0:
+		b.Fail(v.errno)
+		return
+	case v.short:
+		if n = v.bytes; n == 0 {
+			b.Error, b.Resid = 0, b.Bcount
+			b.Biodone()
+			return
+		}
+	}
+	switch {
+	case sc.cache == nil:
+		sc.pass(b, n, nil, inContext)
+	case b.Op == devsw.BRead:
+		// Looked up first: what is written out and forgotten while the lower device reads must not be missed in both places.
+		sc.pass(b, n, sc.cache.overlay(b.Blkno*devsw.DEVBSIZE, n), inContext)
+	default:
+		sc.keep(b, n)
+	}
+}
+
+// pass hands the first n bytes of a transfer to the lower device.
+func (sc *softc) pass(b *devsw.Buf, n int64, overlay []patch, inContext bool) {
+	// For the transfer, and for the call: either may end first.
+	if !sc.lower.AcquireN(2) {
+		b.InContext = inContext
+		b.Fail(devsw.ENXIO)
+		return
+	}
+	b.InContext = false // until the lower device says otherwise
+	x := xfers.Get().(*xfer)
+	x.sc, x.b, x.cut, x.overlay, x.inContext = sc, b, b.Bcount-n, overlay, inContext
+	l := &x.buf
+	l.Rearm()
+	l.Op, l.Flags, l.Dev, l.Blkno, l.Data, l.Bcount = b.Op, b.Flags, sc.conf.Lower, b.Blkno, b.Data, n
+	if x.cut != 0 {
+		x.data = head(x.data[:0], b.Data, n)
+		l.Data = x.data
+	}
+	l.Iodone, l.Context, l.AIO = passed, x, nil
+	if inContext {
+		l.AIO = b.AIO
+	}
+	sc.table.BdevStrategy(l)
+	sc.lower.Release()
+}
+
+// head appends the first n bytes of data to p.
+func head(p, data [][]byte, n int64) [][]byte {
+	for _, d := range data {
+		if n == 0 {
+			break
+		}
+		d = d[:min(n, int64(len(d)))]
+		n -= int64(len(d))
+		p = append(p, d)
+	}
+	return p
+}
+
+// passed ends our transfer when the lower device's has ended.
+func passed(l *devsw.Buf) {
+	x := l.Context.(*xfer)
+	sc, b := x.sc, x.b
+	b.Error, b.Resid = l.Error, l.Resid+x.cut
+	b.InContext = l.InContext && x.inContext
+	for _, p := range x.overlay {
+		if b.Error == 0 {
+			b.Error = b.MoveAt(p.data, p.off)
+		}
+	}
+	clear(x.data)
+	*x = xfer{data: x.data[:0]}
+	xfers.Put(x)
+	b.Biodone()
+	sc.lower.Release()
+}
+
+// keep writes the first n bytes of a transfer to the cache. With BMediaFUA, or where the cache is full, the transfer ends when
+// they, or all that the cache has, have been written out.
+func (sc *softc) keep(b *devsw.Buf, n int64) {
+	if !sc.lower.Acquire() {
+		b.Fail(devsw.ENXIO)
+		return
+	}
+	if !sc.keepAcquired(b, n) {
+		sc.lower.Release()
+	}
+}
+
+// keepAcquired is keep with the lower device acquired. later: a goroutine ends the transfer, and releases the lower device.
+func (sc *softc) keepAcquired(b *devsw.Buf, n int64) (later bool) {
+	info, err := sc.conf.Info()
+	if err != nil {
+		b.Fail(devsw.ToErrno(err))
+		return false
+	}
+	medium := disk.Medium{Size: info.Size, High: info.Size, Sector: sc.sector, ReadOnly: info.ReadOnly}
+	off, fits, ok := disk.Check(b, medium)
+	if !ok {
+		return false
+	}
+	n = min(n, fits)
+	full, e := sc.cache.put(b, off, n)
+	if e != 0 {
+		b.Fail(e)
+		return false
+	}
+	b.Error, b.Resid = 0, b.Bcount-n
+	fua := b.Flags & devsw.BMediaFUA
+	if fua == 0 && !full {
+		b.Biodone()
+		return false
+	}
+	b.InContext = false
+	what := everything
+	if !full {
+		what = sc.cache.extent(off, n)
+	}
+	go func() {
+		if e := sc.writeBack(what, fua); e != 0 {
+			b.Error, b.Resid = e, b.Bcount
+		}
+		sc.lower.Release()
+		b.Biodone()
+	}()
+	return true
+}
