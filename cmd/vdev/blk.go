@@ -90,6 +90,23 @@ What stands behind the disk is a driver:
           memory of vdev's own, forgotten when vdev ends; FILE is what it holds at first
   null,size=BYTES[,read-only]
           nothing: what is written is forgotten, and what is read is whatever was there
+  fault[,rule=RULE]...[,cache=BYTES][,no-cancel],lower=NAME,...
+          one of the above with its options, and what storage does to it on a bad day
+
+A RULE is ACTION:OPERATIONS[:key=value]..., for example
+
+  delay:read+write:time=1ms-20ms:seed=7       they take longer, by chance
+  hang:write:blocks=0-7:count=1               the next write there never ends, unless cancelled
+  hang:flush:uncancellable                    no flush does, not even when it is cancelled
+  error:read:errno=EIO:prob=0.01:seed=1       one read in a hundred fails
+  short:write                                 writes end before everything is written
+  crash:flush:skip=9:count=1:keep=0.5:off     at the 10th flush the power fails, until the disk
+                                              is started again: of what is in the cache (cache=BYTES),
+                                              half of the sectors are lost
+
+The operations are read, write, flush, discard, zeroes (together: any), open, close and
+cancel; the keys blocks (of 512 bytes), skip, count, prob and seed go with every action.
+no-cancel makes a driver without d_cancel.
 
 A size may have a unit: 512M, 10G, 1.5T. A comma in a file's name is written twice.
 
@@ -140,7 +157,7 @@ tell the guest of a new one, SIGUSR1 prints the last events of the device's life
 		must(cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(c.of, cobra.ShellCompDirectiveNoFileComp)))
 	}
 	must(cmd.RegisterFlagCompletionFunc("driver", cobra.FixedCompletions(
-		[]string{"vnd,file=", "md,size=", "null,size="}, cobra.ShellCompDirectiveNoSpace|cobra.ShellCompDirectiveNoFileComp)))
+		[]string{"vnd,file=", "md,size=", "null,size=", "fault,rule="}, cobra.ShellCompDirectiveNoSpace|cobra.ShellCompDirectiveNoFileComp)))
 	for _, name := range []string{"fd", "num-queues", "serial", "reactors", "poll-us", "cancel-after"} {
 		must(cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions))
 	}

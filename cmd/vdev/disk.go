@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"vdev/devsw"
+	"vdev/internal/dev/fault"
 	"vdev/internal/dev/md"
 	"vdev/internal/dev/null"
 	"vdev/internal/dev/vnd"
@@ -27,6 +29,9 @@ func (d *openedDisk) info() (devsw.DiskInfo, error) { return d.driver.Info(0) }
 // openDisk attaches the driver to the table and makes its unit 0. What is wrong with an image shows here, and not at a
 // guest's first request: it is opened, and it is tried whether its lock can be had.
 func openDisk(table *devsw.Table, spec driverSpec, blockSize uint32) (*openedDisk, error) {
+	if spec.faults != nil {
+		return stackFaults(table, spec, blockSize)
+	}
 	switch spec.name {
 	case "vnd":
 		return makeDisk(table, vnd.New, vnd.Config{
@@ -61,4 +66,33 @@ func makeDisk[Config any, Driver creator[Config]](table *devsw.Table, attach fun
 		}
 	}
 	return &openedDisk{driver: driver, dev: dev}, nil
+}
+
+// stacked is a driver on another one.
+type stacked struct {
+	diskDriver
+	lower diskDriver
+}
+
+// Detach takes both away.
+func (s *stacked) Detach() error { return errors.Join(s.diskDriver.Detach(), s.lower.Detach()) }
+
+// stackFaults makes the disk without faults, and puts the driver fault on it.
+func stackFaults(table *devsw.Table, spec driverSpec, blockSize uint32) (*openedDisk, error) {
+	f := spec.faults
+	spec.faults = nil
+	lower, err := openDisk(table, spec, blockSize)
+	if err != nil {
+		return nil, err
+	}
+	attach := fault.New
+	if f.noCancel {
+		attach = fault.NewWithoutCancel
+	}
+	upper, err := makeDisk(table, attach, fault.Config{Lower: lower.dev, Info: lower.info, Rules: f.rules, Cache: f.cache})
+	if err != nil {
+		return nil, err
+	}
+	upper.driver = &stacked{diskDriver: upper.driver, lower: lower.driver}
+	return upper, nil
 }

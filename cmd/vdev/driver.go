@@ -4,16 +4,26 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"vdev/internal/dev/fault"
 )
 
 // driverSpec says which driver serves the disk, and with what. It is what --driver and --blk-file come to.
 type driverSpec struct {
-	name      string // of the device switch: "md", "vnd" or "null"
+	name      string // of the device switch: "md", "vnd" or "null"; faults may stand on it
 	file      string // the image, or what a memory disk is filled with
 	size      int64  // bytes; 0 where the file says it
 	readOnly  bool
 	direct    bool // O_DIRECT
 	noDiscard bool
+	faults    *faultSpec // what stands on it, or nil
+}
+
+// faultSpec is what the driver fault, which stands on another one, was given.
+type faultSpec struct {
+	rules    []fault.Rule
+	cache    int64 // bytes
+	noCancel bool
 }
 
 // driverOptions names the options that each driver takes.
@@ -23,17 +33,28 @@ var driverOptions = map[string][]string{
 	"null": {"size", "read-only"},
 }
 
+// faultOptions names the options of fault. The last one is a driver with its options.
+var faultOptions = []string{"rule", "cache", "no-cancel", "lower"}
+
 // driverNames is the order in which help and errors list the drivers.
-var driverNames = []string{"vnd", "md", "null"}
+var driverNames = []string{"vnd", "md", "null", "fault"}
 
 // parseDriver reads a driver with its options: NAME[,option[=value]]..., where a comma that belongs to a value is
 // written twice, as on QEMU's command line.
 func parseDriver(s string) (driverSpec, error) {
 	fields := splitOptions(s)
+	if fields[0] == "fault" {
+		return parseFault(fields[1:])
+	}
+	return parseFields(fields, driverNames)
+}
+
+// parseFields reads the name of a driver and its options. names are those it may be chosen from.
+func parseFields(fields, names []string) (driverSpec, error) {
 	spec := driverSpec{name: fields[0]}
 	options, ok := driverOptions[spec.name]
 	if !ok {
-		return spec, fmt.Errorf("driver %q: must be %s", spec.name, oneOf(driverNames))
+		return spec, fmt.Errorf("driver %q: must be %s", spec.name, oneOf(names))
 	}
 	seen := map[string]bool{}
 	for _, field := range fields[1:] {
@@ -68,6 +89,51 @@ func parseDriver(s string) (driverSpec, error) {
 	}
 	return spec, spec.check()
 }
+
+// parseFault reads the options of fault, and from lower=NAME on those of the driver below it.
+func parseFault(fields []string) (driverSpec, error) {
+	f := &faultSpec{}
+	seen := map[string]bool{}
+	for i, field := range fields {
+		key, value, hasValue := strings.Cut(field, "=")
+		if seen[key] && key != "rule" {
+			return driverSpec{}, fmt.Errorf("driver fault: option %s is given twice", key)
+		}
+		seen[key] = true
+		var err error
+		switch key {
+		case "rule":
+			var r fault.Rule
+			if r, err = fault.ParseRule(value); err == nil && r.Action == fault.Crash && !slices.ContainsFunc(fields, isCache) {
+				err = fmt.Errorf("rule %q: a crash loses what the option cache=BYTES keeps, which is not given", value)
+			}
+			f.rules = append(f.rules, r)
+		case "cache":
+			if f.cache, err = parseSize(value); err == nil && f.cache == 0 {
+				err = fmt.Errorf("cache: size %q: must be more than 0", value)
+			}
+		case "no-cancel":
+			f.noCancel, err = parseSwitch(key, value, hasValue)
+		case "lower":
+			names := slices.DeleteFunc(slices.Clone(driverNames), func(n string) bool { return n == "fault" })
+			spec, err := parseFields(append([]string{value}, fields[i+1:]...), names)
+			if err != nil {
+				return spec, fmt.Errorf("driver fault: lower: %w", err)
+			}
+			spec.faults = f
+			return spec, nil
+		default:
+			return driverSpec{}, fmt.Errorf("driver fault has no option %q; it has %s", key, strings.Join(faultOptions, ", "))
+		}
+		if err != nil {
+			return driverSpec{}, fmt.Errorf("driver fault: %w", err)
+		}
+	}
+	return driverSpec{}, fmt.Errorf("driver fault needs the option lower=NAME, and after it that driver's options")
+}
+
+// isCache tells whether a field is the option cache.
+func isCache(field string) bool { return strings.HasPrefix(field, "cache=") }
 
 // check tells what the driver needs and was not given.
 func (d driverSpec) check() error {

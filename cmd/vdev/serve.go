@@ -129,6 +129,9 @@ func runBlk(ctx context.Context, c blkConfig, out *queuedWriter, hup, usr1 <-cha
 	if c.driver.file != "" {
 		about = append(about, "file", c.driver.file)
 	}
+	if c.driver.faults != nil {
+		about = append(about, "fault_rules", len(c.driver.faults.rules))
+	}
 	log.Info("serving a disk", append(about, "bytes", info.Size, "block_size", info.SectorSize, "read_only", info.ReadOnly,
 		"socket", listener.Addr().String(), "aio", reactors.Mode())...)
 	err = backend.Serve(ctx, listener)

@@ -29,7 +29,8 @@ func TestSizes(t *testing.T) {
 }
 
 func FuzzDriverNeverPanicsAndChecksWhatItTakes(f *testing.F) {
-	for _, s := range []string{"md,size=1G", "vnd,file=a,,b,read-only=off", "null,size=512,read-only", "md", "vnd,file=", ",", "md,size=1G,size=2G", "vnd,file=x,direct=maybe"} {
+	for _, s := range []string{"md,size=1G", "vnd,file=a,,b,read-only=off", "null,size=512,read-only", "md", "vnd,file=", ",", "md,size=1G,size=2G", "vnd,file=x,direct=maybe",
+		"fault,rule=hang:write:blocks=0-7,cache=1M,no-cancel,lower=md,size=1G", "fault,lower=vnd,file=a,,b", "fault,rule=crash:any,lower=md,size=1G"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -64,8 +65,8 @@ func TestDriverSpecs(t *testing.T) {
 		}
 	}
 	bad := map[string]string{
-		"":                        `driver "": must be vnd, md or null`,
-		"nvme,size=1G":            `driver "nvme": must be vnd, md or null`,
+		"":                        `driver "": must be vnd, md, null or fault`,
+		"nvme,size=1G":            `driver "nvme": must be vnd, md, null or fault`,
 		"md":                      "needs the option size=BYTES or file=PATH",
 		"md,direct,size=1G":       `has no option "direct"; it has size, file, read-only`,
 		"md,size=1G,":             `has no option ""`,
@@ -82,5 +83,19 @@ func TestDriverSpecs(t *testing.T) {
 		if got, err := parseDriver(s); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("parseDriver(%q) = %+v, %v; want an error that says %q", s, got, err, want)
 		}
+	}
+}
+
+func TestFaultsStandOnAnotherDriver(t *testing.T) {
+	d, err := parseDriver("fault,rule=hang:write:blocks=0-7,rule=error:read:seed=1:prob=0.5,cache=64K,no-cancel,lower=vnd,file=a,,b,direct")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := d.faults
+	if d.faults = nil; d != (driverSpec{name: "vnd", file: "a,b", direct: true}) {
+		t.Errorf("the lower driver is %+v", d)
+	}
+	if len(f.rules) != 2 || f.rules[0].Blocks != 8 || f.rules[1].Prob != 0.5 || f.cache != 64<<10 || !f.noCancel {
+		t.Errorf("its faults are %+v", *f)
 	}
 }
