@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -73,6 +74,9 @@ const scriptLimit = 15 * time.Minute
 
 // runScript runs one script with one row of its matrix.
 func runScript(t *testing.T, script string, row row) {
+	if row.value("aio") == "io_uring" && !hasIOUring() {
+		t.Skip("the host refuses io_uring")
+	}
 	root, err := os.MkdirTemp(work, "")
 	if err != nil {
 		t.Fatal(err)
@@ -117,19 +121,28 @@ func (within) Verbose() bool                        { return testing.Verbose() }
 // condition knows, beside testscript's own, what a script may depend on. "KEY:VALUE" is for one value of its matrix.
 func (r row) condition(name string) (bool, error) {
 	switch name {
-	case "root":
-		return os.Geteuid() == 0, nil
+	case "mounts":
+		return canMount(), nil
 	case "netbsd":
 		return os.Getenv("VDEV_NETBSD_KERNEL") != "", nil
 	}
 	if key, value, ok := strings.Cut(name, ":"); ok {
-		for _, p := range r {
-			if p.key == key {
-				return p.value == value, nil
-			}
-		}
+		return r.value(key) == value, nil
 	}
 	return false, fmt.Errorf("no condition %q", name)
+}
+
+// canMount says whether a process may have file systems of its own, as root or in a user namespace.
+var canMount = sync.OnceValue(func() bool {
+	return exec.Command("unshare", "--mount", "--map-root-user", "mount", "-t", "tmpfs", "none", "/mnt").Run() == nil
+})
+
+// hasIOUring says whether the host lets us have an io_uring; containers often do not. Where it does, the call gets
+// as far as to find that it was given no parameters.
+func hasIOUring() bool {
+	const ioUringSetup = 425
+	_, _, e := syscall.Syscall(ioUringSetup, 1, 0, 0)
+	return e == syscall.EFAULT
 }
 
 // built makes programs and images once for all tests.

@@ -22,6 +22,16 @@ func (r row) name() string {
 	return strings.Join(parts, ",")
 }
 
+// value returns the value of a parameter, "" where the script has none of that name.
+func (r row) value(key string) string {
+	for _, p := range r {
+		if p.key == key {
+			return p.value
+		}
+	}
+	return ""
+}
+
 // readMatrix reads the lines "# matrix: KEY=VALUE,VALUE..." at the head of a script. The script runs once for each
 // combination, with the values in the environment.
 func readMatrix(script string) ([]row, error) {

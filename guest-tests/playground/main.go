@@ -109,6 +109,12 @@ func (o *options) guest(dir string, c *vm.Config) error {
 	if err != nil {
 		return err
 	}
+	if o.kernel != "" {
+		// QEMU works in another folder.
+		if o.kernel, err = filepath.Abs(o.kernel); err != nil {
+			return err
+		}
+	}
 	if kind == "NetBSD" {
 		c.Kernel, c.Append = o.kernel, vm.NetBSDAppend
 		o.image = filepath.Join(dir, "root.img")
