@@ -118,6 +118,38 @@ func TestAWriteThatFailsStaysInTheCache(t *testing.T) {
 	}
 }
 
+// TestAFlushInProgressHidesAndForgetsNothing has a read and newer writes come while the lower device writes the cache out.
+func TestAFlushInProgressHidesAndForgetsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &probe{}
+		r := on(t, p, New)
+		r.d.unit(0).cache = newCache(512, 1<<20)
+		r.open()
+		defer r.close()
+		r.write(0, bytes.Repeat([]byte{1}, 1024))
+		p.held = true
+		got := make([]byte, 1024)
+		_, read := r.start(devsw.BRead, 0, 0, got) // the probe reads nothing
+		flushed := make(chan error, 1)
+		go func() { flushed <- r.flush() }()
+		synctest.Wait()
+		r.write(1, bytes.Repeat([]byte{2}, 512))
+		p.endThose(0, func(b *devsw.Buf) bool { return b.Op == devsw.BWrite })
+		is(t, "flush", <-flushed, devsw.ENODEV) // the probe has no d_ioctl
+		if n := r.state().Cached; n != 1 {
+			t.Errorf("%d sectors are cached, want the one that is newer than the flush", n)
+		}
+		p.end(0)
+		if <-read; got[0] != 1 || got[512] != 1 {
+			t.Errorf("the read gave %d, %d", got[0], got[512])
+		}
+		p.held = false
+		if got := r.read(0, 1024); got[512] != 2 {
+			t.Errorf("the newer write is lost: %d", got[512])
+		}
+	})
+}
+
 func TestCancelEndsAWriteThroughThatTheLowerDeviceHolds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &probe{}

@@ -2,6 +2,7 @@ package fault
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -17,6 +18,7 @@ type probe struct {
 	held     bool // transfers and opens wait
 	noCancel bool
 	late     bool // an open that was cancelled goes well nevertheless
+	slow     bool // what is cancelled ends an hour later
 
 	mu    sync.Mutex
 	calls []string
@@ -47,12 +49,23 @@ func (p *probe) waiting() []*devsw.Buf {
 }
 
 // end ends the transfers that wait with an error, or none.
-func (p *probe) end(e devsw.Errno) {
+func (p *probe) end(e devsw.Errno) { p.endThose(e, func(*devsw.Buf) bool { return true }) }
+
+// endThose ends some of the transfers that wait.
+func (p *probe) endThose(e devsw.Errno, which func(*devsw.Buf) bool) {
 	p.mu.Lock()
 	bufs := p.bufs
 	p.bufs = nil
+	for _, b := range bufs {
+		if !which(b) {
+			p.bufs = append(p.bufs, b)
+		}
+	}
 	p.mu.Unlock()
 	for _, b := range bufs {
+		if !which(b) {
+			continue
+		}
 		b.Error = e
 		p.note("biodone")
 		b.Biodone()
@@ -60,6 +73,10 @@ func (p *probe) end(e devsw.Errno) {
 }
 
 func (p *probe) interrupt() {
+	if p.slow {
+		time.AfterFunc(time.Hour, func() { p.end(devsw.ECANCELED) })
+		return
+	}
 	p.end(devsw.ECANCELED)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -203,19 +220,21 @@ func TestTheLowerDeviceIsTakenDownInOrder(t *testing.T) {
 		"no cancel anywhere":         {NewWithoutCancel, nil, true, []string{"close", "biodone"}},
 		"slow cancel and slow close": {New, []string{"delay:cancel+close:time=1h"}, false, []string{"cancel", "biodone", "close"}},
 	} {
-		bubble(t, name, func(t *testing.T) {
-			p := &probe{noCancel: c.lowerNo}
-			r := on(t, p, c.attach, c.rules...)
-			r.open()
-			p.held = true
-			b, done := r.start(devsw.BRead, 0, 0, make([]byte, 512))
-			saw(t, p, "open", "strategy")
-			r.close()
-			saw(t, p, c.want...)
-			if <-done; b.Error != devsw.ECANCELED {
-				t.Errorf("the transfer ended with %v", b.Error)
-			}
-		})
+		for _, slow := range []bool{false, true} {
+			bubble(t, fmt.Sprintf("%s, slow %v", name, slow), func(t *testing.T) {
+				p := &probe{noCancel: c.lowerNo, slow: slow}
+				r := on(t, p, c.attach, c.rules...)
+				r.open()
+				p.held = true
+				b, done := r.start(devsw.BRead, 0, 0, make([]byte, 512))
+				saw(t, p, "open", "strategy")
+				r.close()
+				saw(t, p, c.want...)
+				if <-done; b.Error != devsw.ECANCELED {
+					t.Errorf("the transfer ended with %v", b.Error)
+				}
+			})
+		}
 	}
 }
 
