@@ -20,7 +20,7 @@ func (r *rig) medium() []byte {
 	r.t.Helper()
 	p := make([]byte, size)
 	done := make(chan struct{})
-	b := &devsw.Buf{Op: devsw.BRead, Dev: r.d.unit(0).conf.Lower, Data: [][]byte{p}, Bcount: size, Iodone: func(*devsw.Buf) { close(done) }}
+	b := &devsw.Buf{Op: devsw.BRead, Dev: r.softc(0).conf.Lower, Data: [][]byte{p}, Bcount: size, Iodone: func(*devsw.Buf) { close(done) }}
 	r.table.BdevStrategy(b)
 	if <-done; b.Error != 0 {
 		r.t.Fatal(b.Error)
@@ -99,7 +99,7 @@ func TestAWriteThatFailsStaysInTheCache(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			p := &probe{}
 			r := on(t, p, New)
-			sc := r.d.unit(0)
+			sc := r.softc(0)
 			sc.cache = newCache(512, 1<<20)
 			r.open()
 			defer r.close()
@@ -123,7 +123,7 @@ func TestAFlushInProgressHidesAndForgetsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &probe{}
 		r := on(t, p, New)
-		r.d.unit(0).cache = newCache(512, 1<<20)
+		r.softc(0).cache = newCache(512, 1<<20)
 		r.open()
 		defer r.close()
 		r.write(0, bytes.Repeat([]byte{1}, 1024))
@@ -154,7 +154,7 @@ func TestCancelEndsAWriteThroughThatTheLowerDeviceHolds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &probe{}
 		r := on(t, p, New)
-		r.d.unit(0).cache = newCache(512, 1<<20)
+		r.softc(0).cache = newCache(512, 1<<20)
 		r.open()
 		p.held = true
 		b, done := r.start(devsw.BWrite, devsw.BMediaFUA, 0, make([]byte, 512))

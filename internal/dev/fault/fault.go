@@ -24,11 +24,8 @@ type Config struct {
 
 // Driver is the fault driver, attached to a table.
 type Driver struct {
-	table  *devsw.Table
-	bdev   devsw.Bdevsw
-	cdev   devsw.Cdevsw
-	bmajor uint32
-	units  disk.Units[softc]
+	disk.Switch[softc]
+	table *devsw.Table
 }
 
 // softc is one disk.
@@ -88,50 +85,26 @@ func NewWithoutCancel(t *devsw.Table) (*Driver, error) { return attach(t, "fault
 
 func attach(t *devsw.Table, name string, cancel bool) (*Driver, error) {
 	d := &Driver{table: t}
-	d.bdev = devsw.Bdevsw{
-		Name: name, Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, Ioctl: d.ioctl,
-		Psize: d.psize, Discard: d.discard, Flag: devsw.DDisk | devsw.DMPSafe,
-	}
-	d.cdev = devsw.Cdevsw{
-		Name: name, Open: d.open, Cancel: d.cancel, Close: d.close, Read: d.rw, Write: d.rw, Ioctl: d.ioctl,
-		Discard: d.discard, Flag: devsw.DDisk | devsw.DMPSafe,
+	f := disk.Funcs{
+		Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, Ioctl: d.ioctl, Psize: d.psize, Discard: d.discard,
 	}
 	if !cancel {
-		d.bdev.Cancel, d.cdev.Cancel = nil, nil
+		f.Cancel = nil
 	}
-	bmaj, _, err := t.Attach(name, &d.bdev, devsw.NODEVMAJOR, &d.cdev, devsw.NODEVMAJOR)
-	if err != nil {
-		return nil, fmt.Errorf("%s: attach: %w", name, err)
+	if err := d.Attach(t, name, devsw.NODEVMAJOR, devsw.NODEVMAJOR, f, (*softc).retire); err != nil {
+		return nil, err
 	}
-	d.bmajor = uint32(bmaj)
 	return d, nil
-}
-
-// Detach takes the driver out of the table and destroys all its disks. EBUSY, with nothing changed, while one is open. No
-// other method may be called meanwhile or afterwards.
-func (d *Driver) Detach() error {
-	if err := d.table.Detach(&d.bdev, &d.cdev); err != nil {
-		return fmt.Errorf("fault: detach: %w", err)
-	}
-	for _, unit := range d.units.All() {
-		if err := d.Destroy(unit); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // Create makes disk unit and returns its block device. Errors: EEXIST where there is one already, EINVAL for a bad rule, and
 // what the Config's Info gives.
 func (d *Driver) Create(unit int, conf Config) (devsw.Dev, error) {
 	sc, err := newSoftc(d.table, conf)
-	if err == nil {
-		err = d.units.Add(unit, sc)
-	}
 	if err != nil {
 		return devsw.NODEV, fmt.Errorf("fault: %w", err)
 	}
-	return devsw.Makedev(d.bmajor, uint32(unit)), nil
+	return d.Switch.Create(unit, sc)
 }
 
 func newSoftc(table *devsw.Table, conf Config) (*softc, error) {
@@ -156,14 +129,7 @@ func newSoftc(table *devsw.Table, conf Config) (*softc, error) {
 	return sc, nil
 }
 
-// Destroy forgets disk unit, and what is in its cache. EBUSY while it is open, ENXIO where there is none.
-func (d *Driver) Destroy(unit int) error {
-	if err := d.units.Remove(unit, (*softc).retire); err != nil {
-		return fmt.Errorf("fault: %w", err)
-	}
-	return nil
-}
-
+// retire forgets the disk, and what is in its cache. EBUSY while it is open.
 func (sc *softc) retire() error {
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
@@ -176,9 +142,9 @@ func (sc *softc) retire() error {
 
 // Info describes disk unit, open or not. ENXIO where there is none.
 func (d *Driver) Info(unit int) (devsw.DiskInfo, error) {
-	sc := d.unit(unit)
-	if sc == nil {
-		return devsw.DiskInfo{}, fmt.Errorf("fault: unit %d: no such unit: %w", unit, devsw.ENXIO)
+	sc, err := d.Unit(unit)
+	if err != nil {
+		return devsw.DiskInfo{}, err
 	}
 	return sc.conf.Info()
 }
@@ -186,28 +152,16 @@ func (d *Driver) Info(unit int) (devsw.DiskInfo, error) {
 // Control runs one of the driver's own commands (FAULTSET and so on) for disk unit, open or not: who tells a hang to end cannot
 // always do so through the device, which may be closing because of it. ENXIO where there is no such unit.
 func (d *Driver) Control(unit int, cmd devsw.Cmd, data any) error {
-	sc := d.unit(unit)
-	if sc == nil {
-		return fmt.Errorf("fault: unit %d: no such unit: %w", unit, devsw.ENXIO)
+	sc, err := d.Unit(unit)
+	if err != nil {
+		return err
 	}
 	return sc.control(cmd, data)
 }
 
-func (d *Driver) unit(unit int) *softc {
-	if unit < 0 || unit > disk.MaxUnit {
-		return nil
-	}
-	return d.units.Get(devsw.Makedev(d.bmajor, uint32(unit)))
-}
-
-// rw is d_read and d_write of the character device.
-func (d *Driver) rw(dev devsw.Dev, u *devsw.Uio, _ devsw.Flag) error {
-	return disk.Physio(d.strategy, dev, u)
-}
-
 // psize is d_psize.
 func (d *Driver) psize(dev devsw.Dev) int64 {
-	sc := d.units.Get(dev)
+	sc := d.Get(dev)
 	if sc == nil {
 		return -1
 	}
@@ -216,7 +170,7 @@ func (d *Driver) psize(dev devsw.Dev) int64 {
 
 // ioctl is d_ioctl.
 func (d *Driver) ioctl(dev devsw.Dev, cmd devsw.Cmd, data any, flag devsw.Flag) error {
-	sc := d.units.Get(dev)
+	sc := d.Get(dev)
 	if sc == nil {
 		return devsw.ENXIO
 	}
@@ -260,7 +214,7 @@ func (sc *softc) flush(flag devsw.Flag) error {
 
 // discard is d_discard.
 func (d *Driver) discard(dev devsw.Dev, pos, n int64) error {
-	sc := d.units.Get(dev)
+	sc := d.Get(dev)
 	if sc == nil {
 		return devsw.ENXIO
 	}

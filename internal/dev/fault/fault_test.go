@@ -506,9 +506,9 @@ func TestCommandsTakeTheirOwnTypesOnly(t *testing.T) {
 	}
 	is(t, "no such unit", r.d.Control(5, FAULTGET, &State{}), devsw.ENXIO)
 	is(t, "no such command", r.d.Control(0, devsw.DIOCCACHESYNC, nil), devsw.ENOTTY)
-	_, err := r.d.Create(0, r.d.unit(0).conf)
+	_, err := r.d.Create(0, r.softc(0).conf)
 	is(t, "a second unit 0", err, devsw.EEXIST)
-	_, err = r.d.Create(1, Config{Info: r.d.unit(0).conf.Info, Rules: []Rule{{}}})
+	_, err = r.d.Create(1, Config{Info: r.softc(0).conf.Info, Rules: []Rule{{}}})
 	is(t, "a bad rule", err, devsw.EINVAL)
 	is(t, "destroying an open unit", r.d.Destroy(0), devsw.EBUSY)
 }

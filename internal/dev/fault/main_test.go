@@ -94,6 +94,14 @@ func (r *rig) stack(conf Config, attach func(*devsw.Table) (*Driver, error)) {
 	r.node = r.fs.Node(devsw.IFBLK, r.dev)
 }
 
+// softc returns the state of a disk of the driver.
+func (r *rig) softc(unit int) *softc {
+	r.t.Helper()
+	sc, err := r.d.Unit(unit)
+	must(r.t, err)
+	return sc
+}
+
 // opened is newRig with the disk open.
 func opened(t testing.TB, lower string, rules ...string) *rig {
 	t.Helper()

@@ -10,7 +10,7 @@ import (
 // open is d_open. It opens the lower device, every time: that is idempotent. EBUSY where the unit is open through its other
 // device, ECANCELED where d_cancel ended it, else what a rule or the lower device says.
 func (d *Driver) open(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error {
-	sc := d.units.Get(dev)
+	sc := d.Get(dev)
 	if sc == nil {
 		return devsw.ENXIO
 	}
@@ -77,7 +77,7 @@ func (sc *softc) claimLocked(mode devsw.Mode) error {
 // cancel is d_cancel: what this driver delays, or lets hang, ends with ECANCELED, and the lower device is cancelled. It answers
 // what the lower device answers. It waits for nothing but what a rule for Cancel says.
 func (d *Driver) cancel(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error {
-	sc := d.units.Get(dev)
+	sc := d.Get(dev)
 	if sc == nil {
 		return nil // a d_open that failed with ENXIO may be cancelled, too
 	}
@@ -120,7 +120,7 @@ func (sc *softc) interrupt(flag devsw.Flag, mode devsw.Mode) error {
 // the lower device has no d_cancel, close and drain. After a d_cancel that went well nothing is in progress. Without, it is not
 // alone, and waits for what is in progress in the lower device, but not for what hangs here: specfs does that afterwards.
 func (d *Driver) close(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error {
-	sc := d.units.Get(dev)
+	sc := d.Get(dev)
 	if sc == nil {
 		return devsw.ENXIO
 	}

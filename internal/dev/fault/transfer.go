@@ -22,7 +22,7 @@ var xfers = sync.Pool{New: func() any { return new(xfer) }}
 
 // strategy is d_strategy.
 func (d *Driver) strategy(b *devsw.Buf) {
-	sc := d.units.Get(b.Dev)
+	sc := d.Get(b.Dev)
 	if sc == nil {
 		b.InContext = true
 		b.Fail(devsw.ENXIO)

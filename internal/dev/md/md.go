@@ -24,13 +24,7 @@ type Config struct {
 }
 
 // Driver is the memory disk driver, attached to a table.
-type Driver struct {
-	table  *devsw.Table
-	bdev   devsw.Bdevsw
-	cdev   devsw.Cdevsw
-	bmajor uint32
-	units  disk.Units[softc]
-}
+type Driver struct{ disk.Switch[softc] }
 
 // softc is one disk. What is not Opens does not change; the memory is there as long as the disk is open or listed.
 type softc struct {
@@ -41,50 +35,28 @@ type softc struct {
 
 // New attaches the driver to t under the name "md".
 func New(t *devsw.Table) (*Driver, error) {
-	d := &Driver{table: t}
-	d.bdev = devsw.Bdevsw{
-		Name: "md", Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, Ioctl: d.ioctl,
-		Psize: d.psize, Discard: d.discard, Flag: devsw.DDisk | devsw.DMPSafe,
-	}
-	d.cdev = devsw.Cdevsw{
-		Name: "md", Open: d.open, Cancel: d.cancel, Close: d.close, Read: d.rw, Write: d.rw, Ioctl: d.ioctl,
-		Discard: d.discard, Flag: devsw.DDisk | devsw.DMPSafe,
-	}
-	bmaj, _, err := t.Attach("md", &d.bdev, bmajor, &d.cdev, cmajor)
+	d := new(Driver)
+	err := d.Attach(t, "md", bmajor, cmajor, disk.Funcs{
+		Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, Ioctl: d.ioctl, Psize: d.psize, Discard: d.discard,
+	}, (*softc).retire)
 	if err != nil {
-		return nil, fmt.Errorf("md: attach: %w", err)
+		return nil, err
 	}
-	d.bmajor = uint32(bmaj)
 	return d, nil
-}
-
-// Detach takes the driver out of the table and destroys all its disks. EBUSY, with nothing changed, while one is open. No
-// other method may be called meanwhile or afterwards.
-func (d *Driver) Detach() error {
-	if err := d.table.Detach(&d.bdev, &d.cdev); err != nil {
-		return fmt.Errorf("md: detach: %w", err)
-	}
-	for _, unit := range d.units.All() {
-		if err := d.Destroy(unit); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // Create makes disk unit and returns its block device. Errors: EEXIST where there is one already, EINVAL for a bad size, ENOMEM,
 // EFBIG for a file that does not fit, and what reading the file gives.
 func (d *Driver) Create(unit int, conf Config) (devsw.Dev, error) {
 	sc, err := newSoftc(conf)
-	if err == nil {
-		if err = d.units.Add(unit, sc); err != nil {
-			_ = sys.Munmap(sc.mem)
-		}
-	}
 	if err != nil {
 		return devsw.NODEV, fmt.Errorf("md: %w", err)
 	}
-	return devsw.Makedev(d.bmajor, uint32(unit)), nil
+	dev, err := d.Switch.Create(unit, sc)
+	if err != nil {
+		_ = sys.Munmap(sc.mem)
+	}
+	return dev, err
 }
 
 func newSoftc(conf Config) (*softc, error) {
@@ -125,26 +97,21 @@ func newSoftc(conf Config) (*softc, error) {
 	}, nil
 }
 
-// Destroy takes disk unit away, and its memory. EBUSY while it is open, ENXIO where there is none.
-func (d *Driver) Destroy(unit int) error {
-	err := d.units.Remove(unit, func(sc *softc) error {
-		if err := sc.opens.Retire(); err != nil {
-			return err
-		}
-		return sys.Munmap(sc.mem)
-	})
-	if err != nil {
-		return fmt.Errorf("md: %w", err)
+// retire takes the disk's memory away. EBUSY while it is open.
+func (sc *softc) retire() error {
+	if err := sc.opens.Retire(); err != nil {
+		return err
 	}
-	return nil
+	return sys.Munmap(sc.mem)
 }
 
 // Info describes disk unit, open or not. ENXIO where there is none.
 func (d *Driver) Info(unit int) (devsw.DiskInfo, error) {
-	if sc := d.units.Get(devsw.Makedev(d.bmajor, uint32(unit))); unit >= 0 && sc != nil {
-		return sc.info(), nil
+	sc, err := d.Unit(unit)
+	if err != nil {
+		return devsw.DiskInfo{}, err
 	}
-	return devsw.DiskInfo{}, fmt.Errorf("md: unit %d: no such unit: %w", unit, devsw.ENXIO)
+	return sc.info(), nil
 }
 
 func (sc *softc) info() devsw.DiskInfo {
@@ -160,7 +127,7 @@ func (sc *softc) info() devsw.DiskInfo {
 
 // open is d_open. EROFS to open a read-only disk for writing.
 func (d *Driver) open(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error {
-	sc := d.units.Get(dev)
+	sc := d.Get(dev)
 	switch {
 	case sc == nil:
 		return devsw.ENXIO
@@ -175,7 +142,7 @@ func (d *Driver) cancel(devsw.Dev, devsw.Flag, devsw.Mode) error { return nil }
 
 // close is d_close.
 func (d *Driver) close(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
-	sc := d.units.Get(dev)
+	sc := d.Get(dev)
 	if sc == nil {
 		return devsw.ENXIO
 	}
@@ -186,7 +153,7 @@ func (d *Driver) close(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
 // strategy is d_strategy. BMediaFUA means nothing here: there is no storage more stable than this.
 func (d *Driver) strategy(b *devsw.Buf) {
 	b.InContext = true // whatever comes of it
-	sc := d.units.Get(b.Dev)
+	sc := d.Get(b.Dev)
 	if sc == nil {
 		b.Fail(devsw.ENXIO)
 		return
@@ -202,14 +169,9 @@ func (d *Driver) strategy(b *devsw.Buf) {
 	b.Biodone()
 }
 
-// rw is d_read and d_write of the character device.
-func (d *Driver) rw(dev devsw.Dev, u *devsw.Uio, _ devsw.Flag) error {
-	return disk.Physio(d.strategy, dev, u)
-}
-
 // ioctl is d_ioctl.
 func (d *Driver) ioctl(dev devsw.Dev, cmd devsw.Cmd, data any, _ devsw.Flag) error {
-	sc := d.units.Get(dev)
+	sc := d.Get(dev)
 	if sc == nil {
 		return devsw.ENXIO
 	}
@@ -230,7 +192,7 @@ func (d *Driver) ioctl(dev devsw.Dev, cmd devsw.Cmd, data any, _ devsw.Flag) err
 
 // psize is d_psize.
 func (d *Driver) psize(dev devsw.Dev) int64 {
-	sc := d.units.Get(dev)
+	sc := d.Get(dev)
 	if sc == nil {
 		return -1
 	}
@@ -239,7 +201,7 @@ func (d *Driver) psize(dev devsw.Dev) int64 {
 
 // discard is d_discard. What is discarded reads as zeroes.
 func (d *Driver) discard(dev devsw.Dev, pos, n int64) error {
-	sc := d.units.Get(dev)
+	sc := d.Get(dev)
 	if sc == nil {
 		return devsw.ENXIO
 	}

@@ -20,13 +20,7 @@ type Config struct {
 }
 
 // Driver is the null disk driver, attached to a table.
-type Driver struct {
-	table  *devsw.Table
-	bdev   devsw.Bdevsw
-	cdev   devsw.Cdevsw
-	bmajor uint32
-	units  disk.Units[softc]
-}
+type Driver struct{ disk.Switch[softc] }
 
 // softc is one disk. What is not Opens does not change.
 type softc struct {
@@ -37,35 +31,14 @@ type softc struct {
 
 // New attaches the driver to t under the name "null", with majors of the table's choice.
 func New(t *devsw.Table) (*Driver, error) {
-	d := &Driver{table: t}
-	d.bdev = devsw.Bdevsw{
-		Name: "null", Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, Ioctl: d.ioctl,
-		Psize: d.psize, Discard: d.discard, Flag: devsw.DDisk | devsw.DMPSafe,
-	}
-	d.cdev = devsw.Cdevsw{
-		Name: "null", Open: d.open, Cancel: d.cancel, Close: d.close, Read: d.rw, Write: d.rw, Ioctl: d.ioctl,
-		Discard: d.discard, Flag: devsw.DDisk | devsw.DMPSafe,
-	}
-	bmaj, _, err := t.Attach("null", &d.bdev, devsw.NODEVMAJOR, &d.cdev, devsw.NODEVMAJOR)
+	d := new(Driver)
+	err := d.Attach(t, "null", devsw.NODEVMAJOR, devsw.NODEVMAJOR, disk.Funcs{
+		Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, Ioctl: d.ioctl, Psize: d.psize, Discard: d.discard,
+	}, func(sc *softc) error { return sc.opens.Retire() })
 	if err != nil {
-		return nil, fmt.Errorf("null: attach: %w", err)
+		return nil, err
 	}
-	d.bmajor = uint32(bmaj)
 	return d, nil
-}
-
-// Detach takes the driver out of the table and destroys all its disks. EBUSY, with nothing changed, while one is open. No
-// other method may be called meanwhile or afterwards.
-func (d *Driver) Detach() error {
-	if err := d.table.Detach(&d.bdev, &d.cdev); err != nil {
-		return fmt.Errorf("null: detach: %w", err)
-	}
-	for _, unit := range d.units.All() {
-		if err := d.Destroy(unit); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // Create makes disk unit and returns its block device. Errors: EEXIST where there is one already, EINVAL for a bad size.
@@ -78,30 +51,19 @@ func (d *Driver) Create(unit int, conf Config) (devsw.Dev, error) {
 		return devsw.NODEV, fmt.Errorf("null: size %d: must be a multiple of the sector size %d, and not 0: %w",
 			conf.Size, sector, devsw.EINVAL)
 	}
-	err = d.units.Add(unit, &softc{
+	return d.Switch.Create(unit, &softc{
 		medium:     disk.Medium{Size: conf.Size, High: conf.Size, Sector: sector, ReadOnly: conf.ReadOnly},
 		readZeroes: conf.ReadZeroes,
 	})
-	if err != nil {
-		return devsw.NODEV, fmt.Errorf("null: %w", err)
-	}
-	return devsw.Makedev(d.bmajor, uint32(unit)), nil
-}
-
-// Destroy takes disk unit away. EBUSY while it is open, ENXIO where there is none.
-func (d *Driver) Destroy(unit int) error {
-	if err := d.units.Remove(unit, func(sc *softc) error { return sc.opens.Retire() }); err != nil {
-		return fmt.Errorf("null: %w", err)
-	}
-	return nil
 }
 
 // Info describes disk unit, open or not. ENXIO where there is none.
 func (d *Driver) Info(unit int) (devsw.DiskInfo, error) {
-	if sc := d.units.Get(devsw.Makedev(d.bmajor, uint32(unit))); unit >= 0 && sc != nil {
-		return sc.info(), nil
+	sc, err := d.Unit(unit)
+	if err != nil {
+		return devsw.DiskInfo{}, err
 	}
-	return devsw.DiskInfo{}, fmt.Errorf("null: unit %d: no such unit: %w", unit, devsw.ENXIO)
+	return sc.info(), nil
 }
 
 func (sc *softc) info() devsw.DiskInfo {
@@ -116,7 +78,7 @@ func (sc *softc) info() devsw.DiskInfo {
 
 // open is d_open. EROFS to open a read-only disk for writing.
 func (d *Driver) open(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error {
-	sc := d.units.Get(dev)
+	sc := d.Get(dev)
 	switch {
 	case sc == nil:
 		return devsw.ENXIO
@@ -131,7 +93,7 @@ func (d *Driver) cancel(devsw.Dev, devsw.Flag, devsw.Mode) error { return nil }
 
 // close is d_close.
 func (d *Driver) close(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
-	sc := d.units.Get(dev)
+	sc := d.Get(dev)
 	if sc == nil {
 		return devsw.ENXIO
 	}
@@ -142,7 +104,7 @@ func (d *Driver) close(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
 // strategy is d_strategy.
 func (d *Driver) strategy(b *devsw.Buf) {
 	b.InContext = true // whatever comes of it
-	sc := d.units.Get(b.Dev)
+	sc := d.Get(b.Dev)
 	if sc == nil {
 		b.Fail(devsw.ENXIO)
 		return
@@ -160,14 +122,9 @@ func (d *Driver) strategy(b *devsw.Buf) {
 	b.Biodone()
 }
 
-// rw is d_read and d_write of the character device.
-func (d *Driver) rw(dev devsw.Dev, u *devsw.Uio, _ devsw.Flag) error {
-	return disk.Physio(d.strategy, dev, u)
-}
-
 // ioctl is d_ioctl.
 func (d *Driver) ioctl(dev devsw.Dev, cmd devsw.Cmd, data any, _ devsw.Flag) error {
-	sc := d.units.Get(dev)
+	sc := d.Get(dev)
 	if sc == nil {
 		return devsw.ENXIO
 	}
@@ -188,7 +145,7 @@ func (d *Driver) ioctl(dev devsw.Dev, cmd devsw.Cmd, data any, _ devsw.Flag) err
 
 // psize is d_psize.
 func (d *Driver) psize(dev devsw.Dev) int64 {
-	sc := d.units.Get(dev)
+	sc := d.Get(dev)
 	if sc == nil {
 		return -1
 	}
@@ -197,7 +154,7 @@ func (d *Driver) psize(dev devsw.Dev) int64 {
 
 // discard is d_discard.
 func (d *Driver) discard(dev devsw.Dev, pos, n int64) error {
-	sc := d.units.Get(dev)
+	sc := d.Get(dev)
 	if sc == nil {
 		return devsw.ENXIO
 	}

@@ -89,14 +89,14 @@ func (r *rig) open(dev devsw.Dev) *disktest.Disk {
 // tryOpen opens a disk for what it can.
 func (r *rig) tryOpen(dev devsw.Dev) error {
 	flag := rw
-	if r.d.units.Get(dev).conf.ReadOnly {
+	if r.d.Get(dev).conf.ReadOnly {
 		flag = devsw.FREAD
 	}
 	return r.table.BdevOpen(dev, flag, devsw.IFBLK)
 }
 
 func (r *rig) disk(dev devsw.Dev) *disktest.Disk {
-	return &disktest.Disk{Table: r.table, Dev: dev, Sector: r.d.units.Get(dev).sector}
+	return &disktest.Disk{Table: r.table, Dev: dev, Sector: r.d.Get(dev).sector}
 }
 
 // close does what a last close does. It may be done twice.

@@ -53,7 +53,7 @@ func side(mode devsw.Mode) int {
 // use, and plain where the disk is open through its other device; EROFS to open a read-only disk for writing; else what
 // opening the image gives. Errors name the image.
 func (d *Driver) open(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error {
-	sc := d.units.Get(dev)
+	sc := d.Get(dev)
 	if sc == nil {
 		return devsw.ENXIO
 	}
@@ -199,7 +199,7 @@ func (sc *softc) explain(busy error) error {
 // cancel is d_cancel: it ends the opens that wait and the transfers in progress with ECANCELED where the host can, and those
 // that begin before d_close too. It takes softc.mu, which is never held for long.
 func (d *Driver) cancel(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
-	sc := d.units.Get(dev)
+	sc := d.Get(dev)
 	if sc == nil {
 		return devsw.ENXIO
 	}
@@ -222,7 +222,7 @@ func (d *Driver) cancel(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
 // close is d_close: it closes the image, and the locks go with it. No operation of the device is in progress. It may come for
 // a device that is not open, or whose open failed.
 func (d *Driver) close(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
-	sc := d.units.Get(dev)
+	sc := d.Get(dev)
 	if sc == nil {
 		return devsw.ENXIO
 	}

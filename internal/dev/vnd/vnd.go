@@ -32,45 +32,18 @@ type Config struct {
 }
 
 // Driver is the vnd driver, attached to a table.
-type Driver struct {
-	table  *devsw.Table
-	bdev   devsw.Bdevsw
-	cdev   devsw.Cdevsw
-	bmajor uint32
-	units  disk.Units[softc]
-}
+type Driver struct{ disk.Switch[softc] }
 
 // New attaches the driver to t under the name "vnd".
 func New(t *devsw.Table) (*Driver, error) {
-	d := &Driver{table: t}
-	d.bdev = devsw.Bdevsw{
-		Name: "vnd", Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, Ioctl: d.ioctl,
-		Psize: d.psize, Discard: d.discard, Flag: devsw.DDisk | devsw.DMPSafe,
-	}
-	d.cdev = devsw.Cdevsw{
-		Name: "vnd", Open: d.open, Cancel: d.cancel, Close: d.close, Read: d.rw, Write: d.rw, Ioctl: d.ioctl,
-		Discard: d.discard, Flag: devsw.DDisk | devsw.DMPSafe,
-	}
-	bmaj, _, err := t.Attach("vnd", &d.bdev, bmajor, &d.cdev, cmajor)
+	d := new(Driver)
+	err := d.Attach(t, "vnd", bmajor, cmajor, disk.Funcs{
+		Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, Ioctl: d.ioctl, Psize: d.psize, Discard: d.discard,
+	}, (*softc).retire)
 	if err != nil {
-		return nil, fmt.Errorf("vnd: attach: %w", err)
+		return nil, err
 	}
-	d.bmajor = uint32(bmaj)
 	return d, nil
-}
-
-// Detach takes the driver out of the table and forgets all its disks. EBUSY, with nothing changed, while one is open. No
-// other method may be called meanwhile or afterwards.
-func (d *Driver) Detach() error {
-	if err := d.table.Detach(&d.bdev, &d.cdev); err != nil {
-		return fmt.Errorf("vnd: detach: %w", err)
-	}
-	for _, unit := range d.units.All() {
-		if err := d.Destroy(unit); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // Create makes disk unit and returns its block device. The image is opened as d_open will do, so that what is wrong with it
@@ -78,13 +51,10 @@ func (d *Driver) Detach() error {
 // already, EINVAL for a bad Config or a file that cannot be an image, and what opening it gives.
 func (d *Driver) Create(unit int, conf Config) (devsw.Dev, error) {
 	sc, err := newSoftc(conf)
-	if err == nil {
-		err = d.units.Add(unit, sc)
-	}
 	if err != nil {
 		return devsw.NODEV, fmt.Errorf("vnd: %w", err)
 	}
-	return devsw.Makedev(d.bmajor, uint32(unit)), nil
+	return d.Switch.Create(unit, sc)
 }
 
 func newSoftc(conf Config) (*softc, error) {
@@ -107,18 +77,10 @@ func newSoftc(conf Config) (*softc, error) {
 	return sc, nil
 }
 
-// Destroy forgets disk unit; its image stays. EBUSY while it is open, ENXIO where there is none.
-func (d *Driver) Destroy(unit int) error {
-	if err := d.units.Remove(unit, (*softc).retire); err != nil {
-		return fmt.Errorf("vnd: %w", err)
-	}
-	return nil
-}
-
 // Info describes disk unit, open or not: where it is not, the image is looked at, without taking its locks. ENXIO where there
 // is no such unit, and what opening the image gives.
 func (d *Driver) Info(unit int) (devsw.DiskInfo, error) {
-	sc, err := d.unit(unit)
+	sc, err := d.Unit(unit)
 	if err != nil {
 		return devsw.DiskInfo{}, err
 	}
@@ -132,7 +94,7 @@ func (d *Driver) Info(unit int) (devsw.DiskInfo, error) {
 // Check looks whether disk unit could be opened now: it opens the image, takes its locks and lets go of everything again,
 // without waiting. An error that wraps *LockError tells that the image is in use. nil where the unit is open.
 func (d *Driver) Check(unit int) error {
-	sc, err := d.unit(unit)
+	sc, err := d.Unit(unit)
 	if err != nil {
 		return err
 	}
@@ -147,13 +109,6 @@ func (d *Driver) Check(unit int) error {
 	return nil
 }
 
-func (d *Driver) unit(unit int) (*softc, error) {
-	if sc := d.units.Get(devsw.Makedev(d.bmajor, uint32(unit))); unit >= 0 && sc != nil {
-		return sc, nil
-	}
-	return nil, fmt.Errorf("vnd: unit %d: no such unit: %w", unit, devsw.ENXIO)
-}
-
 // strategy is d_strategy.
 func (d *Driver) strategy(b *devsw.Buf) {
 	im := d.opened(b.Dev)
@@ -166,15 +121,10 @@ func (d *Driver) strategy(b *devsw.Buf) {
 
 // opened gives the open image of a unit, or nil.
 func (d *Driver) opened(dev devsw.Dev) *image {
-	if sc := d.units.Get(dev); sc != nil {
+	if sc := d.Get(dev); sc != nil {
 		return sc.image.Load()
 	}
 	return nil
-}
-
-// rw is d_read and d_write of the character device.
-func (d *Driver) rw(dev devsw.Dev, u *devsw.Uio, _ devsw.Flag) error {
-	return disk.Physio(d.strategy, dev, u)
 }
 
 // ioctl is d_ioctl.
@@ -204,7 +154,7 @@ func (d *Driver) ioctl(dev devsw.Dev, cmd devsw.Cmd, data any, _ devsw.Flag) err
 
 // psize is d_psize. It works without an open, as in NetBSD.
 func (d *Driver) psize(dev devsw.Dev) int64 {
-	sc := d.units.Get(dev)
+	sc := d.Get(dev)
 	if sc == nil {
 		return -1
 	}

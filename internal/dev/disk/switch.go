@@ -1,0 +1,88 @@
+package disk
+
+import (
+	"fmt"
+
+	"vdev/devsw"
+)
+
+// Funcs are the functions of a disk driver. Its block and its character device share them.
+type Funcs struct {
+	Open, Cancel, Close func(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error
+	Strategy            func(b *devsw.Buf)
+	Ioctl               func(dev devsw.Dev, cmd devsw.Cmd, data any, flag devsw.Flag) error
+	Psize               func(dev devsw.Dev) int64
+	Discard             func(dev devsw.Dev, pos, n int64) error
+}
+
+// Switch is a disk driver's place in a device switch: its two devices there, and its units.
+type Switch[T any] struct {
+	Units[T]
+	table  *devsw.Table
+	bdev   devsw.Bdevsw
+	cdev   devsw.Cdevsw
+	bmajor uint32
+	retire func(*T) error
+}
+
+// Attach attaches the driver to t, as one that needs no lock; reads and writes of its character device are transfers by
+// f.Strategy. A Cancel that is nil stays so. Majors may be devsw.NODEVMAJOR: the table chooses. retire says that a unit is
+// going: EBUSY, and nothing changed, while it is open.
+func (s *Switch[T]) Attach(t *devsw.Table, name string, bmajor, cmajor int, f Funcs, retire func(*T) error) error {
+	rw := func(dev devsw.Dev, u *devsw.Uio, _ devsw.Flag) error { return Physio(f.Strategy, dev, u) }
+	s.table, s.retire = t, retire
+	s.bdev = devsw.Bdevsw{
+		Name: name, Open: f.Open, Cancel: f.Cancel, Close: f.Close, Strategy: f.Strategy, Ioctl: f.Ioctl,
+		Psize: f.Psize, Discard: f.Discard, Flag: devsw.DDisk | devsw.DMPSafe,
+	}
+	s.cdev = devsw.Cdevsw{
+		Name: name, Open: f.Open, Cancel: f.Cancel, Close: f.Close, Read: rw, Write: rw, Ioctl: f.Ioctl,
+		Discard: f.Discard, Flag: devsw.DDisk | devsw.DMPSafe,
+	}
+	bmaj, _, err := t.Attach(name, &s.bdev, bmajor, &s.cdev, cmajor)
+	if err != nil {
+		return fmt.Errorf("%s: attach: %w", name, err)
+	}
+	s.bmajor = uint32(bmaj)
+	return nil
+}
+
+// Detach takes the driver out of the table and destroys all its disks. EBUSY, with nothing changed, while one is open. No
+// other method may be called meanwhile or afterwards.
+func (s *Switch[T]) Detach() error {
+	if err := s.table.Detach(&s.bdev, &s.cdev); err != nil {
+		return fmt.Errorf("%s: detach: %w", s.bdev.Name, err)
+	}
+	for _, unit := range s.All() {
+		if err := s.Destroy(unit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Create makes v disk unit and returns its block device: EEXIST where there is one already, EINVAL where there can be none.
+func (s *Switch[T]) Create(unit int, v *T) (devsw.Dev, error) {
+	if err := s.Add(unit, v); err != nil {
+		return devsw.NODEV, fmt.Errorf("%s: %w", s.bdev.Name, err)
+	}
+	return devsw.Makedev(s.bmajor, uint32(unit)), nil
+}
+
+// Destroy takes disk unit away. EBUSY while it is open, ENXIO where there is none.
+func (s *Switch[T]) Destroy(unit int) error {
+	if err := s.Remove(unit, s.retire); err != nil {
+		return fmt.Errorf("%s: %w", s.bdev.Name, err)
+	}
+	return nil
+}
+
+// Unit returns disk unit, open or not. ENXIO where there is none.
+func (s *Switch[T]) Unit(unit int) (*T, error) {
+	if unit >= 0 && unit <= MaxUnit {
+		if v := s.Get(devsw.Makedev(s.bmajor, uint32(unit))); v != nil {
+			return v, nil
+		}
+	}
+	return nil, fmt.Errorf("%s: unit %d: no such unit: %w", s.bdev.Name, unit, devsw.ENXIO)
+}
