@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -68,10 +69,10 @@ func newWorld(env *testscript.Env, r row) error {
 // end stops everything and fails the test where something does not end as it should.
 func (w *world) end() {
 	failed := w.t.Failed()
+	if failed {
+		w.inquire()
+	}
 	if w.machine != nil {
-		if failed {
-			w.t.Logf("the guest's console:\n%s", w.machine.Console.Tail(60))
-		}
 		w.machine.Kill()
 	}
 	for name, b := range w.backends {
@@ -81,6 +82,32 @@ func (w *world) end() {
 		}
 		if failed {
 			w.t.Logf("%s:\n%s", filepath.Base(b.log), b.tail(100))
+		}
+	}
+}
+
+// inquire logs what a failed test leaves to be seen: where the guest is, and, through SIGUSR1, what vdev has done.
+func (w *world) inquire() {
+	if w.machine != nil {
+		w.t.Logf("the guest's console:\n%s", w.machine.Console.Tail(60))
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		questions := []string{"info status"}
+		for n := range 4 {
+			questions = append(questions, fmt.Sprint("cpu ", n), "print $pc")
+		}
+		for _, question := range questions {
+			text, err := w.machine.Monitor(ctx, question)
+			if err != nil {
+				w.t.Logf("%s: %v", question, err)
+				break
+			}
+			w.t.Logf("%s: %s", question, strings.TrimSpace(text))
+		}
+	}
+	for _, b := range w.backends {
+		if !b.killed {
+			b.cmd.Process.Signal(syscall.SIGUSR1)
 		}
 	}
 }

@@ -37,6 +37,7 @@ type Machine struct {
 	cmd    *exec.Cmd
 	exited chan struct{} // closed when the process has been waited for
 	status error         // of the process, once exited is closed
+	killed sync.Once
 	mon    *qmp.SocketMonitor
 
 	mu      sync.Mutex
@@ -107,7 +108,7 @@ func (m *Machine) connect(ctx context.Context) error {
 		case <-m.exited:
 			return m.ended()
 		case <-ctx.Done():
-			return fmt.Errorf("QEMU's monitor: %w", err)
+			return fmt.Errorf("QEMU's monitor: %w", context.Cause(ctx))
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
@@ -139,17 +140,19 @@ func (m *Machine) ended() error {
 
 // Kill ends QEMU at once and waits for its end. It may be called again.
 func (m *Machine) Kill() {
-	m.cmd.Process.Kill()
-	<-m.exited
-	if m.mon != nil {
-		m.mon.Disconnect()
-	}
-	if m.Serial != nil {
-		m.Serial.Close()
-	}
-	if m.Console != nil {
-		<-m.Console.done
-	}
+	m.killed.Do(func() {
+		m.cmd.Process.Kill()
+		<-m.exited
+		if m.mon != nil {
+			m.mon.Disconnect()
+		}
+		if m.Serial != nil {
+			m.Serial.Close()
+		}
+		if m.Console != nil {
+			<-m.Console.done
+		}
+	})
 }
 
 // Wait waits for QEMU to end on its own, as it does when its guest powers off, and returns what became of it.
@@ -168,7 +171,8 @@ func (m *Machine) Wait(ctx context.Context) error {
 // Exited is closed when QEMU has ended.
 func (m *Machine) Exited() <-chan struct{} { return m.exited }
 
-// Run gives a command to QEMU's monitor, in QMP's JSON, and returns what it returns.
+// Run gives a command to QEMU's monitor, in QMP's JSON, and returns what it returns. That must be short, less than
+// 2 KB: go-qemu hands out a part of its 4 KB read buffer and reads on before that was looked at.
 func (m *Machine) Run(ctx context.Context, command string) (json.RawMessage, error) {
 	type answer struct {
 		Return json.RawMessage
