@@ -69,7 +69,7 @@ func LinuxDir() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	dir := filepath.Join(cache, "linux")
+	dir := filepath.Join(cache, "linux-trixie")
 	if _, err := os.Stat(filepath.Join(dir, "vmlinuz")); err != nil {
 		return "", fmt.Errorf("no guest kernel: %w (scripts/setup fetches it)", err)
 	}
@@ -170,8 +170,8 @@ type Config struct {
 }
 
 // LinuxAppend is a Linux guest's command line: quiet, and a panic restarts the machine, which is noticed. The clock
-// is not watched: where emulated CPUs wait for real ones, Linux 7.3's clocksource watchdog and stop_machine can wait
-// for each other for ever. The rest saves a third of the time that booting takes under emulation.
+// is not watched: emulated CPUs that wait for real ones would make it look wrong. The rest saves a third of the time
+// that booting takes under emulation.
 const LinuxAppend = "console=ttyS0 quiet loglevel=1 panic=-1 random.trust_cpu=on tsc=reliable " +
 	"nokaslr mitigations=off no_timer_check lpj=4000000 cryptomgr.notests"
 
