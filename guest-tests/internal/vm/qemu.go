@@ -180,7 +180,9 @@ func (c Config) args() ([]string, error) {
 		return nil, errors.New("a machine needs a folder")
 	}
 	memory := strconv.Itoa(max(c.Memory, 256)) + "M"
-	accel, cpu := "tcg", "max"
+	// QEMU 7.2 emulates cmpxchg16b wrongly: now and then it leaves rubbish in the flags, and the guest's kernel, which
+	// allocates memory with it, dies of a trap that nothing asked for.
+	accel, cpu := "tcg", "max,-cx16"
 	if c.KVM {
 		accel, cpu = "kvm", "host"
 	}
