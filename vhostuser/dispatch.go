@@ -108,6 +108,7 @@ func (sp *spec) check(negotiated ProtocolFeatures, m *message) error {
 func (s *session) dispatch(m *message) error {
 	sp := findSpec(m.req)
 	s.traceIn(sp, m)
+	handled := s.handling(m.req)
 	// REPLY_ACK as the front-end knew it when it sent the message.
 	ack := m.flags&FlagNeedReply != 0 && s.protocol&ProtocolReplyAck != 0
 	var reply []byte
@@ -117,6 +118,8 @@ func (s *session) dispatch(m *message) error {
 			reply, err = sp.handle(s, m)
 		}
 	}
+	// Before the answer: who has that finds what it says.
+	handled()
 	if s.ctx.Err() != nil {
 		// The session has failed meanwhile, or is to end: the answer may no longer be true.
 		return nil

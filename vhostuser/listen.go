@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"os"
 	"sync"
@@ -14,44 +13,16 @@ import (
 )
 
 // ErrInUse is wrapped by the error of Listen when another process listens on the path already.
-var ErrInUse = errors.New("another process listens on it")
+var ErrInUse = sys.ErrInUse
 
 // Listen listens on a Unix socket at path. A socket that nobody listens on any more, left by a process that was killed, is
 // replaced; anything else that is there is an error, ErrInUse for a socket in use. Closing the listener removes the socket.
 func Listen(path string) (net.Listener, error) {
-	ln, err := listen(path)
+	ln, err := sys.ListenUnix(path, 0)
 	if err != nil {
 		return nil, fmt.Errorf("vhostuser: listen on %s: %w", path, err)
 	}
 	return ln, nil
-}
-
-func listen(path string) (net.Listener, error) {
-	addr := &net.UnixAddr{Name: path, Net: "unix"}
-	ln, err := net.ListenUnix("unix", addr)
-	if err == nil || !errors.Is(err, syscall.EADDRINUSE) {
-		return ln, err
-	}
-	info, statErr := os.Lstat(path)
-	if statErr != nil {
-		return nil, statErr
-	}
-	if info.Mode().Type() != fs.ModeSocket {
-		return nil, errors.New("there is a file that is no socket")
-	}
-	c, dialErr := net.DialUnix("unix", nil, addr)
-	switch {
-	case dialErr == nil:
-		c.Close()
-		return nil, ErrInUse
-	case !errors.Is(dialErr, syscall.ECONNREFUSED):
-		// EAGAIN: somebody listens, and is behind with accepting. EACCES: it is somebody else's.
-		return nil, fmt.Errorf("%w (%w)", ErrInUse, dialErr)
-	}
-	if err := os.Remove(path); err != nil {
-		return nil, err
-	}
-	return net.ListenUnix("unix", addr)
 }
 
 // FromFD returns a listener for the inherited descriptor fd, which it takes over: a Unix stream socket that listens or that is

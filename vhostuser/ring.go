@@ -29,8 +29,9 @@ type ring struct {
 
 	started, enabled bool
 
-	q      *Queue // while it runs
-	broken error  // why it cannot run though it is started and enabled
+	q      *Queue     // while it runs
+	why    StopReason // why it was stopped last, or is being stopped
+	broken error      // why it cannot run though it is started and enabled
 }
 
 var errVringOrder = errors.New("ring is started and enabled without SET_VRING_NUM and SET_VRING_ADDR")
@@ -348,6 +349,8 @@ func (s *session) stop(r *ring, why StopReason) {
 		return
 	}
 	s.b.event(Event{Kind: EventStopping, Ring: r.index, Fields: []Field{{"why", why}}})
+	r.why = why
+	s.publish()
 	if why == StopBase {
 		done := s.watchHangup()
 		s.dev.StopQueue(q, why)
@@ -364,6 +367,7 @@ func (s *session) stop(r *ring, why StopReason) {
 	})
 	r.q = nil
 	s.notify.started(-1)
+	s.publish()
 	s.b.event(Event{Kind: EventStop, Ring: r.index, Fields: []Field{{"why", why}, {"base", r.base}}})
 	if inFlight > 0 {
 		// A defect of the Device. Its chains keep their memory, but the front-end must not rely on the ring.

@@ -18,7 +18,7 @@ const virtioFeaturesOK = 8
 
 // session is one front-end's connection. What a second SET_OWNER starts anew is reset by restart.
 //
-// Everything in it belongs to the connection's goroutine, but for ctx and end, and notify, which has a lock of its own.
+// Everything in it belongs to the connection's goroutine, but for ctx and end, and notify and look, which have locks of their own.
 type session struct {
 	b      *Backend
 	c      *conn
@@ -31,6 +31,8 @@ type session struct {
 	mu          sync.Mutex
 	interrupted bool          // the connection's reads and writes fail from now on
 	ended       chan struct{} // closed when interrupted was set
+
+	look look // what Backend.Status shows; it has a lock of its own
 
 	owned       bool             // SET_OWNER came
 	protocol    ProtocolFeatures // negotiated; kept by restart
@@ -48,6 +50,8 @@ func newSession(ctx context.Context, b *Backend, c *conn) *session {
 	s.configSpace = make([]byte, b.configSize)
 	s.notify.sent = func() { b.event(Event{Kind: EventOut, Ring: -1, Message: BackendConfigChangeMsg.String()}) }
 	s.reset()
+	s.look.connected(c)
+	s.publish()
 	return s
 }
 

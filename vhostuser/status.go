@@ -1,0 +1,212 @@
+package vhostuser
+
+import (
+	"context"
+	"fmt"
+	"math/bits"
+	"slices"
+	"sync"
+	"time"
+
+	"vdev/internal/sys"
+)
+
+// Status is a look at what a Backend is doing, for people. What it shows is true of one moment for each part, and not of the
+// same moment for all.
+type Status struct {
+	FrontEnd *FrontEndStatus // nil: none is served
+	Waiting  bool            // a front-end has connected that is not served yet
+}
+
+// FrontEndStatus is the connection that is served.
+type FrontEndStatus struct {
+	PID, UID  int // who connected (SO_PEERCRED); 0 where the host does not tell
+	Since     time.Time
+	Owned     bool             // SET_OWNER came
+	Protocol  ProtocolFeatures // negotiated
+	Features  uint64           // negotiated, with FProtocolFeatures
+	Device    uint8            // the virtio device status, as SET_STATUS said last
+	Regions   int              // of guest memory
+	Memory    uint64           // bytes of guest memory
+	Message   string           // the message that is being handled, empty for none; until it is answered the front-end waits
+	MessageAt time.Time        // when it came
+	Rings     []RingStatus     // all of them, by index
+}
+
+// RingState is one of the states that a ring is in (see ring).
+type RingState string
+
+const (
+	RingStopped  RingState = "stopped"
+	RingStarted  RingState = "started"  // and not enabled yet: it does not run
+	RingRunning  RingState = "running"  // the Device has it, and fetches from it
+	RingDisabled RingState = "disabled" // the Device has it, but nothing more is fetched
+	RingStopping RingState = "stopping" // the Device is being asked to stop it
+	RingBroken   RingState = "broken"
+)
+
+// RingStatus is one ring.
+type RingStatus struct {
+	Index int
+	State RingState
+	Size  int
+	Why   StopReason // why it is stopping, with RingStopping
+	Err   error      // why it is broken
+
+	// What its reactor has told; where Known is false, there is none (the ring does not run) or it has not answered in time.
+	Known    bool
+	Next     uint16 // free-running index of the next entry to take from the available ring
+	Used     uint16 // free-running used index, as published
+	Pending  bool   // there is more to fetch
+	InFlight int    // fetched and not ended
+}
+
+// look is what a session shows of itself to other goroutines: a copy, made by the connection's goroutine at each change. That
+// goroutine may stand still in a stop for as long as storage does.
+type look struct {
+	mu sync.Mutex
+	FrontEndStatus
+	queues []*Queue // by ring; nil where it does not run
+}
+
+// publish brings the look up to date. The connection's goroutine, whenever something has changed.
+func (s *session) publish() {
+	l := &s.look
+	regions := s.mem.Regions()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.Owned, l.Protocol, l.Features, l.Device = s.owned, s.protocol, s.features, s.status
+	l.Regions, l.Memory = len(regions), 0
+	for _, r := range regions {
+		l.Memory += r.Size
+	}
+	l.Rings, l.queues = l.Rings[:0], l.queues[:0]
+	for _, r := range s.rings {
+		l.Rings = append(l.Rings, RingStatus{Index: r.index, Size: int(r.num), State: r.state(), Err: r.broken, Why: r.why})
+		l.queues = append(l.queues, r.q)
+	}
+}
+
+// state names the state that the ring is in.
+func (r *ring) state() RingState {
+	switch {
+	case r.broken != nil:
+		return RingBroken
+	case r.q != nil && r.q.stopping:
+		return RingStopping
+	case r.q != nil && r.enabled:
+		return RingRunning
+	case r.q != nil:
+		return RingDisabled
+	case r.started:
+		return RingStarted
+	}
+	return RingStopped
+}
+
+// handling says that a message is being handled; the function it returns, that it has been.
+func (s *session) handling(req Request) (done func()) {
+	l := &s.look
+	l.mu.Lock()
+	l.Message, l.MessageAt = req.String(), time.Now()
+	l.mu.Unlock()
+	return func() {
+		s.publish()
+		l.mu.Lock()
+		l.Message, l.MessageAt = "", time.Time{}
+		l.mu.Unlock()
+	}
+}
+
+// connected fills in what is known of a session from its beginning.
+func (l *look) connected(c *conn) {
+	peer, err := sys.PeerOf(c.uc)
+	if err != nil {
+		peer = sys.Peer{}
+	}
+	l.PID, l.UID, l.Since = peer.PID, peer.UID, time.Now()
+}
+
+// Status looks at the Backend. It asks the reactors for the state of the rings that run, until ctx is done: what has not come by
+// then is told as not known. It waits for nothing else, least of all for a ring that is being stopped. Any goroutine.
+func (b *Backend) Status(ctx context.Context) Status {
+	b.mu.Lock()
+	current, waiting := b.current, b.waiting != nil
+	b.mu.Unlock()
+	st := Status{Waiting: waiting}
+	if current == nil {
+		return st
+	}
+	l := &current.look
+	l.mu.Lock()
+	f := l.FrontEndStatus
+	f.Rings = slices.Clone(l.Rings)
+	queues := slices.Clone(l.queues)
+	l.mu.Unlock()
+	st.FrontEnd = &f
+	askQueues(ctx, f.Rings, queues)
+	return st
+}
+
+// askQueues completes the status of the rings that run.
+func askQueues(ctx context.Context, rings []RingStatus, queues []*Queue) {
+	type answer struct {
+		ring int
+		RingStatus
+	}
+	// With room for all of them: who answers late waits for nobody.
+	answers := make(chan answer, len(queues))
+	asked := 0
+	for i, q := range queues {
+		if q == nil {
+			continue
+		}
+		asked++
+		q.Post(func() {
+			a := answer{i, RingStatus{Known: true, Next: q.vq.NextAvail(), Used: q.vq.UsedIdx(), InFlight: q.InFlight(), Err: q.broken}}
+			// Last: it looks at guest memory, which may fault.
+			defer func() { answers <- a }()
+			a.Pending = q.vq.Pending()
+		})
+	}
+	for range asked {
+		select {
+		case a := <-answers:
+			r := &rings[a.ring]
+			r.Known, r.Next, r.Used, r.Pending, r.InFlight = true, a.Next, a.Used, a.Pending, a.InFlight
+			if a.Err != nil && r.Err == nil {
+				r.Err = a.Err
+				if r.State != RingStopping {
+					r.State = RingBroken
+				}
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+var protocolNames = map[ProtocolFeatures]string{
+	ProtocolMQ:                "MQ",
+	ProtocolReplyAck:          "REPLY_ACK",
+	ProtocolBackendReq:        "BACKEND_REQ",
+	ProtocolConfig:            "CONFIG",
+	ProtocolBackendSendFD:     "BACKEND_SEND_FD",
+	ProtocolResetDevice:       "RESET_DEVICE",
+	ProtocolConfigureMemSlots: "CONFIGURE_MEM_SLOTS",
+	ProtocolStatus:            "STATUS",
+}
+
+// Names returns the specification's names of the features in p without their VHOST_USER_PROTOCOL_F_ prefix, by number.
+func (p ProtocolFeatures) Names() []string {
+	var names []string
+	for rest := uint64(p); rest != 0; rest &= rest - 1 {
+		bit := bits.TrailingZeros64(rest)
+		name, ok := protocolNames[1<<bit]
+		if !ok {
+			name = fmt.Sprintf("bit %d", bit)
+		}
+		names = append(names, name)
+	}
+	return names
+}
