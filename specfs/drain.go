@@ -115,6 +115,10 @@ func (fs *FS) InProgress(kind devsw.Mode, dev devsw.Dev) []Operation {
 	if sd == nil {
 		return nil
 	}
+	return sd.operationsLocked()
+}
+
+func (sd *specdev) operationsLocked() []Operation {
 	var all []Operation
 	for o := range sd.ops {
 		all = append(all, Operation{What: o.what, Count: 1, Since: o.since})
