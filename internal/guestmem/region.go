@@ -37,11 +37,12 @@ func (e *RegionError) Error() string {
 
 func (e *RegionError) Unwrap() error { return e.Err }
 
-// What a RegionError can hold, beside errors of system calls.
+// What a RegionError or a LogError can hold, beside errors of system calls.
 var (
 	ErrSize     = errors.New("size is 0")
 	ErrOverflow = errors.New("address range overflows")
-	ErrShort    = errors.New("file ends before the region")
+	ErrShort    = errors.New("file ends too early")
+	ErrAlign    = errors.New("offset is not a multiple of 8")
 	ErrOverlap  = errors.New("overlaps another region")
 	ErrTooMany  = errors.New("more than 509 regions")
 	ErrUnknown  = errors.New("no such region")
@@ -64,37 +65,54 @@ func Map(guestPhys, size, userAddr, mmapOffset uint64, fd *sys.FD) (*Region, err
 }
 
 func (r *Region) mmap() error {
-	if r.Size == 0 {
-		return ErrSize
-	}
 	if r.GuestPhys > math.MaxUint64-r.Size || r.UserAddr > math.MaxUint64-r.Size {
 		return ErrOverflow
 	}
-	align, err := sys.MapAlign(r.fd.Int())
+	mapping, mem, err := mapFile(r.fd, r.Size, r.MmapOffset)
 	if err != nil {
 		return err
+	}
+	r.mapping, r.mem = mapping, mem
+	return nil
+}
+
+// mapFile maps size bytes of fd from offset on, shared and writable: mem, within mapping, which is whole pages around
+// it and what unmap needs.
+func mapFile(fd *sys.FD, size, offset uint64) (mapping, mem []byte, err error) {
+	if size == 0 {
+		return nil, nil, ErrSize
+	}
+	align, err := sys.MapAlign(fd.Int())
+	if err != nil {
+		return nil, nil, err
 	}
 	a := uint64(align)
-	if r.Size > math.MaxInt64-r.MmapOffset || r.MmapOffset > math.MaxInt64-a || r.MmapOffset+r.Size > math.MaxInt64-a {
-		return ErrOverflow
+	if size > math.MaxInt64-offset || offset > math.MaxInt64-a || offset+size > math.MaxInt64-a {
+		return nil, nil, ErrOverflow
 	}
-	fileSize, regular, err := r.fd.Size()
+	fileSize, regular, err := fd.Size()
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	if regular && uint64(fileSize) < r.MmapOffset+r.Size {
-		return fmt.Errorf("%w: it has %#x bytes", ErrShort, fileSize)
+	if regular && uint64(fileSize) < offset+size {
+		return nil, nil, fmt.Errorf("%w: it has %#x bytes", ErrShort, fileSize)
 	}
-	start := r.MmapOffset &^ (a - 1)
-	skip := r.MmapOffset - start
-	length := (skip + r.Size + a - 1) &^ (a - 1)
-	m, err := sys.Mmap(r.fd.Int(), int64(start), int(length), true)
+	start := offset &^ (a - 1)
+	skip := offset - start
+	length := (skip + size + a - 1) &^ (a - 1)
+	m, err := sys.Mmap(fd.Int(), int64(start), int(length), true)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	r.mapping = m
-	r.mem = m[skip : skip+r.Size : skip+r.Size]
-	return nil
+	return m, m[skip : skip+size : skip+size], nil
+}
+
+// unmap ends a mapping.
+func unmap(mapping []byte) {
+	// ENOMEM: the kernel had joined the mapping with a neighbour and may not split it. Then it stays, unused.
+	if err := sys.Munmap(mapping); err != nil && !errors.Is(err, syscall.ENOMEM) {
+		panic(fmt.Sprintf("guestmem: %v", err))
+	}
 }
 
 func (r *Region) error(err error) error {
@@ -128,10 +146,7 @@ func (r *Region) Release() {
 	case n < 0:
 		panic("guestmem: region released too often")
 	}
-	// ENOMEM: the kernel had joined the mapping with a neighbour and may not split it. Then it stays, unused.
-	if err := sys.Munmap(r.mapping); err != nil && !errors.Is(err, syscall.ENOMEM) {
-		panic(fmt.Sprintf("guestmem: %v", err))
-	}
+	unmap(r.mapping)
 	r.mapping, r.mem = nil, nil
 	r.fd.Close()
 }
