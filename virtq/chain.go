@@ -5,7 +5,7 @@ import "io"
 // Chain is one descriptor chain, as buffers. Its owner uses it again and again: it allocates nothing once its slices
 // have grown. The zero Chain is ready for Pop.
 //
-// The buffers are the guest's memory. They are valid from Pop until Push or Unpop, also when the memory of the
+// The buffers are the guest's memory. They are valid from Pop until Push, Suspend or Unpop, also when the memory of the
 // Queue is changed meanwhile; the guest may change their content at any time. Where a descriptor's buffer crosses
 // from one region of memory to the next it becomes two slices, and a descriptor of length 0 becomes none, so the
 // number of slices says nothing about the number of descriptors. The owner may reslice and reorder the slices.
@@ -18,6 +18,7 @@ type Chain struct {
 	read, written            cursor
 	pos                      uint16      // where in the available ring it was, free-running
 	gen                      *generation // the memory its buffers lie in; nil unless in flight
+	again                    bool        // resubmitted
 }
 
 // cursor is a place in a list of buffers.

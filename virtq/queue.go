@@ -30,7 +30,15 @@ type Config struct {
 	Desc, Avail, Used uint64
 
 	Features uint64 // the negotiated ones; FeatureRingPacked is refused
-	Base     uint16 // free-running index of the next entry to take from the available ring
+	Base     uint16 // free-running index of the next entry to take from the available ring; unused with Inflight
+
+	// Inflight is this queue's part of an in-flight region (vhost-user, "Inflight I/O tracking"), of InflightSize bytes,
+	// shared memory that outlives the process and that is not changed by anybody else until the Queue is closed; nil for
+	// none. The Queue records in it what is in flight. What a predecessor left there Pop gives out first, in the order it
+	// was fetched in then, and the ring is fetched from behind it.
+	Inflight []byte
+
+	stored func() // see tracker
 }
 
 // generation is a Memory with the number of chains in flight whose buffers lie in it. The Queue holds one reference
@@ -58,7 +66,8 @@ type Queue struct {
 	view  guestmem.View // of gen.mem
 	gen   *generation   // the current one
 	err   error         // why the ring is broken or closed, sticky
-	taken []uint64      // a bit for each head, set while its chain is in flight
+	taken []uint64      // a bit for each head, set while its chain is in flight; with track until it is published
+	track *tracker      // nil without an in-flight region
 	table []byte        // copy of an indirect table that does not lie in one region
 	cfg   Config
 }
@@ -76,15 +85,24 @@ func New(mem *Memory, cfg Config) (*Queue, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Before the reference is taken: the load may fault, and its caller recover.
+	// Before the reference is taken: this may fault, and the caller recover.
 	word := ring.usedWord.Load()
+	used, next := uint16(word>>16), cfg.Base
+	var track *tracker
+	if cfg.Inflight != nil {
+		if track, err = newTracker(&cfg, used); err != nil {
+			return nil, err
+		}
+		next = used
+	}
 	mem.Retain()
 	q := &Queue{
 		ring:      ring,
-		nextAvail: cfg.Base,
-		availIdx:  cfg.Base,
-		usedNext:  uint16(word >> 16),
-		usedIdx:   uint16(word >> 16),
+		track:     track,
+		nextAvail: next,
+		availIdx:  next,
+		usedNext:  used,
+		usedIdx:   used,
 		mask:      uint16(cfg.Size - 1),
 		eventIdx:  cfg.Features&FeatureEventIdx != 0,
 		indirect:  cfg.Features&FeatureIndirectDesc != 0,
@@ -108,9 +126,19 @@ func (q *Queue) Features() uint64 { return q.cfg.Features }
 // InFlight returns how many chains were popped and neither pushed nor given back.
 func (q *Queue) InFlight() int { return q.inFlight }
 
-// NextAvail returns the free-running index of the next entry that Pop takes from the available ring: what
-// GET_VRING_BASE is answered with.
-func (q *Queue) NextAvail() uint16 { return q.nextAvail }
+// NextAvail returns the free-running index of the next entry that Pop takes from the available ring, less the chains that
+// the in-flight region keeps for the next Queue: what GET_VRING_BASE is answered with once nothing is in flight.
+func (q *Queue) NextAvail() uint16 {
+	switch {
+	case q.track == nil:
+		return q.nextAvail
+	case q.err == nil:
+		return q.nextAvail - uint16(q.track.suspended)
+	default:
+		// All that was fetched and not shown used is still recorded.
+		return q.usedIdx
+	}
+}
 
 // UsedIdx returns the used index as it was last published.
 func (q *Queue) UsedIdx() uint16 { return q.usedIdx }
@@ -129,7 +157,15 @@ func (q *Queue) Break(err error) {
 		err = &BrokenError{Reason: ReasonDevice, Err: err}
 	}
 	q.err = err
+	q.letGo()
+}
+
+// letGo forgets where the ring and the in-flight region are.
+func (q *Queue) letGo() {
 	q.ring = split{}
+	if q.track != nil {
+		q.track.region, q.track.desc = nil, nil
+	}
 }
 
 // SetMemory goes over to a new generation of the guest's memory, to which it takes a reference. Chains in flight
@@ -160,13 +196,13 @@ func (q *Queue) SetMemory(mem *Memory) error {
 }
 
 // Close drops the Queue's hold on guest memory. Chains still in flight keep theirs until they are pushed or given
-// back, which touches the ring no more. Further calls do nothing.
+// back, which touches neither the ring nor the in-flight region. Further calls do nothing.
 func (q *Queue) Close() {
 	if q.err == ErrClosed {
 		return
 	}
 	q.err = ErrClosed
-	q.ring = split{}
+	q.letGo()
 	q.view = guestmem.View{}
 	if q.gen.inFlight == 0 {
 		q.gen.mem.Release()
@@ -182,10 +218,15 @@ func (q *Queue) land(c *Chain) {
 		panic("virtq: chain is not in flight in this queue")
 	}
 	c.gen = nil
-	q.taken[c.Head/64] &^= 1 << (c.Head % 64)
+	if q.track == nil {
+		q.release(c.Head)
+	}
 	q.inFlight--
 	g.inFlight--
 	if g.inFlight == 0 && g != q.gen {
 		g.mem.Release()
 	}
 }
+
+// release lets head be made available again.
+func (q *Queue) release(head uint16) { q.taken[head/64] &^= 1 << (head % 64) }

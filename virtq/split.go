@@ -90,8 +90,11 @@ func newSplit(mem *Memory, cfg *Config) (split, error) {
 // Pop takes the next available chain into c. It returns false when there is none. An error is sticky: the ring is
 // broken (a *BrokenError) or closed. c must not be in flight. Each descriptor is read once.
 func (q *Queue) Pop(c *Chain) (bool, error) {
+	entries, again := q.ring.avail, false
 	if q.nextAvail == q.availIdx || q.err != nil {
-		if !q.lookAvail() {
+		if q.Resubmit() > 0 && q.err == nil {
+			entries, again = q.track.entries, true
+		} else if !q.lookAvail() {
 			return false, q.err
 		}
 	}
@@ -99,7 +102,7 @@ func (q *Queue) Pop(c *Chain) (bool, error) {
 		panic("virtq: Pop into a chain that is in flight")
 	}
 	pos := q.nextAvail
-	head := binary.LittleEndian.Uint16(q.ring.avail[2*int(pos&q.mask):])
+	head := binary.LittleEndian.Uint16(entries[2*int(pos&q.mask):])
 	if head > q.mask {
 		return false, q.broken(ReasonHeadRange, "entry %d has head %d of %d", pos, head, q.cfg.Size)
 	}
@@ -111,7 +114,10 @@ func (q *Queue) Pop(c *Chain) (bool, error) {
 		c.clear()
 		return false, err
 	}
-	c.Head, c.pos, c.gen = head, pos, q.gen
+	if q.track != nil {
+		q.fetched(head, again)
+	}
+	c.Head, c.pos, c.gen, c.again = head, pos, q.gen, again
 	q.taken[head/64] |= 1 << (head % 64)
 	q.gen.inFlight++
 	q.inFlight++
@@ -259,12 +265,15 @@ func (q *Queue) Push(c *Chain, written uint32) {
 	if q.err != nil {
 		return
 	}
+	if q.track != nil {
+		q.track.push(c.Head)
+	}
 	binary.LittleEndian.PutUint64(q.ring.used[8*int(q.usedNext&q.mask):], uint64(c.Head)|uint64(written)<<32)
 	q.usedNext++
 }
 
-// CanUnpop tells whether c is what Pop took last and nothing popped after it was pushed: only the tail of the order
-// of fetching can be given back.
+// CanUnpop tells whether c is what Pop took last and nothing popped after it was pushed or suspended: only the tail of the
+// order of fetching can be given back.
 func (q *Queue) CanUnpop(c *Chain) bool {
 	return c.gen != nil && c.gen.queue == q && c.pos == q.nextAvail-1
 }
@@ -277,6 +286,9 @@ func (q *Queue) Unpop(c *Chain) {
 	}
 	q.land(c)
 	q.nextAvail--
+	if q.track != nil {
+		q.unfetched(c)
+	}
 }
 
 // Publish shows the driver all that was pushed, with one store, and tells whether the driver wants a call for it: by
@@ -289,6 +301,9 @@ func (q *Queue) Publish() (call bool) {
 	}
 	q.usedIdx = to
 	q.storeUsed()
+	if q.track != nil {
+		q.published()
+	}
 	if q.eventIdx {
 		return needEvent(q.ring.usedEvent.Load(), to, from)
 	}
@@ -306,12 +321,12 @@ func needEvent(event, to, from uint16) bool {
 	return to-event-1 < to-from
 }
 
-// Pending tells whether there is something to pop, or an avail.idx that will break the ring. It is one load.
+// Pending tells whether there is something to pop, or an avail.idx that will break the ring. It is at most one load.
 func (q *Queue) Pending() bool {
 	if q.err != nil {
 		return false
 	}
-	return q.availIdx != q.nextAvail || q.ring.availIdx.Load() != q.nextAvail
+	return q.availIdx != q.nextAvail || q.Resubmit() > 0 || q.ring.availIdx.Load() != q.nextAvail
 }
 
 // EnableNotify asks the driver for a kick when it makes the next chain available, and then looks whether it has
@@ -320,6 +335,9 @@ func (q *Queue) Pending() bool {
 func (q *Queue) EnableNotify() (pending bool) {
 	if q.err != nil {
 		return false
+	}
+	if q.Resubmit() > 0 {
+		return true
 	}
 	if q.eventIdx {
 		if !q.ring.availEvent.Store(q.nextAvail) {

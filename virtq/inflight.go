@@ -1,0 +1,262 @@
+package virtq
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// Layout of a QueueRegionSplit, and of the DescStateSplit entries behind its header (vhost-user, "Inflight I/O tracking").
+// All fields are in the host's byte order.
+const (
+	inflightVersion = 1
+
+	inflightHeader   = 16
+	offFeatures      = 0  // u64
+	offVersion       = 8  // u16, 0: not initialised
+	offDescNum       = 10 // u16
+	offLastBatchHead = 12 // u16
+	offUsedIdx       = 14 // u16
+
+	inflightDesc = 16
+	offInflight  = 0 // u8
+	offNext      = 6 // u16
+	offCounter   = 8 // u64
+
+	inflightAlign = 64
+)
+
+// InflightSize returns the bytes that one queue of size descriptors takes in an in-flight region, a multiple of 64. The
+// specification leaves it to the back-end; this is what the others do, too.
+func InflightSize(size int) int {
+	return (inflightHeader + inflightDesc*size + inflightAlign - 1) &^ (inflightAlign - 1)
+}
+
+// tracker records in a region that outlives this process which chains are in flight, for whoever serves the ring next.
+//
+// The process may be killed between any two of its stores; what a successor finds is then all that came before in program
+// order, and nothing that came after. The processor sees to that on its own, whatever it reorders towards other
+// processors: a thread ends at an instruction, and all stores before that one are done. The compiler keeps the order of
+// stores to memory. So plain stores do, and their order is the specification's:
+//
+//   - Pop stores the counter, then the mark.
+//   - Push enters the head into the list of the batch.
+//   - Publish stores used.idx, then clears the marks of the batch, then stores used_idx. Where used.idx and used_idx
+//     differ, the successor clears the marks itself: it has the list.
+//   - Unpop clears the mark.
+//
+// At each moment the chains that are marked, less those of a batch that used.idx shows already, are the first that the driver
+// has made available and has not got back. So the next one to fetch is the used index and their number further.
+type tracker struct {
+	region []byte // nil once the ring is broken or closed
+	desc   []byte // the entries in it
+
+	counter   uint64   // of the next chain
+	batch     []uint16 // heads pushed and not published
+	entries   []byte   // like the available ring's, for those positions that are resubmitted
+	again     int      // how many of them come, from the next position on
+	suspended int
+
+	stored func() // for tests: called after each store that a successor can find; nil otherwise
+}
+
+// newTracker takes over the region as it is found, with the ring's used index. It finishes the last batch where that was cut
+// short. The region is the front-end's to give, and not trusted.
+func newTracker(cfg *Config, used uint16) (*tracker, error) {
+	fail := func(value uint64, format string, args ...any) error {
+		return &ConfigError{"Inflight", value, fmt.Errorf("%w: %s", ErrInflight, fmt.Sprintf(format, args...))}
+	}
+	size := int(cfg.Size)
+	if room := len(cfg.Inflight); room < inflightHeader+inflightDesc*size {
+		return nil, fail(uint64(room), "that many bytes are too few for %d descriptors", size)
+	}
+	t := &tracker{
+		region:  cfg.Inflight,
+		desc:    cfg.Inflight[inflightHeader:],
+		batch:   make([]uint16, 0, size),
+		entries: make([]byte, 2*size),
+		stored:  cfg.stored,
+	}
+	version := binary.LittleEndian.Uint16(t.region[offVersion:])
+	if version == 0 {
+		t.initialise(size, used)
+		return t, nil
+	}
+	if version != inflightVersion {
+		return nil, fail(uint64(version), "unknown version")
+	}
+	if features := binary.LittleEndian.Uint64(t.region[offFeatures:]); features != 0 {
+		return nil, fail(features, "unknown features")
+	}
+	n := int(binary.LittleEndian.Uint16(t.region[offDescNum:]))
+	if n < size || n > len(t.desc)/inflightDesc {
+		return nil, fail(uint64(n), "desc_num for a ring of %d descriptors, with room for %d", size, len(t.desc)/inflightDesc)
+	}
+	t.desc = t.desc[:inflightDesc*n]
+	if err := t.finishBatch(used, size, fail); err != nil {
+		return nil, err
+	}
+
+	type marked struct {
+		counter uint64
+		head    int
+	}
+	var list []marked
+	for head := range n {
+		d := t.desc[inflightDesc*head:][:inflightDesc]
+		if d[offInflight] == 0 {
+			continue
+		}
+		if head >= size {
+			return nil, fail(uint64(head), "head in flight in a ring of %d descriptors", size)
+		}
+		list = append(list, marked{binary.LittleEndian.Uint64(d[offCounter:]), head})
+	}
+	slices.SortStableFunc(list, func(a, b marked) int { return cmp.Compare(a.counter, b.counter) })
+	for i, m := range list {
+		binary.LittleEndian.PutUint16(t.entries[2*((int(used)+i)%size):], uint16(m.head))
+		t.counter = m.counter + 1
+	}
+	t.again = len(list)
+	return t, nil
+}
+
+// initialise makes an empty region. Until the last store it does not count as initialised.
+func (t *tracker) initialise(size int, used uint16) {
+	t.desc = t.desc[:inflightDesc*size]
+	clear(t.desc)
+	binary.LittleEndian.PutUint64(t.region[offFeatures:], 0)
+	t.put16(offDescNum, uint16(size))
+	t.put16(offLastBatchHead, 0)
+	t.put16(offUsedIdx, used)
+	t.put16(offVersion, inflightVersion)
+}
+
+// finishBatch clears the marks of a batch that the driver has seen, and that the predecessor had no time to clear. Being cut
+// short in turn, it leaves the work to the next one.
+func (t *tracker) finishBatch(used uint16, size int, fail func(uint64, string, ...any) error) error {
+	known := binary.LittleEndian.Uint16(t.region[offUsedIdx:])
+	n := used - known
+	if int(n) > size {
+		return fail(uint64(known), "used_idx of another ring, used.idx is %d", used)
+	}
+	head := binary.LittleEndian.Uint16(t.region[offLastBatchHead:])
+	for range n {
+		if int(head) >= len(t.desc)/inflightDesc {
+			return fail(uint64(head), "head in the list of the last batch, which has %d", len(t.desc)/inflightDesc)
+		}
+		d := t.desc[inflightDesc*int(head):][:inflightDesc]
+		t.clear(head)
+		head = binary.LittleEndian.Uint16(d[offNext:])
+	}
+	if n != 0 {
+		t.put16(offUsedIdx, used)
+	}
+	return nil
+}
+
+// put16 stores a field of the header.
+func (t *tracker) put16(off int, v uint16) {
+	binary.LittleEndian.PutUint16(t.region[off:], v)
+	t.point()
+}
+
+// point is a moment at which the process may be killed with something new stored.
+func (t *tracker) point() {
+	if t.stored != nil {
+		t.stored()
+	}
+}
+
+// mark records a chain that was fetched.
+func (t *tracker) mark(head uint16) {
+	d := t.desc[inflightDesc*int(head):][:inflightDesc]
+	binary.LittleEndian.PutUint64(d[offCounter:], t.counter)
+	t.point()
+	t.counter++
+	d[offInflight] = 1
+	t.point()
+}
+
+// clear takes the record back.
+func (t *tracker) clear(head uint16) {
+	t.desc[inflightDesc*int(head)+offInflight] = 0
+	t.point()
+}
+
+// push enters a chain into the batch. Its mark stays until published.
+func (t *tracker) push(head uint16) {
+	last := t.region[offLastBatchHead:][:2]
+	binary.LittleEndian.PutUint16(t.desc[inflightDesc*int(head)+offNext:], binary.LittleEndian.Uint16(last))
+	t.point()
+	binary.LittleEndian.PutUint16(last, head)
+	t.point()
+	t.batch = append(t.batch, head)
+}
+
+// fetched counts and records a chain that was popped.
+func (q *Queue) fetched(head uint16, again bool) {
+	if again {
+		q.track.again--
+		q.availIdx++ // along with nextAvail, so that the next Pop looks here again
+		return
+	}
+	q.track.mark(head)
+}
+
+// unfetched is the contrary of fetched. A chain that was recorded before this Queue began stays so, and comes again as what
+// it is.
+func (q *Queue) unfetched(c *Chain) {
+	switch {
+	case c.again:
+		q.track.again++
+		q.availIdx = q.nextAvail
+	case q.err == nil:
+		q.track.clear(c.Head)
+	}
+	q.release(c.Head)
+}
+
+// published ends the batch, which used.idx shows from now on. The heads are the driver's again.
+func (q *Queue) published() {
+	t := q.track
+	t.point()
+	for _, head := range t.batch {
+		t.clear(head)
+		q.release(head)
+	}
+	t.batch = t.batch[:0]
+	t.put16(offUsedIdx, q.usedIdx)
+}
+
+// Suspend ends the flight of c as Push does, but without a used element: c stays recorded in the in-flight region, for the
+// next Queue that is made with it to pop again. c and its buffers are not to be used any more. It is for a ring that is being
+// stopped, and may come in any order. It panics if c is not in flight in q or there is no region: the device's own defects.
+func (q *Queue) Suspend(c *Chain) {
+	if q.track == nil {
+		panic("virtq: Suspend without an in-flight region")
+	}
+	q.land(c)
+	q.track.suspended++
+}
+
+// Suspended returns how many chains were suspended.
+func (q *Queue) Suspended() int {
+	if q.track == nil {
+		return 0
+	}
+	return q.track.suspended
+}
+
+// Resubmit returns how many chains that the in-flight region names are still to be popped again.
+func (q *Queue) Resubmit() int {
+	if q.track == nil {
+		return 0
+	}
+	return q.track.again
+}
+
+// ErrInflight is wrapped where the in-flight region is refused. A new one, all zero, is always good.
+var ErrInflight = errors.New("in-flight region")
