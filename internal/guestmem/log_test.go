@@ -3,7 +3,9 @@ package guestmem_test
 import (
 	"errors"
 	"math"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -106,7 +108,7 @@ func TestMarkRefusesWhatTheLogDoesNotCover(t *testing.T) {
 
 // Queues on other CPUs, and other back-ends of the same front-end, mark in the same words.
 func TestMarksAreNotLostToOthersInTheSameWord(t *testing.T) {
-	const size = 1 << 16
+	const size = 1 << 18
 	l, fd := newLog(t, size, 0)
 	defer fd.Close()
 	defer l.Close()
@@ -116,13 +118,17 @@ func TestMarksAreNotLostToOthersInTheSameWord(t *testing.T) {
 	}
 	defer other.Close()
 	// Step in step, so that they meet.
-	turns := [2]chan bool{make(chan bool, 1), make(chan bool, 1)}
+	var arrived atomic.Uint64
 	var wg sync.WaitGroup
 	for i, l := range []*guestmem.Log{l, other} {
 		wg.Go(func() {
 			for word := uint64(0); word < size/4; word++ {
-				turns[i] <- true
-				<-turns[1-i]
+				arrived.Add(1)
+				for spins := 0; arrived.Load() < 2*(word+1); spins++ {
+					if spins > 1000 {
+						runtime.Gosched()
+					}
+				}
 				for p := uint64(i); p < 32; p += 2 {
 					l.Mark((32*word+p)*page, 1)
 				}
