@@ -2,7 +2,7 @@ package devsw
 
 // AIO is asynchronous file I/O in the context (an event loop, say) that issued
 // a Buf. A driver finds it in Buf.AIO, and calls ReadAt and WriteAt from its
-// d_strategy, on the goroutine of that context. The done call comes on the same
+// d_strategy and Cancel from its CancelBuf, on the goroutine of that context. The done call comes on the same
 // goroutine, later or before ReadAt or WriteAt has returned.
 type AIO interface {
 	// ReadAt reads b.Bcount bytes at byte offset off of descriptor fd into
@@ -14,6 +14,11 @@ type AIO interface {
 	// fd. With BMediaFUA in b.Flags the data is on stable storage when done is
 	// called.
 	WriteAt(b *Buf, fd int, off int64, done AIODone)
+
+	// Cancel interrupts the transfer of b, if it is in flight here and the host
+	// can: it ends with ECANCELED, possibly before Cancel returns. On the
+	// goroutine of the context.
+	Cancel(b *Buf)
 
 	// CancelAll interrupts what is in flight with this done, where the host
 	// can: it ends with ECANCELED. It may be called on any goroutine and does

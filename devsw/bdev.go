@@ -71,6 +71,19 @@ func (t *Table) BdevStrategy(b *Buf) {
 	d.Strategy(b)
 }
 
+// BdevCancelBuf calls the driver's CancelBuf for b, which was handed to
+// d_strategy with this b.Dev: it interrupts one transfer, and does not wait for
+// its end. Without such a driver or function it does nothing. vdev's own.
+func (t *Table) BdevCancelBuf(b *Buf) {
+	d := t.BdevswLookup(b.Dev)
+	if d == nil || d.CancelBuf == nil {
+		return
+	}
+	t.enter(d.Flag)
+	defer t.exit(d.Flag)
+	d.CancelBuf(b)
+}
+
 // BdevIoctl calls d_ioctl. ENXIO: no such driver; ENODEV: no d_ioctl.
 // NetBSD: bdev_ioctl.
 func (t *Table) BdevIoctl(dev Dev, cmd Cmd, data any, flag Flag) error {

@@ -16,6 +16,7 @@ type Ticket uint64
 //	d_strategy               Add, keep the ticket, start the work
 //	when the work is there   Claim with the ticket; then Data, Resid, Error, Biodone
 //	d_cancel                 Cancel
+//	CancelBuf                CancelBuf
 //	d_close                  Reset
 //
 // The driver must not touch a Buf (nor its Data) between Add and Claim: it may
@@ -78,6 +79,28 @@ func (s *BufSet) Cancel() {
 			b.Fail(ECANCELED)
 		}
 	}
+}
+
+// CancelBuf ends b with ECANCELED, nothing transferred, if it is in the set, and
+// tells whether it was. b is only compared.
+func (s *BufSet) CancelBuf(b *Buf) bool {
+	if !s.remove(b) {
+		return false
+	}
+	b.Fail(ECANCELED)
+	return true
+}
+
+func (s *BufSet) remove(b *Buf) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for t, x := range s.bufs {
+		if x == b {
+			delete(s.bufs, t)
+			return true
+		}
+	}
+	return false
 }
 
 // Reset makes Add succeed again. It is d_close that calls it, for the reason

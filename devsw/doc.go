@@ -16,7 +16,8 @@
 // write: Cv, to sleep until there is something to do or the unit is cancelled,
 // and BufSet, for transfers that are in progress somewhere. With both the rule is:
 // d_cancel cancels, and d_close resets. Where a driver's transfers are done by
-// the issuer (Buf.AIO), d_cancel is AIO.CancelAll.
+// the issuer (Buf.AIO), d_cancel is AIO.CancelAll, and CancelBuf, which ends one
+// transfer with the device open, AIO.Cancel.
 //
 // d_close may be called for a unit that is not open, or whose d_open failed: it
 // is idempotent.
@@ -47,6 +48,7 @@
 //	cdev_open, cdev_read, ...   CdevOpen, ...         the same; d_poll takes a function to call instead of a thread
 //	bdev_detached,              (none)                there is no autoconf(9): no d_devtounit, no d_cfdriver
 //	dev_minor_unit
+//	(none)                      BdevCancelBuf         one of several users of a device can be stopped with the device open
 //	KERNEL_LOCK                 Table.Lock            one to a Table, and not recursive
 //	biodone                     Buf.Biodone           twice is a panic; ends the I/O section
 //	localcount(9)               Localcount            one word; several make a count that is spread

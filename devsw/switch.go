@@ -32,6 +32,18 @@ type Bdevsw struct {
 	// transfer ends with b.Biodone. Nil: ENODEV.
 	Strategy func(b *Buf)
 
+	// CancelBuf interrupts one transfer, b, where the driver has it in progress
+	// and can, and returns without waiting: b ends by biodone, as ever, with
+	// ECANCELED. It must not sleep. It is called while the unit is open, on the
+	// goroutine that issued b if b has an AIO, for a b that may have ended by
+	// then: the driver looks for b among those it has, and reads of it nothing
+	// but what the issuer set. The transfer may go by unseen while it is being
+	// handed from one place to another: who wants it to end calls again. It is
+	// for who stops one of several users of a device that stays open, and is
+	// vdev's own: NetBSD has only the d_cancel of a whole device. Nil: the
+	// transfers end by themselves.
+	CancelBuf func(b *Buf)
+
 	// Ioctl runs a command; see Cmd for the type of data. Nil: ENODEV.
 	Ioctl func(dev Dev, cmd Cmd, data any, flag Flag) error
 

@@ -90,6 +90,7 @@
 //	spec_mmap, spec_fsync,      (none)                there are no mappings, no buffer cache, and no file system
 //	spec_advlock, spec_bmap,                          above
 //	spec_pathconf, ...
+//	(none)                      Node.CancelBuf        one of several users can be stopped with the device open
 //	(none)                      Node.WaitClosed       EBUSY from a block open that comes a moment too early can be
 //	                                                  waited for
 //	(none)                      WithTrace             the order of operations can be watched

@@ -62,6 +62,23 @@ func (n *Node) physio(op devsw.Op, u *devsw.Uio) error {
 	return nil
 }
 
+// CancelBuf interrupts one transfer, b, that was given to Strategy of this node,
+// and does not wait for its end: it comes by b.Iodone as ever, with ECANCELED
+// where the driver could interrupt it. b may have ended by then. On the goroutine
+// that gave it to Strategy. It does nothing where the section cannot be entered:
+// whoever closes the device cancels everything. vdev's own; see devsw.Bdevsw.
+func (n *Node) CancelBuf(b *devsw.Buf) {
+	if n.key.kind != devsw.IFBLK {
+		return
+	}
+	o, ok := n.enter("cancel of a transfer")
+	if !ok {
+		return
+	}
+	defer n.leave(o)
+	n.fs.t.BdevCancelBuf(b)
+}
+
 // Ioctl calls d_ioctl; see devsw.Cmd for the type of data. NetBSD: spec_ioctl.
 func (n *Node) Ioctl(cmd devsw.Cmd, data any, flag devsw.Flag) error {
 	o, ok := n.enter("ioctl " + cmd.String())

@@ -145,7 +145,7 @@ func reverse(o *op) (head *op) {
 	return head
 }
 
-// Cancel interrupts the transfer of b, if it is in flight here and the host can; it ends with ECANCELED. On the reactor.
+// Cancel implements devsw.AIO. On the reactor.
 func (r *Reactor) Cancel(b *devsw.Buf) {
 	for _, o := range r.ops {
 		if o.buf == b {

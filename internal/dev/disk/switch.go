@@ -10,6 +10,7 @@ import (
 type Funcs struct {
 	Open, Cancel, Close func(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error
 	Strategy            func(b *devsw.Buf)
+	CancelBuf           func(b *devsw.Buf) // nil: transfers end by themselves
 	Ioctl               func(dev devsw.Dev, cmd devsw.Cmd, data any, flag devsw.Flag) error
 	Psize               func(dev devsw.Dev) int64
 	Discard             func(dev devsw.Dev, pos, n int64) error
@@ -32,7 +33,7 @@ func (s *Switch[T]) Attach(t *devsw.Table, name string, bmajor, cmajor int, f Fu
 	rw := func(dev devsw.Dev, u *devsw.Uio, _ devsw.Flag) error { return Physio(f.Strategy, dev, u) }
 	s.table, s.retire = t, retire
 	s.bdev = devsw.Bdevsw{
-		Name: name, Open: f.Open, Cancel: f.Cancel, Close: f.Close, Strategy: f.Strategy, Ioctl: f.Ioctl,
+		Name: name, Open: f.Open, Cancel: f.Cancel, Close: f.Close, Strategy: f.Strategy, CancelBuf: f.CancelBuf, Ioctl: f.Ioctl,
 		Psize: f.Psize, Discard: f.Discard, Flag: devsw.DDisk | devsw.DMPSafe,
 	}
 	s.cdev = devsw.Cdevsw{

@@ -43,6 +43,7 @@
 // that was delayed, or hung, is handed on by a goroutine of the driver's own, without an AIO: that of the issuer must not be used
 // there.
 //
-// Lock order: the right to write a cache out (cache.writing), then softc.mu, then cache.mu and the locks of the BufSets. Only the
-// first is held while another driver is called or while anything is waited for. Without rules and cache a transfer takes none.
+// Lock order: the right to write a cache out (cache.writing), then softc.mu, then cache.mu, xferList.mu and the locks of the
+// BufSets. Only the first is held while another driver is called or while anything is waited for. Without rules and cache a
+// transfer takes xferList.mu alone.
 package fault

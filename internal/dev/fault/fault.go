@@ -39,6 +39,8 @@ type softc struct {
 
 	// armed: there may be rules, or the power is off.
 	armed atomic.Bool
+	xfers xferList // what the lower device has in progress
+
 	// lower counts the calls of the lower device that have not returned, and twice the transfers that it has not ended. It is
 	// closed while the lower device is not open.
 	lower devsw.Localcount
@@ -86,7 +88,8 @@ func NewWithoutCancel(t *devsw.Table) (*Driver, error) { return attach(t, "fault
 func attach(t *devsw.Table, name string, cancel bool) (*Driver, error) {
 	d := &Driver{table: t}
 	f := disk.Funcs{
-		Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, Ioctl: d.ioctl, Psize: d.psize, Discard: d.discard,
+		Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, CancelBuf: d.cancelBuf, Ioctl: d.ioctl,
+		Psize: d.psize, Discard: d.discard,
 	}
 	if !cancel {
 		f.Cancel = nil

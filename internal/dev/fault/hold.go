@@ -20,6 +20,7 @@ type hold struct {
 	timer    *time.Timer // while it is delayed
 
 	// Of a transfer:
+	buf    *devsw.Buf    // only to be compared: it is the set's
 	set    *devsw.BufSet // which has it; nil for what sleeps in a Cv
 	ticket devsw.Ticket
 }

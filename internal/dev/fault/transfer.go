@@ -16,6 +16,55 @@ type xfer struct {
 	data      [][]byte   // the storage of buf.Data, where that is not b's
 	overlay   []patch    // what is to be put over the data that was read
 	inContext bool       // the lower device was called on the goroutine that issued b
+
+	// Under xferList.mu:
+
+	prev, next *xfer
+	pinned     bool // whoever has pinned it may still name it: it is not used again
+}
+
+// xferList is the transfers that the lower device has in progress, for CancelBuf to find them. Its lock is a leaf.
+type xferList struct {
+	mu    sync.Mutex
+	first *xfer
+}
+
+func (l *xferList) add(x *xfer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if x.next = l.first; x.next != nil {
+		x.next.prev = x
+	}
+	l.first = x
+}
+
+// remove takes x out, and tells whether it is pinned.
+func (l *xferList) remove(x *xfer) (pinned bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if x.prev != nil {
+		x.prev.next = x.next
+	} else {
+		l.first = x.next
+	}
+	if x.next != nil {
+		x.next.prev = x.prev
+	}
+	return x.pinned
+}
+
+// pin finds the transfer for b, and keeps it from being used again once it has ended: a cancel of it that comes late must not
+// hit another one.
+func (l *xferList) pin(b *devsw.Buf) *xfer {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for x := l.first; x != nil; x = x.next {
+		if x.b == b {
+			x.pinned = true
+			return x
+		}
+	}
+	return nil
 }
 
 var xfers = sync.Pool{New: func() any { return new(xfer) }}
@@ -68,7 +117,30 @@ func (sc *softc) slow(op Ops, b *devsw.Buf) {
 	h := sc.holdLocked(op, b.Blkno*devsw.DEVBSIZE, b.Bcount, v)
 	// It does not fail: the set is cancelled only once the Cv is, and reset with it.
 	h.ticket, _ = set.Add(b)
-	h.set = set
+	h.buf, h.set = b, set
+}
+
+// cancelBuf is CancelBuf: a transfer that is delayed, or hangs, ends with ECANCELED where a rule does not forbid it, and one that
+// the lower device has is interrupted there. What waits for the cache to be written out ends by itself.
+func (d *Driver) cancelBuf(b *devsw.Buf) {
+	sc := d.Get(b.Dev)
+	if sc == nil {
+		return
+	}
+	sc.mu.Lock()
+	for h := range sc.holds {
+		if h.buf == b && h.set == &sc.held {
+			sc.forgetLocked(h)
+			break
+		}
+	}
+	sc.mu.Unlock()
+	if sc.held.CancelBuf(b) {
+		return
+	}
+	if x := sc.xfers.pin(b); x != nil {
+		sc.table.BdevCancelBuf(&x.buf)
+	}
 }
 
 // begin does, or lets the lower device do, what is left of a transfer once it is not held any more. inContext: on the goroutine
@@ -127,6 +199,7 @@ func (sc *softc) pass(b *devsw.Buf, n int64, overlay []patch, inContext bool) {
 	if inContext {
 		l.AIO = b.AIO
 	}
+	sc.xfers.add(x)
 	sc.table.BdevStrategy(l)
 	sc.lower.Release()
 }
@@ -155,9 +228,11 @@ func passed(l *devsw.Buf) {
 			b.Error = b.MoveAt(p.data, p.off)
 		}
 	}
-	clear(x.data)
-	*x = xfer{data: x.data[:0]}
-	xfers.Put(x)
+	if !sc.xfers.remove(x) {
+		clear(x.data)
+		*x = xfer{data: x.data[:0]}
+		xfers.Put(x)
+	}
 	b.Biodone()
 	sc.lower.Release()
 }

@@ -200,6 +200,17 @@ func (im *image) cancel() {
 	}
 }
 
+// cancelBuf interrupts one transfer, wherever it is, where the host can.
+func (im *image) cancelBuf(b *devsw.Buf) {
+	if b.AIO != nil {
+		b.AIO.Cancel(b)
+	}
+	im.threads.Cancel(b)
+	if im.ranges != nil {
+		im.ranges.cancelBuf(b)
+	}
+}
+
 // grow reads the image's size again and gives the disk's.
 func (im *image) grow() (int64, error) {
 	length, err := im.file.Length()

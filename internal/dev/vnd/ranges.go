@@ -33,6 +33,12 @@ func (r *ranges) unlock(o *op) {
 	r.mu.Lock()
 	i := slices.Index(r.held, o)
 	r.held = slices.Delete(r.held, i, i+1)
+	r.resumeUnlock()
+}
+
+// resumeUnlock gives those that wait their blocks, if they are free now, and resumes them. It is called with mu held and returns
+// without.
+func (r *ranges) resumeUnlock() {
 	var free, still []*op
 	for _, w := range r.waiting {
 		if collides(w, r.held) || collides(w, still) {
@@ -48,6 +54,21 @@ func (r *ranges) unlock(o *op) {
 	for _, w := range free {
 		w.resume()
 	}
+}
+
+// cancelBuf ends the op of b with ECANCELED, if it waits.
+func (r *ranges) cancelBuf(b *devsw.Buf) {
+	r.mu.Lock()
+	i := slices.IndexFunc(r.waiting, func(o *op) bool { return o.b == b })
+	if i < 0 {
+		r.mu.Unlock()
+		return
+	}
+	o := r.waiting[i]
+	r.waiting = slices.Delete(r.waiting, i, i+1)
+	// Others may have waited for this one alone.
+	r.resumeUnlock()
+	o.end(devsw.ECANCELED)
 }
 
 // cancel ends all that wait with ECANCELED.

@@ -38,10 +38,20 @@ func (t *threads) WriteAt(b *devsw.Buf, fd int, off int64, done devsw.AIODone) {
 
 // CancelAll implements devsw.AIO: what has not begun ends with ECANCELED. What is in a system call cannot be interrupted.
 func (t *threads) CancelAll(done devsw.AIODone) {
+	t.cancel(func(x transfer) bool { return x.done == done })
+}
+
+// Cancel implements devsw.AIO, like CancelAll.
+func (t *threads) Cancel(b *devsw.Buf) {
+	t.cancel(func(x transfer) bool { return x.b == b })
+}
+
+// cancel ends what is wanted of that which has not begun.
+func (t *threads) cancel(want func(transfer) bool) {
 	t.mu.Lock()
 	var cancelled []transfer
 	t.queue = slices.DeleteFunc(t.queue, func(x transfer) bool {
-		if x.done == done {
+		if want(x) {
 			cancelled = append(cancelled, x)
 			return true
 		}

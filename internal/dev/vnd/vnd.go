@@ -38,7 +38,8 @@ type Driver struct{ disk.Switch[softc] }
 func New(t *devsw.Table) (*Driver, error) {
 	d := new(Driver)
 	err := d.Attach(t, "vnd", bmajor, cmajor, disk.Funcs{
-		Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, Ioctl: d.ioctl, Psize: d.psize, Discard: d.discard,
+		Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, CancelBuf: d.cancelBuf, Ioctl: d.ioctl,
+		Psize: d.psize, Discard: d.discard,
 	}, (*softc).retire)
 	if err != nil {
 		return nil, err
@@ -117,6 +118,13 @@ func (d *Driver) strategy(b *devsw.Buf) {
 		return
 	}
 	im.strategy(b)
+}
+
+// cancelBuf is CancelBuf.
+func (d *Driver) cancelBuf(b *devsw.Buf) {
+	if im := d.opened(b.Dev); im != nil {
+		im.cancelBuf(b)
+	}
 }
 
 // opened gives the open image of a unit, or nil.

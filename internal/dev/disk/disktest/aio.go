@@ -59,6 +59,17 @@ func (a *AIO) add(b *devsw.Buf, fd int, off int64, done devsw.AIODone) {
 	a.pending = append(a.pending, &Transfer{Buf: b, FD: fd, Off: off, Done: done})
 }
 
+// Cancel implements devsw.AIO: b ends with ECANCELED when its turn comes, if it waits.
+func (a *AIO) Cancel(b *devsw.Buf) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, t := range a.pending {
+		if t.Buf == b {
+			t.Cancelled = true
+		}
+	}
+}
+
 // CancelAll implements devsw.AIO: what waits with this done ends with ECANCELED when its turn comes.
 func (a *AIO) CancelAll(done devsw.AIODone) {
 	a.mu.Lock()
@@ -156,6 +167,9 @@ func (*Discard) WriteAt(b *devsw.Buf, _ int, _ int64, done devsw.AIODone) {
 	b.InContext = true
 	done.AIODone(b, b.Bcount, 0)
 }
+
+// Cancel implements devsw.AIO.
+func (*Discard) Cancel(*devsw.Buf) {}
 
 // CancelAll implements devsw.AIO.
 func (*Discard) CancelAll(devsw.AIODone) {}
