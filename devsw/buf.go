@@ -36,8 +36,9 @@ const (
 // Section is what a Buf keeps from being drained while it is in progress.
 // specfs sets it; nobody else needs it.
 type Section interface {
-	// Leave ends the section. Biodone calls it once, after Iodone.
-	Leave()
+	// Leave ends the section. Biodone calls it once, after Iodone. inContext is
+	// the Buf's InContext.
+	Leave(inContext bool)
 }
 
 // Buf is one block transfer. NetBSD: struct buf, buf(9).
@@ -83,7 +84,7 @@ type Buf struct {
 	InContext bool
 
 	section Section
-	done    uint32 // 1 from Biodone to Reset. Atomic in Biodone alone.
+	done    uint32 // 1 from Biodone to Reset. Atomic in Biodone alone, and not there with InContext.
 }
 
 // Reset makes b ready for another use: all fields are zero but Data, which is
@@ -109,7 +110,13 @@ func (b *Buf) SetSection(s Section) { b.section = s }
 // to another. It calls Iodone, then ends the I/O section, so that once a
 // device is drained every Iodone has returned. NetBSD: biodone(9).
 func (b *Buf) Biodone() {
-	if !atomic.CompareAndSwapUint32(&b.done, 0, 1) {
+	inContext := b.InContext
+	switch {
+	case !inContext && atomic.CompareAndSwapUint32(&b.done, 0, 1):
+	case inContext && b.done == 0:
+		// Nobody but this goroutine has b: a locked instruction less.
+		b.done = 1
+	default:
 		panic("devsw: biodone twice for " + b.Op.String() + " on device " + b.Dev.String())
 	}
 	// Iodone may issue b again, with another section.
@@ -120,7 +127,7 @@ func (b *Buf) Biodone() {
 	}
 	step("iodone returned")
 	if section != nil {
-		section.Leave()
+		section.Leave(inContext)
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 // sectionFunc is a Section made of a function.
 type sectionFunc func()
 
-func (f sectionFunc) Leave() { f() }
+func (f sectionFunc) Leave(bool) { f() }
 
 // mustPanic runs f and gives what it panicked with.
 func mustPanic(t *testing.T, f func()) (msg string) {
@@ -39,15 +39,17 @@ func TestBiodoneCallsIodoneThenLeavesTheSection(t *testing.T) {
 }
 
 func TestBiodoneTwicePanics(t *testing.T) {
-	calls := 0
-	b := &Buf{Op: BWrite, Dev: Makedev(19, 3), Iodone: func(*Buf) { calls++ }}
-	b.Biodone()
-	msg := mustPanic(t, b.Biodone)
-	if !strings.Contains(msg, "biodone twice") || !strings.Contains(msg, "write") || !strings.Contains(msg, "19,3") {
-		t.Errorf("the panic says %q, which does not name the transfer", msg)
-	}
-	if calls != 1 {
-		t.Errorf("Iodone was called %d times", calls)
+	for _, inContext := range []bool{false, true} {
+		calls := 0
+		b := &Buf{Op: BWrite, Dev: Makedev(19, 3), InContext: inContext, Iodone: func(*Buf) { calls++ }}
+		b.Biodone()
+		msg := mustPanic(t, b.Biodone)
+		if !strings.Contains(msg, "biodone twice") || !strings.Contains(msg, "write") || !strings.Contains(msg, "19,3") {
+			t.Errorf("the panic says %q, which does not name the transfer", msg)
+		}
+		if calls != 1 {
+			t.Errorf("in context %v: Iodone was called %d times", inContext, calls)
+		}
 	}
 }
 

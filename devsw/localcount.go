@@ -46,16 +46,17 @@ func (l *Localcount) AcquireN(n int64) bool {
 
 // refuse takes back the count of an Acquire that came too late.
 func (l *Localcount) refuse(n int64) bool {
-	for range n {
-		l.Release()
-	}
+	l.ReleaseN(n)
 	return false
 }
 
 // Release leaves. It is called once for each Acquire that succeeded, on any
 // goroutine, and does not block.
-func (l *Localcount) Release() {
-	if v := l.v.Add(-lcUnit); v < lcUnit && v != 0 {
+func (l *Localcount) Release() { l.ReleaseN(1) }
+
+// ReleaseN leaves n times at once.
+func (l *Localcount) ReleaseN(n int64) {
+	if v := l.v.Add(-n * lcUnit); v < lcUnit && v != 0 {
 		l.released(v)
 	}
 }
@@ -81,6 +82,10 @@ func (l *Localcount) Close() { l.v.Or(lcClosed) }
 
 // Reopen lets users in again.
 func (l *Localcount) Reopen() { l.v.And(^lcClosed) }
+
+// Closed tells whether Acquire fails. It is one load: whoever holds the count
+// already may ask before each use of it.
+func (l *Localcount) Closed() bool { return l.v.Load()&lcClosed != 0 }
 
 // Count is the number of users now. It may count an Acquire that is failing.
 func (l *Localcount) Count() int { return int(l.v.Load() / lcUnit) }

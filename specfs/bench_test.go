@@ -1,6 +1,7 @@
 package specfs
 
 import (
+	"fmt"
 	"sync"
 	"testing"
 
@@ -11,7 +12,10 @@ import (
 func nullNode(t testing.TB, flag devsw.DFlag) *Node {
 	t.Helper()
 	table := devsw.NewTable()
-	bdev := &devsw.Bdevsw{Strategy: (*devsw.Buf).Biodone, Flag: flag}
+	bdev := &devsw.Bdevsw{Flag: flag, Strategy: func(b *devsw.Buf) {
+		b.InContext = true
+		b.Biodone()
+	}}
 	bm, _, err := table.Attach("null", bdev, -1, &devsw.Cdevsw{}, -1)
 	if err != nil {
 		t.Fatal(err)
@@ -34,6 +38,16 @@ func TestATransferAllocatesNothing(t *testing.T) {
 		}); allocs != 0 {
 			t.Errorf("flag %#x: %v allocations for a transfer", flag, allocs)
 		}
+		if allocs := testing.AllocsPerRun(100, func() {
+			c.Begin()
+			for range 2 * batchReserve {
+				b.Rearm()
+				n.Strategy(c, b)
+			}
+			c.End()
+		}); allocs != 0 || c.InProgress() != 0 {
+			t.Errorf("flag %#x: %v allocations for a batch, %d sections left", flag, allocs, c.InProgress())
+		}
 		mustClose(t, n)
 		if allocs := testing.AllocsPerRun(1000, func() {
 			b.Rearm()
@@ -45,31 +59,62 @@ func TestATransferAllocatesNothing(t *testing.T) {
 }
 
 // BenchmarkTransfer is Strategy and Biodone with a driver that does nothing:
-// what a transfer costs beyond the driver.
+// what a transfer costs beyond the driver, alone and in batches.
 func BenchmarkTransfer(b *testing.B) {
-	n := nullNode(b, devsw.DMPSafe)
-	c := n.NewCounter()
-	buf := &devsw.Buf{Bcount: 512, Iodone: func(*devsw.Buf) {}}
-	b.ReportAllocs()
-	for b.Loop() {
-		buf.Rearm()
-		n.Strategy(c, buf)
+	for _, batch := range []int{1, 32} {
+		b.Run(fmt.Sprintf("batch=%d", batch), func(b *testing.B) {
+			n := nullNode(b, devsw.DMPSafe)
+			c := n.NewCounter()
+			buf := &devsw.Buf{Bcount: 512, Iodone: func(*devsw.Buf) {}}
+			b.ReportAllocs()
+			inBatches(b, c, batch, func() {
+				buf.Rearm()
+				n.Strategy(c, buf)
+			})
+			mustClose(b, n)
+		})
 	}
-	b.StopTimer()
-	mustClose(b, n)
 }
 
-// BenchmarkSection is the section alone: what entering and leaving it costs.
+// inBatches runs fn for the benchmark, in batches of c unless they are of one.
+func inBatches(b *testing.B, c *Counter, batch int, fn func()) {
+	for left := 0; b.Loop(); left-- {
+		if left == 0 {
+			left = batch
+			if c.End(); batch > 1 {
+				c.Begin()
+			}
+		}
+		fn()
+	}
+	c.End()
+}
+
+// BenchmarkSection is the section alone: what entering and leaving it costs, for
+// a transfer by itself, and for those of a batch that end in it or later.
 func BenchmarkSection(b *testing.B) {
 	n := nullNode(b, devsw.DMPSafe)
 	c := n.NewCounter()
-	b.ReportAllocs()
-	for b.Loop() {
-		if !c.count.AcquireN(2) {
-			b.Fatal("refused")
+	b.Run("alone", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if !c.count.AcquireN(2) {
+				b.Fatal("refused")
+			}
+			(*section)(c).Leave(false)
+			c.count.Release()
 		}
-		(*section)(c).Leave()
-		c.count.Release()
+	})
+	for name, inContext := range map[string]bool{"batch=32": true, "batch=32, ending later": false} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			inBatches(b, c, 32, func() {
+				if !c.take() {
+					b.Fatal("refused")
+				}
+				(*section)(c).Leave(inContext)
+			})
+		})
 	}
 	mustClose(b, n)
 }

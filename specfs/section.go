@@ -6,6 +6,9 @@ import (
 	"vdev/devsw"
 )
 
+// batchReserve is how many sections a batch takes from its Counter at once.
+const batchReserve = 32
+
 // Counter counts the transfers that one queue of a node has in progress. It is
 // on a cache line of its own, so that queues on different CPUs do not slow each
 // other down: the counts are looked at together only when the device is drained.
@@ -14,7 +17,12 @@ type Counter struct {
 	count    devsw.Localcount
 	node     *Node
 	released bool // under FS.mu
-	_        [128 - 48]byte
+
+	// The batch is its goroutine's.
+	batch bool
+	held  int32 // sections taken from count and not given to a transfer; with any, the last one is the batch's own
+
+	_ [128 - 48]byte
 }
 
 func newCounter(n *Node) *Counter {
@@ -34,7 +42,8 @@ func (n *Node) NewCounter() *Counter {
 }
 
 // InProgress is the number of transfers in progress, and of Strategy calls that
-// have not returned: a look at something that moves.
+// have not returned, with what a batch holds in reserve while it runs: a look at
+// something that moves.
 func (c *Counter) InProgress() int { return c.count.Count() }
 
 // Release gives the Counter up: it is not used again. Transfers may still be in
@@ -59,7 +68,47 @@ func (c *Counter) Release() {
 type section Counter
 
 // Leave implements devsw.Section.
-func (s *section) Leave() { s.count.Release() }
+func (s *section) Leave(inContext bool) {
+	if inContext && s.batch {
+		s.held++
+		return
+	}
+	s.count.Release()
+}
+
+// Begin begins a batch of transfers: until End, only the calling goroutine uses
+// c. It is for whoever starts many at once: Strategy then takes its sections
+// from a reserve, which costs one atomic addition for the lot, and a transfer
+// that ends in its issuer's context (Buf.InContext) puts its own back there. All
+// that Strategy promises holds as ever. A drain waits for the end of a batch; one
+// that runs when the device is closed has its further transfers refused.
+func (c *Counter) Begin() { c.batch = true }
+
+// End ends the batch.
+func (c *Counter) End() {
+	c.batch = false
+	if held := c.held; held != 0 {
+		c.held = 0
+		step("batch ends")
+		c.count.ReleaseN(int64(held))
+	}
+}
+
+// take takes a section for a transfer of the batch. The batch keeps one, in which
+// its calls of d_strategy run.
+func (c *Counter) take() bool {
+	if c.count.Closed() {
+		return false
+	}
+	if c.held <= 1 {
+		if !c.count.AcquireN(batchReserve) {
+			return false
+		}
+		c.held += batchReserve
+	}
+	c.held--
+	return true
+}
 
 // Strategy starts the transfer b and returns; the end comes with b.Iodone. c is
 // the Counter of the queue the transfer belongs to, or nil. b.Dev is set.
@@ -80,11 +129,20 @@ func (n *Node) Strategy(c *Counter, b *devsw.Buf) {
 		panic("specfs: Strategy with another node's Counter")
 	}
 	b.Dev = n.key.dev
+	if c.batch {
+		if !c.take() {
+			refuse(b)
+			return
+		}
+		step("strategy entered")
+		b.SetSection((*section)(c))
+		n.strategy(b)
+		return
+	}
 	// Twice: for the transfer, and for the call of d_strategy, either of which
 	// may end first.
 	if !c.count.AcquireN(2) {
-		b.InContext = true
-		b.Fail(devsw.ENXIO)
+		refuse(b)
 		return
 	}
 	step("strategy entered")
@@ -92,6 +150,12 @@ func (n *Node) Strategy(c *Counter, b *devsw.Buf) {
 	n.strategy(b)
 	step("strategy returned")
 	c.count.Release()
+}
+
+// refuse ends a transfer that gets no section.
+func refuse(b *devsw.Buf) {
+	b.InContext = true
+	b.Fail(devsw.ENXIO)
 }
 
 // enter begins a section for an operation that is not a transfer.

@@ -780,6 +780,85 @@ func TestTheSectionOfATransferLastsAsLongAsDstrategy(t *testing.T) {
 	})
 }
 
+func TestACloseWaitsForABatchAndRefusesTheRestOfIt(t *testing.T) {
+	run(t, nil, func(t *testing.T, s *setup) {
+		n := s.fs.Node(devsw.IFBLK, s.block)
+		c := n.NewCounter()
+		s.mustOpen(t, n)
+		c.Begin()
+		_, end := transfer(n, c, nil)
+		stuck, stuckEnd := transfer(n, c, stuckContext)
+
+		closing := start(func() error { return n.Close(rw) })
+		closing.mustSleep(t, "Close with a batch")
+		end.mustGive(t, "the transfer", devsw.ECANCELED)
+		_, late := transfer(n, c, nil)
+		late.mustGive(t, "a transfer of the batch that comes after the close has begun", devsw.ENXIO)
+		s.finish(stuck)
+		stuckEnd.mustGive(t, "the transfer that cannot be cancelled", nil)
+		closing.mustSleep(t, "Close before the end of the batch")
+		c.End()
+		closing.mustGive(t, "Close", nil)
+		s.check(t, "open", "strategy", "strategy", "cancel", "close")
+		if count := c.InProgress(); count != 0 {
+			t.Errorf("%d sections are left", count)
+		}
+	})
+}
+
+// However much of its reserve a batch has used, its calls of d_strategy are
+// waited for.
+func TestACloseWaitsForDStrategyInABatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := devsw.NewTable()
+		release := make(chan struct{})
+		inside, ended := false, 0
+		bdev := &devsw.Bdevsw{Flag: devsw.DMPSafe,
+			Cancel: func(devsw.Dev, devsw.Flag, devsw.Mode) error { return nil },
+			Close: func(devsw.Dev, devsw.Flag, devsw.Mode) error {
+				if inside {
+					t.Error("d_close runs while d_strategy does")
+				}
+				return nil
+			},
+			Strategy: func(b *devsw.Buf) {
+				// Not by the issuer: nothing comes back to the batch's reserve.
+				done := make(chan struct{})
+				go func() { b.Biodone(); close(done) }()
+				<-done
+				if ended++; ended == 2*batchReserve {
+					inside = true
+					<-release
+					inside = false
+				}
+			},
+		}
+		bm, _, err := table.Attach("x", bdev, -1, &devsw.Cdevsw{}, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := New(table).Node(devsw.IFBLK, devsw.Makedev(uint32(bm), 0))
+		if err := n.Open(t.Context(), rw); err != nil {
+			t.Fatal(err)
+		}
+		c := n.NewCounter()
+		batch := start(func() error {
+			c.Begin()
+			defer c.End()
+			for range 2*batchReserve {
+				n.Strategy(c, &devsw.Buf{})
+			}
+			return nil
+		})
+		batch.mustSleep(t, "the batch")
+		closing := start(func() error { return n.Close(rw) })
+		closing.mustSleep(t, "Close")
+		close(release)
+		batch.mustGive(t, "the batch", nil)
+		closing.mustGive(t, "Close", nil)
+	})
+}
+
 func TestDrainErrorNamesWhatIsInProgress(t *testing.T) {
 	run(t, nil, func(t *testing.T, s *setup) {
 		n := s.fs.Node(devsw.IFBLK, s.block)

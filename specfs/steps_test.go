@@ -233,6 +233,34 @@ var scenarios = []scenario{
 		},
 	},
 	{
+		name: "close against a batch",
+		make: safe,
+		threads: func(t *testing.T, s *setup) ([]func(), func() error) {
+			n := s.fs.Node(devsw.IFBLK, s.block)
+			c := n.NewCounter()
+			s.mustOpen(t, n)
+			var err error
+			ends := 0
+			one := &devsw.Buf{Bcount: 512, Iodone: func(*devsw.Buf) { ends++ }}
+			two := &devsw.Buf{Bcount: 512, Iodone: func(*devsw.Buf) { ends++ }}
+			return []func(){
+					func() { err = n.Close(rw) },
+					func() {
+						c.Begin()
+						n.Strategy(c, one)
+						n.Strategy(c, two)
+						c.End()
+					},
+				}, func() error {
+					if ends != 2 || c.InProgress() != 0 {
+						err = errors.Join(err, fmt.Errorf("Iodone was called %d times, %d sections are left", ends, c.InProgress()))
+					}
+					return errors.Join(err, oneOf("the first transfer", one.Error, devsw.ENXIO, devsw.ECANCELED),
+						oneOf("the second transfer", two.Error, devsw.ENXIO, devsw.ECANCELED))
+				}
+		},
+	},
+	{
 		name: "close without d_cancel against strategy",
 		make: noCancel,
 		threads: func(t *testing.T, s *setup) ([]func(), func() error) {

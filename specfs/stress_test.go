@@ -79,6 +79,12 @@ func stress(t *testing.T, u, tty *unit) {
 				c := n.NewCounter()
 				queues.Go(func() {
 					for range rand.IntN(30) {
+						switch rand.IntN(8) {
+						case 0:
+							c.Begin()
+						case 1:
+							c.End()
+						}
 						b := &devsw.Buf{Bcount: 512}
 						b.Iodone = func(b *devsw.Buf) {
 							ended.Add(1)
@@ -95,6 +101,7 @@ func stress(t *testing.T, u, tty *unit) {
 							check("ioctl", n.Ioctl(devsw.DIOCCACHESYNC, nil, rw), devsw.ENXIO)
 						}
 					}
+					c.End()
 					c.Release()
 				})
 			}

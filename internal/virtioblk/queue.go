@@ -40,6 +40,8 @@ func (d *Device) Process(vq *vhostuser.Queue) (worked bool) {
 	if q == nil || !q.ready {
 		return false
 	}
+	q.counter.Begin()
+	defer q.counter.End()
 	bytes := int64(0)
 	for range budget {
 		r := q.get()
