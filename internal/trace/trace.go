@@ -1,13 +1,16 @@
 // Package trace keeps the last events of one device's life in memory: opens, cancels, drains, closes, and rings
 // that start and stop, each with a monotonic time. Tests assert on the order of the events, and a user can have
-// them printed.
+// them printed, follow them as they come, or see them as a timeline (Spans, WriteChrome).
 //
 // A Log is meant for events that happen a few times in a guest's life, never for each request: it has a mutex.
 package trace
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"math"
 	"sync"
 	"time"
 )
@@ -40,6 +43,44 @@ func (e Event) String() string {
 	return s
 }
 
+// eventJSON is an Event as JSON. Without a queue it concerns the whole device.
+type eventJSON struct {
+	Seq     uint64  `json:"seq"`
+	Seconds float64 `json:"seconds"`
+	Kind    string  `json:"kind"`
+	Queue   *int    `json:"queue,omitempty"`
+	Note    string  `json:"note,omitempty"`
+	Error   string  `json:"error,omitempty"`
+}
+
+// MarshalJSON gives the event as an object with seq, seconds, kind and, where there are such, queue, note and error.
+func (e Event) MarshalJSON() ([]byte, error) {
+	j := eventJSON{Seq: e.Seq, Seconds: e.Time.Seconds(), Kind: e.Kind, Note: e.Note}
+	if e.Queue != WholeDevice {
+		j.Queue = &e.Queue
+	}
+	if e.Err != nil {
+		j.Error = e.Err.Error()
+	}
+	return json.Marshal(j)
+}
+
+// UnmarshalJSON reads what MarshalJSON writes. Of an error the text remains.
+func (e *Event) UnmarshalJSON(b []byte) error {
+	var j eventJSON
+	if err := json.Unmarshal(b, &j); err != nil {
+		return err
+	}
+	*e = Event{Seq: j.Seq, Time: time.Duration(math.Round(j.Seconds * 1e9)), Kind: j.Kind, Queue: WholeDevice, Note: j.Note}
+	if j.Queue != nil {
+		e.Queue = *j.Queue
+	}
+	if j.Error != "" {
+		e.Err = errors.New(j.Error)
+	}
+	return nil
+}
+
 // Log holds the newest events of one device in a ring of fixed size. All its methods may be called from any
 // goroutine.
 type Log struct {
@@ -47,7 +88,8 @@ type Log struct {
 
 	mu   sync.Mutex
 	ring []Event
-	next uint64 // Seq of the event to come
+	next uint64        // Seq of the event to come
+	more chan struct{} // closed by the next Add; nil while nobody waits for it
 }
 
 // New returns a Log that keeps the newest size events. A size below 1 is taken as 1.
@@ -63,15 +105,38 @@ func (l *Log) Add(e Event) Event {
 	e.Seq, e.Time = l.next, time.Since(l.start)
 	l.ring[l.next%uint64(len(l.ring))] = e
 	l.next++
+	if l.more != nil {
+		close(l.more)
+		l.more = nil
+	}
 	return e
 }
+
+// Start returns when the Log was made: the zero of its events' times.
+func (l *Log) Start() time.Time { return l.start }
 
 // Snapshot returns the events that are still held, oldest first. The slice is the caller's.
 func (l *Log) Snapshot() []Event {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.sinceLocked(0)
+}
+
+// Since returns the events with a Seq of seq and more that are still held, oldest first, and a channel that is closed when
+// there is another one. To follow the log, ask for those since the one after the last; a gap in Seq shows what was
+// overwritten before it was asked for. The slice is the caller's.
+func (l *Log) Since(seq uint64) (events []Event, more <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.more == nil {
+		l.more = make(chan struct{})
+	}
+	return l.sinceLocked(seq), l.more
+}
+
+func (l *Log) sinceLocked(seq uint64) []Event {
 	size := uint64(len(l.ring))
-	first := l.next - min(l.next, size)
+	first := min(max(seq, l.next-min(l.next, size)), l.next)
 	events := make([]Event, 0, l.next-first)
 	for seq := first; seq < l.next; seq++ {
 		events = append(events, l.ring[seq%size])
