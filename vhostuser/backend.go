@@ -50,6 +50,9 @@ func NewReactorsConfig(cfg ReactorConfig) (*Reactors, error) {
 type Config struct {
 	Device   Device
 	Reactors *Reactors
+	// NotMigratable says that the device is never migrated: VHOST_F_LOG_ALL is not offered, without which a front-end refuses
+	// to. Then a Device may leave requests in the in-flight region at every stop.
+	NotMigratable bool
 	// Trace, if it is not nil, is told of every message and of what happens to the rings. It is called on the connection's
 	// goroutine and on the reactors, also at the same time, and must not block.
 	Trace func(Event)

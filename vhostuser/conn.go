@@ -15,6 +15,7 @@ type message struct {
 	flags   uint32
 	payload []byte    // a part of the conn's buffer, valid until the next read
 	fds     []*sys.FD // owned by the message, except those that were taken
+	reply   *sys.FD   // what is sent along with the reply, if not nil; owned by the message
 }
 
 // takeFD returns the i-th descriptor, which is the caller's from then on.
@@ -24,10 +25,11 @@ func (m *message) takeFD(i int) *sys.FD {
 	return f
 }
 
-// close closes the descriptors that nobody took.
+// close closes the descriptors that nobody took, and the reply's.
 func (m *message) close() {
 	sys.CloseAll(m.fds)
 	m.fds = nil
+	closeFD(&m.reply)
 }
 
 // conn frames messages.
@@ -110,10 +112,17 @@ func (c *conn) readFull(m *message, b []byte) error {
 	return nil
 }
 
-// reply answers req.
-func (c *conn) reply(req Request, payload []byte) error {
+// reply answers req. A descriptor that is sent along stays the caller's.
+func (c *conn) reply(req Request, payload []byte, fd *sys.FD) error {
 	c.out = Header{Request: uint32(req), Flags: FlagVersion | FlagReply, Size: uint32(len(payload))}.Append(c.out[:0])
 	c.out = append(c.out, payload...)
-	_, err := c.uc.Write(c.out)
+	if fd == nil {
+		_, err := c.uc.Write(c.out)
+		return err
+	}
+	n, _, err := c.uc.WriteMsgUnix(c.out, sys.Rights(fd.Int()), nil)
+	if err == nil && n < len(c.out) {
+		_, err = c.uc.Write(c.out[n:])
+	}
 	return err
 }

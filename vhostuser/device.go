@@ -13,7 +13,7 @@ const (
 	// StopBase is GET_VRING_BASE: the guest resets or removes the device, pauses, or migrates. The front-end, and with it
 	// the guest, waits for the answer.
 	StopBase StopReason = iota
-	// StopReset is RESET_DEVICE while the ring runs.
+	// StopReset is RESET_DEVICE while the ring runs. The in-flight region is dropped after it.
 	StopReset
 	// StopDisconnect is the end of the session: the connection has ended, or a new session starts on it.
 	StopDisconnect
@@ -60,7 +60,7 @@ type Device interface {
 	// Queue.Wake, after a Push, or at the next kick. It must not block.
 	Process(q *Queue) (more bool)
 	// StopQueue ends what StartQueue began. When it is called, Process is not called any more. When it returns, every
-	// chain that was popped has been pushed or given back with Unpop. It may wait for that, within the device's own
+	// chain that was popped has been pushed, suspended or given back with Unpop. It may wait for that, within the device's own
 	// bound; the front-end waits as long, unless it has gone, as q.Context() tells. The Backend then publishes
 	// what was pushed, signals it, and touches the ring no more.
 	StopQueue(q *Queue, why StopReason)

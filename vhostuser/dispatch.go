@@ -53,6 +53,10 @@ var specs = [...]spec{
 	{request: GetConfig, payload: payloadConfig, feature: ProtocolConfig, replies: true, reply: payloadConfig,
 		handle: (*session).getConfig},
 	{request: SetConfig, payload: payloadConfig, feature: ProtocolConfig, handle: (*session).setConfig},
+	{request: GetInflightFD, payload: payloadInflight, feature: ProtocolInflightSHMFD, replies: true, reply: payloadInflight,
+		handle: (*session).getInflightFD},
+	{request: SetInflightFD, payload: payloadInflight, minFDs: 1, maxFDs: 1, feature: ProtocolInflightSHMFD,
+		handle: (*session).setInflightFD},
 	{request: SetStatus, payload: payloadU64, feature: ProtocolStatus, handle: (*session).setStatus},
 	{request: GetStatus, feature: ProtocolStatus, replies: true, reply: payloadU64, handle: (*session).getStatus},
 	{request: ResetDevice, feature: ProtocolResetDevice, handle: (*session).resetDevice},
@@ -130,13 +134,13 @@ func (s *session) dispatch(m *message) error {
 	}
 	switch {
 	case sp != nil && sp.replies && (err == nil || m.req == GetConfig):
-		return s.reply(m.req, sp.reply, reply)
+		return s.reply(m.req, sp.reply, reply, m.reply)
 	case ack && (sp == nil || !sp.replies):
 		code := uint64(0)
 		if err != nil {
 			code = 1
 		}
-		return s.reply(m.req, payloadU64, AppendU64(nil, code))
+		return s.reply(m.req, payloadU64, AppendU64(nil, code), nil)
 	}
 	if ring := (*RingError)(nil); errors.As(err, &ring) {
 		return nil
@@ -144,12 +148,15 @@ func (s *session) dispatch(m *message) error {
 	return err
 }
 
-func (s *session) reply(req Request, form payload, b []byte) error {
+func (s *session) reply(req Request, form payload, b []byte, fd *sys.FD) error {
 	if s.b.trace != nil {
 		ring, fields := form.describe(b)
+		if fd != nil {
+			fields = append(fields, Field{"fds", 1})
+		}
 		s.b.event(Event{Kind: EventOut, Ring: ring, Message: req.String(), Fields: fields})
 	}
-	return s.c.reply(req, b)
+	return s.c.reply(req, b, fd)
 }
 
 func (s *session) traceIn(sp *spec, m *message) {

@@ -116,6 +116,13 @@ func (p payload) describe(b []byte) (ring int, fields []Field) {
 			add("size", len(c.Data))
 			add("flags", Hex(c.Flags))
 		}
+	case payloadInflight:
+		if d, err := ParseInflight(b); err == nil {
+			add("mmap_size", Hex(d.MmapSize))
+			add("mmap_offset", Hex(d.MmapOffset))
+			add("num_queues", d.NumQueues)
+			add("queue_size", d.QueueSize)
+		}
 	}
 	return ring, fields
 }

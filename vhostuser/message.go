@@ -29,6 +29,8 @@ const (
 	SetBackendReqFD     Request = 21 // VHOST_USER_SET_BACKEND_REQ_FD
 	GetConfig           Request = 24 // VHOST_USER_GET_CONFIG
 	SetConfig           Request = 25 // VHOST_USER_SET_CONFIG
+	GetInflightFD       Request = 31 // VHOST_USER_GET_INFLIGHT_FD
+	SetInflightFD       Request = 32 // VHOST_USER_SET_INFLIGHT_FD
 	ResetDevice         Request = 34 // VHOST_USER_RESET_DEVICE
 	GetMaxMemSlots      Request = 36 // VHOST_USER_GET_MAX_MEM_SLOTS
 	AddMemReg           Request = 37 // VHOST_USER_ADD_MEM_REG
@@ -57,6 +59,8 @@ var requestNames = map[Request]string{
 	SetBackendReqFD:     "SET_BACKEND_REQ_FD",
 	GetConfig:           "GET_CONFIG",
 	SetConfig:           "SET_CONFIG",
+	GetInflightFD:       "GET_INFLIGHT_FD",
+	SetInflightFD:       "SET_INFLIGHT_FD",
 	ResetDevice:         "RESET_DEVICE",
 	GetMaxMemSlots:      "GET_MAX_MEM_SLOTS",
 	AddMemReg:           "ADD_MEM_REG",
@@ -105,9 +109,15 @@ const (
 	ProtocolBackendReq        ProtocolFeatures = 1 << 5  // VHOST_USER_PROTOCOL_F_BACKEND_REQ
 	ProtocolConfig            ProtocolFeatures = 1 << 9  // VHOST_USER_PROTOCOL_F_CONFIG
 	ProtocolBackendSendFD     ProtocolFeatures = 1 << 10 // VHOST_USER_PROTOCOL_F_BACKEND_SEND_FD
+	ProtocolInflightSHMFD     ProtocolFeatures = 1 << 12 // VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD
 	ProtocolResetDevice       ProtocolFeatures = 1 << 13 // VHOST_USER_PROTOCOL_F_RESET_DEVICE
 	ProtocolConfigureMemSlots ProtocolFeatures = 1 << 15 // VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS
 	ProtocolStatus            ProtocolFeatures = 1 << 16 // VHOST_USER_PROTOCOL_F_STATUS
+
+	// ProtocolGetVringBaseInflight is VHOST_USER_PROTOCOL_F_GET_VRING_BASE_INFLIGHT: GET_VRING_BASE may leave requests in
+	// flight, recorded in the in-flight region, which the front-end takes along when it migrates. QEMU acknowledges it from
+	// 11.1 on, for a device with inflight-migration=on.
+	ProtocolGetVringBaseInflight ProtocolFeatures = 1 << 20
 )
 
 // Header flags (vhost-user, "Header").
@@ -317,6 +327,42 @@ func ParseConfigSpace(b []byte) (ConfigSpace, error) {
 	return c, nil
 }
 
+// Inflight is "Inflight description", the payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD, and of the former's reply.
+type Inflight struct {
+	MmapSize   uint64 // bytes of the region
+	MmapOffset uint64 // bytes into the file whose descriptor comes along
+	NumQueues  uint16
+	QueueSize  uint16 // descriptors of each queue
+}
+
+// By the specification it has 20 bytes; QEMU sends its structure of 24, padding included.
+const (
+	inflightSize       = 20
+	inflightPaddedSize = 24
+)
+
+// Append appends d as QEMU sends it, with 4 bytes of padding.
+func (d Inflight) Append(b []byte) []byte {
+	b = binary.NativeEndian.AppendUint64(b, d.MmapSize)
+	b = binary.NativeEndian.AppendUint64(b, d.MmapOffset)
+	b = binary.NativeEndian.AppendUint16(b, d.NumQueues)
+	b = binary.NativeEndian.AppendUint16(b, d.QueueSize)
+	return append(b, 0, 0, 0, 0)
+}
+
+// ParseInflight reads an Inflight, which is all of b, with or without the padding. Its errors are *FieldError.
+func ParseInflight(b []byte) (Inflight, error) {
+	if len(b) != inflightSize && len(b) != inflightPaddedSize {
+		return Inflight{}, &FieldError{Field: "size", Value: uint64(len(b)), Want: "20 or 24"}
+	}
+	return Inflight{
+		MmapSize:   binary.NativeEndian.Uint64(b),
+		MmapOffset: binary.NativeEndian.Uint64(b[8:]),
+		NumQueues:  binary.NativeEndian.Uint16(b[16:]),
+		QueueSize:  binary.NativeEndian.Uint16(b[18:]),
+	}, nil
+}
+
 // payload is the form of a message's payload.
 type payload uint8
 
@@ -329,6 +375,7 @@ const (
 	payloadTable
 	payloadRegion
 	payloadConfig
+	payloadInflight
 )
 
 // size returns the least and the greatest length in bytes.
@@ -346,6 +393,8 @@ func (p payload) size() (least, greatest uint32) {
 		return 8 + memoryRegionSize, 8 + memoryRegionSize
 	case payloadConfig:
 		return configHeaderSize, configHeaderSize + MaxConfigSize
+	case payloadInflight:
+		return inflightSize, inflightPaddedSize
 	default:
 		return 0, 0
 	}

@@ -50,6 +50,12 @@ var shapes = []struct {
 	{req: vhostuser.SetConfig, size: 13, feature: vhostuser.ProtocolConfig, wellFormed: func() []byte {
 		return vhostuser.ConfigSpace{Data: make([]byte, 1)}.Append(nil)
 	}},
+	{req: vhostuser.GetInflightFD, size: 24, hasReply: true, feature: vhostuser.ProtocolInflightSHMFD, wellFormed: func() []byte {
+		return vhostuser.Inflight{NumQueues: 1, QueueSize: 8}.Append(nil)
+	}},
+	{req: vhostuser.SetInflightFD, size: 24, fds: 1, maxFDs: 1, feature: vhostuser.ProtocolInflightSHMFD, wellFormed: func() []byte {
+		return vhostuser.Inflight{MmapSize: 4096, NumQueues: 1, QueueSize: 8}.Append(nil)
+	}},
 	{req: vhostuser.ResetDevice, feature: vhostuser.ProtocolResetDevice},
 	{req: vhostuser.GetMaxMemSlots, hasReply: true, feature: vhostuser.ProtocolConfigureMemSlots},
 	{req: vhostuser.AddMemReg, size: 40, fds: 1, maxFDs: 1, feature: vhostuser.ProtocolConfigureMemSlots,
@@ -67,7 +73,7 @@ func fdsFor(t *testing.T, req vhostuser.Request, n int) []int {
 		var f *sys.FD
 		var err error
 		switch req {
-		case vhostuser.SetMemTable, vhostuser.AddMemReg:
+		case vhostuser.SetMemTable, vhostuser.AddMemReg, vhostuser.SetInflightFD:
 			f, err = sys.NewMemfd("test", 4096)
 		default:
 			f, err = sys.NewEventfd()
@@ -273,7 +279,7 @@ func TestBadHeadersEndTheConnection(t *testing.T) {
 }
 
 func TestUnknownMessagesAreRefused(t *testing.T) {
-	for _, req := range []vhostuser.Request{0, 6, 7, 19, 22, 28, 31, 32, 35, 41, 63, 64, 99, 0xffffffff} {
+	for _, req := range []vhostuser.Request{0, 6, 7, 19, 22, 28, 30, 33, 35, 41, 63, 64, 99, 0xffffffff} {
 		t.Run(req.String(), func(t *testing.T) {
 			g := newRig(t, newReverser(1))
 			g.handshake()
@@ -335,6 +341,9 @@ func TestHangUpInMidMessageIsAnError(t *testing.T) {
 func TestFieldsOutOfRangeAreRefused(t *testing.T) {
 	state := func(index, num uint32) []byte { return vhostuser.VringState{Index: index, Num: num}.Append(nil) }
 	u64 := func(v uint64) []byte { return vhostuser.AppendU64(nil, v) }
+	inflight := func(size, off uint64, queues, num uint16) []byte {
+		return vhostuser.Inflight{MmapSize: size, MmapOffset: off, NumQueues: queues, QueueSize: num}.Append(nil)
+	}
 	for _, c := range []struct {
 		name    string
 		req     vhostuser.Request
@@ -357,7 +366,7 @@ func TestFieldsOutOfRangeAreRefused(t *testing.T) {
 		{"no descriptor", vhostuser.SetVringErr, u64(0), 0, "fds 0x0"},
 		{"feature not offered", vhostuser.SetFeatures, u64(1 << 40), 0, "features 0x10000000000"},
 		{"LOG_ALL, not offered yet", vhostuser.SetFeatures, u64(vhostuser.FLogAll), 0, "features"},
-		{"protocol feature not offered", vhostuser.SetProtocolFeatures, u64(1 << 12), 0, "protocol features"},
+		{"protocol feature not offered", vhostuser.SetProtocolFeatures, u64(1 << 2), 0, "protocol features"},
 		{"status of more than 8 bits", vhostuser.SetStatus, u64(0x100), 0, "status 0x100"},
 		{"configuration beyond its end", vhostuser.SetConfig, vhostuser.ConfigSpace{Offset: 16, Data: []byte{1}}.Append(nil), 0, "config offset"},
 		{"configuration far off", vhostuser.SetConfig, vhostuser.ConfigSpace{Offset: 0xffffffff, Data: []byte{1}}.Append(nil), 0, "config offset"},
@@ -375,6 +384,16 @@ func TestFieldsOutOfRangeAreRefused(t *testing.T) {
 		{"region longer than its file", vhostuser.AddMemReg, vhostuser.MemoryRegion{Size: 8192}.Append(nil), 1, "file ends"},
 		{"region that wraps", vhostuser.AddMemReg, vhostuser.MemoryRegion{GuestPhys: ^uint64(0), Size: 4096}.Append(nil), 1, "overflow"},
 		{"region not there", vhostuser.RemMemReg, vhostuser.MemoryRegion{Size: 4096}.Append(nil), 0, "no such region"},
+		{"new in-flight region for no queue", vhostuser.GetInflightFD, inflight(0, 0, 0, 8), 0, "num queues 0x0"},
+		{"new in-flight region for more queues than there are", vhostuser.GetInflightFD, inflight(0, 0, 3, 8), 0, "num queues 0x3"},
+		{"in-flight region for no queue", vhostuser.SetInflightFD, inflight(4096, 0, 0, 8), 1, "num queues 0x0"},
+		{"in-flight region for more queues than there are", vhostuser.SetInflightFD, inflight(4096, 0, 3, 8), 1, "num queues 0x3"},
+		{"in-flight region for queues without descriptors", vhostuser.SetInflightFD, inflight(4096, 0, 1, 0), 1, "queue size 0x0"},
+		{"in-flight region for queues too large", vhostuser.SetInflightFD, inflight(1<<30, 0, 1, 32769), 1, "queue size 0x8001"},
+		{"in-flight region too small", vhostuser.SetInflightFD, inflight(2*192-1, 0, 2, 8), 1, "mmap size 0x17f"},
+		{"in-flight region at an odd place", vhostuser.SetInflightFD, inflight(192, 4, 1, 8), 1, "mmap offset 0x4"},
+		{"in-flight region beyond its file", vhostuser.SetInflightFD, inflight(1<<20, 0, 2, 128), 1, "file ends"},
+		{"in-flight region far beyond its file", vhostuser.SetInflightFD, inflight(192, ^uint64(7), 1, 8), 1, "overflow"},
 		{"back-end channel that is no socket", vhostuser.SetBackendReqFD, nil, 1, "not a Unix stream socket"},
 	} {
 		t.Run(fmt.Sprintf("%v/%s", c.req, c.name), func(t *testing.T) {
@@ -382,8 +401,10 @@ func TestFieldsOutOfRangeAreRefused(t *testing.T) {
 			_, err := g.Handshake(vhostusertest.AllProtocolFeatures)
 			g.must(err)
 			fds := fdsFor(t, c.req, c.fds)
-			if err := g.Tell(c.req, c.payload, fds...); !errors.Is(err, vhostusertest.ErrRefused) {
-				t.Errorf("%v, want a refusal", err)
+			if c.req != vhostuser.GetInflightFD { // which is not acknowledged
+				if err := g.Tell(c.req, c.payload, fds...); !errors.Is(err, vhostusertest.ErrRefused) {
+					t.Errorf("%v, want a refusal", err)
+				}
 			}
 			g.must(g.Request(c.req, 0, c.payload, fds...))
 			wantProtocolError(t, g.wait(), c.req, c.want)
@@ -486,8 +507,9 @@ func TestOffersAreTheDevices(t *testing.T) {
 	}
 	protocol, err := g.GetProtocolFeatures()
 	g.must(err)
-	// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, BACKEND_SEND_FD, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS.
-	if want := vhostuser.ProtocolFeatures(1<<0 | 1<<3 | 1<<5 | 1<<9 | 1<<10 | 1<<13 | 1<<15 | 1<<16); protocol != want {
+	// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, BACKEND_SEND_FD, INFLIGHT_SHMFD, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS,
+	// GET_VRING_BASE_INFLIGHT.
+	if want := vhostuser.ProtocolFeatures(1<<0 | 1<<3 | 1<<5 | 1<<9 | 1<<10 | 1<<12 | 1<<13 | 1<<15 | 1<<16 | 1<<20); protocol != want {
 		t.Errorf("protocol features %#x, want %#x", protocol, want)
 	}
 	g.must(g.SetProtocolFeatures(protocol))

@@ -28,7 +28,13 @@ type Queue struct {
 	size     int
 	features uint64
 	reactor  *reactor.Reactor
-	wake     func() // posted by Wake
+
+	canSuspend  bool   // has a part in an in-flight region
+	migrates    bool   // GET_VRING_BASE_INFLIGHT was negotiated
+	resubmitted int    // requests that the region brought
+	base        uint16 // index of the first entry to take, or to take again
+
+	wake func() // posted by Wake
 
 	// The reactor's.
 	vq       *virtq.Queue
@@ -88,8 +94,8 @@ func (q *Queue) Reactor() *Reactor { return q.reactor }
 // waits, which then need not wait for the guest's sake any longer. Any goroutine.
 func (q *Queue) Context() context.Context { return q.s.ctx }
 
-// Post runs fn on the reactor, soon. Any goroutine. It also runs after the ring has stopped, when Push and Unpop only keep
-// count.
+// Post runs fn on the reactor, soon. Any goroutine. It also runs after the ring has stopped, when Push, Suspend and Unpop only
+// keep count.
 func (q *Queue) Post(fn func()) {
 	q.reactor.Post(func() {
 		defer q.RecoverFault()
@@ -150,7 +156,36 @@ func (q *Queue) Unpop(c *virtq.Chain) {
 	}
 }
 
-// CanUnpop tells whether Unpop can give c back: nothing popped after it is in flight or was pushed.
+// CanSuspend tells whether the ring has an in-flight region, in which Suspend can leave requests. Any goroutine.
+func (q *Queue) CanSuspend() bool { return q.canSuspend }
+
+// InflightMigration tells whether the front-end takes the in-flight region along wherever the guest goes
+// (VHOST_USER_PROTOCOL_F_GET_VRING_BASE_INFLIGHT, and CanSuspend): then a stop for GET_VRING_BASE is not to wait for requests, but
+// to cancel and suspend them. Without it the specification wants them completed by then. Any goroutine.
+func (q *Queue) InflightMigration() bool { return q.canSuspend && q.migrates }
+
+// Suspend ends the flight of c without giving it back to the driver: it stays recorded in the in-flight region, and comes again
+// at the next start that has the region, in this process or in another. It stands in place of Push while the ring is being
+// stopped; nothing of the request may touch guest memory any more, nor its storage. It panics unless CanSuspend.
+func (q *Queue) Suspend(c *virtq.Chain) {
+	if q.broken != nil && c == q.lost {
+		q.lost = nil
+		return
+	}
+	q.vq.Suspend(c)
+	if q.idle != nil {
+		q.checkIdle()
+	}
+}
+
+// Suspended returns how many chains were suspended.
+func (q *Queue) Suspended() int { return q.vq.Suspended() }
+
+// Resubmitted returns how many requests the in-flight region brought along when the ring was started: Pop gives them out first,
+// in the order in which they were fetched before. Any goroutine.
+func (q *Queue) Resubmitted() int { return q.resubmitted }
+
+// CanUnpop tells whether Unpop can give c back: nothing popped after it is in flight, was pushed or suspended.
 func (q *Queue) CanUnpop(c *virtq.Chain) bool { return q.vq.CanUnpop(c) }
 
 // Pending tells whether there is a chain to pop.
@@ -169,7 +204,7 @@ func (q *Queue) Broken() error { return q.broken }
 // it. The front-end's error eventfd is signalled. What is in flight is pushed as ever, which then only keeps count.
 func (q *Queue) Break(err error) { q.fail(err) }
 
-// WaitIdle waits until nothing is in flight, or ctx is done, whose error it then returns. Not on the reactor: StopQueue
+// WaitIdle waits until nothing is in flight, everything pushed, suspended or given back, or ctx is done, whose error it then returns. Not on the reactor: StopQueue
 // calls it.
 func (q *Queue) WaitIdle(ctx context.Context) error {
 	idle := make(chan struct{})
@@ -239,8 +274,11 @@ func (q *Queue) build(mem *guestmem.Memory, cfg virtq.Config) (err error) {
 			err = faultError(r)
 		}
 	}()
-	q.vq, err = virtq.New(mem, cfg)
-	return err
+	if q.vq, err = virtq.New(mem, cfg); err != nil {
+		return err
+	}
+	q.base, q.resubmitted = q.vq.NextAvail(), q.vq.Resubmit()
+	return nil
 }
 
 // setMemory goes over to another generation of guest memory.

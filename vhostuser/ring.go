@@ -112,7 +112,8 @@ func (s *session) setVringAddr(m *message) ([]byte, error) {
 	return nil, nil
 }
 
-// setVringBase sets the index of the first entry to take from the available ring.
+// setVringBase sets the index of the first entry to take from the available ring. A ring that has an in-flight region knows better
+// from there.
 func (s *session) setVringBase(m *message) ([]byte, error) {
 	state := ParseVringState(m.payload)
 	r, err := s.ring(uint64(state.Index))
@@ -279,6 +280,8 @@ func (s *session) start(r *ring) error {
 		reactor: s.b.reactors.Pick(),
 		call:    newSignal(r.call), errs: newSignal(r.er),
 		paused: true, enabled: true,
+		canSuspend: s.inflight.queue(r.index) != nil,
+		migrates:   s.protocol&ProtocolGetVringBaseInflight != 0,
 	}
 	q.wake = func() {
 		if q.src != nil {
@@ -287,7 +290,7 @@ func (s *session) start(r *ring) error {
 	}
 	cfg := virtq.Config{
 		Size: r.num, Desc: r.addr.Desc, Avail: r.addr.Avail, Used: r.addr.Used,
-		Features: q.features, Base: r.base,
+		Features: q.features, Base: r.base, Inflight: s.inflight.queue(r.index),
 	}
 	var ringErr, kickErr error
 	q.reactor.Do(func() { ringErr, kickErr = q.open(s.mem, cfg, fdNumber(r.kick)) })
@@ -305,9 +308,11 @@ func (s *session) start(r *ring) error {
 	}
 	r.q = q
 	s.notify.started(1)
-	s.b.event(Event{Kind: EventStart, Ring: r.index, Fields: []Field{
-		{"size", q.size}, {"base", r.base}, {"features", Hex(q.features)},
-	}})
+	fields := []Field{{"size", q.size}, {"base", q.base}, {"features", Hex(q.features)}}
+	if q.canSuspend {
+		fields = append(fields, Field{"resubmitted", q.resubmitted})
+	}
+	s.b.event(Event{Kind: EventStart, Ring: r.index, Fields: fields})
 	q.reactor.Do(func() {
 		q.paused = false
 		// A call may have been lost on the way here, with the descriptor or the back-end before this one.
@@ -358,17 +363,21 @@ func (s *session) stop(r *ring, why StopReason) {
 	} else {
 		s.dev.StopQueue(q, why)
 	}
-	inFlight := 0
+	inFlight, suspended := 0, 0
 	q.reactor.Do(func() {
 		poller{q}.Flush()
-		inFlight = q.InFlight()
+		inFlight, suspended = q.InFlight(), q.Suspended()
 		r.base = q.vq.NextAvail()
 		q.close()
 	})
 	r.q = nil
 	s.notify.started(-1)
 	s.publish()
-	s.b.event(Event{Kind: EventStop, Ring: r.index, Fields: []Field{{"why", why}, {"base", r.base}}})
+	fields := []Field{{"why", why}, {"base", r.base}}
+	if q.canSuspend {
+		fields = append(fields, Field{"suspended", suspended})
+	}
+	s.b.event(Event{Kind: EventStop, Ring: r.index, Fields: fields})
 	if inFlight > 0 {
 		// A defect of the Device. Its chains keep their memory, but the front-end must not rely on the ring.
 		s.end(&RingError{Ring: r.index, Err: fmt.Errorf("stopped by the device with %d requests in flight", inFlight)})

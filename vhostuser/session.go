@@ -41,6 +41,7 @@ type session struct {
 	status      uint8            // as SET_STATUS said last
 	rings       []*ring
 	mem         *guestmem.Memory
+	inflight    *inflight // nil for none
 	configSpace []byte
 }
 
@@ -81,6 +82,7 @@ func (s *session) run() error {
 	s.end(errHangup)
 	s.notify.reset(nil, false)
 	s.teardown()
+	s.dropInflight()
 	s.mem.Release()
 	<-s.ended
 	if hangup(err) || err == context.Cause(s.parent) {
@@ -173,10 +175,11 @@ func (s *session) teardown() {
 }
 
 // restart begins a new session on the connection (a second SET_OWNER: QEMU's device_add over the chardev of a device that was
-// removed). Rings, memory and virtio features of the old one are dropped. What the front-end negotiates before SET_OWNER, the
+// removed). Rings, memory, in-flight region and virtio features of the old one are dropped. What the front-end negotiates before SET_OWNER, the
 // protocol features and the back-end channel, is the new session's already.
 func (s *session) restart() {
 	s.teardown()
+	s.dropInflight()
 	s.mem.Release()
 	s.reset()
 	s.notify.forget()
@@ -191,8 +194,8 @@ func (s *session) offered() uint64 {
 // offeredProtocol returns what GET_PROTOCOL_FEATURES answers with. Without a configuration space CONFIG is not offered: QEMU
 // warns about it then.
 func (s *session) offeredProtocol() ProtocolFeatures {
-	p := ProtocolMQ | ProtocolReplyAck | ProtocolBackendReq | ProtocolBackendSendFD | ProtocolResetDevice |
-		ProtocolConfigureMemSlots | ProtocolStatus
+	p := ProtocolMQ | ProtocolReplyAck | ProtocolBackendReq | ProtocolBackendSendFD | ProtocolInflightSHMFD |
+		ProtocolResetDevice | ProtocolConfigureMemSlots | ProtocolStatus | ProtocolGetVringBaseInflight
 	if len(s.configSpace) > 0 {
 		p |= ProtocolConfig
 	}
@@ -264,7 +267,8 @@ func (s *session) resetOwner(*message) ([]byte, error) {
 }
 
 // resetDevice disables all rings and gives the device its initial state. Rings that still run are stopped. The front-end keeps
-// the ownership, and sends neither protocol features, nor memory, nor the call and error descriptors again: they stay.
+// the ownership, and sends neither protocol features, nor memory, nor the call and error descriptors again: they stay. The
+// in-flight region goes, with what was suspended in it: it is the requests of a guest that has forgotten them.
 func (s *session) resetDevice(*message) ([]byte, error) {
 	for _, r := range s.rings {
 		r.enabled = false
@@ -274,6 +278,7 @@ func (s *session) resetDevice(*message) ([]byte, error) {
 		s.stop(r, StopReset)
 		r.base, r.broken = 0, nil
 	}
+	s.dropInflight()
 	s.features, s.negotiated, s.status = 0, false, 0
 	return nil, nil
 }

@@ -88,6 +88,13 @@ func (r *Ring) Stop() error {
 	return err
 }
 
+// Reconnect makes the ring one of f, another connection of the same guest, which it goes on over: as QEMU, which has lost the
+// back-end and with it the answer to GET_VRING_BASE, it begins where the used ring ends. Start starts it there.
+func (r *Ring) Reconnect(f *Frontend) {
+	r.f = f
+	r.Base = r.UsedIdx()
+}
+
 // Notify shows the back-end what was added, and kicks it if it wants to be.
 func (r *Ring) Notify() error {
 	if !r.Kick() {

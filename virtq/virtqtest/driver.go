@@ -284,6 +284,9 @@ func (d *Driver) DisableCalls() {
 	}
 }
 
+// UsedIdx reads used.idx.
+func (d *Driver) UsedIdx() uint16 { return d.usedIdx.Load() }
+
 // SetUsedEvent writes used_event, for which FeatureEventIdx must be negotiated.
 func (d *Driver) SetUsedEvent(idx uint16) { store(d.usedEvent, idx) }
 
