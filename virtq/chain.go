@@ -19,6 +19,7 @@ type Chain struct {
 	pos                      uint16      // where in the available ring it was, free-running
 	gen                      *generation // the memory its buffers lie in; nil unless in flight
 	again                    bool        // resubmitted
+	dirty                    []span      // its writable buffers, noted while the queue marks what is written
 }
 
 // cursor is a place in a list of buffers.
@@ -73,4 +74,5 @@ func (c *Chain) clear() {
 	c.Readable, c.Writable = c.Readable[:0], c.Writable[:0]
 	c.readableLen, c.writableLen = 0, 0
 	c.read, c.written = cursor{}, cursor{}
+	c.dirty = c.dirty[:0]
 }

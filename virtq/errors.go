@@ -36,6 +36,8 @@ const (
 	ReasonIndirectLength Reason = "indirect table of bad length"
 	// ReasonRingMemory: after a change of the guest's memory the ring is no longer in it.
 	ReasonRingMemory Reason = "ring not in guest memory"
+	// ReasonLog: what is written has no place in the dirty log, so that a migration would lose it.
+	ReasonLog Reason = "not covered by the dirty log"
 	// ReasonDevice: the device model, or the code that owns the Queue, gave the ring up (Break).
 	ReasonDevice Reason = "given up by the device"
 )

@@ -240,6 +240,9 @@ func (q *Queue) Suspend(c *Chain) {
 	}
 	q.land(c)
 	q.track.suspended++
+	if q.log != nil {
+		q.markLanded(c)
+	}
 }
 
 // Suspended returns how many chains were suspended.

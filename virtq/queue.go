@@ -68,6 +68,7 @@ type Queue struct {
 	err   error         // why the ring is broken or closed, sticky
 	taken []uint64      // a bit for each head, set while its chain is in flight; with track until it is published
 	track *tracker      // nil without an in-flight region
+	log   *logger       // nil unless something is marked
 	table []byte        // copy of an indirect table that does not lie in one region
 	cfg   Config
 }
@@ -203,6 +204,7 @@ func (q *Queue) Close() {
 	}
 	q.err = ErrClosed
 	q.letGo()
+	q.log = nil
 	q.view = guestmem.View{}
 	if q.gen.inFlight == 0 {
 		q.gen.mem.Release()

@@ -175,6 +175,11 @@ func (q *Queue) walk(c *Chain, head uint16) error {
 			} else if err := q.appendSlices(&c.Writable, c, head, addr, size); err != nil {
 				return err
 			}
+			if q.log != nil {
+				if err := q.noteBuffer(c, head, addr, size); err != nil {
+					return err
+				}
+			}
 		} else {
 			if writable {
 				return q.broken(ReasonDirection, "head %d, descriptor %d", head, i)
@@ -262,6 +267,9 @@ func (q *Queue) Push(c *Chain, written uint32) {
 		panic("virtq: more written than the chain has room for")
 	}
 	q.land(c)
+	if q.log != nil {
+		q.markLanded(c)
+	}
 	if q.err != nil {
 		return
 	}
@@ -300,6 +308,9 @@ func (q *Queue) Publish() (call bool) {
 		return false
 	}
 	q.usedIdx = to
+	if q.log != nil {
+		q.markElements(from, to)
+	}
 	q.storeUsed()
 	if q.track != nil {
 		q.published()
@@ -313,6 +324,9 @@ func (q *Queue) Publish() (call bool) {
 // storeUsed writes used.flags and used.idx.
 func (q *Queue) storeUsed() {
 	q.ring.usedWord.Store(uint32(q.usedFlags) | uint32(q.usedIdx)<<16)
+	if q.log != nil {
+		q.markUsed(0, 4)
+	}
 }
 
 // needEvent tells whether the entry event is among those from from to to-1: then whoever set it wants to be notified
@@ -343,6 +357,9 @@ func (q *Queue) EnableNotify() (pending bool) {
 		if !q.ring.availEvent.Store(q.nextAvail) {
 			// Not asked for, so the caller has to look again itself.
 			return true
+		}
+		if q.log != nil {
+			q.markUsed(4+8*uint64(q.cfg.Size), 2)
 		}
 	} else {
 		q.usedFlags = 0
