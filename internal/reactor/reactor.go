@@ -99,6 +99,8 @@ type Reactor struct {
 	inflight int
 	stop     bool
 	pollFor  time.Duration // how long to look for work before sleeping, adapted
+	clock    time.Duration // see Clock
+	rounds   uint32
 	spare    []func()
 	lanes    bool  // the engine gains by a lane
 	lane     *lane // nil until a file needs it
@@ -143,6 +145,21 @@ func (r *Reactor) nudge() {
 		r.eng.wake()
 	}
 }
+
+// epoch is what clocks count from.
+var epoch = time.Now()
+
+// Now returns the time since a moment that is the same for all reactors, and sets Clock by it. On the reactor.
+func (r *Reactor) Now() time.Duration {
+	r.clock = time.Since(epoch)
+	return r.clock
+}
+
+// Clock is Now when the loop last had a look at it, which it has whenever it wakes, and else every clockRounds rounds: a time
+// for those to whom a few batches do not matter, and that costs nothing. On the reactor.
+func (r *Reactor) Clock() time.Duration { return r.clock }
+
+const clockRounds = 32
 
 // Add makes p a Source. kick is a descriptor that becomes readable (an eventfd; it is never read, nor are its flags
 // changed) when p has work, or -1: then p is polled all the time, with pauses of at most a millisecond. The first Poll
@@ -251,6 +268,9 @@ func (r *Reactor) run(mode Mode, w *workers, ready chan<- error) {
 
 // round polls every active Source, submits, completes and flushes, and tells whether there was anything.
 func (r *Reactor) round() (worked bool) {
+	if r.rounds++; r.rounds%clockRounds == 0 {
+		r.Now()
+	}
 	n := 0
 	for i := 0; i < len(r.active); i++ { // grows when a Poll wakes another
 		s := r.active[i]
@@ -349,10 +369,10 @@ func (r *Reactor) rest() {
 		r.asleep.Store(false)
 		return
 	}
-	start := time.Now()
+	start := r.Now()
 	r.eng.sleep(timeout)
 	r.asleep.Store(false)
-	r.adapt(time.Since(start))
+	r.adapt(r.Now() - start)
 	r.flush()
 }
 

@@ -6,8 +6,9 @@
 // StopQueue.
 //
 // Two kinds of goroutine meet here. The connection's calls the methods of vhostuser.Device; the reactor of a queue calls
-// Process and owns the queue and its requests. Device.mu guards what the connection's goroutine and the one that opens the
-// device share; it is never taken on the way of a read or a write.
+// Process and owns the queue and its requests. Device.mu guards what the connection's goroutine, the one that opens the
+// device and the reactors share; it is never held while anything is waited for, and never taken on the way of a read or a
+// write.
 package virtioblk
 
 import (
@@ -45,6 +46,9 @@ type Config struct {
 	// CancelAfter is how long requests in flight may take to complete, once the front-end stops the rings, before they are
 	// cancelled; 0 is at once.
 	CancelAfter time.Duration
+	// Migratable says that the guest's state may be saved, or go elsewhere, without the in-flight region, so that nothing may
+	// stay in it over a GET_VRING_BASE (see StopQueue). It goes with vhostuser.Config.NotMigratable.
+	Migratable bool
 	// Trace, where it is set, is called for each request that has ended, on its queue's reactor.
 	Trace func(Request)
 	// Log, where it is set, is told what went wrong or took long where nobody is there to take an error.
@@ -59,6 +63,7 @@ type Device struct {
 	serial      string
 	numQueues   int
 	cancelAfter time.Duration
+	migratable  bool
 	trace       func(Request)
 	log         func(string, error)
 	readOnly    bool
@@ -68,11 +73,12 @@ type Device struct {
 
 	negotiated uint64 // the connection's goroutine only
 
-	mu       sync.Mutex
-	info     devsw.DiskInfo
-	open     *opening
-	queues   map[*queue]struct{} // started
-	deadline time.Time           // of the stop sequence under way; zero when there is none
+	mu        sync.Mutex
+	info      devsw.DiskInfo
+	open      *opening // nil while the device is not to be open
+	queues    map[*queue]struct{}
+	stop      *stop // under way, or nil
+	suspended []int // by ring: requests left in the in-flight region by its last stop
 }
 
 // opening is one open of the block device, from the first ring's start to the close after the last one's stop.
@@ -82,6 +88,13 @@ type opening struct {
 	done   chan struct{}      // closed when the open has succeeded or failed
 	err    error              // valid once done is closed
 	closed bool               // Device.mu; the close has been done, or begun
+}
+
+// stop is a stop of the device, from the first ring's GET_VRING_BASE to the last one's or to the next start.
+type stop struct {
+	deadline time.Time
+	// fetched is how much each started ring had fetched when it began. For one that has fetched since, it is over.
+	fetched map[*queue]uint64
 }
 
 var _ vhostuser.Device = (*Device)(nil)
@@ -95,7 +108,8 @@ func New(c Config) (*Device, error) {
 		return nil, fmt.Errorf("virtio-blk: serial number %q has %d bytes, at most %d fit", c.Serial, len(c.Serial), MaxSerial)
 	}
 	d := &Device{fs: c.FS, dev: c.Dev, readInfo: c.Info, serial: c.Serial, numQueues: c.NumQueues,
-		cancelAfter: c.CancelAfter, trace: c.Trace, log: c.Log, queues: make(map[*queue]struct{})}
+		cancelAfter: c.CancelAfter, migratable: c.Migratable, trace: c.Trace, log: c.Log,
+		queues: make(map[*queue]struct{}), suspended: make([]int, c.NumQueues)}
 	if d.log == nil {
 		d.log = func(string, error) {}
 	}
@@ -168,21 +182,29 @@ func (d *Device) flag() devsw.Flag {
 func (d *Device) StartQueue(vq *vhostuser.Queue) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.deadline = time.Time{}
-	if d.open == nil || d.open.closed {
+	d.stop = nil
+	d.suspended[vq.Index()] = 0
+	q := newQueue(d, vq)
+	vq.Data = q
+	d.queues[q] = struct{}{}
+	d.openLocked(q)
+	return nil
+}
+
+// openLocked gives q the open of the block device that there is, or begins one. q is told when it is done.
+func (d *Device) openLocked(q *queue) {
+	if d.open == nil {
 		ctx, cancel := context.WithCancel(context.Background())
 		d.open = &opening{node: d.fs.Node(devsw.IFBLK, d.dev), cancel: cancel, done: make(chan struct{})}
 		go d.runOpen(ctx, d.open)
 	}
-	q := newQueue(d, vq, d.open)
-	vq.Data = q
-	d.queues[q] = struct{}{}
+	o := d.open
+	q.open, q.counter = o, o.node.NewCounter()
 	select {
-	case <-q.open.done:
-		vq.Post(q.opened)
+	case <-o.done:
+		q.vq.Post(func() { q.opened(o) })
 	default: // runOpen tells it
 	}
-	return nil
 }
 
 // runOpen opens the block device, after any close that is still in progress, and lets the queues go.
@@ -198,67 +220,143 @@ func (d *Device) runOpen(ctx context.Context, o *opening) {
 	defer d.mu.Unlock()
 	o.err = err
 	close(o.done)
-	for q := range d.queues {
-		if q.open == o {
-			q.vq.Post(q.opened)
-		}
+	for _, q := range d.queuesOfLocked(o) {
+		q.vq.Post(func() { q.opened(o) })
 	}
 }
 
+// queuesOfLocked gives the started queues that use o.
+func (d *Device) queuesOfLocked(o *opening) (all []*queue) {
+	for q := range d.queues {
+		if q.open == o {
+			all = append(all, q)
+		}
+	}
+	return all
+}
+
 // StopQueue implements vhostuser.Device. It returns when nothing of the queue is in flight; the stop of the last queue also
-// closes the block device.
+// closes the block device: cancel, drain, close.
 //
 // For GET_VRING_BASE it waits for what is in flight to complete, until the deadline that the first queue's stop has set for
-// all of them (Config.CancelAfter), and then cancels: by the close where no other queue goes on, else this queue's requests
-// alone, with the device open. Requests cancelled end with VIRTIO_BLK_S_IOERR. On a lost connection, and for RESET_DEVICE, it
-// revokes the device: cancel at once, drain, close.
+// all of them (Config.CancelAfter), and then cancels. Where the in-flight region travels with the guest
+// (GET_VRING_BASE_INFLIGHT) it cancels at once. On a lost connection, and for RESET_DEVICE, it revokes the device, which cancels
+// at once too. A front-end that hangs up while it is waited for ends the wait.
+//
+// To cancel is to close the device where no other queue is fetched from; then what another queue had in flight, which was
+// disabled and not stopped, is kept for it (queue.park). Where other queues go on, this one's requests are cancelled alone, and
+// the device stays open, unless the driver does not give them back: then it is closed all the same, and opened again for the
+// others, who go on where they were.
+//
+// What completes all the same completes normally. Of what comes back cancelled, that which had not reached the driver is given
+// back to the ring, as far as it is what was fetched last. The rest is suspended, that is left recorded in the in-flight region
+// for the next start, where there is one and
+//
+//   - the region travels with the guest, or
+//   - the guest's state cannot be saved without it (Config.Migratable), or
+//   - the connection is lost.
+//
+// Else, and always for RESET_DEVICE, it ends with VIRTIO_BLK_S_IOERR.
 func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 	q := vq.Data.(*queue)
-	d.mu.Lock()
-	if d.deadline.IsZero() {
-		d.deadline = time.Now().Add(d.cancelAfter)
-	}
-	deadline := d.deadline
-	d.mu.Unlock()
+	q.do(q.park)
+	o, deadline := d.beginStop(q)
+	region := vq.CanSuspend()
+	suspend := region && (why == vhostuser.StopDisconnect || why == vhostuser.StopBase && (vq.InflightMigration() || !d.migratable))
 
 	if why != vhostuser.StopBase {
-		d.takeDown(q.open, true)
+		d.takeDown(o, true)
 	} else {
-		// A front-end that hangs up meanwhile does not wait any more.
+		if region && vq.InflightMigration() {
+			deadline = time.Time{}
+		}
 		ctx, cancel := context.WithDeadline(vq.Context(), deadline)
-		err := vq.WaitIdle(ctx)
+		err := q.wait(ctx)
 		cancel()
+		if vq.Context().Err() != nil {
+			suspend = region
+		}
 		if err != nil {
-			d.log("requests are cancelled: they did not complete in time after the ring was stopped", nil)
+			if !suspend {
+				d.log("requests are cancelled: they did not complete in time after the ring was stopped", nil)
+			}
 			if vq.DeviceStopping() {
-				d.takeDown(q.open, false)
+				d.takeDown(o, false)
 			} else {
-				vq.Post(q.cancel)
+				d.cancelAlone(q, o)
 			}
 		}
 	}
-	// Cancelled requests end on the reactor.
-	_ = vq.WaitIdle(context.Background())
+	// What was cancelled ends on the reactor.
+	_ = q.wait(context.Background())
+	suspended := 0
+	q.do(func() {
+		q.settle(suspend)
+		suspended = vq.Suspended()
+	})
 	q.counter.Release()
 	vq.Data = nil
 
 	d.mu.Lock()
 	delete(d.queues, q)
-	last := true
-	for other := range d.queues {
-		last = last && other.open != q.open
-	}
+	d.suspended[vq.Index()] = suspended
+	last := len(d.queuesOfLocked(o)) == 0
 	// A ring that was stopped by itself leaves no deadline to those that go on.
 	if len(d.queues) == 0 || !vq.DeviceStopping() {
-		d.deadline = time.Time{}
+		d.stop = nil
 	}
 	d.mu.Unlock()
 	if last {
-		d.takeDown(q.open, false)
+		d.takeDown(o, false)
 	}
 }
 
-// takeDown closes or revokes the block device, once: cancel, drain, close. It waits for the end of all that.
+// beginStop gives the open of a queue that is parked, and the deadline of the stop that is under way, or of a new one.
+func (d *Device) beginStop(q *queue) (*opening, time.Time) {
+	fetched := make(map[*queue]uint64)
+	d.mu.Lock()
+	for other := range d.queues {
+		fetched[other] = 0
+	}
+	d.mu.Unlock()
+	for other := range fetched {
+		other.do(func() { fetched[other] = other.fetched })
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.stop == nil || d.stop.fetched[q] != fetched[q] {
+		d.stop = &stop{deadline: time.Now().Add(d.cancelAfter), fetched: fetched}
+	}
+	return q.open, d.stop.deadline
+}
+
+// A queue that is stopped alone has its requests cancelled this often, since one may go by unseen, and for this long before
+// the device is taken down.
+const (
+	cancelEvery = 10 * time.Millisecond
+	cancelFor   = 10
+)
+
+// cancelAlone cancels the requests of a queue that is parked, with the device open, and returns when they have come back.
+func (d *Device) cancelAlone(q *queue, o *opening) {
+	for range cancelFor {
+		alone := false
+		q.do(func() { alone = q.cancel() })
+		if !alone {
+			break
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), cancelEvery)
+		err := q.wait(ctx)
+		cancel()
+		if err == nil {
+			return
+		}
+	}
+	d.takeDown(o, false)
+}
+
+// takeDown closes or revokes the block device, once: cancel, drain, close. It waits for the end of all that. Requests that are
+// cancelled by it are kept by their queues, which have to open the device again before they can go on.
 func (d *Device) takeDown(o *opening, revoke bool) {
 	d.mu.Lock()
 	begun := o.closed
@@ -266,10 +364,21 @@ func (d *Device) takeDown(o *opening, revoke bool) {
 	if d.open == o {
 		d.open = nil
 	}
+	queues := d.queuesOfLocked(o)
 	d.mu.Unlock()
 	if begun {
 		return
 	}
+	for _, q := range queues {
+		q.do(q.park)
+	}
+	d.closeOpening(o, revoke)
+	for _, q := range queues {
+		q.vq.Post(q.orphan)
+	}
+}
+
+func (d *Device) closeOpening(o *opening, revoke bool) {
 	o.cancel()
 	select {
 	case <-o.done:

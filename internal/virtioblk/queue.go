@@ -1,6 +1,11 @@
 package virtioblk
 
 import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+
 	"vdev/devsw"
 	"vdev/specfs"
 	"vdev/vhostuser"
@@ -10,34 +15,152 @@ import (
 type queue struct {
 	d        *Device
 	vq       *vhostuser.Queue
+	reactor  *vhostuser.Reactor
 	aio      devsw.AIO
-	open     *opening
-	counter  *specfs.Counter
 	features uint64
 	stable   bool // writes are stable when they complete, whatever writeback says: the driver cannot flush
 
-	ready    bool // the open has succeeded or failed
+	// Changed by the queue's reactor, or before it has the queue, under Device.mu.
+	open    *opening
+	counter *specfs.Counter // of open's node
+
+	ready    bool // the open has succeeded or failed, and requests may be started
 	failed   bool
+	parking  bool // see park
+	orphaned bool // open was closed for another queue's sake
+	fetched  uint64
 	free     []*request
-	requests []*request // all
+	requests []*request    // all
+	parked   []*request    // have come back cancelled, and are kept
+	idle     chan struct{} // closed when nothing is in flight but what is parked; nil if nobody waits
 }
 
-func newQueue(d *Device, vq *vhostuser.Queue, o *opening) *queue {
-	return &queue{d: d, vq: vq, aio: vq.Reactor(), open: o, counter: o.node.NewCounter(), features: d.negotiated,
+func newQueue(d *Device, vq *vhostuser.Queue) *queue {
+	return &queue{d: d, vq: vq, reactor: vq.Reactor(), aio: vq.Reactor(), features: d.negotiated,
 		stable: d.negotiated&fFlush == 0}
 }
 
-// opened lets the queue's requests go, or fail, according to how the open went. On the reactor.
-func (q *queue) opened() {
+// do runs fn on the reactor and returns when it has run. Not on a reactor, and not with Device.mu held.
+func (q *queue) do(fn func()) {
+	done := make(chan struct{})
+	q.vq.Post(func() {
+		defer close(done)
+		fn()
+	})
+	<-done
+}
+
+// opened lets the queue's requests go, or fail, according to how the open went: first those that were kept. On the reactor.
+func (q *queue) opened(o *opening) {
+	if o != q.open || q.parking {
+		return
+	}
 	q.ready = true
-	q.failed = q.open.err != nil
+	q.failed = o.err != nil
+	parked := q.takeParked()
+	for _, r := range parked {
+		if q.failed {
+			r.end(errNotOpen)
+		} else {
+			r.again()
+		}
+	}
 	q.vq.Wake()
+}
+
+// park fetches no more, and keeps from now on what comes back cancelled: when the queue is stopped, settle says what becomes of
+// it, and where it goes on instead, because it was only disabled when the device was closed for another one, it is handed to
+// the device again. On the reactor.
+func (q *queue) park() { q.ready, q.parking = false, true }
+
+// orphan says that the device has been closed. On the reactor.
+func (q *queue) orphan() {
+	q.orphaned = true
+	q.vq.Wake()
+}
+
+// reopen opens the device again, or shares the open that there is. On the reactor.
+func (q *queue) reopen() {
+	q.orphaned, q.parking = false, false
+	q.counter.Release()
+	q.d.mu.Lock()
+	defer q.d.mu.Unlock()
+	q.d.openLocked(q)
+}
+
+// keep takes a request that has come back cancelled by err, which is to be ended with it or started again. On the reactor.
+func (q *queue) keep(r *request, err error) {
+	r.kept = err
+	q.parked = append(q.parked, r)
+	q.checkIdle()
+}
+
+// takeParked takes what is kept, in the order it was fetched in. On the reactor.
+func (q *queue) takeParked() []*request {
+	parked := q.parked
+	q.parked = nil
+	slices.SortFunc(parked, func(a, b *request) int { return cmp.Compare(a.seq, b.seq) })
+	return parked
+}
+
+// wait waits until nothing is in flight but what is parked, or ctx is done, whose error it then returns. Not on a reactor.
+func (q *queue) wait(ctx context.Context) error {
+	idle := make(chan struct{})
+	q.do(func() {
+		q.idle = idle
+		q.checkIdle()
+	})
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+	}
+	q.do(func() { q.idle = nil })
+	select {
+	case <-idle:
+		return nil
+	default:
+		return ctx.Err()
+	}
+}
+
+func (q *queue) checkIdle() {
+	if q.idle != nil && q.vq.InFlight() == len(q.parked) {
+		close(q.idle)
+		q.idle = nil
+	}
+}
+
+// settle ends what is parked, when nothing else is in flight: what has not reached the driver is given back, newest first, as
+// far as it was fetched last; the rest is suspended, or fails. On the reactor.
+func (q *queue) settle(suspend bool) {
+	parked := q.takeParked()
+	stay := 0
+	for _, r := range slices.Backward(parked) {
+		// A section that was refused: see request.cancelled.
+		if errors.Is(r.kept, devsw.ENXIO) && q.vq.CanUnpop(&r.chain) {
+			q.drop(r)
+			continue
+		}
+		stay++
+	}
+	// What was given back was fetched last.
+	for _, r := range parked[:stay] {
+		if suspend {
+			r.suspend()
+		} else {
+			r.finish(r.kept)
+		}
+	}
 }
 
 // Process implements vhostuser.Device.
 func (d *Device) Process(vq *vhostuser.Queue) (worked bool) {
 	q, _ := vq.Data.(*queue)
 	if q == nil || !q.ready {
+		if q != nil && q.orphaned {
+			q.reopen()
+		}
 		return false
 	}
 	q.counter.Begin()
@@ -86,21 +209,33 @@ func (q *queue) get() *request {
 }
 
 func (q *queue) put(r *request) {
-	r.status = nil
+	r.status, r.kept = nil, nil
 	q.free = append(q.free, r)
+	if q.idle != nil {
+		q.checkIdle()
+	}
 }
 
-// drop gives up a request that cannot be answered: its ring is broken.
+// drop gives up a request that is given back unanswered, or whose ring is broken.
 func (q *queue) drop(r *request) {
 	q.vq.Unpop(&r.chain)
 	q.put(r)
 }
 
-// cancel interrupts the queue's own requests; they end soon after. On the reactor.
-func (q *queue) cancel() {
+// cancel interrupts the queue's own transfers, with the device open; they end soon after. It tells whether there is nothing that
+// only the close of the device interrupts. On the reactor.
+func (q *queue) cancel() (alone bool) {
+	alone = true
 	for _, r := range q.requests {
-		if r.status != nil {
-			q.vq.Reactor().Cancel(&r.buf)
+		switch {
+		case r.status == nil || r.kept != nil:
+		case r.typ == tIn || r.typ == tOut:
+			q.open.node.CancelBuf(&r.buf)
+			// For a driver without a CancelBuf.
+			q.reactor.Cancel(&r.buf)
+		default:
+			alone = false
 		}
 	}
+	return alone
 }

@@ -4,8 +4,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"vdev/devsw"
+	"vdev/specfs"
 	"vdev/virtq"
 )
 
@@ -17,6 +19,8 @@ type Request struct {
 	Bytes  int64  // of data, or of the ranges
 	Status uint8  // VIRTIO_BLK_S_*
 	Err    error  // why Status is not OK
+	// Suspended: it has not ended, and has no Status. It is left in the in-flight region, to be started again.
+	Suspended bool
 }
 
 // String gives the request as one readable line, without a newline.
@@ -27,10 +31,12 @@ func (r Request) String() string {
 	default:
 		s += fmt.Sprintf(" sector %d, %d bytes", r.Sector, r.Bytes)
 	}
-	switch r.Status {
-	case statusOK:
+	switch {
+	case r.Suspended:
+		return s + ": suspended"
+	case r.Status == statusOK:
 		return s + ": ok"
-	case statusUnsupp:
+	case r.Status == statusUnsupp:
 		return fmt.Sprintf("%s: unsupported: %v", s, r.Err)
 	}
 	return fmt.Sprintf("%s: i/o error: %v", s, r.Err)
@@ -81,6 +87,9 @@ type request struct {
 	bytes  int64
 	in     int // bytes of guest memory that are written, the status included
 	ranges []devsw.ZeroRange
+	seq    uint64        // the order of fetching
+	began  time.Duration // by the reactor's clock
+	kept   error         // while it is parked: what it came back with
 }
 
 // parse reads the request's header, finds the status byte, and leaves the data in readable and writable.
@@ -147,8 +156,10 @@ func length(bufs [][]byte) (n int64) {
 	return n
 }
 
-// start begins the request that was popped into r. It ends through r.end or r.endStatus, on the reactor.
+// start begins the request that was popped into r. It ends through r.end, on the reactor.
 func (r *request) start() {
+	r.q.fetched++
+	r.seq, r.began = r.q.fetched, r.q.reactor.Clock()
 	r.typ, r.sector, r.bytes, r.in = ^uint32(0), 0, 0, 1
 	readable, writable, err := r.parse()
 	if err != nil {
@@ -169,7 +180,7 @@ func (r *request) start() {
 		r.bytes = length(readable)
 		r.transfer(devsw.BWrite, readable, writable)
 	case tFlush:
-		r.slow(r.flush)
+		r.slow()
 	case tGetID:
 		r.getID(writable)
 	case tDiscard, tWriteZeroes:
@@ -177,7 +188,7 @@ func (r *request) start() {
 			r.end(err)
 			return
 		}
-		r.slow(r.zero)
+		r.slow()
 	default:
 		r.end(errUnknown)
 	}
@@ -301,21 +312,38 @@ func (r *request) parseRanges(readable [][]byte, writable int64) error {
 	return nil
 }
 
-// slow runs fn, which may block, away from the reactor, and ends the request with its result. What it does stands in an
-// I/O section of specfs.
-func (r *request) slow(fn func() error) {
+// again hands a request that has come back cancelled to the device once more. On the reactor.
+func (r *request) again() {
+	r.kept = nil
+	switch r.typ {
+	case tIn, tOut:
+		r.buf.Rearm()
+		r.q.open.node.Strategy(r.q.counter, &r.buf)
+	default:
+		r.slow()
+	}
+}
+
+// slow does a request that may block, away from the reactor, and ends it with the result. What it does stands in an I/O section
+// of specfs.
+func (r *request) slow() {
+	node := r.q.open.node
+	fn := r.zero
+	if r.typ == tFlush {
+		fn = r.flush
+	}
 	go func() {
-		err := fn()
+		err := fn(node)
 		r.q.vq.Post(func() { r.end(err) })
 	}()
 }
 
-func (r *request) flush() error {
-	return r.q.open.node.Ioctl(devsw.DIOCCACHESYNC, nil, r.q.d.flag())
+func (r *request) flush(node *specfs.Node) error {
+	return node.Ioctl(devsw.DIOCCACHESYNC, nil, r.q.d.flag())
 }
 
-func (r *request) zero() error {
-	node, d := r.q.open.node, r.q.d
+func (r *request) zero(node *specfs.Node) error {
+	d := r.q.d
 	for i := range r.ranges {
 		z := &r.ranges[i]
 		var err error
@@ -331,13 +359,39 @@ func (r *request) zero() error {
 		}
 	}
 	if r.q.stable || !d.writeback.Load() {
-		return r.flush()
+		return r.flush(node)
 	}
 	return nil
 }
 
-// end answers the request: nil is OK.
+// end ends the request with the device's answer, or keeps it.
 func (r *request) end(err error) {
+	if err != nil && r.q.parking && cancelled(err) {
+		r.q.keep(r, err)
+		return
+	}
+	r.finish(err)
+}
+
+// cancelled tells whether err is how an operation ends that the driver has given back (ECANCELED, EINTR), or that specfs has not
+// let through to it (ENXIO), because the device is being taken down. A driver that answers ENXIO for reasons of its own will do
+// so again.
+func cancelled(err error) bool {
+	return errors.Is(err, devsw.ECANCELED) || errors.Is(err, devsw.EINTR) || errors.Is(err, devsw.ENXIO)
+}
+
+// suspend leaves the request in the in-flight region.
+func (r *request) suspend() {
+	q := r.q
+	if q.d.trace != nil {
+		q.d.trace(Request{Queue: q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes, Err: r.kept, Suspended: true})
+	}
+	q.vq.Suspend(&r.chain)
+	q.put(r)
+}
+
+// finish answers the request: nil is OK.
+func (r *request) finish(err error) {
 	status := uint8(statusOK)
 	if err != nil {
 		status = statusOf(r.typ, err)

@@ -166,8 +166,8 @@ func TestARingStoppedByItselfLeavesTheOthersTheirTime(t *testing.T) {
 	}
 	// As if all that time had passed.
 	w.dev.mu.Lock()
-	if d := &w.dev.deadline; !d.IsZero() {
-		*d = d.Add(-time.Hour)
+	if s := w.dev.stop; s != nil {
+		s.deadline = s.deadline.Add(-time.Hour)
 	}
 	w.dev.mu.Unlock()
 	status := w.read(1, h)

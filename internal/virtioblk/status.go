@@ -1,0 +1,123 @@
+package virtioblk
+
+import (
+	"time"
+
+	"vdev/devsw"
+	"vdev/specfs"
+)
+
+// State is how the block device stands to its Device.
+type State string
+
+// The states of a Device.
+const (
+	StateClosed  State = "closed"  // no ring is started
+	StateOpening State = "opening" // requests wait in their rings
+	StateOpen    State = "open"
+	StateFailed  State = "failed"  // could not be opened; requests fail until the next start
+	StateClosing State = "closing" // cancel, drain, close
+)
+
+// Status is what a Device is doing at the moment.
+type Status struct {
+	Dev   devsw.Dev
+	State State
+	Err   error // why it could not be opened
+	// CancelAt is when requests in flight will be cancelled, or have been: the deadline of the stop that is under way. Zero
+	// without one.
+	CancelAt time.Time
+	Queues   []QueueStatus // by Index, from 0 on; those that are not started as well
+	// Operations are the I/O sections in progress, the oldest first.
+	Operations []specfs.Operation
+}
+
+// QueueStatus is what a queue is doing.
+type QueueStatus struct {
+	Index   int
+	Started bool
+	// Suspended is how many requests the last stop left in the in-flight region. Of a queue that is started it is 0.
+	Suspended int
+
+	// Of a queue that is started:
+
+	Resubmitted int           // found in the in-flight region by the start
+	InFlight    int           // fetched and not ended, those Kept included
+	Kept        int           // cancelled with the device, and waiting for the ring to be enabled or stopped
+	Oldest      time.Duration // how long the oldest of those in flight has been so, to a few batches
+	Late        bool          // its reactor has not answered in time: InFlight, Kept and Oldest are not known
+}
+
+// statusWait is how long a reactor has time to answer.
+const statusWait = time.Second
+
+// Status tells what the device is doing. It waits for the queues' reactors to answer, a second at most, and for nothing else. Any
+// goroutine.
+func (d *Device) Status() Status {
+	s := Status{Dev: d.dev, State: StateClosed, Queues: make([]QueueStatus, d.numQueues)}
+	d.mu.Lock()
+	for i := range s.Queues {
+		s.Queues[i] = QueueStatus{Index: i, Suspended: d.suspended[i]}
+	}
+	switch o := d.open; {
+	case o == nil:
+	case !ended(o.done):
+		s.State = StateOpening
+	case o.err != nil:
+		s.State, s.Err = StateFailed, o.err
+	default:
+		s.State = StateOpen
+	}
+	if d.stop != nil {
+		s.CancelAt = d.stop.deadline
+	}
+	asked := len(d.queues)
+	answers := make(chan QueueStatus, asked)
+	for q := range d.queues {
+		i := q.vq.Index()
+		s.Queues[i] = QueueStatus{Index: i, Started: true, Resubmitted: q.vq.Resubmitted(), Late: true}
+		q.vq.Post(func() { answers <- q.status() })
+	}
+	d.mu.Unlock()
+	for _, sd := range d.fs.Devices() {
+		if sd.Mode == devsw.IFBLK && sd.Dev == d.dev {
+			s.Operations = sd.Operations
+			if sd.Closing {
+				s.State = StateClosing
+			}
+		}
+	}
+
+	timeout := time.NewTimer(statusWait)
+	defer timeout.Stop()
+	for range asked {
+		select {
+		case q := <-answers:
+			s.Queues[q.Index] = q
+		case <-timeout.C:
+			return s
+		}
+	}
+	return s
+}
+
+func ended(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// status tells what the queue is doing. On the reactor.
+func (q *queue) status() QueueStatus {
+	s := QueueStatus{Index: q.vq.Index(), Started: true, Resubmitted: q.vq.Resubmitted(), InFlight: q.vq.InFlight(), Kept: len(q.parked)}
+	now := q.reactor.Now()
+	for _, r := range q.requests {
+		if r.status != nil {
+			s.Oldest = max(s.Oldest, now-r.began)
+		}
+	}
+	return s
+}
