@@ -131,6 +131,9 @@ func (d *Driver) Layout() virtq.Config {
 	}
 }
 
+// UsedPhys returns the guest physical address of the used ring, as the log field of SET_VRING_ADDR has it.
+func (d *Driver) UsedPhys() uint64 { return d.usedAddr }
+
 // StartAt lets all indices start at idx, as after that many requests. It is for a driver that has added nothing and
 // a device that has not started.
 func (d *Driver) StartAt(idx uint16) {
