@@ -9,8 +9,11 @@ import (
 )
 
 func TestARequestDoesNotAllocate(t *testing.T) {
-	for _, features := range []uint64{0, modern} {
+	for i, features := range []uint64{0, modern, 0, modern} {
 		r := newRing(t, 64, features)
+		if i >= 2 {
+			r = r.restart(t, make([]byte, virtq.InflightSize(64)))
+		}
 		readable, writable := r.blkSegs()
 		add := r.driver.Add
 		if features == modern {

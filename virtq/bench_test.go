@@ -8,24 +8,30 @@ import (
 
 // BenchmarkDevice is the device's own part for one chain: Pop, Push and its share of Publish. Entries of the
 // available ring are offered once, and from then on only avail.idx moves, so that hardly any driver's work is
-// measured.
+// measured. With inflight there is an in-flight region.
 func BenchmarkDevice(b *testing.B) {
 	for _, bc := range []struct {
 		name     string
 		features uint64
 		indirect bool
 		batch    int
+		tracked  bool
 	}{
-		{"direct/batch=1", modern, false, 1},
-		{"direct/batch=32", modern, false, 32},
-		{"indirect/batch=1", modern, true, 1},
-		{"indirect/batch=32", modern, true, 32},
-		{"flags/batch=1", 0, false, 1},
-		{"flags/batch=32", 0, false, 32},
+		{"direct/batch=1", modern, false, 1, false},
+		{"direct/batch=32", modern, false, 32, false},
+		{"indirect/batch=1", modern, true, 1, false},
+		{"indirect/batch=32", modern, true, 32, false},
+		{"flags/batch=1", 0, false, 1, false},
+		{"flags/batch=32", 0, false, 32, false},
+		{"inflight/batch=1", modern, false, 1, true},
+		{"inflight/batch=32", modern, false, 32, true},
 	} {
 		b.Run(bc.name, func(b *testing.B) {
 			const size, heads = 128, 32
 			r := newRing(b, size, bc.features)
+			if bc.tracked {
+				r = r.restart(b, make([]byte, virtq.InflightSize(size)))
+			}
 			readable, writable := r.blkSegs()
 			add := r.driver.Add
 			if bc.indirect {

@@ -23,6 +23,9 @@
 // (debug.SetPanicOnFault) and recovers, the counts are still right: a chain whose Push faulted is not in flight any
 // more, one whose Pop faulted never was. The Queue is then to be given up with Break, and drained as usual.
 //
+// With an in-flight region (Config.Inflight) a Queue outlives its process: what was fetched and not given back is popped again by
+// the next Queue on the same ring. tracker says in which order the region is written.
+//
 // Fields of the rings are little-endian; a legacy device's have the guest's byte order. Only little-endian hosts are
 // built for, whose guests are taken to be the same, so both are one.
 package virtq
