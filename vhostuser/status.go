@@ -28,6 +28,7 @@ type FrontEndStatus struct {
 	Device    uint8            // the virtio device status, as SET_STATUS said last
 	Regions   int              // of guest memory
 	Memory    uint64           // bytes of guest memory
+	Inflight  bool             // there is an in-flight region
 	Message   string           // the message that is being handled, empty for none; until it is answered the front-end waits
 	MessageAt time.Time        // when it came
 	Rings     []RingStatus     // all of them, by index
@@ -76,7 +77,7 @@ func (s *session) publish() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.Owned, l.Protocol, l.Features, l.Device = s.owned, s.protocol, s.features, s.status
-	l.Regions, l.Memory = len(regions), 0
+	l.Regions, l.Memory, l.Inflight = len(regions), 0, s.inflight != nil
 	for _, r := range regions {
 		l.Memory += r.Size
 	}
@@ -186,15 +187,12 @@ func askQueues(ctx context.Context, rings []RingStatus, queues []*Queue) {
 	}
 }
 
-var protocolNames = map[ProtocolFeatures]string{
-	ProtocolMQ:                "MQ",
-	ProtocolReplyAck:          "REPLY_ACK",
-	ProtocolBackendReq:        "BACKEND_REQ",
-	ProtocolConfig:            "CONFIG",
-	ProtocolBackendSendFD:     "BACKEND_SEND_FD",
-	ProtocolResetDevice:       "RESET_DEVICE",
-	ProtocolConfigureMemSlots: "CONFIGURE_MEM_SLOTS",
-	ProtocolStatus:            "STATUS",
+// protocolNames are the specification's, by bit, those that are not offered included: what a front-end has set is to be told.
+var protocolNames = [...]string{
+	0: "MQ", 1: "LOG_SHMFD", 2: "RARP", 3: "REPLY_ACK", 4: "MTU", 5: "BACKEND_REQ", 6: "CROSS_ENDIAN", 7: "CRYPTO_SESSION",
+	8: "PAGEFAULT", 9: "CONFIG", 10: "BACKEND_SEND_FD", 11: "HOST_NOTIFIER", 12: "INFLIGHT_SHMFD", 13: "RESET_DEVICE",
+	14: "INBAND_NOTIFICATIONS", 15: "CONFIGURE_MEM_SLOTS", 16: "STATUS", 17: "XEN_MMAP", 18: "SHARED_OBJECT", 19: "DEVICE_STATE",
+	20: "GET_VRING_BASE_INFLIGHT",
 }
 
 // Names returns the specification's names of the features in p without their VHOST_USER_PROTOCOL_F_ prefix, by number.
@@ -202,9 +200,9 @@ func (p ProtocolFeatures) Names() []string {
 	var names []string
 	for rest := uint64(p); rest != 0; rest &= rest - 1 {
 		bit := bits.TrailingZeros64(rest)
-		name, ok := protocolNames[1<<bit]
-		if !ok {
-			name = fmt.Sprintf("bit %d", bit)
+		name := fmt.Sprintf("bit %d", bit)
+		if bit < len(protocolNames) {
+			name = protocolNames[bit]
 		}
 		names = append(names, name)
 	}

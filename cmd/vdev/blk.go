@@ -22,6 +22,13 @@ const maxQueues = 64
 // what listen may put before it.
 const maxSocketPath = 107 - len("./")
 
+// The defaults of --cancel-after. A guest that is never saved or moved loses nothing when its requests are suspended, so that
+// there is little to wait for.
+const (
+	cancelAfter       = 30 * time.Second
+	cancelAfterPinned = time.Second
+)
+
 // blkConfig is a command line of `vdev blk` that was found right.
 type blkConfig struct {
 	socketPath string // where to listen, or empty
@@ -35,7 +42,9 @@ type blkConfig struct {
 	reactors   int    // 0: chosen
 	poll       time.Duration
 	pollSet    bool
+	migratable bool
 	cancelWait time.Duration // how long a stop waits for requests before it cancels them
+	control    string        // where to listen for commands, or empty
 	trace      bool
 	logLevel   slog.Level
 	logJSON    bool
@@ -56,7 +65,9 @@ type blkFlags struct {
 	aio        choice
 	reactors   number
 	pollUS     number
+	migratable choice
 	cancel     time.Duration
+	control    string
 	trace      bool
 	logLevel   choice
 	logFormat  choice
@@ -68,14 +79,15 @@ var logLevels = map[string]slog.Level{
 
 func newBlkCommand() *cobra.Command {
 	f := &blkFlags{
-		fd:        number{min: 0, max: math.MaxInt},
-		numQueues: number{value: maxQueues, min: 1, max: 256},
-		blockSize: choice{value: "512", of: []string{"512", "4096"}},
-		aio:       choice{of: []string{"io_uring", "threads"}},
-		reactors:  number{min: 1, max: 256},
-		pollUS:    number{min: 0, max: 1_000_000},
-		logLevel:  choice{value: "info", of: []string{"debug", "info", "warn", "error"}},
-		logFormat: choice{value: "text", of: []string{"text", "json"}},
+		fd:         number{min: 0, max: math.MaxInt},
+		numQueues:  number{value: maxQueues, min: 1, max: 256},
+		blockSize:  choice{value: "512", of: []string{"512", "4096"}},
+		aio:        choice{of: []string{"io_uring", "threads"}},
+		reactors:   number{min: 1, max: 256},
+		pollUS:     number{min: 0, max: 1_000_000},
+		migratable: choice{value: "on", of: []string{"on", "off"}},
+		logLevel:   choice{value: "info", of: logLevelNames},
+		logFormat:  choice{value: "text", of: []string{"text", "json"}},
 	}
 	cmd := &cobra.Command{
 		Use:   blkName + " (--socket-path PATH | --fd N) (--blk-file FILE | --driver NAME,option=value,...)",
@@ -114,9 +126,11 @@ An image is locked while a guest uses it, in the way QEMU's tools lock theirs: v
 and qemu-img refuse an image that another of them has open.
 
 Signals: SIGTERM and SIGINT end vdev, SIGHUP makes it look at the image's size again and
-tell the guest of a new one, SIGUSR1 prints the last events of the device's life.`,
+tell the guest of a new one, SIGUSR1 prints the last events of the device's life, SIGQUIT
+its status as well. With --control, 'vdev ctl' does the same and more.`,
 		Example: `  vdev blk --socket-path /run/vm1.sock --blk-file disk.img
   vdev blk --socket-path /run/vm1.sock --driver md,size=1G --trace
+  vdev blk --socket-path /run/vm1.sock --blk-file disk.img --control /run/vm1.ctl
 
   qemu-system-x86_64 -machine q35,memory-backend=mem -m 1G \
       -object memory-backend-memfd,id=mem,size=1G,share=on \
@@ -149,11 +163,13 @@ tell the guest of a new one, SIGUSR1 prints the last events of the device's life
 	fs.Var(&f.aio, "aio", "how files are read and written (default io_uring, or threads where the host refuses that)")
 	fs.Var(&f.reactors, "reactors", "threads that serve queues (default one for each CPU, at most 4)")
 	fs.Var(&f.pollUS, "poll-us", "look for work at most `N` microseconds before sleeping (default chosen by vdev; 0 is not at all)")
-	fs.DurationVar(&f.cancel, "cancel-after", 30*time.Second, "when the guest stops the device, wait so long for requests in progress before cancelling them")
+	fs.Var(&f.migratable, "migratable", "whether the guest can be saved or moved to another host; where not, a stop may leave requests for the next start to do")
+	fs.DurationVar(&f.cancel, "cancel-after", cancelAfter, "when the guest stops the device, wait so long for requests in progress before cancelling them; with --migratable=off the default is "+cancelAfterPinned.String())
+	fs.StringVar(&f.control, "control", "", "listen on a Unix socket at `PATH` for 'vdev ctl'")
 	fs.BoolVar(&f.trace, "trace", false, "log what front-end and guest do: messages, requests, the device's life")
 	fs.Var(&f.logLevel, "log-level", "log what is at least so severe")
 	fs.Var(&f.logFormat, "log-format", "how the log is written")
-	for name, c := range map[string]*choice{"logical-block-size": &f.blockSize, "aio": &f.aio, "log-level": &f.logLevel, "log-format": &f.logFormat} {
+	for name, c := range map[string]*choice{"logical-block-size": &f.blockSize, "aio": &f.aio, "migratable": &f.migratable, "log-level": &f.logLevel, "log-format": &f.logFormat} {
 		must(cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(c.of, cobra.ShellCompDirectiveNoFileComp)))
 	}
 	must(cmd.RegisterFlagCompletionFunc("driver", cobra.FixedCompletions(
@@ -171,6 +187,10 @@ func must(err error) {
 	}
 }
 
+func tooLong(flag, path string) error {
+	return fmt.Errorf("--%s %s: is %d bytes long, and a socket's path has at most %d", flag, path, len(path), maxSocketPath)
+}
+
 // config checks what the flags come to together. given tells whether a flag stands on the command line.
 func (f *blkFlags) config(given func(flag string) bool) (blkConfig, error) {
 	c := blkConfig{
@@ -182,7 +202,9 @@ func (f *blkFlags) config(given func(flag string) bool) (blkConfig, error) {
 		reactors:   f.reactors.value,
 		poll:       time.Duration(f.pollUS.value) * time.Microsecond,
 		pollSet:    given("poll-us"),
+		migratable: f.migratable.value == "on",
 		cancelWait: f.cancel,
+		control:    f.control,
 		trace:      f.trace,
 		logLevel:   logLevels[f.logLevel.value],
 		logJSON:    f.logFormat.value == "json",
@@ -195,7 +217,13 @@ func (f *blkFlags) config(given func(flag string) bool) (blkConfig, error) {
 	case given("socket-path") && f.socketPath == "":
 		return c, errors.New("--socket-path: a path is missing")
 	case len(f.socketPath) > maxSocketPath:
-		return c, fmt.Errorf("--socket-path %s: is %d bytes long, and a socket's path has at most %d", f.socketPath, len(f.socketPath), maxSocketPath)
+		return c, tooLong("socket-path", f.socketPath)
+	case given("control") && f.control == "":
+		return c, errors.New("--control: a path is missing")
+	case len(f.control) > maxSocketPath:
+		return c, tooLong("control", f.control)
+	case given("control") && f.control == f.socketPath:
+		return c, fmt.Errorf("--control %s: is the front-end's socket", f.control)
 	case given("blk-file") && given("driver"):
 		return c, errors.New("--blk-file and --driver exclude each other")
 	case !given("blk-file") && !given("driver"):
@@ -204,6 +232,9 @@ func (f *blkFlags) config(given func(flag string) bool) (blkConfig, error) {
 		return c, errors.New("--blk-file: a path is missing")
 	case f.cancel < 0:
 		return c, fmt.Errorf("--cancel-after %v: must not be negative", f.cancel)
+	}
+	if !c.migratable && !given("cancel-after") {
+		c.cancelWait = cancelAfterPinned
 	}
 	if given("blk-file") {
 		c.driver, c.diskFlag = driverSpec{name: "vnd", file: f.blkFile}, "blk-file"

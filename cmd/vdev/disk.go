@@ -22,6 +22,7 @@ type diskDriver interface {
 type openedDisk struct {
 	driver diskDriver
 	dev    devsw.Dev
+	faults *fault.Driver // the driver, where it is that one
 }
 
 func (d *openedDisk) info() (devsw.DiskInfo, error) { return d.driver.Info(0) }
@@ -93,6 +94,7 @@ func stackFaults(table *devsw.Table, spec driverSpec, blockSize uint32) (*opened
 	if err != nil {
 		return nil, err
 	}
+	upper.faults = upper.driver.(*fault.Driver)
 	upper.driver = &stacked{diskDriver: upper.driver, lower: lower.driver}
 	return upper, nil
 }

@@ -90,7 +90,7 @@ func (q *queuedWriter) tellLost() {
 }
 
 // newLogger returns the program's logger, which writes to w.
-func newLogger(w io.Writer, level slog.Level, asJSON bool) *slog.Logger {
+func newLogger(w io.Writer, level slog.Leveler, asJSON bool) *slog.Logger {
 	options := &slog.HandlerOptions{Level: level}
 	if asJSON {
 		return slog.New(slog.NewJSONHandler(w, options))

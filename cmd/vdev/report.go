@@ -6,14 +6,15 @@ import (
 	"strings"
 	"time"
 
+	"vdev/internal/control"
 	"vdev/internal/trace"
 	"vdev/internal/virtioblk"
 	"vdev/specfs"
 	"vdev/vhostuser"
 )
 
-// lifeEvents is how many events of the device's life are kept for SIGUSR1.
-const lifeEvents = 256
+// lifeEvents is how many events of the device's life are kept.
+const lifeEvents = 1024
 
 // reporter takes what the layers tell and makes of it the log, the trace (--trace) and the record of the device's
 // life. Its methods are called on any goroutine, and none of them waits.
@@ -47,7 +48,10 @@ func (r *reporter) vhostuser(e vhostuser.Event) {
 	}
 	switch e.Kind {
 	case vhostuser.EventIn, vhostuser.EventOut:
-		return
+		// How long the front-end waits in a stop belongs to the device's life. Other messages are many, and answered at once.
+		if e.Message != vhostuser.GetVringBase.String() {
+			return
+		}
 	case vhostuser.EventConnect:
 		r.log.Info("a front-end has connected")
 	case vhostuser.EventDisconnect:
@@ -63,7 +67,28 @@ func (r *reporter) vhostuser(e vhostuser.Event) {
 	case vhostuser.EventBreak:
 		r.log.Error("a ring is broken", "ring", e.Ring, "cause", e.Err)
 	}
-	r.life.Add(trace.Event{Kind: string(e.Kind), Queue: e.Ring, Note: e.Message, Err: e.Err})
+	r.life.Add(trace.Event{Kind: string(e.Kind), Queue: e.Ring, Note: note(e), Err: e.Err})
+}
+
+// note puts what an event tells besides its kind and its ring into one line.
+func note(e vhostuser.Event) string {
+	var words []string
+	if e.Message != "" {
+		words = append(words, e.Message)
+	}
+	for _, f := range e.Fields {
+		words = append(words, fmt.Sprintf("%s=%v", f.Name, f.Value))
+	}
+	return strings.Join(words, " ")
+}
+
+// command records that somebody has intervened.
+func (r *reporter) command(what string) {
+	if r.trace {
+		r.line(time.Now(), "ctl", what)
+	}
+	r.log.Info("a command has come", "command", what)
+	r.life.Add(trace.Event{Kind: "ctl", Queue: trace.WholeDevice, Note: what})
 }
 
 // specfs is the hook of the file system of devices.
@@ -91,6 +116,19 @@ func (r *reporter) virtioblk(msg string, err error) {
 	} else {
 		r.log.Warn(msg)
 	}
+}
+
+// status prints the status.
+func (r *reporter) status(st control.Status) {
+	if r.json {
+		r.log.Info("status", "status", st)
+		return
+	}
+	var b strings.Builder
+	b.WriteString("the status of vdev:\n")
+	// A Builder does not fail.
+	_ = writeStatus(&b, st)
+	_, _ = r.out.Write([]byte(b.String()))
 }
 
 // dump prints the record of the device's life.

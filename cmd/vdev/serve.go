@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"vdev/devsw"
+	"vdev/internal/control"
 	"vdev/internal/virtioblk"
 	"vdev/specfs"
 	"vdev/vhostuser"
@@ -39,12 +40,21 @@ func serveBlk(ctx context.Context, c blkConfig, stderr io.Writer) error {
 	defer stop()
 	// The guest's disk does not end with the program that reads the log.
 	signal.Ignore(syscall.SIGPIPE)
-	hup, usr1 := notify(syscall.SIGHUP), notify(syscall.SIGUSR1)
-	defer signal.Stop(hup)
-	defer signal.Stop(usr1)
+	asked := askedBySignals{hup: notify(syscall.SIGHUP), usr1: notify(syscall.SIGUSR1), quit: notify(syscall.SIGQUIT)}
+	defer asked.stop()
 
+	var commands net.Listener
+	if c.control != "" {
+		l, err := control.Listen(fileName(c.control))
+		if err != nil {
+			return fmt.Errorf("--control: %w", err)
+		}
+		// Also where storage is stuck and nothing else is taken down any more: the socket's file goes.
+		defer l.Close()
+		commands = l
+	}
 	served := make(chan error, 1)
-	go func() { served <- runBlk(ctx, c, out, hup, usr1) }()
+	go func() { served <- runBlk(ctx, c, out, asked, commands) }()
 	return await(ctx, served)
 }
 
@@ -64,9 +74,12 @@ func await(ctx context.Context, served <-chan error) error {
 	}
 }
 
-// runBlk builds everything from the driver up, serves it, and takes it down again. hup and usr1 bring those signals.
-func runBlk(ctx context.Context, c blkConfig, out *queuedWriter, hup, usr1 <-chan os.Signal) (err error) {
-	log := newLogger(out, c.logLevel, c.logJSON)
+// runBlk builds everything from the driver up, serves it, and takes it down again. commands, where it is not nil, is the control
+// socket.
+func runBlk(ctx context.Context, c blkConfig, out *queuedWriter, asked askedBySignals, commands net.Listener) (err error) {
+	level := new(slog.LevelVar)
+	level.Set(c.logLevel)
+	log := newLogger(out, level, c.logJSON)
 	rep := newReporter(c, log, out)
 
 	table := devsw.NewTable()
@@ -85,7 +98,7 @@ func runBlk(ctx context.Context, c blkConfig, out *queuedWriter, hup, usr1 <-cha
 
 	blk := virtioblk.Config{
 		FS: fs, Dev: disk.dev, Info: disk.info, Serial: c.serial, NumQueues: c.numQueues, CancelAfter: c.cancelWait,
-		Log: rep.virtioblk,
+		Migratable: c.migratable, Log: rep.virtioblk,
 	}
 	if c.trace {
 		blk.Trace = rep.request
@@ -94,27 +107,22 @@ func runBlk(ctx context.Context, c blkConfig, out *queuedWriter, hup, usr1 <-cha
 	if err != nil {
 		return fmt.Errorf("--%s: %w", c.diskFlag, err)
 	}
-	backend, err := vhostuser.New(vhostuser.Config{Device: device, Reactors: reactors, Trace: rep.vhostuser})
+	backend, err := vhostuser.New(vhostuser.Config{Device: device, Reactors: reactors, NotMigratable: !c.migratable, Trace: rep.vhostuser})
 	if err != nil {
 		return err
 	}
+	s := &served{config: c, level: level, log: log, rep: rep, table: table, fs: fs, disk: disk, device: device, backend: backend,
+		aio: string(reactors.Mode())}
 
 	ended := make(chan struct{})
 	defer close(ended)
-	go func() {
-		for {
-			select {
-			case <-hup:
-				if err := resize(log, fs, disk, device, backend); err != nil {
-					log.Error("the disk's size could not be read again", "cause", err)
-				}
-			case <-usr1:
-				rep.dump()
-			case <-ended:
-				return
-			}
-		}
-	}()
+	asked.serve(s, ended)
+	if commands != nil {
+		server := control.NewServer(s, slog.NewLogLogger(log.Handler(), slog.LevelWarn))
+		server.Start(commands)
+		// Last but for the reactors, which it asks: who follows the trace sees the device's end.
+		defer server.Close()
+	}
 
 	info, err := disk.info()
 	if err != nil {
@@ -133,11 +141,14 @@ func runBlk(ctx context.Context, c blkConfig, out *queuedWriter, hup, usr1 <-cha
 		about = append(about, "fault_rules", len(c.driver.faults.rules))
 	}
 	log.Info("serving a disk", append(about, "bytes", info.Size, "block_size", info.SectorSize, "read_only", info.ReadOnly,
-		"socket", listener.Addr().String(), "aio", reactors.Mode())...)
+		"socket", listener.Addr().String(), "aio", s.aio)...)
 	err = backend.Serve(ctx, listener)
 	log.Info("ended")
 	return err
 }
+
+// askedBySignals brings the signals that ask for something other than the end.
+type askedBySignals struct{ hup, usr1, quit chan os.Signal }
 
 // notify returns a channel on which one signal comes, once for any number of them that come while nobody looks.
 func notify(sig os.Signal) chan os.Signal {
@@ -146,14 +157,48 @@ func notify(sig os.Signal) chan os.Signal {
 	return c
 }
 
+func (a askedBySignals) stop() {
+	for _, c := range []chan os.Signal{a.hup, a.usr1, a.quit} {
+		signal.Stop(c)
+	}
+}
+
+// serve does what the signals ask for, until ended is closed. To look at the image's size may take as long as storage does, which
+// must not keep anybody from asking why.
+func (a askedBySignals) serve(s *served, ended <-chan struct{}) {
+	on := func(c <-chan os.Signal, do func()) {
+		go func() {
+			for {
+				select {
+				case <-c:
+					do()
+				case <-ended:
+					return
+				}
+			}
+		}()
+	}
+	on(a.hup, func() {
+		if _, err := s.resize(); err != nil {
+			s.log.Error("the disk's size could not be read again", "cause", err)
+		}
+	})
+	on(a.usr1, s.rep.dump)
+	on(a.quit, s.dump)
+}
+
+// fileName is a socket's path as the system takes it: one that begins with @ would be a name that is in no file system.
+func fileName(path string) string {
+	if path[0] == '@' {
+		return "./" + path
+	}
+	return path
+}
+
 // listen makes or takes over the socket.
 func listen(c blkConfig) (net.Listener, error) {
 	if c.socketPath != "" {
-		path := c.socketPath
-		if path[0] == '@' {
-			path = "./" + path // else a name that is in no file system
-		}
-		l, err := vhostuser.Listen(path)
+		l, err := vhostuser.Listen(fileName(c.socketPath))
 		if err != nil {
 			return nil, fmt.Errorf("--socket-path: %w", err)
 		}
@@ -198,29 +243,4 @@ func newReactors(c blkConfig, log *slog.Logger) (*vhostuser.Reactors, error) {
 		return nil, fmt.Errorf("--aio %s: %w", config.Mode, err)
 	}
 	return reactors, nil
-}
-
-// resize looks at the disk's size again, and has the front-end told where it has changed.
-func resize(log *slog.Logger, fs *specfs.FS, disk *openedDisk, device *virtioblk.Device, backend *vhostuser.Backend) error {
-	if node := fs.Lookup(devsw.IFBLK, disk.dev); node != nil {
-		// An open driver goes by the size it knows. ENXIO: it is being closed, and will look when it is opened next.
-		// ENOTTY: its disks do not change.
-		err := node.Ioctl(devsw.DIOCGROW, nil, devsw.FREAD)
-		if err != nil && !errors.Is(err, devsw.ENXIO) && !errors.Is(err, devsw.ENOTTY) {
-			return err
-		}
-	}
-	changed, err := device.Resize()
-	if err != nil {
-		return err
-	}
-	info, err := disk.info()
-	if err != nil {
-		return err
-	}
-	log.Info("the disk's size was read again", "bytes", info.Size, "changed", changed)
-	if changed {
-		backend.ConfigChanged()
-	}
-	return nil
 }

@@ -29,7 +29,7 @@ const (
 // sys; vhostuser -> virtq. devsw and specfs know nothing of virtio, virtq nothing of devices, vhostuser nothing
 // of what stands behind its Device.
 var layers = map[string][]string{
-	"cmd/vdev": {"vhostuser", "specfs", "devsw", "internal/virtioblk", "internal/dev/...", "internal/trace"},
+	"cmd/vdev": {"vhostuser", "specfs", "devsw", "internal/virtioblk", "internal/dev/...", "internal/trace", "internal/control"},
 
 	"vhostuser":               {"virtq", "internal/reactor", "internal/guestmem", "internal/sys"},
 	"vhostuser/vhostusertest": {"vhostuser", "virtq", "virtq/virtqtest", "internal/guestmem", "internal/sys"},
@@ -50,6 +50,7 @@ var layers = map[string][]string{
 	"internal/uring":             {"internal/sys"},
 	"internal/sys":               {},
 	"internal/trace":             {},
+	"internal/control":           {"internal/trace", "internal/sys"},
 	"internal/lint":              {},
 	"internal/bench":             {"internal/sys"},
 }

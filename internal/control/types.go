@@ -1,0 +1,231 @@
+// Package control is the way by which a person, or a program, looks at a vdev that runs and intervenes: HTTP with JSON over a
+// Unix socket that is its owner's alone. Server is vdev's side, over a Target; Client is that of `vdev ctl`.
+//
+//	GET  /v1/status                      Status
+//	GET  /v1/trace                       Trace
+//	GET  /v1/trace/follow?since=SEQ      trace.Event, one a line, as they come, until either side ends it
+//	GET  /v1/faults                      Faults
+//	POST /v1/faults          Rules       IDs: puts rules in force, all or none of them
+//	POST /v1/faults/clear    IDs         takes rules out of force; without ids all of them
+//	POST /v1/faults/release  IDs         ends the hangs that these rules have made; without ids all
+//	POST /v1/faults/crash    Outage      Losses
+//	POST /v1/revoke                      takes the device from the guest
+//	POST /v1/resize                      Size
+//	GET  /v1/log-level                   Level
+//	PUT  /v1/log-level       Level       Level
+//
+// An answer other than 200 has a Failure in it. Durations are in seconds, sizes in bytes. With curl:
+//
+//	curl --unix-socket /run/vm1.ctl http://vdev/v1/status
+package control
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"vdev/internal/trace"
+)
+
+// Status is all there is to know of a vdev at a moment.
+type Status struct {
+	PID      int       `json:"pid"`
+	Version  string    `json:"version"`
+	Seconds  float64   `json:"seconds"` // since it was started
+	LogLevel string    `json:"log_level"`
+	Disk     Disk      `json:"disk"`
+	FrontEnd *FrontEnd `json:"front_end"` // null: none is connected
+	Waiting  bool      `json:"front_end_waiting,omitempty"`
+	State    string    `json:"state"`           // of the disk: closed, opening, open, failed, closing
+	Error    string    `json:"error,omitempty"` // why it could not be opened
+	// CancelIn is when requests in flight will be cancelled by the stop that is under way, negative where they have been.
+	CancelIn *float64 `json:"cancel_in_seconds,omitempty"`
+	Rings    []Ring   `json:"rings"`
+	Devices  []Device `json:"devices"` // those that are open, or being opened or closed
+	Faults   *Faults  `json:"faults,omitempty"`
+}
+
+// Disk is what is served.
+type Disk struct {
+	Driver    string `json:"driver"`
+	File      string `json:"file,omitempty"`
+	Bytes     int64  `json:"bytes"`
+	BlockSize uint32 `json:"block_size"`
+	ReadOnly  bool   `json:"read_only,omitempty"`
+	Serial    string `json:"serial,omitempty"`
+	Socket    string `json:"socket"`
+	AIO       string `json:"aio"`
+	// Migratable and CancelAfter are --migratable and --cancel-after.
+	Migratable  bool    `json:"migratable"`
+	CancelAfter float64 `json:"cancel_after_seconds"`
+}
+
+// FrontEnd is the connection that is served.
+type FrontEnd struct {
+	PID          int     `json:"pid"` // 0 where the host does not tell
+	UID          int     `json:"uid"`
+	Seconds      float64 `json:"seconds"` // since it connected
+	Features     Bits    `json:"features"`
+	Protocol     Bits    `json:"protocol_features"`
+	DeviceStatus Bits    `json:"device_status"`
+	Regions      int     `json:"memory_regions"`
+	Memory       uint64  `json:"memory_bytes"`
+	Inflight     bool    `json:"inflight_region"`
+	WaitsFor     string  `json:"waits_for,omitempty"` // the message that it has sent and that is not answered
+	WaitSeconds  float64 `json:"wait_seconds,omitempty"`
+}
+
+// Bits are flags by name, those that have none here as "bit N".
+type Bits struct {
+	Value string   `json:"value"` // hexadecimal
+	Names []string `json:"names"`
+}
+
+// Ring is one virtqueue. What its event loop tells is missing where the ring does not run, or that has not answered in time.
+type Ring struct {
+	Index int    `json:"index"`
+	State string `json:"state"` // stopped, started, running, disabled, stopping, broken
+	Size  int    `json:"size,omitempty"`
+	Why   string `json:"why,omitempty"` // it is stopping
+	Error string `json:"error,omitempty"`
+
+	Answered bool    `json:"answered"`
+	Next     uint16  `json:"next,omitempty"`    // free-running index of the next entry to take from the available ring
+	Used     uint16  `json:"used,omitempty"`    // free-running index of the used ring
+	Pending  bool    `json:"pending,omitempty"` // there is more to take
+	InFlight int     `json:"in_flight,omitempty"`
+	Oldest   float64 `json:"oldest_seconds,omitempty"` // age of the oldest request in flight
+
+	Resubmitted int `json:"resubmitted,omitempty"` // found in the in-flight region when it was started
+	Suspended   int `json:"suspended,omitempty"`   // left there when it was stopped
+	Kept        int `json:"kept,omitempty"`        // in flight, cancelled, and waiting for the ring to be enabled or stopped
+}
+
+// Device is a device of the switch that is open, or being opened or closed.
+type Device struct {
+	Device     string      `json:"device"` // such as "block 14,0"
+	Driver     string      `json:"driver"`
+	Opens      int         `json:"opens"`
+	Opening    int         `json:"opening,omitempty"`
+	Closing    bool        `json:"closing,omitempty"`
+	InProgress []Operation `json:"in_progress,omitempty"` // its I/O sections
+}
+
+// Operation is something in progress on a Device.
+type Operation struct {
+	What    string  `json:"what"`
+	Count   int     `json:"count"`
+	Seconds float64 `json:"seconds,omitempty"` // transfers do not know it
+}
+
+// Faults is what the driver fault does, and has done.
+type Faults struct {
+	Rules    []FaultRule       `json:"rules"`
+	Held     []Held            `json:"held"` // the oldest first
+	Ops      map[string]uint64 `json:"operations"`
+	Injected map[string]uint64 `json:"injected"`
+	Cached   int               `json:"cached_sectors,omitempty"`
+	Off      bool              `json:"off,omitempty"` // the power is off, since a crash
+}
+
+// FaultRule is a rule in force.
+type FaultRule struct {
+	ID      int    `json:"id"`
+	Rule    string `json:"rule"`
+	Matched uint64 `json:"matched"` // operations it was about
+	Hit     uint64 `json:"hit"`     // those it has acted on
+}
+
+// Held is an operation that is delayed, or hangs.
+type Held struct {
+	Op            string  `json:"operation"`
+	Offset        int64   `json:"offset,omitempty"`
+	Bytes         int64   `json:"bytes,omitempty"`
+	Seconds       float64 `json:"seconds"`
+	Rule          int     `json:"rule"`
+	Hangs         bool    `json:"hangs,omitempty"`
+	Uncancellable bool    `json:"uncancellable,omitempty"`
+}
+
+// Trace is the record of the device's life.
+type Trace struct {
+	Process string        `json:"process"` // a name for the timeline
+	PID     int           `json:"pid"`
+	Start   time.Time     `json:"start"`   // the zero of the events' times
+	Seconds float64       `json:"seconds"` // since then
+	Events  []trace.Event `json:"events"`
+}
+
+// Rules are rules as fault.ParseRule reads them.
+type Rules struct {
+	Rules []string `json:"rules"`
+}
+
+// IDs are rules in force.
+type IDs struct {
+	IDs []int `json:"ids"`
+}
+
+// Outage is a loss of power: see fault.Outage.
+type Outage struct {
+	Seed uint64  `json:"seed"`
+	Keep float64 `json:"keep"`
+	Off  bool    `json:"off"`
+}
+
+// Losses say what an Outage did with the sectors in the cache.
+type Losses struct {
+	Kept    int `json:"kept"`
+	Dropped int `json:"dropped"`
+}
+
+// Size is the disk's.
+type Size struct {
+	Bytes   int64 `json:"bytes"`
+	Changed bool  `json:"changed"`
+}
+
+// Level is how severe something must be to be logged: debug, info, warn or error.
+type Level struct {
+	Level string `json:"level"`
+}
+
+// Failure is the answer to what could not be done.
+type Failure struct {
+	Message string `json:"error"`
+}
+
+// Target is what a Server shows and changes. Its methods are called on any goroutine. Those with a context give up waiting when
+// it is done; what they have begun goes on. An error that is an *Error has the status of its own, any other one 500.
+type Target interface {
+	Status(ctx context.Context) Status
+	Trace() (about Trace, log *trace.Log)
+	Faults() (Faults, error)
+	SetFaults(rules []string) (ids []int, err error)
+	ClearFaults(ids []int) error
+	ReleaseFaults(ids []int) error
+	Crash(ctx context.Context, o Outage) (Losses, error)
+	Revoke(ctx context.Context) error
+	Resize(ctx context.Context) (Size, error)
+	LogLevel() string
+	SetLogLevel(level string) error
+}
+
+// Error is what a Server has refused or failed to do.
+type Error struct {
+	Status  int // of HTTP
+	Message string
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Wrong is the error for a request that makes no sense.
+func Wrong(format string, args ...any) *Error {
+	return &Error{http.StatusBadRequest, fmt.Sprintf(format, args...)}
+}
+
+// Impossible is the error for a request that cannot be met as things stand.
+func Impossible(format string, args ...any) *Error {
+	return &Error{http.StatusConflict, fmt.Sprintf(format, args...)}
+}
