@@ -113,35 +113,46 @@ func newBench(t testing.TB, mode reactor.Mode, queues int, make disk, change fun
 	}
 	w.dev = must(New(c))(t)
 	w.b = must(vhostuser.New(vhostuser.Config{Device: w.dev, Reactors: pool}))(t)
-	f, conn, err := vhostusertest.Pair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.f = f
-	ctx, cancel := context.WithCancel(context.Background())
-	w.cancel = cancel
-	go func(c *net.UnixConn) { w.ended <- w.b.ServeConn(ctx, c) }(conn)
 	t.Cleanup(w.close)
-	w.offered = must(f.Handshake(^vhostuser.ProtocolFeatures(0)))(t)
+	w.connect(vhostusertest.AllProtocolFeatures)
 	w.mem = must(virtqtest.NewMem(virtqtest.Range{GuestPhys: 0, Size: 64 << 20}))(t)
 	t.Cleanup(w.mem.Close)
 	return w
 }
 
+// connect connects a front-end that knows these protocol features.
+func (w *bench) connect(want vhostuser.ProtocolFeatures) {
+	w.t.Helper()
+	f, conn, err := vhostusertest.Pair()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.f = f
+	ctx, cancel := context.WithCancel(context.Background())
+	w.cancel = cancel
+	go func(c *net.UnixConn) { w.ended <- w.b.ServeConn(ctx, c) }(conn)
+	w.offered = must(f.Handshake(want))(w.t)
+}
+
 func make2() chan error { return make(chan error, 1) }
 
-// close hangs up and waits for the back-end to have taken everything down.
-func (w *bench) close() {
-	if w.f == nil {
-		return
+// hangUp hangs up and waits for the back-end to have taken everything down.
+func (w *bench) hangUp() {
+	if w.f != nil {
+		w.f.Close()
+		w.f = nil
+		<-w.ended
+		w.cancel()
 	}
-	w.f.Close()
-	w.f = nil
-	<-w.ended
-	w.cancel()
+}
+
+// close hangs up, and ends the guest.
+func (w *bench) close() {
+	w.hangUp()
 	for _, r := range w.rings {
 		r.Close()
 	}
+	w.rings = nil
 }
 
 func (w *bench) start(features uint64) {

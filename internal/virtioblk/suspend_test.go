@@ -1,0 +1,851 @@
+package virtioblk
+
+import (
+	"bytes"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"vdev/devsw"
+	"vdev/internal/dev/fault"
+	"vdev/internal/dev/md"
+	"vdev/internal/reactor"
+	"vdev/specfs"
+	"vdev/vhostuser"
+	"vdev/vhostuser/vhostusertest"
+	"vdev/virtq/virtqtest"
+)
+
+const (
+	noInflight  = ^(vhostuser.ProtocolInflightSHMFD | vhostuser.ProtocolGetVringBaseInflight)
+	noMigration = ^vhostuser.ProtocolGetVringBaseInflight
+	everything  = vhostusertest.AllProtocolFeatures
+)
+
+// again connects anew, as a front-end that knows these protocol features.
+func (w *bench) again(want vhostuser.ProtocolFeatures) {
+	w.t.Helper()
+	w.hangUp()
+	w.connect(want)
+	for _, r := range w.rings {
+		r.Reconnect(w.f)
+	}
+}
+
+// restart negotiates, gives the back-end memory and in-flight region (which may be nil), and starts the rings where they were.
+func (w *bench) restart(region *vhostusertest.Inflight) {
+	w.t.Helper()
+	w.check(w.f.SetFeatures(w.all()))
+	w.check(w.f.AddMemory(w.mem))
+	w.startRings(region)
+}
+
+func (w *bench) startRings(region *vhostusertest.Inflight) {
+	w.t.Helper()
+	if region != nil {
+		w.check(w.f.SetInflightFD(region))
+	}
+	for _, r := range w.rings {
+		w.check(r.Start())
+	}
+}
+
+func (w *bench) check(err error) {
+	w.t.Helper()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// newSuspendBench connects a front-end that knows these protocol features, and starts its rings, with an in-flight region where
+// it knows what that is.
+func newSuspendBench(t *testing.T, mode reactor.Mode, queues int, make disk, want vhostuser.ProtocolFeatures, change func(*Config)) (*bench, *vhostusertest.Inflight) {
+	t.Helper()
+	w := newBench(t, mode, queues, make, change)
+	if want != everything {
+		w.hangUp()
+		w.connect(want)
+	}
+	var region *vhostusertest.Inflight
+	if want&vhostuser.ProtocolInflightSHMFD != 0 {
+		region = must(w.f.GetInflightFD(queues, 128))(t)
+		t.Cleanup(region.Close)
+		w.check(w.f.SetInflightFD(region))
+	}
+	w.start(w.all())
+	return w, region
+}
+
+// disable disables all rings, as QEMU does before it stops them one by one.
+func (w *bench) disable() {
+	w.t.Helper()
+	for _, r := range w.rings {
+		w.check(w.f.SetVringEnable(r.Index, false))
+	}
+}
+
+func (w *bench) stopRings() {
+	w.t.Helper()
+	w.disable()
+	for _, r := range w.rings {
+		w.check(r.Stop())
+	}
+}
+
+// watch poisons all that the guest has used of its memory, the rings as well, runs what might have somebody write there, and
+// looks. It is called right after the back-end has promised to leave the memory alone, and leaves it as it was.
+func (w *bench) watch(provoke func()) {
+	w.t.Helper()
+	for _, r := range w.rings {
+		r.Called()
+	}
+	all := w.mem.Bytes(0, w.mem.Alloc(1, 1))
+	before := bytes.Clone(all)
+	poison := bytes.Repeat([]byte{0xee}, len(all))
+	copy(all, poison)
+	provoke()
+	for range 20 {
+		time.Sleep(200 * time.Microsecond)
+	}
+	if !bytes.Equal(all, poison) {
+		w.t.Error("guest memory was written after the stop")
+	}
+	for i, r := range w.rings {
+		if r.Called() {
+			w.t.Errorf("ring %d was signalled after the stop", i)
+		}
+	}
+	copy(all, before)
+}
+
+// expectOrder looks whether the device's life since the last look was this.
+func (w *bench) expectOrder(what string, want ...specfs.Kind) {
+	w.t.Helper()
+	w.trace.Lock()
+	defer w.trace.Unlock()
+	var got []specfs.Kind
+	for _, e := range w.trace.events {
+		got = append(got, e.Kind)
+	}
+	w.trace.events = nil
+	if !slices.Equal(got, want) {
+		w.t.Errorf("%s: the device has gone through %v, want %v", what, got, want)
+	}
+}
+
+func (w *bench) waitStop() {
+	w.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
+		if !w.dev.Status().CancelAt.IsZero() {
+			return
+		}
+		if time.Now().After(deadline) {
+			w.t.Fatal("no stop has begun")
+		}
+	}
+}
+
+var (
+	opens   = []specfs.Kind{specfs.EventOpen, specfs.EventOpened}
+	closes  = []specfs.Kind{specfs.EventCancel, specfs.EventCanceled, specfs.EventDrain, specfs.EventDrained, specfs.EventClose, specfs.EventClosed}
+	revokes = slices.Concat([]specfs.Kind{specfs.EventRevoke}, closes, []specfs.Kind{specfs.EventRevoked})
+)
+
+// TestWhatAStopDoesWithRequestsThatHang goes through the branches of the stop sequence: what ends the rings, what the front-end
+// knows of in-flight regions, and whether the guest can be migrated. Whoever waits where it must cancel at once waits for an
+// hour.
+func TestWhatAStopDoesWithRequestsThatHang(t *testing.T) {
+	const never = time.Hour
+	byBase := func(w *bench) { w.stopRings() }
+	byReset := func(w *bench) { w.check(w.f.ResetDevice()) }
+	byHangUp := func(w *bench) { w.hangUp() }
+	byNewOwner := func(w *bench) {
+		w.check(w.f.SetOwner())
+		w.check(w.f.Barrier())
+	}
+	byHangUpInTheStop := func(w *bench) {
+		w.disable()
+		go func(f *vhostusertest.Frontend) { _, _ = f.GetVringBase(0) }(w.f)
+		w.waitStop()
+		w.hangUp()
+	}
+	rows := map[string]struct {
+		end        func(*bench)
+		knows      vhostuser.ProtocolFeatures
+		migratable bool
+		after      time.Duration
+		suspended  bool
+		life       []specfs.Kind
+		lost       bool // the region goes as well
+	}{
+		"base, the region travels":               {byBase, everything, true, never, true, closes, false},
+		"base, the region travels, not migrated": {byBase, everything, false, never, true, closes, false},
+		"base, the region stays":                 {byBase, noMigration, true, 10 * time.Millisecond, false, closes, false},
+		"base, the region stays, not migrated":   {byBase, noMigration, false, 10 * time.Millisecond, true, closes, false},
+		"base, not migrated, at once":            {byBase, noMigration, false, 0, true, closes, false},
+		"base, no region":                        {byBase, noInflight, true, 10 * time.Millisecond, false, closes, false},
+		"base, no region, not migrated":          {byBase, noInflight, false, 10 * time.Millisecond, false, closes, false},
+		"base, no region, at once":               {byBase, noInflight, true, 0, false, closes, false},
+		"reset, the region travels":              {byReset, everything, false, never, false, revokes, true},
+		"reset, no region":                       {byReset, noInflight, true, never, false, revokes, true},
+		"disconnect, the region travels":         {byHangUp, everything, true, never, true, revokes, false},
+		"disconnect, the region stays":           {byHangUp, noMigration, true, never, true, revokes, false},
+		"disconnect, no region":                  {byHangUp, noInflight, true, never, false, revokes, false},
+		"disconnect in a stop, the region stays": {byHangUpInTheStop, noMigration, true, never, true, closes, false},
+		"disconnect in a stop, no region":        {byHangUpInTheStop, noInflight, true, never, false, closes, false},
+		"another owner, the region travels":      {byNewOwner, everything, true, never, true, revokes, true},
+		"another owner, no region":               {byNewOwner, noInflight, true, never, false, revokes, true},
+	}
+	for name, c := range rows {
+		t.Run(name, func(t *testing.T) {
+			eachLower(t, func(t *testing.T, mode reactor.Mode, lower disk) {
+				const queues = 2
+				f := newFaulty(t, lower, "hang:any")
+				w, region := newSuspendBench(t, mode, queues, f.disk, c.knows, func(conf *Config) {
+					conf.CancelAfter, conf.Migratable = c.after, c.migratable
+				})
+				var status [queues][]virtqtest.Seg
+				for q := range queues {
+					for _, typ := range kinds {
+						status[q] = append(status[q], w.request(q, typ))
+					}
+				}
+				f.waitHeld(queues * len(kinds))
+				w.expectOrder("start", opens...)
+				c.end(w)
+				w.expectOrder("stop", c.life...)
+				w.watch(func() {
+					f.control(fault.FAULTCLEAR, nil)
+					f.control(fault.FAULTRELEASE, nil)
+				})
+				for q, r := range w.rings {
+					want, used := uint8(statusIOErr), len(kinds)
+					if c.suspended {
+						want, used = 0xff, 0
+					}
+					for i, s := range status[q] {
+						if got := w.bytes(s)[0]; got != want {
+							t.Errorf("ring %d: %s has status %#x, want %#x", q, typeName(kinds[i]), got, want)
+						}
+					}
+					if got := int(r.UsedIdx()); got != used {
+						t.Errorf("ring %d: %d requests were used, want %d", q, got, used)
+					}
+					if w.f != nil && !c.lost && int(r.Base) != used {
+						t.Errorf("ring %d: the next one to fetch is %d, want %d", q, r.Base, used)
+					}
+					if s := w.dev.Status().Queues[q]; s.Suspended != len(kinds)-used {
+						t.Errorf("ring %d: %d are said to be suspended, want %d", q, s.Suspended, len(kinds)-used)
+					}
+				}
+				if c.lost {
+					return
+				}
+				if w.f == nil {
+					w.again(c.knows)
+					w.restart(region)
+				} else {
+					w.startRings(region)
+				}
+				for q, r := range w.rings {
+					for range kinds {
+						if _, _, err := r.Wait(); err != nil {
+							t.Fatal(err)
+						}
+					}
+					for i, s := range status[q] {
+						if got := w.bytes(s)[0]; c.suspended && got != statusOK {
+							t.Errorf("ring %d: %s, begun again, has status %#x", q, typeName(kinds[i]), got)
+						}
+					}
+					if st, _ := w.do(q, tIn, 0, nil, []virtqtest.Seg{w.buffer(512)}); st != statusOK {
+						t.Errorf("ring %d: a read after all that has status %d", q, st)
+					}
+					if _, _, more := r.Used(); more {
+						t.Errorf("ring %d: a request was used twice", q)
+					}
+				}
+				var s fault.State
+				f.control(fault.FAULTGET, &s)
+				again := uint64(0)
+				if c.suspended {
+					again = queues
+				}
+				for _, op := range []fault.Ops{fault.Read, fault.Write, fault.Flush, fault.Discard, fault.Zeroes} {
+					want := queues + again
+					if op == fault.Read {
+						want += queues
+					}
+					if s.Ops[op] != want {
+						t.Errorf("the driver has seen %d of %v, want %d", s.Ops[op], op, want)
+					}
+				}
+				w.stopRings()
+				w.expectOrder("restart and stop", slices.Concat(opens, closes)...)
+			})
+		})
+	}
+}
+
+// TestAStopLeavesWhatCompletesAlone: what ends in time, though the stop has begun, ends well, suspending or not.
+func TestAStopLeavesWhatCompletesAlone(t *testing.T) {
+	for _, knows := range []vhostuser.ProtocolFeatures{noInflight, noMigration} {
+		for _, migratable := range []bool{false, true} {
+			f := newFaulty(t, mdDisk(md.Config{Size: diskSize}), "hang:any")
+			w, _ := newSuspendBench(t, reactor.ModeURing, 1, f.disk, knows, func(c *Config) {
+				c.CancelAfter, c.Migratable = time.Hour, migratable
+			})
+			var status []virtqtest.Seg
+			for _, typ := range kinds {
+				status = append(status, w.request(0, typ))
+			}
+			f.waitHeld(len(kinds))
+			stopped := make(chan error, 1)
+			go func() { stopped <- w.rings[0].Stop() }()
+			w.waitStop()
+			f.control(fault.FAULTRELEASE, nil)
+			w.check(<-stopped)
+			for i, s := range status {
+				if got := w.bytes(s)[0]; got != statusOK {
+					t.Errorf("%s has status %#x, want OK", typeName(kinds[i]), got)
+				}
+			}
+			w.close()
+		}
+	}
+}
+
+// recorder is a driver that writes down the transfers that come, by block, and holds them while it is told to.
+type recorder struct {
+	noCancelBuf bool
+
+	mu      sync.Mutex
+	hold    bool
+	refuse  map[int64]bool // blocks whose transfers a cancel ends with ENXIO, as if they had never reached the driver
+	opens   int
+	came    []int64
+	pending []*devsw.Buf
+}
+
+func (d *recorder) disk(t testing.TB, table *devsw.Table) (devsw.Dev, func() (devsw.DiskInfo, error)) {
+	b := &devsw.Bdevsw{
+		Name: "recorder", Flag: devsw.DDisk | devsw.DMPSafe,
+		Open: func(devsw.Dev, devsw.Flag, devsw.Mode) error {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.opens++
+			return nil
+		},
+		Cancel:    func(devsw.Dev, devsw.Flag, devsw.Mode) error { d.cancel(nil); return nil },
+		CancelBuf: d.cancel,
+		Strategy:  d.strategy,
+	}
+	if d.noCancelBuf {
+		b.CancelBuf = nil
+	}
+	bmajor, _, err := table.Attach("recorder", b, devsw.NODEVMAJOR, &devsw.Cdevsw{Name: "recorder"}, devsw.NODEVMAJOR)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return devsw.Makedev(uint32(bmajor), 0), func() (devsw.DiskInfo, error) {
+		return devsw.DiskInfo{Size: diskSize, SectorSize: 512}, nil
+	}
+}
+
+func (d *recorder) strategy(b *devsw.Buf) {
+	d.mu.Lock()
+	d.came = append(d.came, b.Blkno)
+	if d.hold {
+		d.pending = append(d.pending, b)
+		d.mu.Unlock()
+		return
+	}
+	d.mu.Unlock()
+	b.InContext, b.Resid = true, 0
+	b.Biodone()
+}
+
+// cancel ends b, or all where it is nil, the newest first: what has a good order must get it elsewhere.
+func (d *recorder) cancel(b *devsw.Buf) {
+	d.mu.Lock()
+	var all []*devsw.Buf
+	d.pending = slices.DeleteFunc(d.pending, func(p *devsw.Buf) bool {
+		if b != nil && p != b {
+			return false
+		}
+		all = append(all, p)
+		return true
+	})
+	refuse := d.refuse
+	d.mu.Unlock()
+	for _, b := range slices.Backward(all) {
+		e := devsw.ECANCELED
+		if refuse[b.Blkno] {
+			e = devsw.ENXIO
+		}
+		b.Fail(e)
+	}
+}
+
+// end ends the transfer of one block well.
+func (d *recorder) end(block int64) {
+	d.mu.Lock()
+	i := slices.IndexFunc(d.pending, func(b *devsw.Buf) bool { return b.Blkno == block })
+	b := d.pending[i]
+	d.pending = slices.Delete(d.pending, i, i+1)
+	d.mu.Unlock()
+	b.Resid = 0
+	b.Biodone()
+}
+
+func (d *recorder) setHold(hold bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.hold = hold
+}
+
+// take waits until n transfers have come since the last look, and gives their blocks.
+func (d *recorder) take(t testing.TB, n int) []int64 {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
+		d.mu.Lock()
+		came := d.came
+		if len(came) >= n {
+			d.came = nil
+			d.mu.Unlock()
+			return came
+		}
+		d.mu.Unlock()
+		if time.Now().After(deadline) {
+			t.Fatalf("the transfers of %v have come, want %d", came, n)
+		}
+	}
+}
+
+// readAt adds a read of one block to ring q.
+func (w *bench) readAt(q int, block uint64) (status virtqtest.Seg) {
+	w.t.Helper()
+	status = w.buffer(1)
+	w.bytes(status)[0] = 0xff
+	if _, ok := w.rings[q].Add([]virtqtest.Seg{w.header(tIn, block)}, []virtqtest.Seg{w.buffer(512), status}); !ok {
+		w.t.Fatal("no room")
+	}
+	w.check(w.rings[q].Notify())
+	return status
+}
+
+// TestSuspendedRequestsGoOnInTheirOrderOnce, over several stops, of which each leaves some.
+func TestSuspendedRequestsGoOnInTheirOrderOnce(t *testing.T) {
+	d := &recorder{hold: true}
+	w, region := newSuspendBench(t, reactor.ModeURing, 1, d.disk, everything, nil)
+	var status []virtqtest.Seg
+	for i := range 6 {
+		status = append(status, w.readAt(0, uint64(i)))
+	}
+	expect := func(what string, want ...int64) {
+		t.Helper()
+		if got := d.take(t, len(want)); !slices.Equal(got, want) {
+			t.Errorf("%s: the driver gets %v, want %v", what, got, want)
+		}
+	}
+	expect("the start", 0, 1, 2, 3, 4, 5)
+	d.end(3)
+	w.stopRings()
+	w.startRings(region)
+	expect("the second start", 0, 1, 2, 4, 5)
+	status = append(status, w.readAt(0, 6))
+	expect("a new one", 6)
+	d.end(0)
+	d.end(5)
+	w.hangUp()
+	w.again(everything)
+	w.restart(region)
+	expect("the third start, of another front-end", 1, 2, 4, 6)
+	w.stopRings()
+	d.setHold(false)
+	w.startRings(region)
+	expect("the last start", 1, 2, 4, 6)
+	for range status {
+		if _, _, err := w.rings[0].Wait(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, s := range status {
+		if got := w.bytes(s)[0]; got != statusOK {
+			t.Errorf("request %d has status %#x", i, got)
+		}
+	}
+	if got := w.rings[0].UsedIdx(); int(got) != len(status) {
+		t.Errorf("%d requests were used of %d", got, len(status))
+	}
+}
+
+// TestWhatDidNotReachTheDriverIsGivenBack as far as it was fetched last; the ring then begins there again, also where there is no
+// in-flight region.
+func TestWhatDidNotReachTheDriverIsGivenBack(t *testing.T) {
+	for name, c := range map[string]struct {
+		knows    vhostuser.ProtocolFeatures
+		refuse   map[int64]bool
+		base     uint16
+		statuses []uint8
+	}{
+		"suspended":        {everything, map[int64]bool{2: true, 3: true}, 0, []uint8{0xff, 0xff, 0xff, 0xff}},
+		"suspended around": {everything, map[int64]bool{1: true, 3: true}, 0, []uint8{0xff, 0xff, 0xff, 0xff}},
+		"failed":           {noInflight, map[int64]bool{2: true, 3: true}, 2, []uint8{1, 1, 0xff, 0xff}},
+		"failed around":    {noInflight, map[int64]bool{1: true, 3: true}, 3, []uint8{1, 1, 1, 0xff}},
+		"all given back":   {noInflight, map[int64]bool{0: true, 1: true, 2: true, 3: true}, 0, []uint8{0xff, 0xff, 0xff, 0xff}},
+		"none given back":  {noInflight, map[int64]bool{0: true, 1: true, 2: true}, 4, []uint8{1, 1, 1, 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &recorder{hold: true, refuse: c.refuse}
+			w, region := newSuspendBench(t, reactor.ModeURing, 1, d.disk, c.knows, nil)
+			var status []virtqtest.Seg
+			for i := range c.statuses {
+				status = append(status, w.readAt(0, uint64(i)))
+			}
+			d.take(t, len(status))
+			w.stopRings()
+			if got := w.rings[0].Base; got != c.base {
+				t.Errorf("the next one to fetch is %d, want %d", got, c.base)
+			}
+			for i, want := range c.statuses {
+				if got := w.bytes(status[i])[0]; got != want {
+					t.Errorf("request %d has status %#x, want %#x", i, got, want)
+				}
+			}
+			suspended := 0
+			if region != nil {
+				suspended = 4 - len(c.refuse)
+				if !c.refuse[2] {
+					suspended = 3 // only the last can be given back
+				}
+			}
+			if got := w.dev.Status().Queues[0].Suspended; got != suspended {
+				t.Errorf("%d are suspended, want %d", got, suspended)
+			}
+			d.setHold(false)
+			w.startRings(region)
+			for range status {
+				if _, _, err := w.rings[0].Wait(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i, was := range c.statuses {
+				if got := w.bytes(status[i])[0]; was == 0xff && got != statusOK {
+					t.Errorf("request %d, begun again, has status %#x", i, got)
+				}
+			}
+		})
+	}
+}
+
+// TestNoStaleWriteLandsAfterANewerOne: a write hangs when the ring is stopped; whatever becomes of it, what the guest writes to
+// the same block after the next start is what stays, also when everything that hung is let go.
+func TestNoStaleWriteLandsAfterANewerOne(t *testing.T) {
+	eachLower(t, func(t *testing.T, mode reactor.Mode, lower disk) {
+		for name, c := range map[string]struct {
+			knows vhostuser.ProtocolFeatures
+			end   func(*bench)
+		}{
+			"suspended by a stop":       {everything, func(w *bench) { w.stopRings() }},
+			"failed by a stop":          {noInflight, func(w *bench) { w.stopRings() }},
+			"suspended by a disconnect": {everything, func(w *bench) { w.hangUp() }},
+			"failed by a disconnect":    {noInflight, func(w *bench) { w.hangUp() }},
+		} {
+			t.Run(name, func(t *testing.T) {
+				f := newFaulty(t, lower, "hang:write")
+				w, region := newSuspendBench(t, mode, 1, f.disk, c.knows, nil)
+				write := func(v byte) virtqtest.Seg {
+					data, status := w.buffer(512), w.buffer(1)
+					copy(w.bytes(data), bytes.Repeat([]byte{v}, 512))
+					w.bytes(status)[0] = 0xff
+					w.rings[0].Add([]virtqtest.Seg{w.header(tOut, 0), data}, []virtqtest.Seg{status})
+					w.check(w.rings[0].Notify())
+					return status
+				}
+				write(1)
+				f.waitHeld(1)
+				c.end(w)
+				if w.f == nil {
+					w.again(c.knows)
+					w.check(w.f.SetFeatures(w.all()))
+					w.check(w.f.AddMemory(w.mem))
+				}
+				w.startRings(region)
+				left := 1
+				if region != nil {
+					f.waitHeld(1) // the old one, begun again
+					left = 2
+				} else if _, _, err := w.rings[0].Wait(); err != nil {
+					t.Fatal(err)
+				}
+				f.control(fault.FAULTCLEAR, nil)
+				if left == 2 {
+					// The guest knows that it has not ended, and does not overtake it.
+					f.control(fault.FAULTRELEASE, nil)
+					if _, _, err := w.rings[0].Wait(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				newer := write(2)
+				if _, _, err := w.rings[0].Wait(); err != nil {
+					t.Fatal(err)
+				}
+				f.control(fault.FAULTRELEASE, nil)
+				if got := w.bytes(newer)[0]; got != statusOK {
+					t.Fatalf("the newer write has status %#x", got)
+				}
+				data := w.buffer(512)
+				for range 10 {
+					if st, _ := w.do(0, tIn, 0, nil, []virtqtest.Seg{data}); st != statusOK || w.bytes(data)[0] != 2 || w.bytes(data)[511] != 2 {
+						t.Fatalf("status %d; the guest reads %d, and has written 2 last", st, w.bytes(data)[0])
+					}
+				}
+			})
+		}
+	})
+}
+
+// TestOneDeadlineForAllRings: the stops that follow the first one do not set it anew, and when it is over, the device is closed
+// for all of them.
+func TestOneDeadlineForAllRings(t *testing.T) {
+	d := &recorder{hold: true}
+	w, _ := newSuspendBench(t, reactor.ModeURing, 4, d.disk, noInflight, func(c *Config) { c.CancelAfter = 10 * time.Minute })
+	var status []virtqtest.Seg
+	for q := 1; q < 4; q++ {
+		status = append(status, w.readAt(q, uint64(q)))
+	}
+	d.take(t, 3)
+	w.disable()
+	w.check(w.rings[0].Stop()) // has nothing in flight
+	first := w.dev.Status().CancelAt
+	if first.IsZero() {
+		t.Fatal("the first stop has set no deadline")
+	}
+	d.end(1)
+	w.check(w.rings[1].Stop())
+	if at := w.dev.Status().CancelAt; !at.Equal(first) {
+		t.Errorf("the deadline has moved by %v", at.Sub(first))
+	}
+	w.expectOrder("stops of idle rings", opens...)
+	// As if all that time had passed: nobody waits any more.
+	w.dev.mu.Lock()
+	w.dev.stop.deadline = time.Now()
+	w.dev.mu.Unlock()
+	w.check(w.rings[2].Stop())
+	w.expectOrder("the stop of a ring that hangs", closes...)
+	w.check(w.rings[3].Stop())
+	w.expectOrder("the stop of the last ring")
+	for i, want := range []uint8{statusOK, statusIOErr, statusIOErr} {
+		if got := w.bytes(status[i])[0]; got != want {
+			t.Errorf("the request of ring %d has status %#x, want %#x", i+1, got, want)
+		}
+	}
+	if at := w.dev.Status().CancelAt; !at.IsZero() {
+		t.Error("the deadline stands after the last stop")
+	}
+}
+
+// TestADisabledRingGoesOnAfterTheDeviceWasClosed for the stop of the other one: what it had in flight is begun again, and the
+// guest sees no error.
+func TestADisabledRingGoesOnAfterTheDeviceWasClosed(t *testing.T) {
+	for name, knows := range map[string]vhostuser.ProtocolFeatures{"region": everything, "none": noInflight} {
+		t.Run(name, func(t *testing.T) {
+			d := &recorder{hold: true}
+			w, _ := newSuspendBench(t, reactor.ModeURing, 2, d.disk, knows, nil)
+			var status []virtqtest.Seg
+			for i := range 3 {
+				status = append(status, w.readAt(1, uint64(10+i)))
+			}
+			w.readAt(0, 0)
+			d.take(t, 4)
+			w.disable()
+			w.check(w.rings[0].Stop())
+			w.expectOrder("the first stop", slices.Concat(opens, closes)...)
+			status = append(status, w.readAt(1, 13)) // not fetched: the ring is disabled
+			if s := w.dev.Status(); s.Queues[1].Kept != 3 || s.Queues[1].InFlight != 3 || s.State != StateClosed {
+				t.Errorf("the disabled ring has %+v, the device is %v", s.Queues[1], s.State)
+			}
+			d.setHold(false)
+			w.check(w.f.SetVringEnable(1, true))
+			for range status {
+				if _, _, err := w.rings[1].Wait(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got, want := d.take(t, 4), []int64{10, 11, 12, 13}; !slices.Equal(got, want) {
+				t.Errorf("the driver gets %v, want %v", got, want)
+			}
+			for i, s := range status {
+				if got := w.bytes(s)[0]; got != statusOK {
+					t.Errorf("request %d has status %#x", i, got)
+				}
+			}
+			w.expectOrder("enabled again", opens...)
+			w.check(w.rings[1].Stop())
+			w.expectOrder("the last stop", closes...)
+		})
+	}
+}
+
+// TestADisabledRingThatIsEnabledHasATimeOfItsOwn: the deadline of a stop that went on without it is not its.
+func TestADisabledRingThatIsEnabledHasATimeOfItsOwn(t *testing.T) {
+	d := &recorder{}
+	w, _ := newSuspendBench(t, reactor.ModeURing, 2, d.disk, noInflight, func(c *Config) { c.CancelAfter = 10 * time.Minute })
+	w.disable()
+	w.check(w.rings[0].Stop())
+	first := w.dev.Status().CancelAt
+	w.check(w.f.SetVringEnable(1, true))
+	d.setHold(true)
+	status := w.readAt(1, 0)
+	d.take(t, 1)
+	stopped := make(chan error, 1)
+	go func() { stopped <- w.rings[1].Stop() }()
+	for w.dev.Status().CancelAt.Equal(first) {
+		runtime.Gosched()
+	}
+	d.end(0)
+	w.check(<-stopped)
+	if got := w.bytes(status)[0]; got != statusOK {
+		t.Errorf("status %#x", got)
+	}
+}
+
+// TestARingStoppedAloneCancelsItsOwnTransfers, wherever they are, with the device open and the other ring's going on.
+func TestARingStoppedAloneCancelsItsOwnTransfers(t *testing.T) {
+	eachLower(t, func(t *testing.T, mode reactor.Mode, lower disk) {
+		for name, c := range map[string]struct {
+			rule      string
+			cache     int64
+			suspended bool
+		}{
+			"fails": {"hang:read+write", 0, false}, "suspended": {"hang:read+write", 0, true},
+			"delayed": {"delay:read+write:time=1h", 0, false}, "with a cache": {"hang:read+write", 1 << 20, true},
+		} {
+			t.Run(name, func(t *testing.T) {
+				f := newFaulty(t, lower, c.rule)
+				f.conf.Cache = c.cache
+				knows, want := noInflight, uint8(statusIOErr)
+				if c.suspended {
+					knows, want = everything, 0xff
+				}
+				w, _ := newSuspendBench(t, mode, 2, f.disk, knows, nil)
+				own := []virtqtest.Seg{w.request(0, tIn), w.request(0, tOut)}
+				other := []virtqtest.Seg{w.request(1, tIn), w.request(1, tOut)}
+				f.waitHeld(4)
+				w.check(w.rings[0].Stop())
+				f.waitHeld(2)
+				w.expectOrder("the stop of one ring", opens...)
+				for i, s := range own {
+					if got := w.bytes(s)[0]; got != want {
+						t.Errorf("request %d of the ring has status %#x, want %#x", i, got, want)
+					}
+				}
+				f.control(fault.FAULTCLEAR, nil)
+				if name == "delayed" {
+					w.check(w.rings[1].Stop())
+					return
+				}
+				f.control(fault.FAULTRELEASE, nil)
+				for i, s := range other {
+					if _, _, err := w.rings[1].Wait(); err != nil {
+						t.Fatal(err)
+					}
+					if i == 1 && (w.bytes(other[0])[0] != statusOK || w.bytes(s)[0] != statusOK) {
+						t.Error("the other ring's requests have failed")
+					}
+				}
+			})
+		}
+	})
+}
+
+// TestWhatARingStoppedAloneCannotCancelHasTheDeviceTakenDown: the other ring goes on with its requests when the device has been
+// opened again.
+func TestWhatARingStoppedAloneCannotCancelHasTheDeviceTakenDown(t *testing.T) {
+	t.Run("a flush", func(t *testing.T) {
+		f := newFaulty(t, vndDisk, "hang:any")
+		w, _ := newSuspendBench(t, reactor.ModeURing, 2, f.disk, noInflight, nil)
+		own := w.request(0, tFlush)
+		var other []virtqtest.Seg
+		for _, typ := range kinds {
+			other = append(other, w.request(1, typ))
+		}
+		f.waitHeld(1 + len(kinds))
+		f.control(fault.FAULTCLEAR, nil)
+		w.check(w.rings[0].Stop())
+		if got := w.bytes(own)[0]; got != statusIOErr {
+			t.Errorf("the flush has status %#x", got)
+		}
+		for range kinds {
+			if _, _, err := w.rings[1].Wait(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i, s := range other {
+			if got := w.bytes(s)[0]; got != statusOK {
+				t.Errorf("%s of the other ring has status %#x", typeName(kinds[i]), got)
+			}
+		}
+		w.expectOrder("the stop of one ring", slices.Concat(opens, closes, opens)...)
+	})
+	t.Run("a driver without CancelBuf", func(t *testing.T) {
+		d := &recorder{hold: true, noCancelBuf: true}
+		w, _ := newSuspendBench(t, reactor.ModeURing, 2, d.disk, everything, nil)
+		own, other := w.readAt(0, 0), w.readAt(1, 1)
+		d.take(t, 2)
+		stopped := make(chan error, 1)
+		go func() { stopped <- w.rings[0].Stop() }()
+		w.check(<-stopped)
+		d.take(t, 1)
+		d.end(1)
+		if _, _, err := w.rings[1].Wait(); err != nil || w.bytes(other)[0] != statusOK || w.bytes(own)[0] != 0xff {
+			t.Error(err, w.bytes(own)[0], w.bytes(other)[0])
+		}
+		w.expectOrder("the stop of one ring", slices.Concat(opens, closes, opens)...)
+	})
+}
+
+// TestStatusTellsWhatADeviceWaitsFor, while it does.
+func TestStatusTellsWhatADeviceWaitsFor(t *testing.T) {
+	f := newFaulty(t, mdDisk(md.Config{Size: diskSize}), "hang:open", "hang:any")
+	w := newBench(t, reactor.ModeURing, 2, f.disk, func(c *Config) { c.CancelAfter = time.Hour })
+	status := w.dev.Status
+	if s := status(); s.State != StateClosed || len(s.Queues) != 2 || s.Queues[1] != (QueueStatus{Index: 1}) {
+		t.Errorf("before the start: %+v", s)
+	}
+	w.start(w.all())
+	f.waitHeld(1)
+	if s := status(); s.State != StateOpening || !s.Queues[0].Started || len(s.Operations) != 1 {
+		t.Errorf("while it is being opened: %+v", s)
+	}
+	f.control(fault.FAULTRELEASE, nil)
+	w.request(1, tIn)
+	w.request(1, tFlush)
+	f.waitHeld(2)
+	s := status()
+	if q := s.Queues[1]; s.State != StateOpen || q.InFlight != 2 || q.Oldest <= 0 || q.Late || s.Queues[0].InFlight != 0 {
+		t.Errorf("with requests in flight: %+v", s)
+	}
+	if later := status().Queues[1].Oldest; later <= s.Queues[1].Oldest {
+		t.Errorf("the oldest was in flight for %v, and is for %v", s.Queues[1].Oldest, later)
+	}
+	if len(s.Operations) != 2 { // the transfer and the flush
+		t.Errorf("operations: %+v", s.Operations)
+	}
+	w.disable()
+	stopped := make(chan error, 1)
+	go func() { stopped <- w.rings[1].Stop() }()
+	w.waitStop()
+	if s := status(); s.State != StateOpen || s.Queues[1].InFlight != 2 {
+		t.Errorf("in the stop: %+v", s)
+	}
+	f.control(fault.FAULTRELEASE, nil)
+	w.check(<-stopped)
+	w.check(w.rings[0].Stop())
+	if s := status(); s.State != StateClosed || !s.CancelAt.IsZero() || s.Queues[0].Started {
+		t.Errorf("after the stop: %+v", s)
+	}
+}
