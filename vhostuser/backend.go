@@ -66,6 +66,8 @@ type Backend struct {
 	numQueues  int
 	configSize int
 
+	notMigratable bool
+
 	mu      sync.Mutex
 	current *session
 	waiting *net.UnixConn // accepted while the one before is being taken down, or about to be served
@@ -82,6 +84,7 @@ func New(cfg Config) (*Backend, error) {
 	b := &Backend{
 		dev: cfg.Device, reactors: cfg.Reactors, trace: cfg.Trace,
 		numQueues: cfg.Device.NumQueues(), configSize: cfg.Device.ConfigSize(),
+		notMigratable: cfg.NotMigratable,
 	}
 	if n := b.numQueues; n < 1 || n > int(VringIndexMask)+1 {
 		return nil, fmt.Errorf("vhostuser: device has %d queues, must be 1 to %d", n, VringIndexMask+1)

@@ -40,8 +40,8 @@ func (e *RingError) Error() string { return fmt.Sprintf("vhostuser: ring %d: %v"
 
 func (e *RingError) Unwrap() error { return e.Err }
 
-// FaultError says that guest memory was not there when it was used, though it is mapped: the front-end has cut off
-// the file behind it. It ends the connection.
+// FaultError says that guest memory, or a region or log that the front-end shares, was not there when it was used, though it is
+// mapped: the front-end has cut off the file behind it. It ends the connection.
 type FaultError struct {
 	Addr uintptr // where in this process
 }

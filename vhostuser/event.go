@@ -116,6 +116,10 @@ func (p payload) describe(b []byte) (ring int, fields []Field) {
 			add("size", len(c.Data))
 			add("flags", Hex(c.Flags))
 		}
+	case payloadLog:
+		d := ParseLogBase(b)
+		add("mmap_size", Hex(d.MmapSize))
+		add("mmap_offset", Hex(d.MmapOffset))
 	case payloadInflight:
 		if d, err := ParseInflight(b); err == nil {
 			add("mmap_size", Hex(d.MmapSize))

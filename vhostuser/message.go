@@ -15,6 +15,8 @@ const (
 	SetOwner            Request = 3  // VHOST_USER_SET_OWNER
 	ResetOwner          Request = 4  // VHOST_USER_RESET_OWNER
 	SetMemTable         Request = 5  // VHOST_USER_SET_MEM_TABLE
+	SetLogBase          Request = 6  // VHOST_USER_SET_LOG_BASE
+	SetLogFD            Request = 7  // VHOST_USER_SET_LOG_FD
 	SetVringNum         Request = 8  // VHOST_USER_SET_VRING_NUM
 	SetVringAddr        Request = 9  // VHOST_USER_SET_VRING_ADDR
 	SetVringBase        Request = 10 // VHOST_USER_SET_VRING_BASE
@@ -45,6 +47,8 @@ var requestNames = map[Request]string{
 	SetOwner:            "SET_OWNER",
 	ResetOwner:          "RESET_OWNER",
 	SetMemTable:         "SET_MEM_TABLE",
+	SetLogBase:          "SET_LOG_BASE",
+	SetLogFD:            "SET_LOG_FD",
 	SetVringNum:         "SET_VRING_NUM",
 	SetVringAddr:        "SET_VRING_ADDR",
 	SetVringBase:        "SET_VRING_BASE",
@@ -105,6 +109,7 @@ type ProtocolFeatures uint64
 
 const (
 	ProtocolMQ                ProtocolFeatures = 1 << 0  // VHOST_USER_PROTOCOL_F_MQ
+	ProtocolLogSHMFD          ProtocolFeatures = 1 << 1  // VHOST_USER_PROTOCOL_F_LOG_SHMFD
 	ProtocolReplyAck          ProtocolFeatures = 1 << 3  // VHOST_USER_PROTOCOL_F_REPLY_ACK
 	ProtocolBackendReq        ProtocolFeatures = 1 << 5  // VHOST_USER_PROTOCOL_F_BACKEND_REQ
 	ProtocolConfig            ProtocolFeatures = 1 << 9  // VHOST_USER_PROTOCOL_F_CONFIG
@@ -327,6 +332,25 @@ func ParseConfigSpace(b []byte) (ConfigSpace, error) {
 	return c, nil
 }
 
+// LogBase is "log description", the payload of SET_LOG_BASE.
+type LogBase struct {
+	MmapSize   uint64 // bytes of the log
+	MmapOffset uint64 // bytes into the file whose descriptor comes along
+}
+
+const logBaseSize = 16
+
+// Append appends d as it goes over the wire.
+func (d LogBase) Append(b []byte) []byte {
+	b = binary.NativeEndian.AppendUint64(b, d.MmapSize)
+	return binary.NativeEndian.AppendUint64(b, d.MmapOffset)
+}
+
+// ParseLogBase reads a LogBase from the first 16 bytes of b.
+func ParseLogBase(b []byte) LogBase {
+	return LogBase{MmapSize: binary.NativeEndian.Uint64(b), MmapOffset: binary.NativeEndian.Uint64(b[8:])}
+}
+
 // Inflight is "Inflight description", the payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD, and of the former's reply.
 type Inflight struct {
 	MmapSize   uint64 // bytes of the region
@@ -376,6 +400,7 @@ const (
 	payloadRegion
 	payloadConfig
 	payloadInflight
+	payloadLog
 )
 
 // size returns the least and the greatest length in bytes.
@@ -393,6 +418,8 @@ func (p payload) size() (least, greatest uint32) {
 		return 8 + memoryRegionSize, 8 + memoryRegionSize
 	case payloadConfig:
 		return configHeaderSize, configHeaderSize + MaxConfigSize
+	case payloadLog:
+		return logBaseSize, logBaseSize
 	case payloadInflight:
 		return inflightSize, inflightPaddedSize
 	default:

@@ -41,6 +41,7 @@ type Queue struct {
 	src      *reactor.Source // nil before the ring is added and after it was removed
 	call     signal
 	errs     signal
+	logged   signal       // of the dirty log, while something is marked
 	last     *virtq.Chain // the newest popped, for a fault while it is looked at
 	lost     *virtq.Chain // given back because Process lost it in a fault; a Push of it comes too late
 	pops     uint64
@@ -52,6 +53,7 @@ type Queue struct {
 
 	// The connection's goroutine's.
 	enabled  bool // as the reactor was told
+	logs     bool // likewise: something is marked
 	stopping bool
 }
 
@@ -168,6 +170,7 @@ func (q *Queue) InflightMigration() bool { return q.canSuspend && q.migrates }
 // at the next start that has the region, in this process or in another. It stands in place of Push while the ring is being
 // stopped; nothing of the request may touch guest memory any more, nor its storage. It panics unless CanSuspend.
 func (q *Queue) Suspend(c *virtq.Chain) {
+	defer q.RecoverFault()
 	if q.broken != nil && c == q.lost {
 		q.lost = nil
 		return
@@ -296,7 +299,7 @@ func (q *Queue) close() {
 		q.src = nil
 	}
 	q.paused = true
-	q.call, q.errs = signal{fd: -1}, signal{fd: -1}
+	q.call, q.errs, q.logged = signal{fd: -1}, signal{fd: -1}, signal{fd: -1}
 	q.vq.Close()
 }
 
@@ -413,4 +416,5 @@ func (q poller) Flush() {
 	if q.vq.Publish() {
 		q.call.send()
 	}
+	q.logged.send()
 }

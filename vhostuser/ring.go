@@ -100,6 +100,9 @@ func (s *session) setVringAddr(m *message) ([]byte, error) {
 		}
 	}
 	r.addr, r.hasAddr = a, true
+	if r.q != nil {
+		s.relogRing(r, r.q)
+	}
 	for _, p := range []struct {
 		name  string
 		addr  uint64
@@ -276,9 +279,9 @@ func (s *session) start(r *ring) error {
 		return errVringOrder
 	}
 	q := &Queue{
-		s: s, index: r.index, size: int(r.num), features: s.features &^ FProtocolFeatures,
+		s: s, index: r.index, size: int(r.num), features: s.features &^ (FProtocolFeatures | FLogAll),
 		reactor: s.b.reactors.Pick(),
-		call:    newSignal(r.call), errs: newSignal(r.er),
+		call:    newSignal(r.call), errs: newSignal(r.er), logged: signal{fd: -1},
 		paused: true, enabled: true,
 		canSuspend: s.inflight.queue(r.index) != nil,
 		migrates:   s.protocol&ProtocolGetVringBaseInflight != 0,
@@ -301,6 +304,7 @@ func (s *session) start(r *ring) error {
 		s.breakRing(r, ringErr)
 		return nil
 	}
+	s.relogRing(r, q)
 	if err := s.dev.StartQueue(q); err != nil {
 		q.reactor.Do(q.close)
 		s.breakRing(r, err)

@@ -41,7 +41,9 @@ type session struct {
 	status      uint8            // as SET_STATUS said last
 	rings       []*ring
 	mem         *guestmem.Memory
-	inflight    *inflight // nil for none
+	inflight    *inflight     // nil for none
+	log         *guestmem.Log // nil for none
+	logFD       *sys.FD       // nil for none
 	configSpace []byte
 }
 
@@ -83,6 +85,7 @@ func (s *session) run() error {
 	s.notify.reset(nil, false)
 	s.teardown()
 	s.dropInflight()
+	s.dropLog()
 	s.mem.Release()
 	<-s.ended
 	if hangup(err) || err == context.Cause(s.parent) {
@@ -180,6 +183,7 @@ func (s *session) teardown() {
 func (s *session) restart() {
 	s.teardown()
 	s.dropInflight()
+	s.dropLog()
 	s.mem.Release()
 	s.reset()
 	s.notify.forget()
@@ -188,7 +192,11 @@ func (s *session) restart() {
 
 // offered returns the features that GET_FEATURES answers with.
 func (s *session) offered() uint64 {
-	return s.dev.Features()&^(FProtocolFeatures|FLogAll) | FProtocolFeatures
+	features := s.dev.Features()&^(FProtocolFeatures|FLogAll) | FProtocolFeatures
+	if !s.b.notMigratable {
+		features |= FLogAll
+	}
+	return features
 }
 
 // offeredProtocol returns what GET_PROTOCOL_FEATURES answers with. Without a configuration space CONFIG is not offered: QEMU
@@ -198,6 +206,9 @@ func (s *session) offeredProtocol() ProtocolFeatures {
 		ProtocolResetDevice | ProtocolConfigureMemSlots | ProtocolStatus | ProtocolGetVringBaseInflight
 	if len(s.configSpace) > 0 {
 		p |= ProtocolConfig
+	}
+	if !s.b.notMigratable {
+		p |= ProtocolLogSHMFD
 	}
 	return p
 }
@@ -218,9 +229,10 @@ func (s *session) setFeatures(m *message) ([]byte, error) {
 			return nil, field("features", features, "%#x while a ring runs", s.features)
 		}
 	} else {
-		s.dev.SetFeatures(features &^ FProtocolFeatures)
+		s.dev.SetFeatures(features &^ (FProtocolFeatures | FLogAll))
 	}
 	s.features, s.negotiated = features, true
+	s.relog()
 	if features&FProtocolFeatures != 0 {
 		return nil, nil
 	}

@@ -64,7 +64,6 @@ func (l *bitmap) take() (pages []uint64) {
 type migration struct {
 	*ring
 	used    uint64 // address of the used ring
-	region  []byte // in-flight region, nil for none
 	free    []uint64
 	flight  []*virtq.Chain
 	bufs    map[uint16][]virtqtest.Seg // of what is in flight
