@@ -3,6 +3,8 @@ package vhostuser_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
+	"errors"
 	"io"
 	"os"
 	"testing"
@@ -68,7 +70,7 @@ func FuzzConnection(f *testing.F) {
 
 	handshake := new(script)
 	handshake.message(0, 0, vhostuser.GetFeatures, nil)
-	handshake.message(0, 0, vhostuser.SetProtocolFeatures, vhostuser.AppendU64(nil, 0x1a629))
+	handshake.message(0, 0, vhostuser.SetProtocolFeatures, vhostuser.AppendU64(nil, 0x11b629))
 	handshake.message(fuzzSocket, 1, vhostuser.SetBackendReqFD, nil)
 	handshake.message(0, 0, vhostuser.SetOwner, nil)
 	handshake.message(0, 0, vhostuser.SetFeatures, vhostuser.AppendU64(nil, vhostuser.FProtocolFeatures))
@@ -95,7 +97,16 @@ func FuzzConnection(f *testing.F) {
 		return b
 	}
 
+	// Guest memory serves as a region, too: the descriptor table is not one of version 1, and what is still zero is new.
+	bad, fresh := new(script), new(script)
+	bad.message(fuzzMemory, 1, vhostuser.SetInflightFD, vhostuser.Inflight{MmapSize: 4096, NumQueues: 1, QueueSize: 8}.Append(nil))
+	fresh.message(fuzzMemory, 1, vhostuser.SetInflightFD,
+		vhostuser.Inflight{MmapSize: 4096, MmapOffset: fuzzMemSize - 8192, NumQueues: 2, QueueSize: 8}.Append(nil))
+
 	f.Add(join(handshake, ring, stop))
+	f.Add(join(handshake, bad, ring, stop))
+	f.Add(join(handshake, fresh, ring, stop, fresh, ring, truncate, stop))
+	f.Add(join(handshake, fresh, ring, fresh, handshake, ring))
 	f.Add(join(handshake, ring, handshake, ring))
 	f.Add(join(handshake, ring, truncate, stop))
 	f.Add(join(handshake, truncate, ring, stop))
@@ -207,4 +218,101 @@ func fuzzFD(t *testing.T, kind byte) *sys.FD {
 		}
 		return f
 	}
+}
+
+// FuzzSetInflightFD brings any region, described in any way, for a ring with requests in it. Whatever it is, the message is refused,
+// or the ring breaks, or it is served, with each request answered at most once.
+func FuzzSetInflightFD(f *testing.F) {
+	const queueSize = 8
+	fresh := vhostuser.Inflight{MmapSize: 384, NumQueues: 2, QueueSize: queueSize}
+	region := func(change func(b []byte)) []byte {
+		b := make([]byte, 384)
+		b[8], b[10] = 1, queueSize
+		change(b)
+		return b
+	}
+	f.Add(fresh.Append(nil), []byte(nil), uint16(0))
+	f.Add(fresh.Append(nil)[:20], region(func([]byte) {}), uint16(0))
+	f.Add(fresh.Append(nil), region(func(b []byte) { b[16] = 1 }), uint16(1))
+	f.Add(fresh.Append(nil), region(func(b []byte) { b[16+16*2], b[14], b[12] = 1, 3, 2 }), uint16(4))
+	f.Add(fresh.Append(nil), region(func(b []byte) { b[8] = 7 }), uint16(4))
+	f.Add(vhostuser.Inflight{MmapSize: 8192, MmapOffset: 4088, NumQueues: 1, QueueSize: queueSize}.Append(nil), []byte(nil), uint16(9))
+
+	reactors, err := vhostuser.NewReactors(1, "")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(reactors.Close)
+	f.Fuzz(func(t *testing.T, description, contents []byte, used uint16) {
+		if len(description) > 200 || len(contents) > 8192 {
+			t.Skip("longer than a message, or than the file")
+		}
+		checkFDs(t)
+		b, err := vhostuser.New(vhostuser.Config{Device: newReverser(2), Reactors: reactors})
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd, err := sys.NewMemfd("region", 8192)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer fd.Close()
+		file := os.NewFile(uintptr(mustDup(t, fd.Int())), "region")
+		defer file.Close()
+		if _, err := file.WriteAt(contents, 0); err != nil {
+			t.Fatal(err)
+		}
+		mem, err := virtqtest.NewMem(virtqtest.Range{Size: fuzzMemSize})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer mem.Close()
+		front, conn, err := vhostusertest.Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		served := make(chan error, 1)
+		go func() { served <- b.ServeConn(context.Background(), conn) }()
+		defer func() {
+			front.Close()
+			<-served
+		}()
+		if _, err := front.Handshake(vhostusertest.AllProtocolFeatures); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(front.SetFeatures(vhostuser.FProtocolFeatures), front.AddMemory(mem)); err != nil {
+			t.Fatal(err)
+		}
+		err = front.Tell(vhostuser.SetInflightFD, description, fd.Int())
+		if err != nil && !errors.Is(err, vhostusertest.ErrRefused) {
+			t.Fatal(err)
+		}
+		ring, err := front.NewRing(mem, 0, queueSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ring.Close()
+		ring.StartAt(used)
+		bufs := newBuffers(mem)
+		for range 3 {
+			ring.Add(bufs.in, bufs.out)
+		}
+		ring.Kick()
+		if err := ring.Start(); err != nil {
+			t.Fatal(err)
+		}
+		// With the answer all has been done that is going to be.
+		if _, err := front.GetVringBase(0); err != nil {
+			t.Fatal(err)
+		}
+		seen := make(map[uint32]bool)
+		for i := range ring.UsedIdx() - used {
+			head := binary.LittleEndian.Uint32(ring.UsedBytes()[4+8*(int(used+i)%queueSize):])
+			// A region can name any descriptor as one in flight.
+			if seen[head] || head >= queueSize {
+				t.Fatalf("head %d came twice, or is not one", head)
+			}
+			seen[head] = true
+		}
+	})
 }

@@ -78,6 +78,7 @@ type reverser struct {
 	held     int      // requests held back so far
 	log      []string // of the life, in order
 	sessions int      // that have ended
+	latest   *vhostuser.Queue
 	changed  chan struct{}
 }
 
@@ -172,6 +173,9 @@ func (d *reverser) SetFeatures(f uint64) { d.note("features %#x", f) }
 func (d *reverser) StartQueue(q *vhostuser.Queue) error {
 	d.note("start %d", q.Index())
 	q.Data = new(lane)
+	d.mu.Lock()
+	d.latest = q
+	d.mu.Unlock()
 	if d.onStart != nil {
 		return d.onStart(q)
 	}
@@ -226,6 +230,13 @@ func (d *reverser) answer(q *vhostuser.Queue, c *virtq.Chain) (written uint32) {
 	slices.Reverse(b)
 	n, _ := c.Write(b)
 	return uint32(n)
+}
+
+// queue returns the Queue that was started last.
+func (d *reverser) queue() *vhostuser.Queue {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.latest
 }
 
 // finishHeld ends what is held back, newest first. On the reactor.
