@@ -73,15 +73,19 @@ func (t *Table) BdevStrategy(b *Buf) {
 
 // BdevCancelBuf calls the driver's CancelBuf for b, which was handed to
 // d_strategy with this b.Dev: it interrupts one transfer, and does not wait for
-// its end. Without such a driver or function it does nothing. vdev's own.
-func (t *Table) BdevCancelBuf(b *Buf) {
+// its end. ENXIO: no such driver; ENODEV: no CancelBuf. vdev's own.
+func (t *Table) BdevCancelBuf(b *Buf) error {
 	d := t.BdevswLookup(b.Dev)
-	if d == nil || d.CancelBuf == nil {
-		return
+	if d == nil {
+		return ENXIO
+	}
+	if d.CancelBuf == nil {
+		return ENODEV
 	}
 	t.enter(d.Flag)
 	defer t.exit(d.Flag)
 	d.CancelBuf(b)
+	return nil
 }
 
 // BdevIoctl calls d_ioctl. ENXIO: no such driver; ENODEV: no d_ioctl.

@@ -75,6 +75,31 @@ func TestBufSetTicketsDoNotOutliveTheirStay(t *testing.T) {
 	}
 }
 
+func TestBufSetCancelBufEndsTheOneBuf(t *testing.T) {
+	var (
+		s     BufSet
+		ended []*Buf
+		bufs  [3]Buf
+	)
+	for i := range bufs {
+		bufs[i] = Buf{Bcount: 512, Iodone: func(b *Buf) { ended = append(ended, b) }}
+	}
+	first, _ := s.Add(&bufs[0])
+	second, _ := s.Add(&bufs[1])
+	if !s.CancelBuf(&bufs[1]) || !slices.Equal(ended, []*Buf{&bufs[1]}) || bufs[1].Error != ECANCELED || bufs[1].Resid != 512 {
+		t.Errorf("ended %v, with %v", ended, bufs[1].Error)
+	}
+	if s.CancelBuf(&bufs[1]) || s.CancelBuf(&bufs[2]) || s.Claim(second) != nil || len(ended) != 1 {
+		t.Error("a Buf that is not there was cancelled")
+	}
+	if s.Claim(first) != &bufs[0] || s.CancelBuf(&bufs[0]) {
+		t.Error("the other Buf is not the driver's to end")
+	}
+	if _, ok := s.Add(&bufs[2]); !ok {
+		t.Error("the set is cancelled")
+	}
+}
+
 func TestBufSetModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var s BufSet

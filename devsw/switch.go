@@ -40,8 +40,7 @@ type Bdevsw struct {
 	// but what the issuer set. The transfer may go by unseen while it is being
 	// handed from one place to another: who wants it to end calls again. It is
 	// for who stops one of several users of a device that stays open, and is
-	// vdev's own: NetBSD has only the d_cancel of a whole device. Nil: the
-	// transfers end by themselves.
+	// vdev's own: NetBSD has only the d_cancel of a whole device. Nil: ENODEV.
 	CancelBuf func(b *Buf)
 
 	// Ioctl runs a command; see Cmd for the type of data. Nil: ENODEV.

@@ -196,6 +196,7 @@ func TestWrappersAnswerForWhatIsNotThere(t *testing.T) {
 			{"bdev cancel", func(b, _ Dev) any { return table.BdevCancel(b, FREAD, IFBLK) }, ENXIO, ENODEV},
 			{"bdev close", func(b, _ Dev) any { return table.BdevClose(b, FREAD, IFBLK) }, ENXIO, nil},
 			{"bdev strategy", func(b, _ Dev) any { return strategy(b) }, ENXIO, ENODEV},
+			{"bdev cancelbuf", func(b, _ Dev) any { return table.BdevCancelBuf(&Buf{Dev: b}) }, ENXIO, ENODEV},
 			{"bdev ioctl", func(b, _ Dev) any { return table.BdevIoctl(b, DIOCCACHESYNC, nil, FWRITE) }, ENXIO, ENODEV},
 			{"bdev dump", func(b, _ Dev) any { return table.BdevDump(b, 0, nil) }, ENXIO, ENODEV},
 			{"bdev size", func(b, _ Dev) any { return table.BdevSize(b) }, int64(-1), int64(-1)},
@@ -248,9 +249,10 @@ func (r *recorder) switches() (*Bdevsw, *Cdevsw) {
 	discard := func(dev Dev, pos, n int64) error { return r.note("discard %v %d %d", dev, pos, n) }
 	return &Bdevsw{
 			Open: open("open"), Cancel: open("cancel"), Close: open("close"), Ioctl: ioctl, Discard: discard,
-			Strategy: func(b *Buf) { b.Error = ToErrno(r.note("strategy %v %d", b.Dev, b.Blkno)); b.Biodone() },
-			Dump:     func(dev Dev, blkno int64, p []byte) error { return r.note("dump %v %d %d", dev, blkno, len(p)) },
-			Psize:    func(dev Dev) int64 { _ = r.note("psize %v", dev); return 77 },
+			Strategy:  func(b *Buf) { b.Error = ToErrno(r.note("strategy %v %d", b.Dev, b.Blkno)); b.Biodone() },
+			CancelBuf: func(b *Buf) { _ = r.note("cancelbuf %v %d", b.Dev, b.Blkno) },
+			Dump:      func(dev Dev, blkno int64, p []byte) error { return r.note("dump %v %d %d", dev, blkno, len(p)) },
+			Psize:     func(dev Dev) int64 { _ = r.note("psize %v", dev); return 77 },
 		}, &Cdevsw{
 			Open: open("open"), Cancel: open("cancel"), Close: open("close"), Ioctl: ioctl, Discard: discard,
 			Read:  func(dev Dev, u *Uio, flag Flag) error { return r.note("read %v %d %d", dev, u.Resid, flag) },
@@ -293,6 +295,7 @@ func TestWrappersPassArgumentsAndAnswers(t *testing.T) {
 				}
 				return nil
 			}(), answer, "strategy 9,5 6"},
+			{table.BdevCancelBuf(buf), nil, "cancelbuf 9,5 6"},
 			{table.BdevIoctl(b, DIOCCACHESYNC, "x", FWRITE), answer, "ioctl 9,5 DIOCCACHESYNC x 2"},
 			{table.BdevDump(b, 3, make([]byte, 4)), answer, "dump 9,5 3 4"},
 			{table.BdevSize(b), int64(77), "psize 9,5"},
@@ -428,14 +431,15 @@ func TestTheOneLock(t *testing.T) {
 				inside.Add(-1)
 			}
 			bdev := &Bdevsw{
-				Flag:     flag,
-				Strategy: func(b *Buf) { op(); b.Biodone() },
-				Cancel:   func(Dev, Flag, Mode) error { op(); return nil },
-				Open:     func(Dev, Flag, Mode) error { op(); return nil },
-				Close:    func(Dev, Flag, Mode) error { op(); return nil },
-				Psize:    func(Dev) int64 { op(); return 0 },
-				Discard:  func(Dev, int64, int64) error { op(); return nil },
-				Ioctl:    func(Dev, Cmd, any, Flag) error { op(); return nil },
+				Flag:      flag,
+				Strategy:  func(b *Buf) { op(); b.Biodone() },
+				Cancel:    func(Dev, Flag, Mode) error { op(); return nil },
+				Open:      func(Dev, Flag, Mode) error { op(); return nil },
+				Close:     func(Dev, Flag, Mode) error { op(); return nil },
+				CancelBuf: func(*Buf) { op() },
+				Psize:     func(Dev) int64 { op(); return 0 },
+				Discard:   func(Dev, int64, int64) error { op(); return nil },
+				Ioctl:     func(Dev, Cmd, any, Flag) error { op(); return nil },
 			}
 			cdev := &Cdevsw{
 				Flag:     flag,
@@ -463,6 +467,7 @@ func TestTheOneLock(t *testing.T) {
 				func() { _ = table.BdevCancel(b, 0, IFBLK) },
 				func() { _ = table.BdevClose(b, 0, IFBLK) },
 				func() { table.BdevStrategy(&Buf{Dev: b}) },
+				func() { _ = table.BdevCancelBuf(&Buf{Dev: b}) },
 				func() { _ = table.BdevIoctl(b, 0, nil, 0) },
 				func() { _ = table.BdevSize(b) },
 				func() { _ = table.BdevDiscard(b, 0, 0) },

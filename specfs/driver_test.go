@@ -69,8 +69,9 @@ func (u *unit) attach(t testing.TB, table *devsw.Table) (block, char devsw.Dev) 
 	u.stuck = make(map[*devsw.Buf]bool)
 	bdev := &devsw.Bdevsw{
 		Open: u.open, Cancel: u.cancel, Close: u.close, Strategy: u.strategy, Ioctl: u.ioctl, Discard: u.discard,
-		Psize: func(devsw.Dev) int64 { defer u.op()(); return 2048 },
-		Flag:  u.flag | devsw.DDisk,
+		Psize:     func(devsw.Dev) int64 { defer u.op()(); return 2048 },
+		CancelBuf: func(b *devsw.Buf) { defer u.op()(); u.bufs.CancelBuf(b) },
+		Flag:      u.flag | devsw.DDisk,
 	}
 	cdev := &devsw.Cdevsw{
 		Open: u.open, Cancel: u.cancel, Close: u.close, Ioctl: u.ioctl, Discard: u.discard,

@@ -65,18 +65,18 @@ func (n *Node) physio(op devsw.Op, u *devsw.Uio) error {
 // CancelBuf interrupts one transfer, b, that was given to Strategy of this node,
 // and does not wait for its end: it comes by b.Iodone as ever, with ECANCELED
 // where the driver could interrupt it. b may have ended by then. On the goroutine
-// that gave it to Strategy. It does nothing where the section cannot be entered:
+// that gave it to Strategy. ENODEV where the driver cannot. Where it is ENXIO,
 // whoever closes the device cancels everything. vdev's own; see devsw.Bdevsw.
-func (n *Node) CancelBuf(b *devsw.Buf) {
-	if n.key.kind != devsw.IFBLK {
-		return
-	}
+func (n *Node) CancelBuf(b *devsw.Buf) error {
 	o, ok := n.enter("cancel of a transfer")
 	if !ok {
-		return
+		return devsw.ENXIO
 	}
 	defer n.leave(o)
-	n.fs.t.BdevCancelBuf(b)
+	if n.key.kind != devsw.IFBLK {
+		return devsw.ENODEV
+	}
+	return n.fs.t.BdevCancelBuf(b)
 }
 
 // Ioctl calls d_ioctl; see devsw.Cmd for the type of data. NetBSD: spec_ioctl.

@@ -210,6 +210,7 @@ var operations = []struct {
 		}
 		return nil
 	}, devsw.ENXIO, nil},
+	{"cancel of a transfer", devsw.IFBLK, func(n *Node) any { return n.CancelBuf(&devsw.Buf{Dev: n.Dev()}) }, devsw.ENXIO, nil},
 	{"ioctl", devsw.IFBLK, func(n *Node) any { return n.Ioctl(devsw.DIOCCACHESYNC, nil, rw) }, devsw.ENXIO, nil},
 	{"discard", devsw.IFBLK, func(n *Node) any { return n.Discard(0, 512) }, devsw.ENXIO, nil},
 	{"psize", devsw.IFBLK, func(n *Node) any { return n.Psize() }, int64(-1), int64(2048)},
@@ -231,6 +232,7 @@ var operations = []struct {
 		}
 		return err
 	}, devsw.ENXIO, nil},
+	{"cancel of a transfer", devsw.IFCHR, func(n *Node) any { return n.CancelBuf(&devsw.Buf{}) }, devsw.ENXIO, devsw.ENODEV},
 	{"ioctl", devsw.IFCHR, func(n *Node) any { return n.Ioctl(devsw.DIOCGROW, nil, rw) }, devsw.ENXIO, nil},
 	{"discard", devsw.IFCHR, func(n *Node) any { return n.Discard(0, 512) }, devsw.ENXIO, nil},
 	{"psize", devsw.IFCHR, func(n *Node) any { return n.Psize() }, int64(-1), int64(-1)},
@@ -737,6 +739,30 @@ func TestTheSectionOfATransferEndsWithBiodone(t *testing.T) {
 		if want := []string{"iodone", "closed"}; !slices.Equal(order, want) {
 			t.Errorf("order %v, want %v", order, want)
 		}
+	})
+}
+
+// A transfer that is cancelled by itself leaves the device open and the others
+// alone.
+func TestCancelBufEndsOneTransfer(t *testing.T) {
+	run(t, nil, func(t *testing.T, s *setup) {
+		n := s.fs.Node(devsw.IFBLK, s.block)
+		s.mustOpen(t, n)
+		one, end := transfer(n, nil, nil)
+		_, other := transfer(n, nil, nil)
+		if err := n.CancelBuf(one); err != nil {
+			t.Errorf("CancelBuf gives %v", err)
+		}
+		end.mustGive(t, "the transfer", devsw.ECANCELED)
+		if other.done {
+			t.Error("the other transfer has ended, too")
+		}
+		if err := n.CancelBuf(one); err != nil {
+			t.Errorf("CancelBuf of what has ended gives %v", err)
+		}
+		s.check(t, "open", "strategy", "strategy")
+		mustClose(t, n)
+		other.mustGive(t, "the other transfer", devsw.ECANCELED)
 	})
 }
 

@@ -184,6 +184,31 @@ func TestCancelTakesBackWhatNoThreadHasBegun(t *testing.T) {
 	}
 }
 
+// TestTheClockGoesOn with a loop that sleeps and with one that is always busy.
+func TestTheClockGoesOn(t *testing.T) {
+	modes(t, func(t *testing.T, p *Pool) {
+		r := p.Pick()
+		var before, after time.Duration
+		r.Do(func() { before = r.Now() })
+		for after <= before {
+			// Each of these may find the loop asleep.
+			r.Do(func() { after = r.Clock() })
+		}
+		// From here on it has no time to sleep.
+		done := make(chan struct{})
+		var again func()
+		again = func() {
+			if r.Clock() > after {
+				close(done)
+				return
+			}
+			r.Post(again)
+		}
+		r.Post(again)
+		<-done
+	})
+}
+
 func TestPostsRunInOrderAndDoIsABarrier(t *testing.T) {
 	modes(t, func(t *testing.T, p *Pool) {
 		r := p.Pick()

@@ -230,8 +230,8 @@ func (q *queue) cancel() (alone bool) {
 		switch {
 		case r.status == nil || r.kept != nil:
 		case r.typ == tIn || r.typ == tOut:
-			q.open.node.CancelBuf(&r.buf)
-			// For a driver without a CancelBuf.
+			_ = q.open.node.CancelBuf(&r.buf)
+			// For a driver that has none, but works by the reactor.
 			q.reactor.Cancel(&r.buf)
 		default:
 			alone = false

@@ -10,7 +10,7 @@ import (
 type Funcs struct {
 	Open, Cancel, Close func(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error
 	Strategy            func(b *devsw.Buf)
-	CancelBuf           func(b *devsw.Buf) // nil: transfers end by themselves
+	CancelBuf           func(b *devsw.Buf) // nil where transfers end by themselves
 	Ioctl               func(dev devsw.Dev, cmd devsw.Cmd, data any, flag devsw.Flag) error
 	Psize               func(dev devsw.Dev) int64
 	Discard             func(dev devsw.Dev, pos, n int64) error

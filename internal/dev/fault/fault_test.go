@@ -370,6 +370,37 @@ func TestCancelEndsWhatIsHeld(t *testing.T) {
 	})
 }
 
+// TestOneTransferIsCancelledWhileItIsHeld, and no other one, unless its rule forbids it. The device stays open.
+func TestOneTransferIsCancelledWhileItIsHeld(t *testing.T) {
+	for rule, cancellable := range map[string]bool{
+		"hang:write": true, "delay:write:time=1h": true, "hang:write:uncancellable": false,
+	} {
+		r := opened(t, mdName, rule)
+		one, done := r.start(devsw.BWrite, 0, 0, make([]byte, 512))
+		_, other := r.start(devsw.BWrite, 0, 1, make([]byte, 512))
+		must(t, r.node.CancelBuf(one))
+		if ended(done) != cancellable || ended(other) {
+			t.Errorf("%s: the transfer has ended: %v, and the other one: %v", rule, ended(done), ended(other))
+		}
+		if cancellable && (one.Error != devsw.ECANCELED || one.Resid != 512) {
+			t.Errorf("%s: error %v, resid %d", rule, one.Error, one.Resid)
+		}
+		if held, want := len(r.state().Held), 2; cancellable && held != 1 || !cancellable && held != want {
+			t.Errorf("%s: %d are held", rule, held)
+		}
+		must(t, r.node.CancelBuf(one)) // it is not there any more, or stays
+		r.release()
+		if cancellable {
+			must(t, r.node.Close(rw))
+		} else {
+			<-done
+			<-other
+			r.close()
+		}
+		<-other
+	}
+}
+
 func TestAThousandHangingTransfersAreRevoked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := opened(t, mdName, "hang:any")

@@ -23,6 +23,7 @@ type probe struct {
 	mu    sync.Mutex
 	calls []string
 	bufs  []*devsw.Buf
+	named []*devsw.Buf // by CancelBuf
 	wake  chan struct{}
 }
 
@@ -116,6 +117,13 @@ func on(t *testing.T, p *probe, attach func(*devsw.Table) (*Driver, error), rule
 			}
 			return nil
 		},
+		CancelBuf: func(b *devsw.Buf) {
+			p.note("cancelbuf")
+			p.mu.Lock()
+			p.named = append(p.named, b)
+			p.mu.Unlock()
+			p.endThose(devsw.ECANCELED, func(w *devsw.Buf) bool { return w == b })
+		},
 		Strategy: func(b *devsw.Buf) {
 			p.note("strategy")
 			if !p.held {
@@ -175,6 +183,35 @@ func TestATransferIsPassedOnAsItIs(t *testing.T) {
 }
 
 // TestAForeignGoroutineUsesNoAIO: what was held is not in its issuer's context any more, whatever the lower device says.
+// TestATransferOfTheLowerDeviceIsCancelledThere, by itself. Its Buf is not used again: whoever was asked to cancel it may be late.
+func TestATransferOfTheLowerDeviceIsCancelledThere(t *testing.T) {
+	p := &probe{}
+	r := on(t, p, New)
+	r.open()
+	p.held = true
+	one, done := r.start(devsw.BWrite, 0, 0, make([]byte, 512))
+	_, other := r.start(devsw.BWrite, 0, 1, make([]byte, 512))
+	must(t, r.node.CancelBuf(one))
+	<-done
+	if one.Error != devsw.ECANCELED || ended(other) {
+		t.Errorf("error %v; the other one has ended: %v", one.Error, ended(other))
+	}
+	must(t, r.node.CancelBuf(one))
+	saw(t, p, "open", "strategy", "strategy", "cancelbuf", "biodone")
+	for i := range 50 {
+		_, next := r.start(devsw.BWrite, 0, int64(i), make([]byte, 512))
+		last := p.waiting()[1]
+		if last == p.named[0] {
+			t.Fatal("the Buf that was cancelled is used again")
+		}
+		p.endThose(0, func(b *devsw.Buf) bool { return b == last })
+		<-next
+	}
+	p.end(0)
+	<-other
+	r.close()
+}
+
 func TestAForeignGoroutineUsesNoAIO(t *testing.T) {
 	for _, rule := range []string{"hang:any", "delay:any:time=1s"} {
 		bubble(t, rule, func(t *testing.T) {

@@ -92,6 +92,50 @@ func TestCancelInterruptsWhatIsInProgressAndWhatBeginsLater(t *testing.T) {
 	}
 }
 
+// TestOneTransferIsInterruptedWhereverItIs: with an AIO, waiting for a block, or for one of the driver's threads. The device
+// stays open, and the others go on.
+func TestOneTransferIsInterruptedWhereverItIs(t *testing.T) {
+	for _, direct := range []bool{false, true} {
+		r := newRig(t)
+		dev := r.create(Config{Path: newFile(t, make([]byte, 64<<10)), Direct: direct})
+		m := r.open(dev)
+		if direct {
+			r.image(dev).impose(4096)
+		}
+		aio := new(disktest.AIO)
+		m.AIO = aio
+		var (
+			bufs  []*devsw.Buf
+			dones []chan struct{}
+		)
+		// Under O_DIRECT these are of one block: the others wait for the first, and the last for nothing but the second.
+		for _, place := range []struct{ off, n int64 }{{0, 512}, {512, 4096}, {4608, 512}} {
+			b, done := m.Buf(devsw.BWrite, 0, place.off, sys.AlignedBuffer(int(place.n), 4096))
+			r.table.BdevStrategy(b)
+			bufs, dones = append(bufs, b), append(dones, done)
+		}
+		for _, b := range []*devsw.Buf{bufs[1], bufs[1]} { // the second time it has ended, or is about to
+			if err := r.table.BdevCancelBuf(b); err != nil {
+				t.Fatal(err)
+			}
+		}
+		aio.Drain()
+		for i, b := range bufs {
+			m.Wait(dones[i])
+			want, left := devsw.Errno(0), int64(0)
+			if i == 1 {
+				want, left = devsw.ECANCELED, b.Bcount
+			}
+			if b.Error != want || b.Resid != left {
+				t.Errorf("direct %v: transfer %d: error %v, resid %d", direct, i, b.Error, b.Resid)
+			}
+		}
+		if err := r.table.BdevCancelBuf(&devsw.Buf{Dev: dev, AIO: aio}); err != nil {
+			t.Errorf("cancel of a transfer that is not there: %v", err)
+		}
+	}
+}
+
 // racer is an AIO that lets the device be cancelled at the moment a transfer is handed to it, before it has it.
 type racer struct {
 	disktest.AIO
@@ -177,6 +221,16 @@ func TestThreadsAreBoundedAndWhatWaitsForOneIsInterrupted(t *testing.T) {
 		synctest.Wait()
 		if got := mine.entered.Load(); got != maxThreads {
 			t.Errorf("%d at once, want %d", got, maxThreads)
+		}
+		alone := &devsw.Buf{Data: [][]byte{make([]byte, 512)}, Bcount: 512}
+		third := &stuck{gate: mine.gate, ended: make(chan devsw.Errno, 1)}
+		th.ReadAt(alone, int(f.Fd()), 0, third)
+		th.Cancel(alone)
+		if e := <-third.ended; e != devsw.ECANCELED {
+			t.Errorf("the one that was interrupted alone ended with %v", e)
+		}
+		if len(mine.ended)+len(other.ended) != 0 {
+			t.Error("others were interrupted with it")
 		}
 		th.CancelAll(mine)
 		synctest.Wait()
