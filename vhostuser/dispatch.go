@@ -118,6 +118,9 @@ func (s *session) dispatch(m *message) error {
 	handled := s.handling(m.req)
 	// REPLY_ACK as the front-end knew it when it sent the message.
 	ack := m.flags&FlagNeedReply != 0 && s.protocol&ProtocolReplyAck != 0
+	if s.homeless && !m.req.aboutMemory() {
+		s.breakHomeless()
+	}
 	var reply []byte
 	err := errUnknown
 	if sp != nil {

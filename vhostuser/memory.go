@@ -57,7 +57,8 @@ func (s *session) addMemReg(m *message) ([]byte, error) {
 	return nil, nil
 }
 
-// remMemReg removes a region. Requests in flight keep its mapping until they have ended.
+// remMemReg removes a region. Requests in flight keep its mapping until they have ended, and so does a ring that lies in it, which
+// waits for a while (setMemory).
 func (s *session) remMemReg(m *message) ([]byte, error) {
 	d := ParseMemoryRegion(m.payload)
 	mem, err := s.mem.Without(d.GuestPhys, d.Size, d.UserAddr)
@@ -73,13 +74,32 @@ func mapRegion(d MemoryRegion, fd *sys.FD) (*guestmem.Region, error) {
 }
 
 // setMemory makes mem, to which it takes over the caller's reference, the current generation. When it returns, no ring
-// fetches from the old one any more. A ring that is not in the new one breaks.
+// fetches from the old one any more.
+//
+// A front-end whose memory changes its shape removes regions and adds others in their place, while the rings in them run. So a
+// ring that is not in mem waits: it is not fetched from, and what completes is shown in the memory it had. With the next message
+// that is not about memory the front-end has done what it wanted to, and a ring that still is nowhere breaks (breakHomeless).
 func (s *session) setMemory(mem *guestmem.Memory) {
+	s.homeless = false
 	for _, r := range s.rings {
 		if q := r.q; q != nil {
-			q.reactor.Do(func() { q.setMemory(mem) })
+			q.reactor.Do(func() { q.setMemory(mem, false) })
+			s.homeless = s.homeless || q.homeless
 		}
 	}
 	s.mem.Release()
 	s.mem = mem
+}
+
+// aboutMemory tells whether r is one of the messages that change guest memory, of which several may belong together.
+func (r Request) aboutMemory() bool { return r == AddMemReg || r == RemMemReg || r == SetMemTable }
+
+// breakHomeless breaks the rings whose memory is gone.
+func (s *session) breakHomeless() {
+	s.homeless = false
+	for _, r := range s.rings {
+		if q := r.q; q != nil && q.homeless {
+			q.reactor.Do(func() { q.setMemory(s.mem, true) })
+		}
+	}
 }

@@ -45,7 +45,8 @@ type Queue struct {
 	last     *virtq.Chain // the newest popped, for a fault while it is looked at
 	lost     *virtq.Chain // given back because Process lost it in a fault; a Push of it comes too late
 	pops     uint64
-	paused   bool // not handed over yet, or disabled
+	paused   bool // not handed over yet, disabled or homeless
+	homeless bool // not in the session's guest memory at the moment
 	sawEmpty bool // Pop found nothing, in this call of Process
 	stalled  bool // Process left chains in the ring on purpose
 	broken   error
@@ -284,9 +285,18 @@ func (q *Queue) build(mem *guestmem.Memory, cfg virtq.Config) (err error) {
 	return nil
 }
 
-// setMemory goes over to another generation of guest memory.
-func (q *Queue) setMemory(mem *guestmem.Memory) {
+// setMemory goes over to another generation of guest memory. A ring that is not in it is homeless: it stays in the one before,
+// paused, unless must is set, which breaks it.
+func (q *Queue) setMemory(mem *guestmem.Memory, must bool) {
 	defer q.RecoverFault()
+	if !must && !q.vq.LiesIn(mem) {
+		q.homeless, q.paused = true, true
+		return
+	}
+	if q.homeless {
+		q.homeless, q.paused = false, !q.enabled
+		q.src.Wake()
+	}
 	if err := q.vq.SetMemory(mem); err != nil {
 		q.fail(err)
 	}

@@ -41,6 +41,7 @@ type session struct {
 	status      uint8            // as SET_STATUS said last
 	rings       []*ring
 	mem         *guestmem.Memory
+	homeless    bool          // a ring runs that is not in mem
 	inflight    *inflight     // nil for none
 	log         *guestmem.Log // nil for none
 	logFD       *sys.FD       // nil for none

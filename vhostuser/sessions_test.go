@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"vdev/internal/sys"
 	"vdev/vhostuser"
@@ -524,12 +525,78 @@ func TestRemovingARingsMemoryBreaksIt(t *testing.T) {
 	_, err = r.Do(b.in, b.out)
 	g.must(err)
 	g.must(g.RemMemReg(region))
+	if r.Failed() {
+		t.Error("the ring broke before the front-end was done with its memory")
+	}
+	g.must(g.Barrier())
 	if !r.Failed() {
 		t.Error("the error descriptor was not signalled")
 	}
 	if base, err := g.GetVringBase(0); base != 1 || err != nil {
 		t.Errorf("base %d, %v, want 1", base, err)
 	}
+}
+
+// A front-end whose memory changes its shape removes the region that the rings are in, and adds it again.
+func TestRingWaitsForItsMemoryToComeBack(t *testing.T) {
+	dev := newReverser(2)
+	g := newRig(t, dev)
+	g.handshake()
+	r := g.start(0, 16)
+	q := dev.queue()
+	other := g.start(1, 16)
+	region := vhostuser.MemoryRegion(g.mem.Regions()[0])
+	far := vhostuser.MemoryRegion(g.mem.Regions()[1])
+	for i := range 10 {
+		g.io(r, 3)
+		bufs := g.hold(r, 2)
+		g.must(g.RemMemReg(region))
+		// What is added now is not looked at, and what was in flight completes.
+		late := newBuffers(g.mem)
+		late.fill(77)
+		r.Add(late.in, late.out)
+		g.must(r.Notify())
+		q.Reactor().Do(func() { dev.finishHeld(q) })
+		for range bufs {
+			_, _, err := r.Wait()
+			g.must(err)
+		}
+		if i%2 == 0 {
+			g.must(g.RemMemReg(far))
+			g.must(g.AddMemReg(far, g.mem.FD()))
+		}
+		// There is nothing to wait for, and any message but those about memory would end the wait.
+		time.Sleep(time.Millisecond)
+		if r.PendingUsed() {
+			t.Fatal("a request was fetched without memory")
+		}
+		if i%3 == 0 {
+			g.must(g.SetMemTable(g.mem))
+		} else {
+			g.must(g.AddMemReg(region, g.mem.FD()))
+		}
+		_, _, err := r.Wait()
+		g.must(err)
+		g.must(late.check(77))
+	}
+	// Disabled, it stays so.
+	g.must(g.SetVringEnable(0, false))
+	g.must(g.RemMemReg(region))
+	g.must(g.AddMemReg(region, g.mem.FD()))
+	b := newBuffers(g.mem)
+	b.fill(1)
+	r.Add(b.in, b.out)
+	g.idle(r)
+	g.must(g.SetVringEnable(0, true))
+	_, _, err := r.Wait()
+	g.must(err)
+	g.io(other, 3)
+	if broken := g.rec.find(vhostuser.EventBreak); len(broken) > 0 {
+		t.Errorf("broken: %v", broken)
+	}
+	// A hang-up in between is like any other.
+	g.must(g.RemMemReg(region))
+	g.must(g.hangUp())
 }
 
 // A front-end can take memory away without a message, by truncating its file: that ends its connection, and no other.

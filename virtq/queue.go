@@ -196,6 +196,15 @@ func (q *Queue) SetMemory(mem *Memory) error {
 	return nil
 }
 
+// LiesIn tells whether SetMemory can go over to mem: whether the ring is in it. A broken or closed ring always can.
+func (q *Queue) LiesIn(mem *Memory) bool {
+	if q.err != nil {
+		return true
+	}
+	_, err := newSplit(mem, &q.cfg)
+	return err == nil
+}
+
 // Close drops the Queue's hold on guest memory. Chains still in flight keep theirs until they are pushed or given
 // back, which touches neither the ring nor the in-flight region. Further calls do nothing.
 func (q *Queue) Close() {
