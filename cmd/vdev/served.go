@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,6 +57,9 @@ func (s *served) Status(ctx context.Context) control.Status {
 	s.addModel(&st, <-model)
 	for _, d := range s.fs.Devices() {
 		st.Devices = append(st.Devices, s.deviceStatus(d))
+	}
+	if st.State == string(virtioblk.StateOpen) && !s.isOpen() {
+		st.State = "revoked" // the rings run, and their requests fail
 	}
 	if f, err := s.Faults(); err == nil {
 		st.Faults = &f
@@ -269,17 +273,20 @@ func (s *served) Crash(ctx context.Context, o control.Outage) (control.Losses, e
 // Revoke implements control.Target: it takes the device from the guest as specfs does, and returns when the device is closed.
 // What is in progress, and what the guest asks for then, fails until the guest starts the device anew.
 func (s *served) Revoke(ctx context.Context) error {
-	known := false
-	for _, d := range s.fs.Devices() {
-		known = known || d.Mode == devsw.IFBLK && d.Dev == s.disk.dev && (d.Opens > 0 || d.Closing)
-	}
-	if !known {
+	if !s.isOpen() {
 		return control.Impossible("the device is not open: no guest uses it")
 	}
 	s.rep.command("revoke")
 	return wait(ctx, func() error {
 		s.fs.RevokeDevice(devsw.IFBLK, s.disk.dev)
 		return nil
+	})
+}
+
+// isOpen tells whether the device is open, or being opened or closed.
+func (s *served) isOpen() bool {
+	return slices.ContainsFunc(s.fs.Devices(), func(d specfs.DeviceStatus) bool {
+		return d.Mode == devsw.IFBLK && d.Dev == s.disk.dev && (d.Opens > 0 || d.Closing)
 	})
 }
 

@@ -46,10 +46,10 @@ func writeStatus(w io.Writer, st control.Status) error {
 		if f.Inflight {
 			region = "an in-flight region"
 		}
-		t.row("memory", "%d bytes in %d regions, %s", f.Memory, f.Regions, region)
+		t.row("memory", "%d bytes in %s, %s", f.Memory, count(f.Regions, "region"), region)
 		t.row("features", "%s", describeBits(f.Features))
 		t.row("protocol", "%s", describeBits(f.Protocol))
-		t.row("driver", "%s", describeBits(f.DeviceStatus))
+		t.row("status", "%s", describeBits(f.DeviceStatus))
 	}
 	if st.Waiting {
 		t.row("", "another front-end waits to be served")
@@ -99,14 +99,12 @@ func describeBits(b control.Bits) string {
 }
 
 func describeDevice(t *table, d *control.Device) {
-	state := fmt.Sprintf("open %d times", d.Opens)
-	switch {
-	case d.Closing:
-		state = "closing"
-	case d.Opening > 0:
-		state = "opening"
-	case d.Opens == 1:
-		state = "open"
+	state := count(d.Opens, "open")
+	if d.Opening > 0 {
+		state += fmt.Sprintf(" (%d in progress)", d.Opening)
+	}
+	if d.Closing {
+		state += ", closing"
 	}
 	t.row(d.Device, "%s, %s", d.Driver, state)
 	for _, o := range d.InProgress {
@@ -163,21 +161,32 @@ func describeRings(t *table, rings []control.Ring) {
 		}
 	}
 	if stopped < len(rings) && t.err == nil {
-		w := tabwriter.NewWriter(t.w, 0, 0, 2, ' ', 0)
+		var lines strings.Builder // does not fail
+		w := tabwriter.NewWriter(&lines, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(w, "ring\tstate\tsize\tnext\tused\tin flight\toldest\t")
 		for i := range rings {
 			if !quiet(&rings[i]) {
 				fmt.Fprintln(w, describeRing(&rings[i]))
 			}
 		}
-		t.err = w.Flush()
+		_ = w.Flush()
+		for line := range strings.Lines(lines.String()) {
+			if t.err == nil {
+				_, t.err = fmt.Fprintln(t.w, strings.TrimRight(line, " \n"))
+			}
+		}
 	}
-	switch {
-	case stopped == 1:
-		t.row("rings", "1 is stopped")
-	case stopped > 1:
-		t.row("rings", "%d are stopped", stopped)
+	if stopped > 0 {
+		t.row("", "%s stopped", count(stopped, "ring"))
 	}
+}
+
+// count gives a number of things.
+func count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
 }
 
 // describeRing gives the cells of a ring's line.

@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strings"
 	"syscall"
 	"time"
 
@@ -188,8 +187,7 @@ func (c *Client) broken(ctx context.Context, err error) error {
 		err = errors.New("there is no such socket (is vdev running, with --control?)")
 	case errors.As(err, &op) && op.Op == "dial":
 		err = op.Err
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE),
-		strings.Contains(err.Error(), "malformed HTTP"):
+	default:
 		err = fmt.Errorf("it is not answered as by vdev's --control (%w)", err)
 	}
 	return fmt.Errorf("%s: %w", c.path, err)

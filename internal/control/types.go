@@ -37,7 +37,7 @@ type Status struct {
 	Disk     Disk      `json:"disk"`
 	FrontEnd *FrontEnd `json:"front_end"` // null: none is connected
 	Waiting  bool      `json:"front_end_waiting,omitempty"`
-	State    string    `json:"state"`           // of the disk: closed, opening, open, failed, closing
+	State    string    `json:"state"`           // of the disk: closed, opening, open, failed, revoked, closing
 	Error    string    `json:"error,omitempty"` // why it could not be opened
 	// CancelIn is when requests in flight will be cancelled by the stop that is under way, negative where they have been.
 	CancelIn *float64 `json:"cancel_in_seconds,omitempty"`

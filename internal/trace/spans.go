@@ -36,7 +36,7 @@ const (
 //
 //   - on the row front-end, how long one was connected, and, within, how long it waited for the answer to a message (in, out);
 //   - on the row device, the state of the device: d_open, open, d_cancel, drain, d_close, one after the other;
-//   - on the row revoke, each revoke;
+//   - on the row revoke, each revoke, and on the row control, the commands that came (ctl);
 //   - on a row for each ring: running, disabled, stopping, broken.
 //
 // What else happened is instants on these rows. Kinds it does not know are instants, too. What has not ended ends at now, the
@@ -174,6 +174,8 @@ func (b *builder) whole(e Event) {
 		b.begin(revoke, "revoke", e)
 	case "revoked":
 		b.end(revoke, "revoke", e)
+	case "ctl":
+		b.instant(rows[rowControl], Event{Time: e.Time, Kind: e.Note, Err: e.Err})
 	default:
 		b.instant(rows[rowControl], e)
 	}

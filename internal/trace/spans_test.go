@@ -163,7 +163,7 @@ func TestSpansOfADevicesLife(t *testing.T) {
 			shrug 2`, `
 			front-end: connected 0-9 and on
 			front-end: fail at 1 (SET_VRING_NUM) !no
-			control: ctl at 2 (release)
+			control: release at 2
 			ring 2: shrug at 3`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
