@@ -5,6 +5,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -22,7 +23,12 @@ func TestEveryCommandOfTheReadmeWorks(t *testing.T) {
 	}
 	here := strings.NewReplacer("/run/", dir+"/", "disk.img", dir+"/disk.img")
 	ended, cancel := context.WithCancel(t.Context())
-	cancel() // a vdev that serves ends at once
+	cancel() // a vdev that serves ends at once, and so does one that follows
+	// Another one is there to be asked.
+	asked := t.TempDir()
+	p := serving(t, nil, "blk", "--socket-path", filepath.Join(asked, "vm1.sock"), "--control", filepath.Join(asked, "vm1.ctl"),
+		"--driver", "fault,lower=md,size=1M")
+	there := strings.NewReplacer("/run/", asked+"/", "life.json", asked+"/life.json")
 	seen := 0
 	for line := range strings.Lines(string(text)) {
 		command, indented := strings.CutPrefix(line, "    ./")
@@ -38,12 +44,20 @@ func TestEveryCommandOfTheReadmeWorks(t *testing.T) {
 			}
 			continue
 		}
+		ctx := ended
+		if args[1] == "ctl" {
+			args = strings.Fields(there.Replace(command))
+			if !slices.Contains(args, "--follow") {
+				ctx = t.Context()
+			}
+		}
 		var stdout, stderr bytes.Buffer
-		if status := run(ended, args[1:], &stdout, &stderr); status != exitOK {
+		if status := run(ctx, args[1:], &stdout, &stderr); status != exitOK {
 			t.Errorf("%s: exit status %d: %s", command, status, stderr.String())
 		}
 	}
-	if seen < 6 {
+	if seen < 12 {
 		t.Errorf("the README has %d commands: are they still found?", seen)
 	}
+	p.endsCleanly()
 }
