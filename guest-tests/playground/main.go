@@ -28,6 +28,7 @@ const usage = `Boots a guest on a disk that vdev serves; what vdev does for it i
   scripts/run                   a Linux guest with a shell, its disk at /mnt
   scripts/run --trace           with every message of the vhost-user protocol
   scripts/run --log FILE        vdev's log goes to FILE, the terminal is the guest's alone
+  scripts/run --control PATH    with a control socket, and faults on command: go run ./cmd/vdev ctl --socket PATH status
   scripts/run --image FILE      serve FILE (an ext4 file system) in place of a new disk; what is written stays
   scripts/run --kernel FILE     boot that kernel: NetBSD/amd64, or a Linux with its drivers built in
 
@@ -36,6 +37,7 @@ Type poweroff in the guest, or Ctrl-] on the keyboard, to end.
 
 type options struct {
 	kernel, image, log string
+	control            string
 	trace              bool
 	bin                string // folder with vdev and the agents, removed at the end
 }
@@ -45,6 +47,7 @@ func main() {
 	flag.StringVar(&o.kernel, "kernel", "", "")
 	flag.StringVar(&o.image, "image", "", "")
 	flag.StringVar(&o.log, "log", "", "")
+	flag.StringVar(&o.control, "control", "", "")
 	flag.BoolVar(&o.trace, "trace", false, "")
 	flag.StringVar(&o.bin, "bin", "", "")
 	flag.Usage = func() { fmt.Fprint(os.Stderr, usage) }
@@ -214,7 +217,12 @@ type vdev struct {
 
 func (o *options) startVdev(dir string, s *screen) (*vdev, error) {
 	v := &vdev{socket: filepath.Join(dir, "vdev.sock"), exited: make(chan struct{})}
-	v.cmd = exec.Command(filepath.Join(o.bin, "vdev"), "blk", "--socket-path", v.socket, "--blk-file", o.image, "--trace")
+	disk := []string{"--blk-file", o.image}
+	if o.control != "" {
+		// A comma in a name is doubled in the options of a driver.
+		disk = []string{"--driver", "fault,lower=vnd,file=" + strings.ReplaceAll(o.image, ",", ",,"), "--control", o.control}
+	}
+	v.cmd = exec.Command(filepath.Join(o.bin, "vdev"), append([]string{"blk", "--socket-path", v.socket, "--trace"}, disk...)...)
 	v.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	var log io.Writer = &logWriter{screen: s, all: o.trace}
 	if o.log != "" {
