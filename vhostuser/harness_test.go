@@ -21,6 +21,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if path := os.Getenv(childEnv); path != "" {
+		serveAsChild(path)
+	}
 	// The runtime opens its own descriptors with the first socket.
 	if f, c, err := vhostusertest.Pair(); err == nil {
 		f.Close()
