@@ -15,6 +15,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,7 +51,7 @@ type Config struct {
 	// Migratable says that the guest's state may be saved, or go elsewhere, without the in-flight region, so that nothing may
 	// stay in it over a GET_VRING_BASE (see StopQueue). It goes with vhostuser.Config.NotMigratable.
 	Migratable bool
-	// Trace, where it is set, is called for each request that has ended, on its queue's reactor.
+	// Trace, where it is set, is called for each request that has ended or was suspended, on its queue's reactor.
 	Trace func(Request)
 	// Log, where it is set, is told what went wrong or took long where nobody is there to take an error.
 	Log func(msg string, err error)
@@ -259,32 +261,32 @@ func (d *Device) queuesOfLocked(o *opening) (all []*queue) {
 // Else, and always for RESET_DEVICE, it ends with VIRTIO_BLK_S_IOERR.
 func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 	q := vq.Data.(*queue)
-	q.do(q.park)
-	o, deadline := d.beginStop(q)
-	region := vq.CanSuspend()
-	suspend := region && (why == vhostuser.StopDisconnect || why == vhostuser.StopBase && (vq.InflightMigration() || !d.migratable))
+	region, travels := vq.CanSuspend(), vq.InflightMigration()
+	suspend := region && (why == vhostuser.StopDisconnect || why == vhostuser.StopBase && (travels || !d.migratable))
+	after := d.cancelAfter
+	if why != vhostuser.StopBase || travels {
+		after = 0
+	}
+	o, deadline := d.beginStop(q, after)
 
 	if why != vhostuser.StopBase {
 		d.takeDown(o, true)
 	} else {
-		if region && vq.InflightMigration() {
-			deadline = time.Time{}
-		}
 		ctx, cancel := context.WithDeadline(vq.Context(), deadline)
 		err := q.wait(ctx)
 		cancel()
 		if vq.Context().Err() != nil {
 			suspend = region
 		}
-		if err != nil {
-			if !suspend {
-				d.log("requests are cancelled: they did not complete in time after the ring was stopped", nil)
-			}
-			if vq.DeviceStopping() {
-				d.takeDown(o, false)
-			} else {
-				d.cancelAlone(q, o)
-			}
+		switch {
+		case err == nil:
+		case vq.DeviceStopping():
+			d.takeDown(o, false)
+		default:
+			d.cancelAlone(q, o)
+		}
+		if err != nil && !suspend {
+			d.log("requests were cancelled, and fail: they did not complete in time after the ring was stopped", nil)
 		}
 	}
 	// What was cancelled ends on the reactor.
@@ -311,23 +313,32 @@ func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 	}
 }
 
-// beginStop gives the open of a queue that is parked, and the deadline of the stop that is under way, or of a new one.
-func (d *Device) beginStop(q *queue) (*opening, time.Time) {
-	fetched := make(map[*queue]uint64)
+// beginStop parks q and gives its open, and the deadline of the stop that is under way, or else of a new one.
+func (d *Device) beginStop(q *queue, after time.Duration) (o *opening, deadline time.Time) {
+	var fetched uint64
+	q.do(func() {
+		q.park()
+		fetched = q.fetched
+	})
 	d.mu.Lock()
-	for other := range d.queues {
-		fetched[other] = 0
+	o = q.open
+	begun := d.stop != nil && d.stop.fetched[q] == fetched
+	if begun {
+		deadline = d.stop.deadline
 	}
+	queues := slices.Collect(maps.Keys(d.queues))
 	d.mu.Unlock()
-	for other := range fetched {
-		other.do(func() { fetched[other] = other.fetched })
+	if begun {
+		return o, deadline
+	}
+	s := &stop{deadline: time.Now().Add(after), fetched: make(map[*queue]uint64)}
+	for _, q := range queues {
+		q.do(func() { s.fetched[q] = q.fetched })
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.stop == nil || d.stop.fetched[q] != fetched[q] {
-		d.stop = &stop{deadline: time.Now().Add(d.cancelAfter), fetched: fetched}
-	}
-	return q.open, d.stop.deadline
+	d.stop = s
+	return o, s.deadline
 }
 
 // A queue that is stopped alone has its requests cancelled this often, since one may go by unseen, and for this long before
@@ -340,11 +351,7 @@ const (
 // cancelAlone cancels the requests of a queue that is parked, with the device open, and returns when they have come back.
 func (d *Device) cancelAlone(q *queue, o *opening) {
 	for range cancelFor {
-		alone := false
-		q.do(func() { alone = q.cancel() })
-		if !alone {
-			break
-		}
+		q.do(q.cancel)
 		ctx, cancel := context.WithTimeout(context.Background(), cancelEvery)
 		err := q.wait(ctx)
 		cancel()

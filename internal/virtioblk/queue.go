@@ -222,20 +222,15 @@ func (q *queue) drop(r *request) {
 	q.put(r)
 }
 
-// cancel interrupts the queue's own transfers, with the device open; they end soon after. It tells whether there is nothing that
-// only the close of the device interrupts. On the reactor.
-func (q *queue) cancel() (alone bool) {
-	alone = true
+// cancel interrupts the queue's own transfers, with the device open; they end soon after. Other operations are interrupted by
+// nothing but the close of the device. On the reactor.
+func (q *queue) cancel() {
 	for _, r := range q.requests {
-		switch {
-		case r.status == nil || r.kept != nil:
-		case r.typ == tIn || r.typ == tOut:
-			_ = q.open.node.CancelBuf(&r.buf)
-			// For a driver that has none, but works by the reactor.
-			q.reactor.Cancel(&r.buf)
-		default:
-			alone = false
+		if r.status == nil || r.kept != nil || r.typ != tIn && r.typ != tOut {
+			continue
 		}
+		_ = q.open.node.CancelBuf(&r.buf)
+		// For a driver that has no such function, but works by the reactor.
+		q.reactor.Cancel(&r.buf)
 	}
-	return alone
 }

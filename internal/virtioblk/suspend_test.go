@@ -2,6 +2,8 @@ package virtioblk
 
 import (
 	"bytes"
+	"fmt"
+	"math/rand/v2"
 	"runtime"
 	"slices"
 	"sync"
@@ -847,5 +849,213 @@ func TestStatusTellsWhatADeviceWaitsFor(t *testing.T) {
 	w.check(w.rings[0].Stop())
 	if s := status(); s.State != StateClosed || !s.CancelAt.IsZero() || s.Queues[0].Started {
 		t.Errorf("after the stop: %+v", s)
+	}
+}
+
+// guest writes blocks and reads them back, and knows what must be there.
+type guest struct {
+	*bench
+	rng     *rand.Rand
+	asked   []map[uint16]*asked // by ring and head
+	busy    map[uint64]bool     // blocks with a request in flight
+	acked   map[uint64]byte     // what was written last and answered well
+	maybe   map[uint64][]byte   // what has failed since, and may have been written
+	failed  int
+	version byte
+}
+
+type asked struct {
+	typ          uint32
+	block        uint64
+	data, status virtqtest.Seg
+	value        byte
+}
+
+const guestBlocks = 64
+
+func newGuest(w *bench, seed uint64) *guest {
+	g := &guest{bench: w, rng: rand.New(rand.NewPCG(seed, 1)), busy: make(map[uint64]bool), acked: make(map[uint64]byte),
+		maybe: make(map[uint64][]byte)}
+	for range w.rings {
+		g.asked = append(g.asked, make(map[uint16]*asked))
+	}
+	return g
+}
+
+// ask adds some requests to the rings. No two in flight are of the same block.
+func (g *guest) ask(n int) {
+	g.t.Helper()
+	for range n {
+		q := g.rng.IntN(len(g.rings))
+		a := &asked{typ: []uint32{tIn, tOut, tOut, tFlush}[g.rng.IntN(4)], block: g.rng.Uint64N(guestBlocks),
+			data: g.buffer(512), status: g.buffer(1)}
+		if a.typ != tFlush && g.busy[a.block] {
+			continue
+		}
+		g.bytes(a.status)[0] = 0xff
+		out, in := []virtqtest.Seg{g.header(a.typ, a.block)}, []virtqtest.Seg{a.status}
+		switch a.typ {
+		case tIn:
+			in = append([]virtqtest.Seg{a.data}, in...)
+		case tOut:
+			g.version++
+			a.value = g.version
+			copy(g.bytes(a.data), bytes.Repeat([]byte{a.value}, 512))
+			out = append(out, a.data)
+		}
+		head, ok := g.rings[q].Add(out, in)
+		if !ok {
+			continue
+		}
+		if a.typ != tFlush {
+			g.busy[a.block] = true
+		}
+		g.asked[q][head] = a
+		g.check(g.rings[q].Notify())
+	}
+}
+
+// reap takes what was answered, and checks it.
+func (g *guest) reap() {
+	g.t.Helper()
+	for q, r := range g.rings {
+		for {
+			head, _, ok := r.Used()
+			if !ok {
+				break
+			}
+			a := g.asked[q][head]
+			if a == nil {
+				g.t.Fatalf("ring %d: head %d was used twice", q, head)
+			}
+			delete(g.asked[q], head)
+			g.answered(a)
+		}
+	}
+}
+
+func (g *guest) answered(a *asked) {
+	g.t.Helper()
+	if a.typ != tFlush {
+		delete(g.busy, a.block)
+	}
+	switch st := g.bytes(a.status)[0]; {
+	case st != statusOK:
+		g.failed++
+		if a.typ == tOut {
+			g.maybe[a.block] = append(g.maybe[a.block], a.value)
+		}
+		if st != statusIOErr {
+			g.t.Errorf("%s of block %d has status %#x", typeName(a.typ), a.block, st)
+		}
+	case a.typ == tOut:
+		g.acked[a.block], g.maybe[a.block] = a.value, nil
+	case a.typ == tIn:
+		got := g.bytes(a.data)
+		if bytes.Count(got, got[:1]) != 512 || got[0] != g.acked[a.block] && !slices.Contains(g.maybe[a.block], got[0]) {
+			g.t.Errorf("block %d has %d, want %d or one of %v", a.block, got[0], g.acked[a.block], g.maybe[a.block])
+		}
+	}
+}
+
+func (g *guest) inFlight() (n int) {
+	for _, m := range g.asked {
+		n += len(m)
+	}
+	return n
+}
+
+// finish waits until everything is answered.
+func (g *guest) finish() {
+	g.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); g.inFlight() > 0; runtime.Gosched() {
+		if g.reap(); time.Now().After(deadline) {
+			g.t.Fatalf("%d requests were never answered", g.inFlight())
+		}
+	}
+}
+
+// TestEachRequestIsAnsweredOnceOverStopsOfAllKinds, with the right data, on a disk that is slow, hangs, and has a cache; and where
+// the region travels with the guest, or nothing else needs what is in it, without an error.
+func TestEachRequestIsAnsweredOnceOverStopsOfAllKinds(t *testing.T) {
+	for name, c := range map[string]struct {
+		knows     vhostuser.ProtocolFeatures
+		faultless bool
+	}{"the region travels": {everything, true}, "the region stays": {noMigration, true}, "no region": {noInflight, false}} {
+		t.Run(name, func(t *testing.T) {
+			eachLower(t, func(t *testing.T, mode reactor.Mode, lower disk) {
+				for seed := range uint64(3) {
+					f := newFaulty(t, lower, fmt.Sprintf("delay:any:time=1us-500us:prob=0.5:seed=%d", seed),
+						fmt.Sprintf("hang:any:prob=0.1:seed=%d", seed))
+					f.conf.Cache = int64(seed%2) << 14
+					w, region := newSuspendBench(t, mode, 3, f.disk, c.knows, func(c *Config) { c.CancelAfter = time.Millisecond })
+					g := newGuest(w, seed)
+					for range 15 {
+						g.life(c.knows, region)
+					}
+					f.control(fault.FAULTCLEAR, nil)
+					f.control(fault.FAULTRELEASE, nil)
+					g.finish()
+					for block := range uint64(guestBlocks) {
+						data := w.buffer(512)
+						if st, _ := w.do(0, tIn, block, nil, []virtqtest.Seg{data}); st != statusOK {
+							t.Fatalf("block %d: status %d", block, st)
+						}
+						if v := w.bytes(data)[0]; v != g.acked[block] && !slices.Contains(g.maybe[block], v) {
+							t.Errorf("block %d has %d, want %d or one of %v", block, v, g.acked[block], g.maybe[block])
+						}
+					}
+					if c.faultless && g.failed > 0 {
+						t.Errorf("%d requests have failed", g.failed)
+					}
+					w.stopRings()
+					w.close()
+				}
+			})
+		})
+	}
+}
+
+// life has the guest work for a while, and then stops its rings in some way, and starts them again.
+func (g *guest) life(knows vhostuser.ProtocolFeatures, region *vhostusertest.Inflight) {
+	g.t.Helper()
+	for range 3 {
+		g.ask(g.rng.IntN(12))
+		if g.rng.IntN(2) == 0 {
+			time.Sleep(time.Duration(g.rng.IntN(500)) * time.Microsecond)
+		}
+		g.reap()
+	}
+	switch g.rng.IntN(4) {
+	case 0: // pause and go on
+		g.stopRings()
+		g.reap()
+		g.startRings(region)
+	case 1: // the connection is lost
+		g.hangUp()
+		g.reap()
+		g.again(knows)
+		g.restart(region)
+	case 2: // one ring is stopped by itself
+		r := g.rings[g.rng.IntN(len(g.rings))]
+		g.check(r.Stop())
+		g.reap()
+		g.check(r.Start())
+	case 3: // all are disabled, some are stopped, and all go on
+		g.disable()
+		var stopped []*vhostusertest.Ring
+		for _, r := range g.rings {
+			if g.rng.IntN(2) == 0 {
+				g.check(r.Stop())
+				stopped = append(stopped, r)
+			}
+		}
+		for _, r := range g.rings {
+			if slices.Contains(stopped, r) {
+				g.check(r.Start())
+			} else {
+				g.check(g.f.SetVringEnable(r.Index, true))
+			}
+		}
 	}
 }
