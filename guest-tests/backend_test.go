@@ -31,6 +31,8 @@ type backend struct {
 	killed bool // by the script, which then does not expect a good end
 
 	inherited bool // the socket is not the back-end's to remove
+
+	again func() (*exec.Cmd, error) // makes the command that started it once more
 }
 
 // server makes the command line of a back-end from vdev's arguments.
@@ -38,12 +40,12 @@ type server func(socket string, args []string) (*exec.Cmd, error)
 
 // theServer is the program under test: vdev, or, with VDEV_BACKEND=qemu-storage-daemon, the one that the scripts
 // can be tried on when they themselves are in doubt.
-func theServer() server {
+func theServer(w *world) server {
 	if os.Getenv("VDEV_BACKEND") == "qemu-storage-daemon" {
 		return storageDaemon
 	}
 	return func(socket string, args []string) (*exec.Cmd, error) {
-		program, err := built.vdev()
+		program, err := w.vdev()
 		if err != nil {
 			return nil, err
 		}
@@ -152,8 +154,8 @@ func (b *backend) stop() error {
 	select {
 	case <-b.exited:
 	case <-time.After(endLimit):
-		// SIGQUIT makes a Go program print what its goroutines do.
-		b.cmd.Process.Signal(syscall.SIGQUIT)
+		// SIGABRT makes a Go program print what its goroutines do.
+		b.cmd.Process.Signal(syscall.SIGABRT)
 		select {
 		case <-b.exited:
 		case <-time.After(5 * time.Second):
@@ -180,12 +182,17 @@ func (b *backend) stop() error {
 	return errors.Join(errs...)
 }
 
-// kill ends the back-end as a crash would.
+// kill ends the back-end as a crash would, and removes what a crash leaves behind.
 func (b *backend) kill() {
+	b.crash()
+	os.Remove(b.socket)
+}
+
+// crash ends the back-end with SIGKILL.
+func (b *backend) crash() {
 	b.killed = true
 	syscall.Kill(-b.cmd.Process.Pid, syscall.SIGKILL)
 	<-b.exited
-	os.Remove(b.socket)
 }
 
 func (b *backend) tail(n int) string {

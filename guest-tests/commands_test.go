@@ -56,6 +56,16 @@ func init() {
 		"build-rng":    plain(func(*world, []string) (string, error) { _, err := built.rng(); return "", err }),
 		"nothing-runs": plain(nothingRuns),
 		"repeat":       repeat,
+		"watch":        plain(watch),
+		"watched":      watched,
+		"busy":         plain(busy),
+		"pause":        plain(pause),
+		"deaf":         deaf,
+		"deafness":     deafness,
+		"restart":      plain(restartBackend),
+		"mutant":       mutantCommand,
+		"life":         plain(life),
+		"migrate":      plain(migrate),
 	}
 }
 
@@ -130,7 +140,7 @@ func startServer(w *world, args []string) (string, error) {
 	if flags.NArg() < 2 {
 		return "", errors.New("usage: backend [-tmpfs SIZE] NAME blk ARG...")
 	}
-	make := theServer()
+	make := theServer(w)
 	if *small != "" {
 		make = onTmpfs(make, *small)
 	}
@@ -243,7 +253,7 @@ func startQEMU(w *world, args []string) (string, error) {
 			return "", err
 		}
 		c.Disks = append(c.Disks, vm.Disk{
-			Name: name, Socket: b.socket, Transport: vm.Transport(*transport), Queues: *queues,
+			Name: name, Socket: w.socketFor(b, name), Transport: vm.Transport(*transport), Queues: *queues,
 			Boot: *boot && i == 0, Reconnect: *reconnect, Options: *options,
 		})
 	}
@@ -277,6 +287,9 @@ func startQEMU(w *world, args []string) (string, error) {
 func guestCommand(ts *testscript.TestScript, neg bool, args []string) {
 	defer timed(ts)()
 	text, err := worldOf(ts).guest(strings.Join(args, " "))
+	if args[0] == "finish" && err == nil {
+		figure(ts, text)
+	}
 	var fault *vm.GuestError
 	switch {
 	case neg && errors.As(err, &fault):
@@ -468,7 +481,8 @@ func bytesOf(s string) (int64, error) {
 	return n << shift, err
 }
 
-// repeat is "repeat N FILE": the lines of the file, commands of this package all of them, N times. $i counts.
+// repeat is "repeat N FILE": the lines of the file, commands of this package all of them, N times. $i counts; other variables are the
+// script's.
 func repeat(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: repeat N FILE")
@@ -478,7 +492,8 @@ func repeat(ts *testscript.TestScript, neg bool, args []string) {
 	body := ts.ReadFile(args[1])
 	for i := range times {
 		for line := range strings.Lines(body) {
-			words := strings.Fields(strings.ReplaceAll(line, "$i", strconv.Itoa(i+1)))
+			ts.Setenv("i", strconv.Itoa(i+1))
+			words := strings.Fields(os.Expand(line, ts.Getenv))
 			if len(words) == 0 || strings.HasPrefix(words[0], "#") {
 				continue
 			}

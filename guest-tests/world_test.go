@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"vdev/guest-tests/internal/proxy"
 	"vdev/guest-tests/internal/vm"
 )
 
@@ -30,13 +32,18 @@ type world struct {
 	machine  *vm.Machine
 	disks    map[string]vm.Disk // of the machine
 	machines int
+	last     vm.Config               // of the machine
+	proxies  map[string]*proxy.Proxy // by the name of the back-end behind it
+	deafness time.Duration           // QEMU's monitor's longest, of what "deaf" has measured
+	mutant   string                  // the vdev to test, where it is not the real one
 }
 
 type worldKey struct{}
 
 // newWorld prepares a script's environment and arranges for its end.
 func newWorld(env *testscript.Env, r row) error {
-	w := &world{t: env.T().(within).T, dir: env.WorkDir, backends: map[string]*backend{}, disks: map[string]vm.Disk{}}
+	w := &world{t: env.T().(within).T, dir: env.WorkDir, backends: map[string]*backend{}, disks: map[string]vm.Disk{},
+		proxies: map[string]*proxy.Proxy{}}
 	env.Values[worldKey{}] = w
 	for _, p := range r {
 		env.Setenv(p.key, p.value)
@@ -74,6 +81,13 @@ func (w *world) end() {
 	}
 	if w.machine != nil {
 		w.machine.Kill()
+	}
+	for name, p := range w.proxies {
+		if failed {
+			report := p.Report()
+			w.t.Logf("between QEMU and %s: %v", name, report)
+		}
+		p.Close()
 	}
 	for name, b := range w.backends {
 		if err := b.stop(); err != nil {
@@ -139,7 +153,12 @@ func (w *world) addBackend(name string, make server, args []string) error {
 		return fmt.Errorf("back-end %s runs already", name)
 	}
 	socket := filepath.Join(w.dir, name+".sock")
-	cmd, err := make(socket, args)
+	return w.startAs(name, socket, func() (*exec.Cmd, error) { return make(socket, slices.Clone(args)) })
+}
+
+// startAs starts the back-end of that name by a command that again makes.
+func (w *world) startAs(name, socket string, again func() (*exec.Cmd, error)) error {
+	cmd, err := again()
 	if err != nil {
 		return err
 	}
@@ -149,8 +168,17 @@ func (w *world) addBackend(name string, make server, args []string) error {
 	if err != nil {
 		return err
 	}
+	b.again = again
 	w.backends[name] = b
 	return nil
+}
+
+// vdev returns the program under test.
+func (w *world) vdev() (string, error) {
+	if w.mutant != "" {
+		return w.mutant, nil
+	}
+	return built.vdev()
 }
 
 func (w *world) backend(name string) (*backend, error) {
@@ -180,6 +208,7 @@ func (w *world) start(c vm.Config) error {
 	for _, d := range c.Disks {
 		w.disks[d.Name] = d
 	}
+	w.last = c
 	ctx, cancel := w.context()
 	defer cancel()
 	m, err := vm.Start(ctx, c)

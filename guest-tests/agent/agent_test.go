@@ -21,7 +21,7 @@ import (
 func ask(t *testing.T, lines ...string) []wire.Answer {
 	t.Helper()
 	var out strings.Builder
-	a := &agent{out: &out, started: map[string]chan result{}}
+	a := &agent{out: &out, started: map[string]background{}}
 	if err := a.serve(strings.NewReader(strings.Join(lines, "\n") + "\n")); err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +152,7 @@ func TestADamagedFileIsNotVerified(t *testing.T) {
 func TestAServedConversationEndsWithItsInput(t *testing.T) {
 	r, w := io.Pipe()
 	done := make(chan error)
-	a := &agent{out: io.Discard, started: map[string]chan result{}}
+	a := &agent{out: io.Discard, started: map[string]background{}}
 	go func() { done <- a.serve(r) }()
 	io.WriteString(w, "t1 help\n")
 	w.Close()

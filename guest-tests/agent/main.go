@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 
 	"vdev/guest-tests/internal/wire"
 )
@@ -26,7 +27,7 @@ func main() {
 		fmt.Fprintln(con, "agent:", shell(con))
 		halt(haltPowerOff)
 	}
-	a := &agent{out: con, drain: func() { drain(con) }, started: map[string]chan result{}}
+	a := &agent{out: con, drain: func() { drain(con) }, started: map[string]background{}}
 	a.send(wire.Answer{Token: wire.Hello, OK: true, Text: system()})
 	if err := a.serve(con); err != nil {
 		fmt.Fprintln(con, "agent:", err)
@@ -37,10 +38,17 @@ func main() {
 // agent is the state of a conversation over the console. Only the goroutine in serve uses it; commands started
 // in the background hand their results over a channel.
 type agent struct {
+	mu      sync.Mutex // held while something is written to out
 	out     io.Writer
 	drain   func() // waits until what went to out has left the guest
 	last    wire.Answer
-	started map[string]chan result // by the name that start was given
+	started map[string]background // by the name that start was given
+}
+
+// background is a command that was started.
+type background struct {
+	done chan result
+	quit chan struct{} // closed by finish
 }
 
 type result struct {
@@ -50,7 +58,15 @@ type result struct {
 
 func (a *agent) send(w wire.Answer) {
 	a.last = w
-	a.out.Write(wire.Encode(w))
+	a.say(wire.Encode(w))
+}
+
+// say writes to the console. What runs in the background does so only to tell that it has failed, for whoever looks at the
+// console of a guest that nobody asks any more.
+func (a *agent) say(p []byte) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.out.Write(p)
 }
 
 func (a *agent) serve(in io.Reader) error {
@@ -98,32 +114,39 @@ func (a *agent) do(args []string, line string) (string, error) {
 		if _, busy := a.started[args[1]]; busy {
 			return "", fmt.Errorf("%s is running already", args[1])
 		}
-		done := make(chan result, 1)
-		a.started[args[1]] = done
+		b := background{make(chan result, 1), make(chan struct{})}
+		a.started[args[1]] = b
 		go func() {
-			text, err := run(args[2:], line)
-			done <- result{text, err}
+			text, err := run(args[2:], line, b.quit)
+			if err != nil {
+				a.say(fmt.Appendf(nil, "\nagent: %s: %s%s\n", args[1], text, explain(err)))
+			}
+			b.done <- result{text, err}
 		}()
 		return "", nil
-	case "wait":
-		if len(args) != 2 || a.started[args[1]] == nil {
-			return "", errors.New("usage: wait NAME, after start NAME")
+	case "wait", "finish":
+		if len(args) != 2 || a.started[args[1]].done == nil {
+			return "", fmt.Errorf("usage: %s NAME, after start NAME", args[0])
 		}
-		r := <-a.started[args[1]]
+		b := a.started[args[1]]
+		if args[0] == "finish" {
+			close(b.quit)
+		}
+		r := <-b.done
 		delete(a.started, args[1])
 		return r.text, r.err
 	}
-	return run(args, line)
+	return run(args, line, nil)
 }
 
-// run does one command; line is the whole of it, for those that take free text.
-func run(args []string, line string) (string, error) {
+// run does one command; line is the whole of it, for those that take free text, and quit ends those that have no end.
+func run(args []string, line string, quit <-chan struct{}) (string, error) {
 	c, ok := commands[args[0]]
 	if !ok {
 		return "", fmt.Errorf("no command %q; try help", args[0])
 	}
 	p := parse(args[1:], c.keys)
-	p.line = line
+	p.line, p.quit = line, quit
 	if len(p.words) < c.words || len(p.words) > c.words && !c.more {
 		return "", fmt.Errorf("usage: %s %s", args[0], c.usage)
 	}

@@ -78,7 +78,7 @@ func shell(con *os.File) error {
 		if len(args) == 0 {
 			continue
 		}
-		text, err := run(args, in.Text())
+		text, err := run(args, in.Text(), nil)
 		var stop *haltError
 		if errors.As(err, &stop) {
 			halt(stop.how)

@@ -115,6 +115,15 @@ func (c *Console) until(ctx context.Context, what string, ok func() bool) error 
 	}
 }
 
+// Adopt makes c the console of the guest that old was the console of until it was migrated. Nothing may be under way.
+func (c *Console) Adopt(old *Console) {
+	old.mu.Lock()
+	defer old.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.boots, c.awaited, c.system, c.next = old.boots, old.awaited, old.system, old.next
+}
+
 // Boots returns how many times an agent has started.
 func (c *Console) Boots() int {
 	c.mu.Lock()

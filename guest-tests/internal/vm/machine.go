@@ -22,6 +22,7 @@ const (
 	consoleSocket = "console.sock"
 	consoleLog    = "console.log"
 	monitorSocket = "qmp.sock"
+	meterSocket   = "meter.sock"
 	errorLog      = "qemu.log"
 )
 

@@ -102,9 +102,9 @@ type Disk struct {
 func (d Disk) args(q QEMU) ([]string, error) {
 	chardev := fmt.Sprintf("socket,id=%s-socket,path=%s", d.Name, d.Socket)
 	if d.Reconnect {
-		// The unit and the name changed with QEMU 10.2.
+		// The unit and the name changed with QEMU 10.2; before, the shortest time is a second.
 		if q.AtLeast(10, 2) {
-			chardev += ",reconnect-ms=1000"
+			chardev += ",reconnect-ms=20"
 		} else {
 			chardev += ",reconnect=1"
 		}
@@ -191,7 +191,7 @@ func (c Config) args() ([]string, error) {
 		"-machine", "q35,memory-backend=memory,accel=" + accel, "-cpu", cpu, "-smp", strconv.Itoa(max(c.CPUs, 1)),
 		"-m", memory, "-object", "memory-backend-memfd,id=memory,share=on,size=" + memory,
 		"-chardev", "socket,id=console,path=" + consoleSocket + ",logfile=" + consoleLog, "-serial", "chardev:console",
-		"-qmp", "unix:" + monitorSocket + ",server=on,wait=off",
+		"-qmp", "unix:" + monitorSocket + ",server=on,wait=off", "-qmp", "unix:" + meterSocket + ",server=on,wait=off",
 	}
 	if c.Kernel != "" {
 		args = append(args, "-kernel", c.Kernel, "-append", c.Append)

@@ -1,0 +1,461 @@
+package guesttests
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"vdev/guest-tests/internal/proxy"
+	"vdev/guest-tests/internal/vm"
+)
+
+// watch is "watch [-hold DURATION] NAME": a proxy stands between QEMU and the back-end from the next "qemu" on, and
+// holds each answer to GET_VRING_BASE back for so long, to look at guest memory.
+func watch(w *world, args []string) (string, error) {
+	flags := flag.NewFlagSet("watch", flag.ContinueOnError)
+	hold := flags.Duration("hold", 5*time.Millisecond, "")
+	if err := flags.Parse(args); err != nil {
+		return "", err
+	}
+	b, err := w.backend(flags.Arg(0))
+	if err != nil {
+		return "", err
+	}
+	p := w.proxies[flags.Arg(0)]
+	if p == nil {
+		if p, err = proxy.Listen(proxySocket(b.socket), b.socket); err != nil {
+			return "", err
+		}
+		w.proxies[flags.Arg(0)] = p
+	}
+	p.Hold(*hold, nil)
+	return "", nil
+}
+
+func proxySocket(socket string) string { return strings.TrimSuffix(socket, ".sock") + ".watch" }
+
+// socketFor returns where QEMU reaches a back-end.
+func (w *world) socketFor(b *backend, name string) string {
+	if w.proxies[name] != nil {
+		return proxySocket(b.socket)
+	}
+	return b.socket
+}
+
+func (w *world) proxy(name string) (*proxy.Proxy, error) {
+	if p := w.proxies[name]; p != nil {
+		return p, nil
+	}
+	return nil, fmt.Errorf("nobody watches %q", name)
+}
+
+// watched is "[!] watched NAME": the back-end has written nothing and called nobody when it must not, or, negated, has.
+func watched(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: watched NAME")
+	}
+	p, err := worldOf(ts).proxy(args[0])
+	ts.Check(err)
+	r := p.Report()
+	show(ts, r.String())
+	ts.Logf("%v", r)
+	if neg != (len(r.Findings) > 0) {
+		ts.Fatalf("%d findings", len(r.Findings))
+	}
+}
+
+// busy is "busy NAME N": N more requests of the guest's complete.
+func busy(w *world, args []string) (string, error) {
+	if len(args) != 2 {
+		return "", errors.New("usage: busy NAME N")
+	}
+	p, err := w.proxy(args[0])
+	if err != nil {
+		return "", err
+	}
+	n, err := strconv.Atoi(args[1])
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := w.context()
+	defer cancel()
+	return "", awaitWork(ctx, p, n)
+}
+
+// awaitWork waits until n requests have completed. The rings are in memory, so they are looked at again and again.
+func awaitWork(ctx context.Context, p *proxy.Proxy, n int) error {
+	first := p.Report()
+	for {
+		r := p.Report()
+		if r.Completed-first.Completed >= uint64(n) {
+			return nil
+		}
+		select {
+		case <-time.After(2 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%d of %d requests completed: %w", r.Completed-first.Completed, n, context.Cause(ctx))
+		}
+	}
+}
+
+// pause is "pause [-for DURATION] [-then 'COMMAND...'] [NAME...]": stop, and cont after that time. Meanwhile nothing may
+// write to the guest's memory, which is found out where those back-ends are watched. The command runs in between.
+func pause(w *world, args []string) (string, error) {
+	flags := flag.NewFlagSet("pause", flag.ContinueOnError)
+	length := flags.Duration("for", 50*time.Millisecond, "")
+	then := flags.String("then", "", "")
+	if err := flags.Parse(args); err != nil {
+		return "", err
+	}
+	m, err := w.running()
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := w.context()
+	defer cancel()
+	if _, err := m.Do(ctx, "stop", nil); err != nil {
+		return "", err
+	}
+	var thaws []func() (int, error)
+	for _, name := range flags.Args() {
+		p, err := w.proxy(name)
+		if err != nil {
+			return "", err
+		}
+		thaw, err := p.Freeze()
+		if err != nil {
+			return "", err
+		}
+		thaws = append(thaws, thaw)
+	}
+	if *then != "" {
+		if err := w.exec(ctx, strings.Fields(*then)); err != nil {
+			return "", err
+		}
+	}
+	time.Sleep(*length)
+	for _, thaw := range thaws {
+		if _, err := thaw(); err != nil {
+			return "", err
+		}
+	}
+	_, err = m.Do(ctx, "cont", nil)
+	return "", err
+}
+
+// exec runs a program as the script's exec does.
+func (w *world) exec(ctx context.Context, words []string) error {
+	path, err := w.lookPath(words[0])
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, path, words[1:]...)
+	cmd.Dir = w.dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", strings.Join(words, " "), err, out)
+	}
+	return nil
+}
+
+// deaf is "deaf COMMAND ARG...": does a command of this package, and tells how long QEMU's monitor was deaf meanwhile.
+func deaf(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) == 0 || commands[args[0]] == nil {
+		ts.Fatalf("usage: deaf COMMAND ARG...")
+	}
+	w := worldOf(ts)
+	m, err := w.running()
+	ts.Check(err)
+	ctx, cancel := w.context()
+	defer cancel()
+	meter, err := m.Measure(ctx)
+	ts.Check(err)
+	defer func() {
+		longest, answers := meter.Stop()
+		ts.Logf("(QEMU's monitor was deaf for %.3f s; %d answers)", longest.Seconds(), answers)
+		w.deafness = max(w.deafness, longest)
+	}()
+	commands[args[0]](ts, neg, args[1:])
+}
+
+// deafness is "deafness WHAT...": the longest that the monitor was deaf during the commands after "deaf" since the last
+// time this was asked.
+func deafness(ts *testscript.TestScript, _ bool, args []string) {
+	w := worldOf(ts)
+	figure(ts, fmt.Sprintf("QEMU's monitor was deaf for %.3f s at most: %s", w.deafness.Seconds(), strings.Join(args, " ")))
+	w.deafness = 0
+}
+
+// figure tells something that was measured, to whoever runs the tests too. No test depends on it.
+func figure(ts *testscript.TestScript, text string) {
+	ts.Logf("%s", text)
+	fmt.Fprintf(os.Stderr, "         %s: %s\n", strings.TrimPrefix(worldOf(ts).t.Name(), "TestGuests/"), text)
+}
+
+// restartBackend is "restart [-n N] [-term] [-busy N] [-within DURATION] NAME": N times the back-end is killed, at a random
+// moment within that time after so many requests were served, and started again on the same socket, as it was started
+// first.
+func restartBackend(w *world, args []string) (string, error) {
+	flags := flag.NewFlagSet("restart", flag.ContinueOnError)
+	times := flags.Int("n", 1, "")
+	term := flags.Bool("term", false, "")
+	work := flags.Int("busy", 0, "")
+	within := flags.Duration("within", 0, "")
+	if err := flags.Parse(args); err != nil {
+		return "", err
+	}
+	name := flags.Arg(0)
+	for range *times {
+		b, err := w.backend(name)
+		if err != nil {
+			return "", err
+		}
+		if *work > 0 {
+			p, err := w.proxy(name)
+			if err != nil {
+				return "", err
+			}
+			ctx, cancel := w.context()
+			err = awaitWork(ctx, p, *work)
+			cancel()
+			if err != nil {
+				return "", err
+			}
+		}
+		if *within > 0 {
+			time.Sleep(rand.N(*within))
+		}
+		if *term {
+			if err := b.stop(); err != nil {
+				return "", err
+			}
+		} else {
+			b.crash()
+		}
+		if err := w.startAs(name, b.socket, b.again); err != nil {
+			return "", err
+		}
+	}
+	return "", nil
+}
+
+// mutantCommand is "mutant FILE": from here on "backend" starts a vdev with a defect. The file names a source file of the
+// repository in its first line, and then says what stands in it, exactly once, and, after a line "=>", what is to stand
+// there instead.
+func mutantCommand(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: mutant FILE")
+	}
+	defer timed(ts)()
+	program, err := buildMutant(ts.Getenv("WORK"), args[0], ts.ReadFile(args[0]))
+	ts.Check(err)
+	worldOf(ts).mutant = program
+}
+
+func buildMutant(dir, name, text string) (string, error) {
+	file, change, _ := strings.Cut(text, "\n")
+	from, to, ok := strings.Cut(change, "=>\n")
+	if !ok {
+		return "", errors.New("a mutant is FILE, OLD TEXT, =>, NEW TEXT")
+	}
+	path, err := filepath.Abs(filepath.Join("..", file))
+	if err != nil {
+		return "", err
+	}
+	source, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	if n := strings.Count(string(source), from); n != 1 {
+		return "", fmt.Errorf("mutant %s: what it changes stands %d times in %s", name, n, file)
+	}
+	changed := filepath.Join(dir, name+".go")
+	if err := os.WriteFile(changed, []byte(strings.Replace(string(source), from, to, 1)), 0o644); err != nil {
+		return "", err
+	}
+	overlay := filepath.Join(dir, name+".json")
+	if err := os.WriteFile(overlay, fmt.Appendf(nil, `{"Replace":{%q:%q}}`, path, changed), 0o644); err != nil {
+		return "", err
+	}
+	out := filepath.Join(dir, "vdev-"+name)
+	build := exec.Command("go", "build", "-overlay", overlay, "-o", out, "../cmd/vdev")
+	if text, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("mutant %s: %w\n%s", name, err, text)
+	}
+	return out, nil
+}
+
+// lifeLine is what --trace prints of a device's and of its rings' life.
+var lifeLine = regexp.MustCompile(`(?m)^ *(\d+\.\d+) (?:specfs  block (\d+,\d+) (\w+)(:.*)?|vhost   (start|out GET_VRING_BASE|disconnect)\b(?: ring=(\d+))?)`)
+
+// afterStep says which steps of a device's life may follow which. A device that was never opened is closed.
+var afterStep = map[string][]string{
+	"closed":   {"open"},
+	"open":     {"opened", "failed", "cancel"}, // a device may be revoked while it is being opened
+	"opened":   {"cancel"},
+	"failed":   {"open"},
+	"cancel":   {"canceled"},
+	"canceled": {"drain"},
+	"drain":    {"drained"},
+	"drained":  {"close"},
+	"close":    {"closed"},
+}
+
+// life is "life NAME": the log of a back-end with --trace tells of devices that were opened, and taken down in order:
+// cancel, drain, close; and where the last ring's stop was answered, or the connection has ended, all was closed. The
+// output counts.
+func life(w *world, args []string) (string, error) {
+	if len(args) != 1 {
+		return "", errors.New("usage: life NAME")
+	}
+	b, err := w.backend(args[0])
+	if err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(b.log)
+	if err != nil {
+		return "", err
+	}
+	return checkLife(string(text))
+}
+
+func checkLife(log string) (string, error) {
+	state := map[string]string{}
+	running := map[string]bool{}
+	counts := map[string]int{}
+	for _, m := range lifeLine.FindAllStringSubmatch(log, -1) {
+		at, dev, step, event, ring := m[1], m[2], m[3], m[5], m[6]
+		if step == "opened" && m[4] != "" {
+			step = "failed"
+		}
+		switch {
+		case step == "revoke" || step == "revoked":
+		case dev != "":
+			was, known := state[dev]
+			if !known {
+				was = "closed"
+			}
+			if !slices.Contains(afterStep[was], step) {
+				return "", fmt.Errorf("at %s device %s: %s after %s", at, dev, step, was)
+			}
+			state[dev] = step
+			counts[step]++
+		case event == "start":
+			running[ring] = true
+			continue
+		default:
+			delete(running, ring)
+			if event == "disconnect" {
+				clear(running)
+			}
+			counts[strings.TrimPrefix(event, "out ")]++
+			if len(running) > 0 {
+				continue
+			}
+			for dev, s := range state {
+				if s != "closed" && s != "failed" {
+					return "", fmt.Errorf("at %s %s, and device %s is no further than %s", at, m[0], dev, s)
+				}
+			}
+		}
+	}
+	if counts["open"] == 0 {
+		return "", errors.New("the log tells of no device; was the back-end started with --trace?")
+	}
+	var out strings.Builder
+	for _, name := range []string{"opened", "cancel", "drained", "closed", "GET_VRING_BASE", "disconnect"} {
+		fmt.Fprintf(&out, "%s=%d ", name, counts[name])
+	}
+	return strings.TrimSpace(out.String()), nil
+}
+
+// migrateLimit is how long a migration's downtime may be; QEMU goes on copying memory until it expects less.
+const migrateLimit = 10 * time.Second
+
+// migrate is "migrate NAME=OTHER...": a second machine is started whose disk NAME is the back-end OTHER, the guest moves
+// there while it works, and the first machine ends.
+func migrate(w *world, args []string) (string, error) {
+	source, err := w.running()
+	if err != nil {
+		return "", err
+	}
+	c := w.last
+	w.machines++
+	c.Dir = filepath.Join(w.dir, fmt.Sprintf("vm%d", w.machines))
+	if err := os.Mkdir(c.Dir, 0o755); err != nil {
+		return "", err
+	}
+	c.Disks = slices.Clone(c.Disks)
+	for _, a := range args {
+		name, other, _ := strings.Cut(a, "=")
+		b, err := w.backend(other)
+		if err != nil {
+			return "", err
+		}
+		i := slices.IndexFunc(c.Disks, func(d vm.Disk) bool { return d.Name == name })
+		if i < 0 {
+			return "", fmt.Errorf("no disk %s", name)
+		}
+		c.Disks[i].Socket = w.socketFor(b, other)
+	}
+	socket := filepath.Join(c.Dir, "migrate.sock")
+	c.Args = append(slices.Clone(c.Args), "-incoming", "unix:"+socket)
+	ctx, cancel := w.context()
+	defer cancel()
+	target, err := vm.Start(ctx, c)
+	if err != nil {
+		return "", err
+	}
+	if err := handOver(ctx, source, target, "unix:"+socket); err != nil {
+		target.Kill()
+		return "", err
+	}
+	target.Console.Adopt(source.Console)
+	source.Kill()
+	w.machine, w.last = target, c
+	return "", nil
+}
+
+func handOver(ctx context.Context, source, target *vm.Machine, uri string) error {
+	if _, err := source.Do(ctx, "migrate-set-parameters", map[string]any{"downtime-limit": migrateLimit.Milliseconds(), "max-bandwidth": 4 << 30}); err != nil {
+		return err
+	}
+	if _, err := source.Do(ctx, "migrate", map[string]any{"uri": uri}); err != nil {
+		return err
+	}
+	for {
+		text, err := source.Monitor(ctx, "info migrate")
+		if err != nil {
+			return err
+		}
+		switch {
+		case strings.Contains(text, "completed"):
+			// The target may still be about to start.
+			for {
+				text, err := target.Monitor(ctx, "info status")
+				if err != nil || strings.Contains(text, "running") {
+					return err
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+		case strings.Contains(text, "failed"), strings.Contains(text, "cancelled"):
+			return fmt.Errorf("the migration has failed: %s", text)
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("the migration does not end: %w\n%s", context.Cause(ctx), text)
+		}
+	}
+}
