@@ -196,8 +196,15 @@ func (t *tracker) push(head uint16) {
 	t.batch = append(t.batch, head)
 }
 
-// fetched counts and records a chain that was popped.
-func (q *Queue) fetched(head uint16, again bool) {
+// resubmits tells whether the next Pop is of a chain that the region names.
+func (q *Queue) resubmits() bool { return q.err == nil && q.Resubmit() > 0 }
+
+// fetched counts and records a chain that is being popped.
+func (q *Queue) fetched(c *Chain, head uint16, again bool) {
+	if q.track == nil {
+		return
+	}
+	c.again = again
 	if again {
 		q.track.again--
 		q.availIdx++ // along with nextAvail, so that the next Pop looks here again
@@ -216,7 +223,34 @@ func (q *Queue) unfetched(c *Chain) {
 	case q.err == nil:
 		q.track.clear(c.Head)
 	}
-	q.release(c.Head)
+}
+
+// landed records a chain that was pushed. Until it is published its head is not the driver's.
+func (q *Queue) landed(c *Chain) {
+	if q.log != nil {
+		q.markLanded(c)
+	}
+	if q.track != nil && q.err == nil {
+		q.hold(c.Head)
+		q.track.push(c.Head)
+	}
+}
+
+// hold keeps head from being made available again although its chain is not in flight any more.
+func (q *Queue) hold(head uint16) { q.taken[head/64] |= 1 << (head % 64) }
+
+// show is storeUsed with all that is recorded about what is published with it, from index from on.
+func (q *Queue) show(from uint16) {
+	if q.log != nil {
+		q.markElements(from, q.usedIdx)
+	}
+	q.storeUsed()
+	if q.log != nil {
+		q.markUsed(0, 4)
+	}
+	if q.track != nil {
+		q.published()
+	}
 }
 
 // published ends the batch, which used.idx shows from now on. The heads are the driver's again.
@@ -225,7 +259,7 @@ func (q *Queue) published() {
 	t.point()
 	for _, head := range t.batch {
 		t.clear(head)
-		q.release(head)
+		q.taken[head/64] &^= 1 << (head % 64)
 	}
 	t.batch = t.batch[:0]
 	t.put16(offUsedIdx, q.usedIdx)
@@ -239,6 +273,7 @@ func (q *Queue) Suspend(c *Chain) {
 		panic("virtq: Suspend without an in-flight region")
 	}
 	q.land(c)
+	q.hold(c.Head)
 	q.track.suspended++
 	if q.log != nil {
 		q.markLanded(c)

@@ -44,7 +44,7 @@ type logger struct {
 // SetLog marks no more used ring, and returns nil.
 func (q *Queue) SetLog(d DirtyLog) error {
 	old := q.log
-	q.log = nil
+	q.setLogger(nil)
 	if d.Log == nil || !d.Data && !d.Used || q.err == ErrClosed {
 		return nil
 	}
@@ -61,8 +61,13 @@ func (q *Queue) SetLog(d DirtyLog) error {
 			return q.broken(ReasonLog, "used ring, %#x bytes at %#x", n, d.UsedAddr)
 		}
 	}
-	q.log = l
+	q.setLogger(l)
 	return nil
+}
+
+func (q *Queue) setLogger(l *logger) {
+	q.log = l
+	q.records = q.track != nil || l != nil
 }
 
 // usedBytes returns the size of the used ring.

@@ -61,14 +61,15 @@ type Queue struct {
 	usedFlags uint16 // used.flags as published
 	eventIdx  bool
 	indirect  bool
-	inFlight  int // of all generations
+	records   bool // track or log is there: one look for both on the way of a request that has neither
+	inFlight  int  // of all generations
 
 	view  guestmem.View // of gen.mem
 	gen   *generation   // the current one
 	err   error         // why the ring is broken or closed, sticky
 	taken []uint64      // a bit for each head, set while its chain is in flight; with track until it is published
-	track *tracker      // nil without an in-flight region
-	log   *logger       // nil unless something is marked
+	track *tracker      // nil without an in-flight region; see records
+	log   *logger       // nil unless something is marked; see records
 	table []byte        // copy of an indirect table that does not lie in one region
 	cfg   Config
 }
@@ -107,6 +108,7 @@ func New(mem *Memory, cfg Config) (*Queue, error) {
 		mask:      uint16(cfg.Size - 1),
 		eventIdx:  cfg.Features&FeatureEventIdx != 0,
 		indirect:  cfg.Features&FeatureIndirectDesc != 0,
+		records:   track != nil,
 		view:      mem.View(),
 		taken:     make([]uint64, (cfg.Size+63)/64),
 		cfg:       cfg,
@@ -213,7 +215,7 @@ func (q *Queue) Close() {
 	}
 	q.err = ErrClosed
 	q.letGo()
-	q.log = nil
+	q.setLogger(nil)
 	q.view = guestmem.View{}
 	if q.gen.inFlight == 0 {
 		q.gen.mem.Release()
@@ -229,15 +231,10 @@ func (q *Queue) land(c *Chain) {
 		panic("virtq: chain is not in flight in this queue")
 	}
 	c.gen = nil
-	if q.track == nil {
-		q.release(c.Head)
-	}
+	q.taken[c.Head/64] &^= 1 << (c.Head % 64)
 	q.inFlight--
 	g.inFlight--
 	if g.inFlight == 0 && g != q.gen {
 		g.mem.Release()
 	}
 }
-
-// release lets head be made available again.
-func (q *Queue) release(head uint16) { q.taken[head/64] &^= 1 << (head % 64) }

@@ -90,11 +90,9 @@ func newSplit(mem *Memory, cfg *Config) (split, error) {
 // Pop takes the next available chain into c. It returns false when there is none. An error is sticky: the ring is
 // broken (a *BrokenError) or closed. c must not be in flight. Each descriptor is read once.
 func (q *Queue) Pop(c *Chain) (bool, error) {
-	entries, again := q.ring.avail, false
+	again := false
 	if q.nextAvail == q.availIdx || q.err != nil {
-		if q.Resubmit() > 0 && q.err == nil {
-			entries, again = q.track.entries, true
-		} else if !q.lookAvail() {
+		if again = q.resubmits(); !again && !q.lookAvail() {
 			return false, q.err
 		}
 	}
@@ -102,6 +100,10 @@ func (q *Queue) Pop(c *Chain) (bool, error) {
 		panic("virtq: Pop into a chain that is in flight")
 	}
 	pos := q.nextAvail
+	entries := q.ring.avail
+	if again {
+		entries = q.track.entries
+	}
 	head := binary.LittleEndian.Uint16(entries[2*int(pos&q.mask):])
 	if head > q.mask {
 		return false, q.broken(ReasonHeadRange, "entry %d has head %d of %d", pos, head, q.cfg.Size)
@@ -114,10 +116,10 @@ func (q *Queue) Pop(c *Chain) (bool, error) {
 		c.clear()
 		return false, err
 	}
-	if q.track != nil {
-		q.fetched(head, again)
+	if q.records {
+		q.fetched(c, head, again)
 	}
-	c.Head, c.pos, c.gen, c.again = head, pos, q.gen, again
+	c.Head, c.pos, c.gen = head, pos, q.gen
 	q.taken[head/64] |= 1 << (head % 64)
 	q.gen.inFlight++
 	q.inFlight++
@@ -267,14 +269,11 @@ func (q *Queue) Push(c *Chain, written uint32) {
 		panic("virtq: more written than the chain has room for")
 	}
 	q.land(c)
-	if q.log != nil {
-		q.markLanded(c)
+	if q.records {
+		q.landed(c)
 	}
 	if q.err != nil {
 		return
-	}
-	if q.track != nil {
-		q.track.push(c.Head)
 	}
 	binary.LittleEndian.PutUint64(q.ring.used[8*int(q.usedNext&q.mask):], uint64(c.Head)|uint64(written)<<32)
 	q.usedNext++
@@ -308,12 +307,10 @@ func (q *Queue) Publish() (call bool) {
 		return false
 	}
 	q.usedIdx = to
-	if q.log != nil {
-		q.markElements(from, to)
-	}
-	q.storeUsed()
-	if q.track != nil {
-		q.published()
+	if q.records {
+		q.show(from)
+	} else {
+		q.storeUsed()
 	}
 	if q.eventIdx {
 		return needEvent(q.ring.usedEvent.Load(), to, from)
@@ -321,9 +318,14 @@ func (q *Queue) Publish() (call bool) {
 	return q.ring.availFlags.Load()&availNoInterrupt == 0
 }
 
-// storeUsed writes used.flags and used.idx.
+// storeUsed writes used.flags and used.idx. With a log they are to be marked then.
 func (q *Queue) storeUsed() {
 	q.ring.usedWord.Store(uint32(q.usedFlags) | uint32(q.usedIdx)<<16)
+}
+
+// storeUsedFlags writes used.flags.
+func (q *Queue) storeUsedFlags() {
+	q.storeUsed()
 	if q.log != nil {
 		q.markUsed(0, 4)
 	}
@@ -363,7 +365,7 @@ func (q *Queue) EnableNotify() (pending bool) {
 		}
 	} else {
 		q.usedFlags = 0
-		q.storeUsed()
+		q.storeUsedFlags()
 	}
 	return q.ring.availIdx.Load() != q.nextAvail
 }
@@ -375,5 +377,5 @@ func (q *Queue) DisableNotify() {
 		return
 	}
 	q.usedFlags = usedNoNotify
-	q.storeUsed()
+	q.storeUsedFlags()
 }
