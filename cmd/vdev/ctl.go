@@ -317,7 +317,8 @@ func (c *ctl) revokeCommand() *cobra.Command {
 		Long: `Takes the device from under the guest, as revoke(2) does: what is in progress is cancelled,
 drained, and the device is closed. From then on the guest gets an I/O error for each request,
 until it starts the device anew: a reset of the guest or of the device, a stop and cont in
-QEMU's monitor, or another front-end. It returns when the device is closed.`,
+QEMU's monitor, or another front-end. It returns when the device is closed, and goes on where
+it is interrupted before.`,
 		Args: noArguments(""),
 		RunE: c.run(func(ctx context.Context, client *control.Client, _ io.Writer) error { return client.Revoke(ctx) }),
 	}

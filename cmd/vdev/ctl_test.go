@@ -103,7 +103,9 @@ func TestStatusTellsWhatAStopWaitsFor(t *testing.T) {
 		t.Errorf("the rules are %q", got)
 	}
 	g := hang(t, socket)
-	st := p.until(ctl, func(st control.Status) bool { return st.Faults != nil && len(st.Faults.Held) == 1 })
+	st := p.until(ctl, func(st control.Status) bool {
+		return len(st.Faults.Held) == 1 && len(st.Rings) == 3 && st.Rings[0].InFlight == 1
+	})
 	if h := st.Faults.Held[0]; h.Op != "read" || h.Offset != 5*512 || h.Bytes != 512 || !h.Hangs || h.Rule != 1 {
 		t.Errorf("what hangs is %+v", h)
 	}
@@ -213,6 +215,27 @@ func TestRevokeTakesTheDeviceFromTheGuest(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.holds(1)
+	p.endsCleanly()
+}
+
+func TestACloseThatIsStuckIsSeenAndEnded(t *testing.T) {
+	socket, ctl := sockets(t)
+	p := serving(t, nil, "blk", "--socket-path", socket, "--control", ctl, "--driver", "fault,rule=hang:read:blocks=5:uncancellable,lower=vnd,file="+image(t, 8))
+	hang(t, socket)
+	p.until(ctl, func(st control.Status) bool { return len(st.Faults.Held) == 1 })
+	revoked := make(chan int)
+	go func() {
+		status, _, _ := p.ctl(ctl, "revoke")
+		revoked <- status
+	}()
+	st := p.until(ctl, func(st control.Status) bool { return st.State == "closing" })
+	if d := st.Devices; len(d) != 1 || !d[0].Closing || d[0].Opens != 0 || len(d[0].InProgress) != 1 {
+		t.Errorf("the device is %+v", d)
+	}
+	p.told(ctl, "fault", "release", "1")
+	if status := <-revoked; status != exitOK {
+		t.Errorf("the revoke ends with status %d", status)
+	}
 	p.endsCleanly()
 }
 
@@ -364,10 +387,6 @@ func TestTheControlSocketGoesWithVdev(t *testing.T) {
 	hang(t, socket)
 	p.until(ctl, func(st control.Status) bool { return len(st.Faults.Held) == 1 })
 	p.signal(syscall.SIGTERM)
-	st := p.until(ctl, func(st control.Status) bool { return st.State == "closing" })
-	if d := st.Devices; len(d) != 1 || !d[0].Closing {
-		t.Errorf("the device is %+v", d)
-	}
 	if status := p.wait(); status != exitFailure {
 		t.Errorf("vdev ends with status %d, want %d: its storage is stuck", status, exitFailure)
 	}

@@ -46,12 +46,11 @@ func (r *reporter) vhostuser(e vhostuser.Event) {
 	if r.trace {
 		r.line(e.Time, "vhost", e.String())
 	}
+	// How long the front-end waits in a stop belongs to the device's life. Other messages are many, and answered at once.
+	if e.Message == vhostuser.GetVringBase.String() || e.Kind != vhostuser.EventIn && e.Kind != vhostuser.EventOut {
+		r.life.Add(trace.Event{Kind: string(e.Kind), Queue: e.Ring, Note: note(e), Err: e.Err})
+	}
 	switch e.Kind {
-	case vhostuser.EventIn, vhostuser.EventOut:
-		// How long the front-end waits in a stop belongs to the device's life. Other messages are many, and answered at once.
-		if e.Message != vhostuser.GetVringBase.String() {
-			return
-		}
 	case vhostuser.EventConnect:
 		r.log.Info("a front-end has connected")
 	case vhostuser.EventDisconnect:
@@ -67,7 +66,6 @@ func (r *reporter) vhostuser(e vhostuser.Event) {
 	case vhostuser.EventBreak:
 		r.log.Error("a ring is broken", "ring", e.Ring, "cause", e.Err)
 	}
-	r.life.Add(trace.Event{Kind: string(e.Kind), Queue: e.Ring, Note: note(e), Err: e.Err})
 }
 
 // note puts what an event tells besides its kind and its ring into one line.
@@ -82,13 +80,21 @@ func note(e vhostuser.Event) string {
 	return strings.Join(words, " ")
 }
 
-// command records that somebody has intervened.
-func (r *reporter) command(what string) {
+// command records that somebody intervenes, or, with an error, could not.
+func (r *reporter) command(what string, err error) {
+	e := r.life.Add(trace.Event{Kind: "ctl", Queue: trace.WholeDevice, Note: what, Err: err})
 	if r.trace {
-		r.line(time.Now(), "ctl", what)
+		line := what
+		if err != nil {
+			line += ": " + err.Error()
+		}
+		r.line(r.life.Start().Add(e.Time), "ctl", line)
 	}
-	r.log.Info("a command has come", "command", what)
-	r.life.Add(trace.Event{Kind: "ctl", Queue: trace.WholeDevice, Note: what})
+	if err != nil {
+		r.log.Warn("a command has failed", "command", what, "cause", err)
+	} else {
+		r.log.Info("a command has come", "command", what)
+	}
 }
 
 // specfs is the hook of the file system of devices.

@@ -195,20 +195,36 @@ func (s *served) SetFaults(texts []string) (ids []int, err error) {
 			return nil, control.Wrong("%s", withoutEINVAL(err))
 		}
 	}
-	for i := range rules {
-		if err := s.faultDriver(fault.FAULTSET, &rules[i]); err != nil {
-			for _, id := range ids {
-				err = errors.Join(err, s.faultDriver(fault.FAULTCLEAR, &id))
+	err = s.command("fault "+strings.Join(texts, " "), func() error {
+		for i := range rules {
+			if err := s.faultDriver(fault.FAULTSET, &rules[i]); err != nil {
+				for _, id := range ids {
+					err = errors.Join(err, s.faultDriver(fault.FAULTCLEAR, &id))
+				}
+				if errors.Is(err, devsw.EINVAL) {
+					return control.Impossible("%s", withoutEINVAL(err))
+				}
+				return err
 			}
-			if errors.Is(err, devsw.EINVAL) {
-				return nil, control.Impossible("%s", withoutEINVAL(err))
-			}
-			return nil, err
+			ids = append(ids, rules[i].ID)
 		}
-		ids = append(ids, rules[i].ID)
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
-	s.rep.command("fault " + strings.Join(texts, " "))
 	return ids, nil
+}
+
+// command records a command, does it, and records where it has failed. It is recorded first, so that it stands before what
+// comes of it.
+func (s *served) command(what string, do func() error) error {
+	s.rep.command(what, nil)
+	err := do()
+	if err != nil {
+		s.rep.command(what, err)
+	}
+	return err
 }
 
 // withoutEINVAL is the text of an error without the words of EINVAL behind it, which say less than what stands before.
@@ -229,14 +245,10 @@ func (s *served) ReleaseFaults(ids []int) error {
 // eachRule runs a command of the driver fault for each of these rules, or once for all.
 func (s *served) eachRule(what string, cmd devsw.Cmd, ids []int) error {
 	if len(ids) == 0 {
-		if err := s.faultDriver(cmd, nil); err != nil {
-			return err
-		}
-		s.rep.command(what)
-		return nil
+		return s.command(what, func() error { return s.faultDriver(cmd, nil) })
 	}
 	for _, id := range ids {
-		err := s.faultDriver(cmd, &id)
+		err := s.command(fmt.Sprint(what, " ", id), func() error { return s.faultDriver(cmd, &id) })
 		switch {
 		case errors.Is(err, devsw.ENOENT):
 			return control.Impossible("no rule %d is in force", id)
@@ -245,7 +257,6 @@ func (s *served) eachRule(what string, cmd devsw.Cmd, ids []int) error {
 		case err != nil:
 			return err
 		}
-		s.rep.command(fmt.Sprint(what, " ", id))
 	}
 	return nil
 }
@@ -256,9 +267,10 @@ func (s *served) Crash(ctx context.Context, o control.Outage) (control.Losses, e
 		return control.Losses{}, control.Wrong("keep=%v: must be from 0 to 1", o.Keep)
 	}
 	out := fault.Outage{Seed: o.Seed, Keep: o.Keep, Off: o.Off}
-	s.rep.command("fault crash")
 	// It writes to the lower device, which may be slow.
-	err := wait(ctx, func() error { return s.faultDriver(fault.FAULTCRASH, &out) })
+	err := wait(ctx, func() error {
+		return s.command("fault crash", func() error { return s.faultDriver(fault.FAULTCRASH, &out) })
+	})
 	switch {
 	case errors.Is(err, devsw.EINVAL):
 		return control.Losses{}, control.Impossible("the disk has no cache whose contents could be lost: --driver fault was given without cache=BYTES")
@@ -276,10 +288,11 @@ func (s *served) Revoke(ctx context.Context) error {
 	if !s.isOpen() {
 		return control.Impossible("the device is not open: no guest uses it")
 	}
-	s.rep.command("revoke")
 	return wait(ctx, func() error {
-		s.fs.RevokeDevice(devsw.IFBLK, s.disk.dev)
-		return nil
+		return s.command("revoke", func() error {
+			s.fs.RevokeDevice(devsw.IFBLK, s.disk.dev)
+			return nil
+		})
 	})
 }
 
@@ -304,11 +317,12 @@ func wait(ctx context.Context, fn func() error) error {
 
 // Resize implements control.Target: it looks at the disk's size again, and has the front-end told where it has changed.
 func (s *served) Resize(ctx context.Context) (size control.Size, err error) {
-	s.rep.command("resize")
 	var now control.Size
-	err = wait(ctx, func() (err error) {
-		now, err = s.resize()
-		return err
+	err = wait(ctx, func() error {
+		return s.command("resize", func() (err error) {
+			now, err = s.resize()
+			return err
+		})
 	})
 	if err != nil {
 		return control.Size{}, err

@@ -301,6 +301,36 @@ func TestFollowingEndsWhenTheFollowerHasEnough(t *testing.T) {
 	}
 }
 
+func TestWhoDoesNotReadDoesNotHoldUpTheEnd(t *testing.T) {
+	f := newFake()
+	path, end := serve(t, f)
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte("GET /v1/trace/follow HTTP/1.1\r\nHost: vdev\r\n\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	long := strings.Repeat("x", 1<<20)
+	for range 16 {
+		f.life.Add(trace.Event{Kind: "ctl", Note: long})
+	}
+	ended := make(chan struct{})
+	go func() {
+		end()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		t.Fatal("the server waits for its client")
+	}
+}
+
 func TestAClientThatGoesGivesUpARevoke(t *testing.T) {
 	f := newFake()
 	path, end := serve(t, f)

@@ -82,7 +82,7 @@ type Bits struct {
 	Names []string `json:"names"`
 }
 
-// Ring is one virtqueue. What its event loop tells is missing where the ring does not run, or that has not answered in time.
+// Ring is one virtqueue.
 type Ring struct {
 	Index int    `json:"index"`
 	State string `json:"state"` // stopped, started, running, disabled, stopping, broken
@@ -90,11 +90,12 @@ type Ring struct {
 	Why   string `json:"why,omitempty"` // it is stopping
 	Error string `json:"error,omitempty"`
 
+	// Answered says that the ring runs and its event loop has told what follows.
 	Answered bool    `json:"answered"`
-	Next     uint16  `json:"next,omitempty"`    // free-running index of the next entry to take from the available ring
-	Used     uint16  `json:"used,omitempty"`    // free-running index of the used ring
-	Pending  bool    `json:"pending,omitempty"` // there is more to take
-	InFlight int     `json:"in_flight,omitempty"`
+	Next     uint16  `json:"next"`    // free-running index of the next entry to take from the available ring
+	Used     uint16  `json:"used"`    // free-running index of the used ring
+	Pending  bool    `json:"pending"` // there is more to take
+	InFlight int     `json:"in_flight"`
 	Oldest   float64 `json:"oldest_seconds,omitempty"` // age of the oldest request in flight
 
 	Resubmitted int `json:"resubmitted,omitempty"` // found in the in-flight region when it was started
