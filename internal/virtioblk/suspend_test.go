@@ -1059,3 +1059,129 @@ func (g *guest) life(knows vhostuser.ProtocolFeatures, region *vhostusertest.Inf
 		}
 	}
 }
+
+// TestWhatASessionForgetsIsNotBegunAgain: what was suspended goes with a reset, and with the session, since the guest has
+// forgotten it, too. The next start, with a region of its own, begins with nothing.
+func TestWhatASessionForgetsIsNotBegunAgain(t *testing.T) {
+	reset := func(w *bench) { w.check(w.f.ResetDevice()) }
+	for name, end := range map[string]func(*bench){
+		"a reset": reset,
+		"a pause, and then a reset": func(w *bench) {
+			w.stopRings()
+			for range 3 { // as often as QEMU sends it
+				reset(w)
+			}
+		},
+		"another owner": func(w *bench) {
+			w.stopRings()
+			w.offered = must(w.f.Handshake(everything))(w.t)
+		},
+		"another front-end": func(w *bench) {
+			w.hangUp()
+			w.connect(everything)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFaulty(t, mdDisk(md.Config{Size: diskSize}), "hang:write")
+			w, _ := newSuspendBench(t, reactor.ModeURing, 1, f.disk, everything, nil)
+			status := w.request(0, tOut)
+			f.waitHeld(1)
+			end(w)
+			f.control(fault.FAULTCLEAR, nil)
+			was := w.bytes(status)[0]
+
+			w.rings[0].Close()
+			w.rings = nil
+			next := must(w.f.NewInflight(1, 128))(t)
+			t.Cleanup(next.Close)
+			w.start(w.all())
+			if s := w.dev.Status().Queues[0]; s.Resubmitted != 0 || s.InFlight != 0 {
+				t.Errorf("the ring begins with %+v", s)
+			}
+			if st, _ := w.do(0, tIn, 0, nil, []virtqtest.Seg{w.buffer(512)}); st != statusOK {
+				t.Errorf("a read has status %d", st)
+			}
+			var s fault.State
+			f.control(fault.FAULTGET, &s)
+			if s.Ops[fault.Write] != 1 || w.bytes(status)[0] != was {
+				t.Errorf("the write that was forgotten was begun %d times, its status is %#x, and was %#x", s.Ops[fault.Write], w.bytes(status)[0], was)
+			}
+		})
+	}
+}
+
+// TestADisabledRingCompletesWhatItHas, and fetches nothing.
+func TestADisabledRingCompletesWhatItHas(t *testing.T) {
+	d := &recorder{hold: true}
+	w, _ := newSuspendBench(t, reactor.ModeURing, 1, d.disk, everything, nil)
+	first := w.readAt(0, 0)
+	d.take(t, 1)
+	w.disable()
+	second := w.readAt(0, 1)
+	d.end(0)
+	if _, _, err := w.rings[0].Wait(); err != nil || w.bytes(first)[0] != statusOK {
+		t.Error(err, w.bytes(first)[0])
+	}
+	if s := w.dev.Status().Queues[0]; s.InFlight != 0 || w.bytes(second)[0] != 0xff {
+		t.Errorf("the disabled ring has %+v", s)
+	}
+	d.setHold(false)
+	w.check(w.f.SetVringEnable(0, true))
+	if _, _, err := w.rings[0].Wait(); err != nil || w.bytes(second)[0] != statusOK {
+		t.Error(err, w.bytes(second)[0])
+	}
+	w.expectOrder("all that", opens...)
+}
+
+// TestRequestsWaitForAnOpenAndFailWithIt until the next start, which tries again.
+func TestRequestsWaitForAnOpenAndFailWithIt(t *testing.T) {
+	f := newFaulty(t, vndDisk, "hang:open", "error:open:count=1")
+	w, _ := newSuspendBench(t, reactor.ModeURing, 2, f.disk, everything, nil)
+	for _, c := range []struct {
+		state  State
+		status uint8
+	}{{StateFailed, statusIOErr}, {StateOpen, statusOK}} {
+		status := []virtqtest.Seg{w.request(0, tOut), w.request(1, tFlush)}
+		f.waitHeld(1)
+		if s := w.dev.Status(); s.State != StateOpening || s.Queues[0].InFlight+s.Queues[1].InFlight != 0 {
+			t.Errorf("while it is being opened: %+v", s)
+		}
+		f.control(fault.FAULTRELEASE, nil)
+		for i, s := range status {
+			if _, _, err := w.rings[i].Wait(); err != nil || w.bytes(s)[0] != c.status {
+				t.Errorf("%v, status %#x, want %#x", err, w.bytes(s)[0], c.status)
+			}
+		}
+		if s := w.dev.Status(); s.State != c.state || (s.Err != nil) != (c.state == StateFailed) {
+			t.Errorf("the device is %v, with %v", s.State, s.Err)
+		}
+		w.stopRings()
+		w.startRings(nil)
+	}
+	f.waitHeld(1)
+}
+
+// TestADisabledRingWhoseDeviceCannotBeOpenedAgainFails what it had, as every request of a device that could not be opened does.
+func TestADisabledRingWhoseDeviceCannotBeOpenedAgainFails(t *testing.T) {
+	f := newFaulty(t, vndDisk, "hang:any", "error:open:skip=1")
+	w, _ := newSuspendBench(t, reactor.ModeURing, 2, f.disk, everything, nil)
+	w.request(0, tOut)
+	var status []virtqtest.Seg
+	for _, typ := range kinds {
+		status = append(status, w.request(1, typ))
+	}
+	f.waitHeld(1 + len(kinds))
+	w.disable()
+	w.check(w.rings[0].Stop())
+	w.check(w.f.SetVringEnable(1, true))
+	for range kinds {
+		if _, _, err := w.rings[1].Wait(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, s := range status {
+		if got := w.bytes(s)[0]; got != statusIOErr {
+			t.Errorf("%s has status %#x", typeName(kinds[i]), got)
+		}
+	}
+}
