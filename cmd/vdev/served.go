@@ -43,6 +43,10 @@ func (s *served) Status(ctx context.Context) control.Status {
 		PID: os.Getpid(), Version: version(), Seconds: time.Since(s.rep.start).Seconds(), LogLevel: s.LogLevel(), Disk: s.diskStatus(),
 		Rings: []control.Ring{}, Devices: []control.Device{},
 	}
+	// First: what is told to hang here was fetched from a ring before.
+	if f, err := s.Faults(); err == nil {
+		st.Faults = &f
+	}
 	model := make(chan virtioblk.Status, 1)
 	go func() { model <- s.device.Status() }()
 	vs := s.backend.Status(ctx)
@@ -60,9 +64,6 @@ func (s *served) Status(ctx context.Context) control.Status {
 	}
 	if st.State == string(virtioblk.StateOpen) && !s.isOpen() {
 		st.State = "revoked" // the rings run, and their requests fail
-	}
-	if f, err := s.Faults(); err == nil {
-		st.Faults = &f
 	}
 	return st
 }
