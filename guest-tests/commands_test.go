@@ -59,6 +59,8 @@ func init() {
 		"watch":        plain(watch),
 		"watched":      watched,
 		"busy":         plain(busy),
+		"idle":         plain(idle),
+		"ctl":          plain(control),
 		"pause":        plain(pause),
 		"deaf":         deaf,
 		"deafness":     deafness,

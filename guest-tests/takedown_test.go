@@ -2,6 +2,7 @@ package guesttests
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -110,12 +111,51 @@ func awaitWork(ctx context.Context, p *proxy.Proxy, n int) error {
 	}
 }
 
-// pause is "pause [-for DURATION] [-then 'COMMAND...'] [NAME...]": stop, and cont after that time. Meanwhile nothing may
-// write to the guest's memory, which is found out where those back-ends are watched. The command runs in between.
+// idleTime is how long no request completes on a disk that is said to be idle.
+const idleTime = 100 * time.Millisecond
+
+// idle is "idle NAME...": no more requests complete, because none is made or because all that are made hang.
+func idle(w *world, args []string) (string, error) {
+	ctx, cancel := w.context()
+	defer cancel()
+	for _, name := range args {
+		p, err := w.proxy(name)
+		if err != nil {
+			return "", err
+		}
+		for last := uint64(0); ; {
+			r := p.Report()
+			if r.Completed == last {
+				break
+			}
+			last = r.Completed
+			select {
+			case <-time.After(idleTime):
+			case <-ctx.Done():
+				return "", fmt.Errorf("%s is still busy: %w", name, context.Cause(ctx))
+			}
+		}
+	}
+	return "", nil
+}
+
+// control is "ctl NAME ARG...": vdev ctl for a back-end that was started with --control NAME.ctl.
+func control(w *world, args []string) (string, error) {
+	if len(args) < 2 {
+		return "", errors.New("usage: ctl NAME ARG...")
+	}
+	ctx, cancel := w.context()
+	defer cancel()
+	return w.exec(ctx, slices.Insert(args[1:], 0, "vdev", "ctl", "--socket", args[0]+".ctl"))
+}
+
+// pause is "pause [-for DURATION] [-release] NAME...": stop, and cont after that time. Meanwhile nothing may write to the
+// guest's memory, which is found out where those back-ends are watched. With -release what hangs in the back-ends is let go
+// in between, and hangs no more.
 func pause(w *world, args []string) (string, error) {
 	flags := flag.NewFlagSet("pause", flag.ContinueOnError)
 	length := flags.Duration("for", 50*time.Millisecond, "")
-	then := flags.String("then", "", "")
+	release := flags.Bool("release", false, "")
 	if err := flags.Parse(args); err != nil {
 		return "", err
 	}
@@ -140,9 +180,13 @@ func pause(w *world, args []string) (string, error) {
 		}
 		thaws = append(thaws, thaw)
 	}
-	if *then != "" {
-		if err := w.exec(ctx, strings.Fields(*then)); err != nil {
-			return "", err
+	if *release {
+		for _, name := range flags.Args() {
+			for _, what := range []string{"clear", "release"} {
+				if _, err := control(w, []string{name, "fault", what}); err != nil {
+					return "", err
+				}
+			}
 		}
 	}
 	time.Sleep(*length)
@@ -156,17 +200,18 @@ func pause(w *world, args []string) (string, error) {
 }
 
 // exec runs a program as the script's exec does.
-func (w *world) exec(ctx context.Context, words []string) error {
+func (w *world) exec(ctx context.Context, words []string) (string, error) {
 	path, err := w.lookPath(words[0])
 	if err != nil {
-		return err
+		return "", err
 	}
 	cmd := exec.CommandContext(ctx, path, words[1:]...)
 	cmd.Dir = w.dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w\n%s", strings.Join(words, " "), err, out)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%s: %w\n%s", strings.Join(words, " "), err, out)
 	}
-	return nil
+	return string(out), nil
 }
 
 // deaf is "deaf COMMAND ARG...": does a command of this package, and tells how long QEMU's monitor was deaf meanwhile.
@@ -250,9 +295,9 @@ func restartBackend(w *world, args []string) (string, error) {
 	return "", nil
 }
 
-// mutantCommand is "mutant FILE": from here on "backend" starts a vdev with a defect. The file names a source file of the
-// repository in its first line, and then says what stands in it, exactly once, and, after a line "=>", what is to stand
-// there instead.
+// mutantCommand is "mutant FILE": from here on "backend" starts a vdev with a defect. The file has one change or several, with
+// a line "---" between them. Each names a source file of the repository in its first line, and then says what stands in it,
+// exactly once, and, after a line "=>", what is to stand there instead.
 func mutantCommand(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: mutant FILE")
@@ -264,32 +309,47 @@ func mutantCommand(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func buildMutant(dir, name, text string) (string, error) {
-	file, change, _ := strings.Cut(text, "\n")
-	from, to, ok := strings.Cut(change, "=>\n")
-	if !ok {
-		return "", errors.New("a mutant is FILE, OLD TEXT, =>, NEW TEXT")
+	changed := map[string]string{} // by the file's path
+	for change := range strings.SplitSeq(text, "---\n") {
+		file, rest, _ := strings.Cut(change, "\n")
+		from, to, ok := strings.Cut(rest, "=>\n")
+		if !ok {
+			return "", errors.New("a mutant is FILE, OLD TEXT, =>, NEW TEXT")
+		}
+		path, err := filepath.Abs(filepath.Join("..", file))
+		if err != nil {
+			return "", err
+		}
+		source, known := changed[path]
+		if !known {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return "", err
+			}
+			source = string(b)
+		}
+		if n := strings.Count(source, from); n != 1 {
+			return "", fmt.Errorf("mutant %s: what it changes stands %d times in %s:\n%s", name, n, file, from)
+		}
+		changed[path] = strings.Replace(source, from, to, 1)
 	}
-	path, err := filepath.Abs(filepath.Join("..", file))
+	overlay := struct{ Replace map[string]string }{map[string]string{}}
+	for path, source := range changed {
+		overlay.Replace[path] = filepath.Join(dir, fmt.Sprintf("%s-%d.go", name, len(overlay.Replace)))
+		if err := os.WriteFile(overlay.Replace[path], []byte(source), 0o644); err != nil {
+			return "", err
+		}
+	}
+	list, err := json.Marshal(overlay)
 	if err != nil {
 		return "", err
 	}
-	source, err := os.ReadFile(path)
-	if err != nil {
-		return "", err
-	}
-	if n := strings.Count(string(source), from); n != 1 {
-		return "", fmt.Errorf("mutant %s: what it changes stands %d times in %s", name, n, file)
-	}
-	changed := filepath.Join(dir, name+".go")
-	if err := os.WriteFile(changed, []byte(strings.Replace(string(source), from, to, 1)), 0o644); err != nil {
-		return "", err
-	}
-	overlay := filepath.Join(dir, name+".json")
-	if err := os.WriteFile(overlay, fmt.Appendf(nil, `{"Replace":{%q:%q}}`, path, changed), 0o644); err != nil {
+	overlayFile := filepath.Join(dir, name+".json")
+	if err := os.WriteFile(overlayFile, list, 0o644); err != nil {
 		return "", err
 	}
 	out := filepath.Join(dir, "vdev-"+name)
-	build := exec.Command("go", "build", "-overlay", overlay, "-o", out, "../cmd/vdev")
+	build := exec.Command("go", "build", "-overlay", overlayFile, "-o", out, "../cmd/vdev")
 	if text, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("mutant %s: %w\n%s", name, err, text)
 	}

@@ -98,8 +98,8 @@ type Disk struct {
 	Options   string // more of QEMU's properties, separated by commas
 }
 
-// args returns QEMU's options for the disk.
-func (d Disk) args(q QEMU) ([]string, error) {
+// args returns QEMU's options for the disk, which is the machine's number'th, from 1 on.
+func (d Disk) args(q QEMU, number int) ([]string, error) {
 	chardev := fmt.Sprintf("socket,id=%s-socket,path=%s", d.Name, d.Socket)
 	if d.Reconnect {
 		// The unit and the name changed with QEMU 10.2; before, the shortest time is a second.
@@ -119,7 +119,7 @@ func (d Disk) args(q QEMU) ([]string, error) {
 	case Legacy:
 		device += ",disable-legacy=off,disable-modern=on"
 	case Port:
-		port = []string{"-device", "pcie-root-port,id=" + d.Name + "-port,chassis=1"}
+		port = []string{"-device", fmt.Sprintf("pcie-root-port,id=%s-port,chassis=%d", d.Name, number)}
 	default:
 		return nil, fmt.Errorf("unknown transport %q", d.Transport)
 	}
@@ -199,8 +199,8 @@ func (c Config) args() ([]string, error) {
 	if c.Initrd != "" {
 		args = append(args, "-initrd", c.Initrd)
 	}
-	for _, d := range c.Disks {
-		more, err := d.args(c.QEMU)
+	for i, d := range c.Disks {
+		more, err := d.args(c.QEMU, i+1)
 		if err != nil {
 			return nil, err
 		}
