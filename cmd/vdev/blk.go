@@ -43,6 +43,7 @@ type blkConfig struct {
 	poll       time.Duration
 	pollSet    bool
 	migratable bool
+	incoming   bool          // the guest comes from where the image is still in use
 	cancelWait time.Duration // how long a stop waits for requests before it cancels them
 	control    string        // where to listen for commands, or empty
 	trace      bool
@@ -66,6 +67,7 @@ type blkFlags struct {
 	reactors   number
 	pollUS     number
 	migratable choice
+	incoming   bool
 	cancel     time.Duration
 	control    string
 	trace      bool
@@ -164,6 +166,7 @@ its status as well. With --control, 'vdev ctl' does the same and more.`,
 	fs.Var(&f.reactors, "reactors", "threads that serve queues (default one for each CPU, at most 4)")
 	fs.Var(&f.pollUS, "poll-us", "look for work at most `N` microseconds before sleeping (default chosen by vdev; 0 is not at all)")
 	fs.Var(&f.migratable, "migratable", "whether the guest can be saved or moved to another host: if not, a stop may leave requests in progress to the next start")
+	fs.BoolVar(&f.incoming, "incoming", false, "do not mind that the image is in use: the guest comes from there, and gives it up before it starts here")
 	fs.DurationVar(&f.cancel, "cancel-after", cancelAfter, "when the guest stops the device, wait so long for requests in progress before cancelling them ("+cancelAfterPinned.String()+" with --migratable=off)")
 	fs.StringVar(&f.control, "control", "", "listen on a Unix socket at `PATH` for 'vdev ctl'")
 	fs.BoolVar(&f.trace, "trace", false, "log what front-end and guest do: messages, requests, the device's life")
@@ -203,6 +206,7 @@ func (f *blkFlags) config(given func(flag string) bool) (blkConfig, error) {
 		poll:       time.Duration(f.pollUS.value) * time.Microsecond,
 		pollSet:    given("poll-us"),
 		migratable: f.migratable.value == "on",
+		incoming:   f.incoming,
 		cancelWait: f.cancel,
 		control:    f.control,
 		trace:      f.trace,
@@ -245,7 +249,7 @@ func (f *blkFlags) config(given func(flag string) bool) (blkConfig, error) {
 			return c, fmt.Errorf("--driver %s: %w", f.driver, err)
 		}
 	}
-	for flag, on := range map[string]bool{"direct": f.direct, "no-discard": f.noDiscard} {
+	for flag, on := range map[string]bool{"direct": f.direct, "no-discard": f.noDiscard, "incoming": f.incoming} {
 		if on && c.driver.name != "vnd" {
 			return c, fmt.Errorf("--%s: driver %s has no use for it", flag, c.driver.name)
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -28,16 +29,24 @@ type openedDisk struct {
 func (d *openedDisk) info() (devsw.DiskInfo, error) { return d.driver.Info(0) }
 
 // openDisk attaches the driver to the table and makes its unit 0. What is wrong with an image shows here, and not at a
-// guest's first request: it is opened, and it is tried whether its lock can be had.
-func openDisk(table *devsw.Table, spec driverSpec, blockSize uint32) (*openedDisk, error) {
+// guest's first request: checkImage looks at it, until ctx ends.
+func openDisk(ctx context.Context, table *devsw.Table, spec driverSpec, blockSize uint32, inUse func(error)) (*openedDisk, error) {
 	if spec.faults != nil {
-		return stackFaults(table, spec, blockSize)
+		return stackFaults(ctx, table, spec, blockSize, inUse)
 	}
 	switch spec.name {
 	case "vnd":
-		return makeDisk(table, vnd.New, vnd.Config{
+		d, err := makeDisk(table, vnd.New, vnd.Config{
 			Path: spec.file, ReadOnly: spec.readOnly, Direct: spec.direct, Discard: !spec.noDiscard, SectorSize: blockSize,
 		})
+		if err == nil {
+			driver := d.driver.(*vnd.Driver)
+			err = checkImage(ctx, func() error { return driver.Check(0) }, ending, inUse)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return d, nil
 	case "md":
 		return makeDisk(table, md.New, md.Config{Size: spec.size, File: spec.file, ReadOnly: spec.readOnly, SectorSize: blockSize})
 	case "null":
@@ -61,11 +70,6 @@ func makeDisk[Config any, Driver creator[Config]](table *devsw.Table, attach fun
 	if err != nil {
 		return nil, err
 	}
-	if c, ok := any(driver).(interface{ Check(unit int) error }); ok {
-		if err := c.Check(0); err != nil {
-			return nil, err
-		}
-	}
 	return &openedDisk{driver: driver, dev: dev}, nil
 }
 
@@ -79,10 +83,10 @@ type stacked struct {
 func (s *stacked) Detach() error { return errors.Join(s.diskDriver.Detach(), s.lower.Detach()) }
 
 // stackFaults makes the disk without faults, and puts the driver fault on it.
-func stackFaults(table *devsw.Table, spec driverSpec, blockSize uint32) (*openedDisk, error) {
+func stackFaults(ctx context.Context, table *devsw.Table, spec driverSpec, blockSize uint32, inUse func(error)) (*openedDisk, error) {
 	f := spec.faults
 	spec.faults = nil
-	lower, err := openDisk(table, spec, blockSize)
+	lower, err := openDisk(ctx, table, spec, blockSize, inUse)
 	if err != nil {
 		return nil, err
 	}

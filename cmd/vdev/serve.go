@@ -83,7 +83,11 @@ func runBlk(ctx context.Context, c blkConfig, out *queuedWriter, asked askedBySi
 	rep := newReporter(c, log, out)
 
 	table := devsw.NewTable()
-	disk, err := openDisk(table, c.driver, c.blockSize)
+	var inUse func(error)
+	if c.incoming {
+		inUse = func(err error) { log.Info("the image is opened when the guest starts here", "now", err) }
+	}
+	disk, err := openDisk(ctx, table, c.driver, c.blockSize, inUse)
 	if err != nil {
 		return fmt.Errorf("--%s: %w", c.diskFlag, err)
 	}

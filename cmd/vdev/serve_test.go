@@ -398,6 +398,27 @@ func TestImageInUseIsToldAtTheStart(t *testing.T) {
 	first.endsCleanly()
 }
 
+func TestAGuestThatComesFromElsewhereBringsItsImage(t *testing.T) {
+	dir, img := t.TempDir(), image(t, 4)
+	first := serving(t, nil, "blk", "--socket-path", filepath.Join(dir, "a"), "--blk-file", img)
+	source := connect(t, filepath.Join(dir, "a"))
+	source.start()
+	source.holds(0)
+
+	second := serving(t, nil, "blk", "--socket-path", filepath.Join(dir, "b"), "--blk-file", img, "--incoming")
+	if text, _ := second.stderr.read(); !strings.Contains(text, "opened when the guest starts here") {
+		t.Errorf("the log of the one that waits: %q", text)
+	}
+	target := connect(t, filepath.Join(dir, "b"))
+	if err := source.ring.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	target.start()
+	target.holds(1)
+	first.endsCleanly()
+	second.endsCleanly()
+}
+
 func TestSocketInUseIsRefusedAndAStaleOneReplaced(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
 	args := []string{"blk", "--socket-path", socket, "--driver", "md,size=1M"}
