@@ -2,6 +2,7 @@ package vhostuser_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"slices"
 	"testing"
@@ -43,6 +44,12 @@ func TestStatusTellsTheFrontEndAndWhatWasNegotiated(t *testing.T) {
 	}
 	if len(f.Rings) != 3 || f.Message != "" {
 		t.Errorf("%d rings, message %q; want 3 and none", len(f.Rings), f.Message)
+	}
+	region, err := g.NewInflight(3, 8)
+	g.must(err)
+	defer region.Close()
+	if before, after := f.Inflight, g.status().FrontEnd.Inflight; before || !after {
+		t.Errorf("in-flight region: %v before it came, %v afterwards", before, after)
 	}
 	if names := f.Protocol.Names(); !slices.Contains(names, "REPLY_ACK") || !slices.Contains(names, "MQ") {
 		t.Errorf("the protocol features are %q", names)
@@ -131,6 +138,47 @@ func TestStatusAnswersWhileAStopWaits(t *testing.T) {
 	}
 	if st := g.status().FrontEnd; st.Message != "" || st.Rings[0].State != vhostuser.RingStopped {
 		t.Errorf("after the stop: %+v", st)
+	}
+}
+
+func TestStatusTellsWhoWaitsToBeServed(t *testing.T) {
+	dev := newReverser(1)
+	goOn := make(chan struct{})
+	dev.onStop = func(*vhostuser.Queue, vhostuser.StopReason) { <-goOn }
+	s := serve(t, dev)
+	mem := newMem(t)
+	first := s.dial(t)
+	_, err := first.Handshake(vhostusertest.AllProtocolFeatures)
+	err = errors.Join(err, first.SetFeatures(vhostuser.FProtocolFeatures), first.AddMemory(mem))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := first.NewRing(mem, 0, 8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := r.Start(); err != nil {
+		t.Fatal(err)
+	}
+	first.Close()
+	dev.waitFor(t, "stop 0 disconnect")
+	second := s.dial(t)
+	// Who is told off comes after the one who waits.
+	third := s.dial(t)
+	if _, _, err := third.Receive(); err == nil {
+		t.Error("a third front-end is served")
+	}
+	st := s.backend.Status(t.Context())
+	if !st.Waiting || st.FrontEnd == nil || st.FrontEnd.Rings[0].Why != vhostuser.StopDisconnect {
+		t.Errorf("the status is %+v", st)
+	}
+	close(goOn)
+	if _, err := second.GetFeatures(); err != nil {
+		t.Error(err)
+	}
+	if st := s.backend.Status(t.Context()); st.Waiting || st.FrontEnd == nil {
+		t.Errorf("with the second front-end: %+v", st)
 	}
 }
 
