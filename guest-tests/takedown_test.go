@@ -440,12 +440,16 @@ func checkLife(log string) (string, error) {
 	return strings.TrimSpace(out.String()), nil
 }
 
-// migrateLimit is how long a migration's downtime may be; QEMU goes on copying memory until it expects less.
-const migrateLimit = 10 * time.Second
-
-// migrate is "migrate NAME=OTHER...": a second machine is started whose disk NAME is the back-end OTHER, the guest moves
-// there while it works, and the first machine ends.
+// migrate is "migrate [-bandwidth BYTES] [-downtime DURATION] NAME=OTHER...": a second machine is started whose disk NAME is the
+// back-end OTHER, the guest moves there while it works, at so many bytes a second, and the first machine ends. It is stopped
+// when what is left to be copied fits into that time.
 func migrate(w *world, args []string) (string, error) {
+	flags := flag.NewFlagSet("migrate", flag.ContinueOnError)
+	bandwidth := flags.Int64("bandwidth", 1<<30, "")
+	downtime := flags.Duration("downtime", 300*time.Millisecond, "")
+	if err := flags.Parse(args); err != nil {
+		return "", err
+	}
 	source, err := w.running()
 	if err != nil {
 		return "", err
@@ -457,7 +461,7 @@ func migrate(w *world, args []string) (string, error) {
 		return "", err
 	}
 	c.Disks = slices.Clone(c.Disks)
-	for _, a := range args {
+	for _, a := range flags.Args() {
 		name, other, _ := strings.Cut(a, "=")
 		b, err := w.backend(other)
 		if err != nil {
@@ -470,14 +474,28 @@ func migrate(w *world, args []string) (string, error) {
 		c.Disks[i].Socket = w.socketFor(b, other)
 	}
 	socket := filepath.Join(c.Dir, "migrate.sock")
-	c.Args = append(slices.Clone(c.Args), "-incoming", "unix:"+socket)
+	incoming := c
+	incoming.Args = append(slices.Clone(c.Args), "-incoming", "unix:"+socket)
 	ctx, cancel := w.context()
 	defer cancel()
-	target, err := vm.Start(ctx, c)
+	target, err := vm.Start(ctx, incoming)
 	if err != nil {
 		return "", err
 	}
-	if err := handOver(ctx, source, target, "unix:"+socket); err != nil {
+	events := target.Events()
+	err = func() error {
+		if _, err := source.Do(ctx, "migrate-set-parameters", map[string]any{"downtime-limit": downtime.Milliseconds(), "max-bandwidth": *bandwidth}); err != nil {
+			return err
+		}
+		if _, err := source.Do(ctx, "migrate", map[string]any{"uri": "unix:" + socket}); err != nil {
+			return err
+		}
+		if err := migrated(ctx, source); err != nil {
+			return err
+		}
+		return target.AwaitEvent(ctx, events, "RESUME", nil)
+	}()
+	if err != nil {
 		target.Kill()
 		return "", err
 	}
@@ -487,35 +505,30 @@ func migrate(w *world, args []string) (string, error) {
 	return "", nil
 }
 
-func handOver(ctx context.Context, source, target *vm.Machine, uri string) error {
-	if _, err := source.Do(ctx, "migrate-set-parameters", map[string]any{"downtime-limit": migrateLimit.Milliseconds(), "max-bandwidth": 4 << 30}); err != nil {
-		return err
-	}
-	if _, err := source.Do(ctx, "migrate", map[string]any{"uri": uri}); err != nil {
-		return err
-	}
+// migrated waits until a machine's guest has left it.
+func migrated(ctx context.Context, m *vm.Machine) error {
 	for {
-		text, err := source.Monitor(ctx, "info migrate")
+		raw, err := m.Do(ctx, "query-migrate", nil)
 		if err != nil {
 			return err
 		}
-		switch {
-		case strings.Contains(text, "completed"):
-			// The target may still be about to start.
-			for {
-				text, err := target.Monitor(ctx, "info status")
-				if err != nil || strings.Contains(text, "running") {
-					return err
-				}
-				time.Sleep(5 * time.Millisecond)
-			}
-		case strings.Contains(text, "failed"), strings.Contains(text, "cancelled"):
-			return fmt.Errorf("the migration has failed: %s", text)
+		var state struct {
+			Status string
+			Desc   string `json:"error-desc"`
+		}
+		if err := json.Unmarshal(raw, &state); err != nil {
+			return err
+		}
+		switch state.Status {
+		case "completed":
+			return nil
+		case "failed", "cancelled":
+			return fmt.Errorf("the migration has %s: %s", state.Status, state.Desc)
 		}
 		select {
 		case <-time.After(10 * time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("the migration does not end: %w\n%s", context.Cause(ctx), text)
+			return fmt.Errorf("the migration does not end: %w; it is %s", context.Cause(ctx), state.Status)
 		}
 	}
 }
