@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"vdev/internal/control"
+	"vdev/internal/trace"
 	"vdev/virtq/virtqtest"
 )
 
@@ -313,6 +315,34 @@ func TestTheTraceIsFollowedUntilVdevEnds(t *testing.T) {
 	for _, want := range []string{" connect\n", " opened\n", " closed\n", " stop queue=0 why=disconnect", " disconnect\n"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the follower has not shown %q:\n%s", want, text)
+		}
+	}
+}
+
+func TestFollowingSaysWhatIsMissing(t *testing.T) {
+	events := []trace.Event{
+		{Seq: 2, Time: time.Second, Kind: "open", Queue: trace.WholeDevice},
+		{Seq: 3, Time: 2 * time.Second, Kind: "stop", Queue: 1, Note: "why=base"},
+		{Seq: 7, Time: 3 * time.Second, Kind: "closed", Queue: trace.WholeDevice, Err: errors.New("boom")},
+	}
+	for asJSON, want := range map[bool]string{
+		false: "2 older events were overwritten\n    1.000000 open\n    2.000000 stop queue=1 why=base\n3 older events were overwritten\n    3.000000 closed: boom\n",
+		true: `{"seq":2,"seconds":1,"kind":"open"}` + "\n" + `{"seq":3,"seconds":2,"kind":"stop","queue":1,"note":"why=base"}` + "\n" +
+			`{"seq":7,"seconds":3,"kind":"closed","error":"boom"}` + "\n",
+	} {
+		var b strings.Builder
+		show := follower(&b, asJSON)
+		for _, e := range events {
+			if err := show(e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if b.String() != want {
+			t.Errorf("JSON %v: got\n%s\nwant\n%s", asJSON, b.String(), want)
+		}
+		show = follower(&full{20}, asJSON)
+		if err := errors.Join(show(events[0]), show(events[1])); !errors.Is(err, errFull) {
+			t.Errorf("JSON %v: on a full disk %v", asJSON, err)
 		}
 	}
 }

@@ -13,8 +13,8 @@ import (
 	"vdev/vhostuser"
 )
 
-// lifeEvents is how many events of the device's life are kept.
-const lifeEvents = 1024
+// lifeEvents is how many events of the device's life are kept. A start and a stop of all rings are six events for each of them.
+const lifeEvents = 2048
 
 // reporter takes what the layers tell and makes of it the log, the trace (--trace) and the record of the device's
 // life. Its methods are called on any goroutine, and none of them waits.
