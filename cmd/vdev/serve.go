@@ -147,6 +147,8 @@ func runBlk(ctx context.Context, c blkConfig, out *queuedWriter, asked askedBySi
 	log.Info("serving a disk", append(about, "bytes", info.Size, "block_size", info.SectorSize, "read_only", info.ReadOnly,
 		"socket", listener.Addr().String(), "aio", s.aio)...)
 	err = backend.Serve(ctx, listener)
+	// A close may go on in the background. Whoever does not want to wait for it is in await.
+	_ = device.WaitClosed(context.Background())
 	log.Info("ended")
 	return err
 }

@@ -73,7 +73,8 @@ type Device struct {
 	sectors   atomic.Int64 // of 512 bytes
 	writeback atomic.Bool
 
-	negotiated uint64 // the connection's goroutine only
+	negotiated uint64           // the connection's goroutine only
+	closes     devsw.Localcount // in progress
 
 	mu        sync.Mutex
 	info      devsw.DiskInfo
@@ -89,7 +90,14 @@ type opening struct {
 	cancel context.CancelFunc // gives up an open that is waiting for a close
 	done   chan struct{}      // closed when the open has succeeded or failed
 	err    error              // valid once done is closed
-	closed bool               // Device.mu; the close has been done, or begun
+	gone   chan struct{}      // closed when the close has been done
+
+	// Device.mu:
+
+	begun  bool // d_open is being called, or has been
+	closed bool // the close has been done, or begun
+
+	late bool // the close was not waited for to the end; the connection's goroutine only
 }
 
 // stop is a stop of the device, from the first ring's GET_VRING_BASE to the last one's or to the next start.
@@ -197,7 +205,7 @@ func (d *Device) StartQueue(vq *vhostuser.Queue) error {
 func (d *Device) openLocked(q *queue) {
 	if d.open == nil {
 		ctx, cancel := context.WithCancel(context.Background())
-		d.open = &opening{node: d.fs.Node(devsw.IFBLK, d.dev), cancel: cancel, done: make(chan struct{})}
+		d.open = &opening{node: d.fs.Node(devsw.IFBLK, d.dev), cancel: cancel, done: make(chan struct{}), gone: make(chan struct{})}
 		go d.runOpen(ctx, d.open)
 	}
 	o := d.open
@@ -212,6 +220,12 @@ func (d *Device) openLocked(q *queue) {
 // runOpen opens the block device, after any close that is still in progress, and lets the queues go.
 func (d *Device) runOpen(ctx context.Context, o *opening) {
 	err := o.node.WaitClosed(ctx)
+	d.mu.Lock()
+	if o.closed {
+		err = context.Canceled
+	}
+	o.begun = err == nil
+	d.mu.Unlock()
 	if err == nil {
 		err = o.node.Open(ctx, d.flag())
 	}
@@ -238,7 +252,8 @@ func (d *Device) queuesOfLocked(o *opening) (all []*queue) {
 }
 
 // StopQueue implements vhostuser.Device. It returns when nothing of the queue is in flight; the stop of the last queue also
-// closes the block device: cancel, drain, close.
+// closes the block device: cancel, drain, close. A close that takes long goes on in the background, and so does an operation that
+// cannot be interrupted, where it is not a read or a write: those are in the guest's memory, and waited for.
 //
 // For GET_VRING_BASE it waits for what is in flight to complete, until the deadline that the first queue's stop has set for
 // all of them (Config.CancelAfter), and then cancels. Where the in-flight region travels with the guest
@@ -289,8 +304,7 @@ func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 			d.log("requests were cancelled, and fail: they did not complete in time after the ring was stopped", nil)
 		}
 	}
-	// What was cancelled ends on the reactor.
-	_ = q.wait(context.Background())
+	d.awaitCancelled(q, o)
 	suspended := 0
 	q.do(func() {
 		q.settle(suspend)
@@ -362,49 +376,89 @@ func (d *Device) cancelAlone(q *queue, o *opening) {
 	d.takeDown(o, false)
 }
 
-// takeDown closes or revokes the block device, once: cancel, drain, close. It waits for the end of all that. Requests that are
-// cancelled by it are kept by their queues, which have to open the device again before they can go on.
+// takeDown closes or revokes the block device, once: cancel, drain, close. Requests that are cancelled by it are kept by their
+// queues, which have to open the device again before they can go on.
+//
+// It waits for the end of all that, but not for long: what is left then goes on by itself. The next open waits for it, so that
+// nothing that begins later is overtaken by what is still in progress.
 func (d *Device) takeDown(o *opening, revoke bool) {
 	d.mu.Lock()
-	begun := o.closed
+	closed, begun := o.closed, o.begun
 	o.closed = true
 	if d.open == o {
 		d.open = nil
 	}
 	queues := d.queuesOfLocked(o)
 	d.mu.Unlock()
-	if begun {
+	if closed {
 		return
 	}
 	for _, q := range queues {
 		q.do(q.park)
 	}
-	d.closeOpening(o, revoke)
-	for _, q := range queues {
-		q.vq.Post(q.orphan)
+	o.cancel()
+	d.closes.Acquire()
+	go func() {
+		defer d.closes.Release()
+		if begun {
+			d.closeNode(o, revoke)
+		}
+		<-o.done
+		close(o.gone)
+		for _, q := range queues {
+			q.vq.Post(q.orphan)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), closeWait)
+	defer cancel()
+	select {
+	case <-o.gone:
+	case <-ctx.Done():
+		o.late = true
+		d.log("the device is still being closed; it is opened again when that is done", o.node.WaitClosed(ctx))
 	}
 }
 
-func (d *Device) closeOpening(o *opening, revoke bool) {
-	o.cancel()
+// closeWait is how long a close may take before it is left to itself, and an operation to come back from a cancel.
+const closeWait = 100 * time.Millisecond
+
+func (d *Device) closeNode(o *opening, revoke bool) {
 	select {
 	case <-o.done:
 	default:
 		// d_open may sleep for ever; a revoke closes the device under it.
 		revoke = true
 	}
-	if revoke {
+	switch {
+	case revoke:
 		o.node.Revoke()
-		<-o.done
-		return
-	}
-	if o.err != nil {
-		return
-	}
-	if err := o.node.Close(d.flag()); err != nil {
-		d.log("close", err)
+	case o.err != nil:
+	default:
+		if err := o.node.Close(d.flag()); err != nil {
+			d.log("close", err)
+		}
 	}
 }
+
+// awaitCancelled waits until nothing of a queue that is parked is in flight. Operations that have no part in the guest's memory
+// and do not come back are given up: whatever becomes of them, the guest does not see it.
+func (d *Device) awaitCancelled(q *queue, o *opening) {
+	for {
+		if o.late {
+			q.do(q.abandon)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), closeWait)
+		err := q.wait(ctx)
+		cancel()
+		if err == nil {
+			return
+		}
+	}
+}
+
+// WaitClosed waits until nothing of the block device is in progress any more, when no front-end is served: a close may go on in
+// the background. ctx's end ends the wait, with its error. Any goroutine.
+func (d *Device) WaitClosed(ctx context.Context) error { return d.closes.Drain(ctx) }
 
 // SessionEnd implements vhostuser.Device. The next session's driver finds the device as new.
 func (d *Device) SessionEnd() {

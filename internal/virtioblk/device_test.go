@@ -153,6 +153,15 @@ func (w *bench) close() {
 		r.Close()
 	}
 	w.rings = nil
+	w.waitClosed()
+}
+
+// waitClosed waits for a close that the machine was too busy for.
+func (w *bench) waitClosed() {
+	w.t.Helper()
+	if err := w.dev.WaitClosed(context.Background()); err != nil {
+		w.t.Error(err)
+	}
 }
 
 func (w *bench) start(features uint64) {

@@ -131,6 +131,25 @@ func (q *queue) checkIdle() {
 	}
 }
 
+// abandon keeps the operations in flight, as if they had come back cancelled, if they are none that use the guest's memory; they
+// go on by themselves. On the reactor.
+func (q *queue) abandon() {
+	var ops []*request
+	for _, r := range q.requests {
+		switch {
+		case r.status == nil || r.kept != nil:
+		case r.op == nil:
+			return
+		default:
+			ops = append(ops, r)
+		}
+	}
+	for _, r := range ops {
+		r.op = nil
+		q.keep(r, devsw.ECANCELED)
+	}
+}
+
 // settle ends what is parked, when nothing else is in flight: what has not reached the driver is given back, newest first, as
 // far as it was fetched last; the rest is suspended, or fails. On the reactor.
 func (q *queue) settle(suspend bool) {

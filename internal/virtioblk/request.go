@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"vdev/devsw"
@@ -87,6 +88,7 @@ type request struct {
 	bytes  int64
 	in     int // bytes of guest memory that are written, the status included
 	ranges []devsw.ZeroRange
+	op     *operation    // in progress, of a request that may block
 	seq    uint64        // the order of fetching
 	began  time.Duration // by the reactor's clock
 	kept   error         // while it is parked: what it came back with
@@ -324,45 +326,56 @@ func (r *request) again() {
 	}
 }
 
-// slow does a request that may block, away from the reactor, and ends it with the result. What it does stands in an I/O section
-// of specfs.
+// slow does a request that may block, away from the reactor, and ends it with the result.
 func (r *request) slow() {
-	node := r.q.open.node
-	fn := r.zero
-	if r.typ == tFlush {
-		fn = r.flush
-	}
+	o := &operation{d: r.q.d, node: r.q.open.node, typ: r.typ, ranges: slices.Clone(r.ranges), stable: r.q.stable}
+	r.op = o
 	go func() {
-		err := fn(node)
-		r.q.vq.Post(func() { r.end(err) })
+		err := o.run()
+		r.q.vq.Post(func() {
+			if r.op == o {
+				r.op = nil
+				r.end(err)
+			}
+		})
 	}()
 }
 
-func (r *request) flush(node *specfs.Node) error {
-	return node.Ioctl(devsw.DIOCCACHESYNC, nil, r.q.d.flag())
+// operation is what a request that may block does. It uses nothing of the request, nor of the guest's memory: it may go on when
+// nobody waits for it any more. What it does stands in an I/O section of specfs.
+type operation struct {
+	d      *Device
+	node   *specfs.Node
+	typ    uint32
+	ranges []devsw.ZeroRange
+	stable bool
 }
 
-func (r *request) zero(node *specfs.Node) error {
-	d := r.q.d
-	for i := range r.ranges {
-		z := &r.ranges[i]
+func (o *operation) run() error {
+	if o.typ == tFlush {
+		return o.flush()
+	}
+	for i := range o.ranges {
+		z := &o.ranges[i]
 		var err error
 		switch {
 		case z.N == 0:
-		case r.typ == tDiscard:
-			err = node.Discard(z.Pos, z.N)
+		case o.typ == tDiscard:
+			err = o.node.Discard(z.Pos, z.N)
 		default:
-			err = node.Ioctl(devsw.DIOCWRITEZEROES, z, d.flag())
+			err = o.node.Ioctl(devsw.DIOCWRITEZEROES, z, o.d.flag())
 		}
 		if err != nil {
 			return err
 		}
 	}
-	if r.q.stable || !d.writeback.Load() {
-		return r.flush(node)
+	if o.stable || !o.d.writeback.Load() {
+		return o.flush()
 	}
 	return nil
 }
+
+func (o *operation) flush() error { return o.node.Ioctl(devsw.DIOCCACHESYNC, nil, o.d.flag()) }
 
 // end ends the request with the device's answer, or keeps it.
 func (r *request) end(err error) {

@@ -125,6 +125,7 @@ func (w *bench) watch(provoke func()) {
 // expectOrder looks whether the device's life since the last look was this.
 func (w *bench) expectOrder(what string, want ...specfs.Kind) {
 	w.t.Helper()
+	w.waitClosed()
 	w.trace.Lock()
 	defer w.trace.Unlock()
 	var got []specfs.Kind
@@ -1184,4 +1185,113 @@ func TestADisabledRingWhoseDeviceCannotBeOpenedAgainFails(t *testing.T) {
 			t.Errorf("%s has status %#x", typeName(kinds[i]), got)
 		}
 	}
+}
+
+// TestAnOperationThatCannotBeInterruptedDoesNotHoldTheReply where it does not use the guest's memory. The device stays closing
+// until it has ended, and what the guest does after the next start waits for that: nothing newer is overtaken.
+func TestAnOperationThatCannotBeInterruptedDoesNotHoldTheReply(t *testing.T) {
+	for name, c := range map[string]struct {
+		knows vhostuser.ProtocolFeatures
+		end   func(*bench)
+	}{
+		"a stop, suspending":       {everything, func(w *bench) { w.stopRings() }},
+		"a stop, failing":          {noInflight, func(w *bench) { w.stopRings() }},
+		"a disconnect, suspending": {everything, func(w *bench) { w.hangUp() }},
+		"a disconnect, failing":    {noInflight, func(w *bench) { w.hangUp() }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachLower(t, func(t *testing.T, mode reactor.Mode, lower disk) {
+				f := newFaulty(t, lower, "hang:flush+discard+zeroes:uncancellable")
+				w, region := newSuspendBench(t, mode, 2, f.disk, c.knows, nil)
+				var status []virtqtest.Seg
+				stuck := []uint32{tFlush, tDiscard, tWriteZeroes}
+				for _, typ := range stuck {
+					status = append(status, w.request(0, typ))
+				}
+				f.waitHeld(len(stuck))
+				c.end(w)
+				if got := w.dev.Status().State; got != StateClosing {
+					t.Errorf("the device is %v", got)
+				}
+				want, answered := uint8(statusIOErr), len(stuck)
+				if region != nil {
+					want, answered = 0xff, 0
+				}
+				if got := int(w.rings[0].UsedIdx()); got != answered {
+					t.Errorf("%d were used, want %d", got, answered)
+				}
+				for i, s := range status {
+					if got := w.bytes(s)[0]; got != want {
+						t.Errorf("%s has status %#x, want %#x", typeName(stuck[i]), got, want)
+					}
+				}
+				f.control(fault.FAULTCLEAR, nil)
+				// Starts and stops meanwhile wait for nothing, and leave nothing behind.
+				for range 3 {
+					if w.f == nil {
+						w.again(c.knows)
+						w.restart(region)
+					} else {
+						w.startRings(region)
+					}
+					if got := w.dev.Status().State; got != StateClosing {
+						t.Errorf("the device is %v", got)
+					}
+					c.end(w)
+				}
+				if w.f == nil {
+					w.again(c.knows)
+					w.restart(region)
+				} else {
+					w.startRings(region)
+				}
+				data, done := w.buffer(512), w.buffer(1)
+				copy(w.bytes(data), bytes.Repeat([]byte{7}, 512))
+				w.bytes(done)[0] = 0xff
+				w.rings[1].Add([]virtqtest.Seg{w.header(tOut, 0), data}, []virtqtest.Seg{done})
+				w.check(w.rings[1].Notify())
+				if s := w.dev.Status(); s.Queues[1].InFlight != 0 || s.State != StateClosing {
+					t.Errorf("a request has not waited: %+v", s)
+				}
+				// What was suspended is begun again; the guest, which knows that it has not ended, would not overtake it.
+				for range answered {
+					w.rings[0].Used()
+				}
+				f.control(fault.FAULTRELEASE, nil)
+				if _, _, err := w.rings[1].Wait(); err != nil || w.bytes(done)[0] != statusOK {
+					t.Fatal(err, w.bytes(done)[0])
+				}
+				if region != nil {
+					for range stuck {
+						if _, _, err := w.rings[0].Wait(); err != nil {
+							t.Fatal(err)
+						}
+					}
+					w.do(1, tOut, 0, []virtqtest.Seg{data}, nil)
+				}
+				clear(w.bytes(data))
+				if st, _ := w.do(1, tIn, 0, nil, []virtqtest.Seg{data}); st != statusOK || w.bytes(data)[0] != 7 {
+					t.Errorf("status %d; the guest reads %d, and has written 7 last", st, w.bytes(data)[0])
+				}
+			})
+		})
+	}
+}
+
+// TestACloseThatHangsDoesNotHoldTheReply: the next start waits for it.
+func TestACloseThatHangsDoesNotHoldTheReply(t *testing.T) {
+	f := newFaulty(t, vndDisk, "hang:close:count=1")
+	w, region := newSuspendBench(t, reactor.ModeURing, 1, f.disk, everything, nil)
+	w.stopRings()
+	f.waitHeld(1)
+	w.startRings(region)
+	status := w.request(0, tOut)
+	if s := w.dev.Status(); s.State != StateClosing || s.Queues[0].InFlight != 0 {
+		t.Errorf("while it is being closed: %+v", s)
+	}
+	f.control(fault.FAULTRELEASE, nil)
+	if _, _, err := w.rings[0].Wait(); err != nil || w.bytes(status)[0] != statusOK {
+		t.Error(err, w.bytes(status)[0])
+	}
+	w.expectOrder("all that", slices.Concat(opens, closes, opens)...)
 }
