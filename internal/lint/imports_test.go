@@ -44,6 +44,7 @@ var layers = map[string][]string{
 	"internal/dev/md":            {"devsw", "internal/dev/disk", "internal/sys"},
 	"internal/dev/vnd":           {"devsw", "internal/dev/disk", "internal/sys"},
 	"internal/dev/null":          {"devsw", "internal/dev/disk", "internal/sys"},
+	"internal/dev/nbd":           {"devsw", "internal/dev/disk"},
 	"internal/dev/fault":         {"devsw", "internal/dev/disk"},
 	"internal/reactor":           {"devsw", "internal/uring", "internal/sys"},
 	"internal/guestmem":          {"internal/sys"},
@@ -71,6 +72,7 @@ var blind = map[string][]string{
 	"internal/dev/md":    {"specfs", "virtq", "vhostuser", "internal/virtioblk"},
 	"internal/dev/vnd":   {"specfs", "virtq", "vhostuser", "internal/virtioblk"},
 	"internal/dev/null":  {"specfs", "virtq", "vhostuser", "internal/virtioblk"},
+	"internal/dev/nbd":   {"specfs", "virtq", "vhostuser", "internal/virtioblk"},
 	"internal/dev/fault": {"specfs", "virtq", "vhostuser", "internal/virtioblk"},
 }
 

@@ -1,0 +1,397 @@
+package nbd
+
+import (
+	"cmp"
+	"context"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"vdev/devsw"
+)
+
+// Between two attempts to connect a client waits this long at first, and twice as long each time up to the maximum, until a
+// server has answered a request.
+const (
+	firstRetry = 10 * time.Millisecond
+	lastRetry  = 1 * time.Second
+)
+
+// client is an open export: its connections, and the requests on their way. It has as many slots as there may be connections; a
+// goroutine for each slot has one connection after the other.
+//
+// Nobody is told of the end of a request, and nothing is read, written or dialed, under mu; that a deadline is set is all that
+// is done to a connection there.
+type client struct {
+	dial  func(ctx context.Context) (*link, error) // checks the export, too
+	delay time.Duration                            // reconnect-delay
+	ctx   context.Context                          // done when the client is given up
+	stop  context.CancelFunc
+	done  chan struct{} // closed when the last slot has gone
+
+	mu      sync.Mutex
+	slots   int     // goroutines
+	conns   []*conn // those in use
+	pending requests
+	held    requests // they wait for orphans
+	orphans int      // writes that were given up, and that the server may still do
+	givenUp bool
+	seq     uint64
+	free    []*request
+	endings *[]ending // to be told by unlock
+
+	// timer runs from when the first request had to wait for a connection until a server has answered something: a server that
+	// comes back only to go again does not buy time.
+	timer   *time.Timer
+	expired bool // the timer has: nothing waits any more, until there is a connection
+}
+
+// requests is a list of requests.
+type requests []*request
+
+func (s *requests) remove(b *devsw.Buf) *request {
+	i := slices.IndexFunc(*s, func(r *request) bool { return r.buf == b })
+	if i < 0 {
+		return nil
+	}
+	r := (*s)[i]
+	*s = slices.Delete(*s, i, i+1)
+	return r
+}
+
+func (s *requests) take() requests {
+	all := *s
+	*s = nil
+	return all
+}
+
+// newClient makes a client of a connection, and of up to n-1 more where the server says that several are as good as one.
+func newClient(first *link, n int, delay time.Duration, dial func(ctx context.Context) (*link, error)) *client {
+	if !first.exp.has(canMultiConn) {
+		n = 1
+	}
+	cl := &client{dial: dial, delay: delay, done: make(chan struct{}), slots: n}
+	cl.ctx, cl.stop = context.WithCancel(context.Background())
+	c := cl.attach(first)
+	go cl.slot(c)
+	for range n - 1 {
+		go cl.slot(nil)
+	}
+	return cl
+}
+
+// unlock lets go of mu, and then tells whoever is to be told.
+func (cl *client) unlock() {
+	list := cl.endings
+	cl.endings = nil
+	cl.mu.Unlock()
+	if list == nil {
+		return
+	}
+	for i := range *list {
+		(*list)[i].tell()
+	}
+	clear(*list)
+	*list = (*list)[:0]
+	endings.Put(list)
+}
+
+// slot has one connection after the other, until the client is given up.
+func (cl *client) slot(c *conn) {
+	defer func() {
+		cl.mu.Lock()
+		defer cl.mu.Unlock()
+		if cl.slots--; cl.slots == 0 {
+			close(cl.done)
+		}
+	}()
+	wait := firstRetry
+	for {
+		if c == nil {
+			l, err := cl.dial(cl.ctx)
+			if err == nil {
+				c = cl.attach(l)
+			}
+		}
+		if c != nil {
+			if c.serve() {
+				wait = firstRetry
+			}
+			cl.lost(c)
+			c = nil
+		}
+		// Clients that lost the same server must not all come back at once.
+		retry := time.NewTimer(wait/2 + rand.N(wait))
+		select {
+		case <-retry.C:
+		case <-cl.ctx.Done():
+			retry.Stop()
+			return
+		}
+		wait = min(2*wait, lastRetry)
+	}
+}
+
+// attach takes a connection into use, and gives it what waits for one. It is nil, and the connection closed, where the client was
+// given up.
+func (cl *client) attach(l *link) *conn {
+	c := newConn(cl, l)
+	cl.mu.Lock()
+	if cl.givenUp {
+		cl.mu.Unlock()
+		l.raw.Close()
+		return nil
+	}
+	cl.conns = append(cl.conns, c)
+	cl.expired = false
+	for _, r := range cl.pending.take() {
+		cl.enqueueLocked(r)
+	}
+	cl.unlock()
+	return c
+}
+
+// lost takes a connection out of use, whose goroutines have ended and which is closed. What it had to do is done by others, later if
+// need be.
+func (cl *client) lost(c *conn) {
+	cl.mu.Lock()
+	cl.conns = slices.DeleteFunc(cl.conns, func(x *conn) bool { return x == c })
+	var again requests
+	for _, r := range c.flight {
+		switch {
+		case r.finished:
+			cl.dropLocked(r)
+		case c.rogue && r.modifies() && r.start < c.written:
+			// Nobody knows what such a server is still up to.
+			cl.finishLocked(r, devsw.EIO)
+			cl.releaseLocked(r)
+		default:
+			r.unsent()
+			again = append(again, r)
+		}
+	}
+	clear(c.flight)
+	again = append(again, c.queue.take()...)
+	slices.SortFunc(again, func(a, b *request) int { return cmp.Compare(a.seq, b.seq) })
+	for _, r := range again {
+		cl.enqueueLocked(r)
+	}
+	cl.resumeLocked()
+	cl.unlock()
+}
+
+// expire ends the time for which requests wait for a server.
+func (cl *client) expire() {
+	cl.mu.Lock()
+	if cl.timer != nil {
+		cl.timer, cl.expired = nil, true
+		for _, r := range cl.pending.take() {
+			cl.finishLocked(r, devsw.EIO)
+			cl.releaseLocked(r)
+		}
+	}
+	cl.unlock()
+}
+
+// answeredLocked notes that a server does what it is for.
+func (cl *client) answeredLocked() {
+	if cl.timer != nil {
+		cl.timer.Stop()
+		cl.timer = nil
+	}
+	cl.expired = false
+}
+
+// newLocked gives a request, all zero.
+func (cl *client) newLocked() *request {
+	cl.seq++
+	if n := len(cl.free); n > 0 {
+		r := cl.free[n-1]
+		cl.free = cl.free[:n-1]
+		*r = request{seq: cl.seq, got: r.got[:0]}
+		return r
+	}
+	return &request{seq: cl.seq}
+}
+
+// releaseLocked says that nothing refers to a request any more.
+func (cl *client) releaseLocked(r *request) { cl.free = append(cl.free, r) }
+
+// finishLocked has whoever asked for r be told of its end.
+func (cl *client) finishLocked(r *request, e devsw.Errno) {
+	if cl.endings == nil {
+		cl.endings = endings.Get().(*[]ending)
+	}
+	end := ending{buf: r.buf, wait: r.wait, err: e}
+	if r.buf != nil {
+		end.resid = r.buf.Bcount - r.total
+	}
+	*cl.endings = append(*cl.endings, end)
+	r.finished, r.buf, r.wait = true, nil, nil
+}
+
+// abandonLocked finishes a request that is in flight, which stays there as an orphan if it can do harm.
+func (cl *client) abandonLocked(r *request, e devsw.Errno) {
+	cl.finishLocked(r, e)
+	if r.modifies() {
+		cl.orphans++
+	}
+}
+
+// dropLocked forgets a finished request that is in flight no more.
+func (cl *client) dropLocked(r *request) {
+	if r.orphan() {
+		cl.orphans--
+	}
+	cl.releaseLocked(r)
+}
+
+// resumeLocked lets those go on that have waited for orphans.
+func (cl *client) resumeLocked() {
+	if len(cl.held) == 0 {
+		return
+	}
+	for _, r := range cl.held.take() {
+		cl.enqueueLocked(r)
+	}
+}
+
+// enqueueLocked puts a request where it has to wait next: on the connection with the least to do.
+func (cl *client) enqueueLocked(r *request) {
+	if cl.givenUp {
+		cl.finishLocked(r, devsw.ECANCELED)
+		cl.releaseLocked(r)
+		return
+	}
+	if cl.orphans > 0 && cl.disturbedLocked(r) {
+		cl.held = append(cl.held, r)
+		return
+	}
+	var best *conn
+	for _, c := range cl.conns {
+		if !c.quit && (best == nil || len(c.flight)+len(c.queue) < len(best.flight)+len(best.queue)) {
+			best = c
+		}
+	}
+	switch {
+	case best != nil:
+		best.queue = append(best.queue, r)
+		best.more.Signal()
+	case cl.expired || cl.delay <= 0:
+		cl.finishLocked(r, devsw.EIO)
+		cl.releaseLocked(r)
+	default:
+		cl.pending = append(cl.pending, r)
+		if cl.timer == nil {
+			cl.timer = time.AfterFunc(cl.delay, cl.expire)
+		}
+	}
+}
+
+// disturbedLocked tells whether an orphan may still write to the blocks of r.
+func (cl *client) disturbedLocked(r *request) bool {
+	for _, c := range cl.conns {
+		for _, o := range c.flight {
+			if o.orphan() && r.touches(o.off+o.pos, o.n) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// transfer starts b, of which n bytes from byte off on are on the disk.
+func (cl *client) transfer(b *devsw.Buf, off, n int64, exp *export) {
+	cl.mu.Lock()
+	r := cl.newLocked()
+	r.buf, r.off, r.total = b, off, n
+	if b.Op == devsw.BWrite {
+		r.cmd = cmdWrite
+		if b.Flags&devsw.BMediaFUA != 0 {
+			r.durable(exp)
+		}
+	}
+	cl.enqueueLocked(r)
+	cl.unlock()
+}
+
+// durable makes a request be on stable storage when it ends. A server without FLUSH has nothing that would have to be flushed.
+func (r *request) durable(exp *export) {
+	switch {
+	case exp.has(sendFUA):
+		r.flags |= cmdFlagFUA
+	case exp.has(sendFlush):
+		r.thenFlush = true
+	}
+}
+
+// do has the server do something without a payload, and waits for it.
+func (cl *client) do(cmd, flags uint16, off, n int64) devsw.Errno {
+	wait := make(chan devsw.Errno, 1)
+	cl.mu.Lock()
+	r := cl.newLocked()
+	r.cmd, r.flags, r.off, r.total, r.wait = cmd, flags, off, n, wait
+	cl.enqueueLocked(r)
+	cl.unlock()
+	return <-wait
+}
+
+// giveUp ends everything with ECANCELED, now and from now on. The connections go when the server has answered, or dropped, what may
+// still change the disk; done is closed then. It does not wait.
+func (cl *client) giveUp() {
+	cl.stop()
+	cl.mu.Lock()
+	cl.givenUp = true
+	if cl.timer != nil {
+		cl.timer.Stop()
+		cl.timer = nil
+	}
+	all := append(cl.pending.take(), cl.held.take()...)
+	for _, c := range cl.conns {
+		all = append(all, c.queue.take()...)
+	}
+	slices.SortFunc(all, func(a, b *request) int { return cmp.Compare(a.seq, b.seq) })
+	for _, r := range all {
+		cl.finishLocked(r, devsw.ECANCELED)
+	}
+	for _, c := range cl.conns {
+		c.giveUpLocked()
+	}
+	cl.unlock()
+}
+
+// kill closes the connections whatever the server may still do. It comes after giveUp, and does not wait.
+func (cl *client) kill() {
+	cl.mu.Lock()
+	conns := slices.Clone(cl.conns)
+	cl.mu.Unlock()
+	for _, c := range conns {
+		c.raw.Close()
+	}
+}
+
+// cancelBuf ends b with ECANCELED, if it is here.
+func (cl *client) cancelBuf(b *devsw.Buf) {
+	cl.mu.Lock()
+	defer cl.unlock()
+	lists := []*requests{&cl.pending, &cl.held}
+	for _, c := range cl.conns {
+		lists = append(lists, &c.queue)
+	}
+	for _, list := range lists {
+		if r := list.remove(b); r != nil {
+			cl.finishLocked(r, devsw.ECANCELED)
+			cl.releaseLocked(r)
+			return
+		}
+	}
+	for _, c := range cl.conns {
+		for _, r := range c.flight {
+			if r.buf == b {
+				c.interruptLocked(r)
+				return
+			}
+		}
+	}
+}

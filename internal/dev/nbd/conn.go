@@ -1,0 +1,448 @@
+package nbd
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"vdev/devsw"
+)
+
+const (
+	// bufferSize is how many bytes a connection gathers for one system call, each way.
+	bufferSize = 128 << 10
+	// directSize is from how many bytes on a payload goes straight between the socket and the transfer's memory.
+	directSize = 16 << 10
+	// farewell is how long a server that has nothing left to do gets to take the good-bye.
+	farewell = 1 * time.Second
+)
+
+// past is a deadline that is over.
+var past = time.Unix(1, 0)
+
+// conn is one connection. Two goroutines serve it, a sender and a receiver. Fields without a comment on who uses them are under
+// client.mu.
+type conn struct {
+	cl    *client
+	nc    net.Conn
+	raw   net.Conn
+	exp   export
+	plain bool
+
+	more   sync.Cond // for the sender: something has changed
+	queue  requests
+	flight map[uint64]*request // by cookie
+	last   uint64              // cookie
+	quit   bool                // nothing more is to be sent; the connection goes when nothing is owed to it
+	dead   bool                // the receiver has ended
+	rogue  bool                // because the server broke the protocol
+	useful bool                // the server has answered something
+
+	// Of the sender, who alone changes them; written under client.mu, too.
+	storage []byte      // of out
+	out     []byte      // bytes on their way to the server, gathered
+	staged  int64       // where in the stream out ends
+	written int64       // where in the stream it begins: that many bytes have been sent
+	vec     net.Buffers // of a direct write
+	iov     [][]byte    // its storage
+
+	in input // the receiver's
+}
+
+func newConn(cl *client, l *link) *conn {
+	c := &conn{cl: cl, nc: l.nc, raw: l.raw, exp: l.exp, plain: l.plain, flight: make(map[uint64]*request)}
+	c.more.L = &cl.mu
+	c.storage = make([]byte, 0, bufferSize)
+	c.out = c.storage
+	c.in.buf = make([]byte, bufferSize)
+	return c
+}
+
+// serve does what there is to do on the connection until it is over, and tells whether the server has answered anything.
+func (c *conn) serve() (useful bool) {
+	sender := make(chan struct{})
+	go func() {
+		defer close(sender)
+		c.send()
+	}()
+	err := c.receive()
+
+	c.cl.mu.Lock()
+	c.dead, c.quit = true, true
+	c.rogue = errors.Is(err, syscall.EPROTO)
+	useful = c.useful
+	c.more.Signal()
+	c.cl.mu.Unlock()
+	c.raw.Close() // it wakes the sender, too
+	<-sender
+	return useful
+}
+
+// giveUpLocked is the connection's part in client.giveUp.
+func (c *conn) giveUpLocked() {
+	c.quit = true
+	for _, r := range c.flight {
+		if !r.finished {
+			c.interruptLocked(r)
+		}
+	}
+	// The sender may be in the middle of anything.
+	_ = c.nc.SetWriteDeadline(past)
+	c.more.Signal()
+}
+
+// interruptLocked ends a request in flight with ECANCELED, now or as soon as nobody touches its memory, which it sees to.
+func (c *conn) interruptLocked(r *request) {
+	if !r.busy {
+		c.disownLocked(r)
+		return
+	}
+	r.gone = true
+	switch {
+	case !c.plain:
+		// The memory is being copied, which takes no time; and a TLS connection does not survive a deadline.
+	case r.cmd == cmdWrite:
+		_ = c.nc.SetWriteDeadline(past)
+	default:
+		_ = c.nc.SetReadDeadline(past)
+	}
+}
+
+// disownLocked ends a request in flight with ECANCELED, whose memory nobody touches. What of its payload has not been sent, and has
+// to be so that the connection can go on, is copied.
+func (c *conn) disownLocked(r *request) {
+	if r.cmd == cmdWrite && r.sent < r.n && !c.quit {
+		r.rest = make([]byte, r.n-r.sent)
+		if r.buf.MoveAt(r.rest, r.pos+r.sent) != 0 {
+			c.quit = true
+		}
+	}
+	c.cl.abandonLocked(r, devsw.ECANCELED)
+}
+
+// owedLocked is the number of requests that the server has, whole, and has not answered, and that change the disk.
+func (c *conn) owedLocked() (n int) {
+	for _, r := range c.flight {
+		if r.modifies() && !r.retry && r.end <= c.written {
+			n++
+		}
+	}
+	return n
+}
+
+// cutLocked tells whether the server has only a part of a request that would change the disk.
+func (c *conn) cutLocked() bool {
+	for _, r := range c.flight {
+		if r.modifies() && r.start < c.written && c.written < r.end {
+			return true
+		}
+	}
+	return false
+}
+
+// send is the sender.
+func (c *conn) send() {
+	cl := c.cl
+	cl.mu.Lock()
+	for !c.quit {
+		switch {
+		case len(c.queue) > 0:
+			r := c.queue[0]
+			c.queue[0] = nil
+			if c.queue = c.queue[1:]; len(c.queue) == 0 {
+				c.queue = nil
+			}
+			c.issueLocked(r)
+		case len(c.out) > 0:
+			c.flushLocked()
+		default:
+			c.more.Wait()
+		}
+		if cl.endings != nil {
+			cl.unlock()
+			cl.mu.Lock()
+		}
+	}
+	c.leaveLocked()
+	cl.unlock()
+}
+
+// leaveLocked ends the connection from this side. As long as the server owes answers to what may change the disk it waits; a server
+// that has been sent a part of a request learns that there will be no more, and has to hang up by itself: then that is all it has
+// done about it.
+func (c *conn) leaveLocked() {
+	for !c.dead && c.owedLocked() > 0 {
+		c.more.Wait()
+	}
+	if c.dead {
+		return
+	}
+	cut := c.cutLocked()
+	goodbye := c.boundaryLocked()
+	c.cl.unlock()
+	if half, ok := c.raw.(interface{ CloseWrite() error }); cut && ok {
+		if half.CloseWrite() != nil {
+			c.raw.Close()
+		}
+	} else {
+		if goodbye {
+			c.last++
+			_ = c.nc.SetWriteDeadline(time.Now().Add(farewell))
+			_, _ = c.nc.Write(c.exp.header(nil, cmdDisc, 0, c.last, 0, 0))
+		}
+		c.raw.Close()
+	}
+	c.cl.mu.Lock()
+}
+
+// boundaryLocked tells whether what was sent ends with the end of a request.
+func (c *conn) boundaryLocked() bool {
+	for _, r := range c.flight {
+		if r.start < c.written && c.written < r.end {
+			return false
+		}
+	}
+	return true
+}
+
+// header adds a request's header to p.
+func (e *export) header(p []byte, cmd, flags uint16, cookie uint64, off, n int64) []byte {
+	be := binary.BigEndian
+	if e.extended {
+		if cmd == cmdWrite {
+			flags |= cmdFlagPayloadLen
+		}
+		p = be.AppendUint32(p, extendedRequestMagic)
+	} else {
+		p = be.AppendUint32(p, requestMagic)
+	}
+	p = be.AppendUint16(p, flags)
+	p = be.AppendUint16(p, cmd)
+	p = be.AppendUint64(p, cookie)
+	p = be.AppendUint64(p, uint64(off))
+	if e.extended {
+		return be.AppendUint64(p, uint64(n))
+	}
+	return be.AppendUint32(p, uint32(n))
+}
+
+// issueLocked puts a request in flight, and its header and payload on their way.
+func (c *conn) issueLocked(r *request) {
+	if cap(c.out)-len(c.out) < extendedRequestSize {
+		if c.flushLocked(); c.quit {
+			// It has not begun: whoever loses the connection puts it back.
+			c.queue = append(requests{r}, c.queue...)
+			if c.cl.givenUp {
+				c.queue = nil
+				c.cl.finishLocked(r, devsw.ECANCELED)
+				c.cl.releaseLocked(r)
+			}
+			return
+		}
+	}
+	off := r.off + r.pos
+	r.n = r.total - r.pos
+	if r.cmd == cmdRead || r.cmd == cmdWrite {
+		r.n = min(r.n, c.exp.maxBlock)
+	}
+	if r.cmd == cmdFlush {
+		off, r.n = 0, 0
+	}
+	c.last++
+	r.cookie = c.last
+	c.flight[r.cookie] = r
+	r.start = c.staged
+	before := len(c.out)
+	c.out = c.exp.header(c.out, r.cmd, r.flags, r.cookie, off, r.n)
+	c.staged += int64(len(c.out) - before)
+	r.end = c.staged
+	if r.cmd == cmdWrite {
+		r.end += r.n
+		c.payloadLocked(r)
+	}
+}
+
+// payloadLocked sends the payload of a write, straight from the transfer's memory or gathered with other requests.
+func (c *conn) payloadLocked(r *request) {
+	for r.sent < r.n && !c.quit {
+		switch left := r.n - r.sent; {
+		case r.rest != nil:
+			p := r.rest[int64(len(r.rest))-left:]
+			k := min(len(p), cap(c.out)-len(c.out))
+			c.stageLocked(r, append(c.out, p[:k]...))
+		case r.finished:
+			return // given up, and the connection with it
+		case c.plain && left >= directSize:
+			if !c.directLocked(r) {
+				return
+			}
+		default:
+			at := len(c.out)
+			p := c.out[at : at+int(min(left, int64(cap(c.out)-at)))]
+			r.busy = true
+			c.cl.mu.Unlock()
+			e := r.buf.MoveAt(p, r.pos+r.sent)
+			c.cl.mu.Lock()
+			r.busy = false
+			if e != 0 {
+				c.faultLocked(r)
+				return
+			}
+			c.stageLocked(r, c.out[:at+len(p)])
+		}
+		if r.gone && !r.finished {
+			c.disownLocked(r)
+		}
+		if r.sent < r.n && len(c.out) == cap(c.out) {
+			c.flushLocked()
+		}
+	}
+	if r.answered {
+		// The server was quicker than this goroutine.
+		c.completeLocked(r)
+	}
+}
+
+// stageLocked says that out has become longer by a part of a payload.
+func (c *conn) stageLocked(r *request, out []byte) {
+	k := int64(len(out) - len(c.out))
+	c.out = out
+	r.sent += k
+	c.staged += k
+}
+
+// flushLocked sends what has been gathered. mu is let go meanwhile.
+func (c *conn) flushLocked() {
+	c.cl.unlock()
+	n, err := c.nc.Write(c.out)
+	c.cl.mu.Lock()
+	c.wroteLocked(n)
+	if err != nil {
+		c.failedLocked(err)
+	}
+}
+
+// wroteLocked says that so many bytes of out have been sent.
+func (c *conn) wroteLocked(n int) {
+	c.written += int64(n)
+	c.out = append(c.storage, c.out[n:]...)
+}
+
+// failedLocked looks at an error from writing. A deadline that is over only means that something has changed.
+func (c *conn) failedLocked(err error) {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		if !c.quit {
+			_ = c.nc.SetWriteDeadline(time.Time{})
+		}
+		return
+	}
+	// The peer is not there any more; so the receiver learns of it.
+	c.quit = true
+	c.raw.Close()
+}
+
+// directLocked sends what has been gathered and the rest of a payload from where it is, or a part of that. It is false where the
+// memory is gone, and r with it.
+func (c *conn) directLocked(r *request) bool {
+	iov := append(c.iov[:0], c.out)
+	skip := r.pos + r.sent
+	left := r.n - r.sent
+	for _, d := range r.buf.Data {
+		if skip >= int64(len(d)) {
+			skip -= int64(len(d))
+			continue
+		}
+		d = d[skip:]
+		skip = 0
+		d = d[:min(int64(len(d)), left)]
+		if len(d) > 0 {
+			iov = append(iov, d)
+		}
+		if left -= int64(len(d)); left == 0 {
+			break
+		}
+	}
+	c.iov, c.vec = iov, iov
+	r.busy = true
+	c.cl.unlock()
+	written, err := c.vec.WriteTo(c.nc)
+	c.cl.mu.Lock()
+	r.busy = false
+	clear(c.iov)
+
+	gathered := min(int(written), len(c.out))
+	c.wroteLocked(gathered)
+	k := written - int64(gathered)
+	r.sent += k
+	c.staged += k
+	c.written += k
+	switch {
+	case errors.Is(err, syscall.EFAULT):
+		c.faultLocked(r)
+		return false
+	case err != nil:
+		c.failedLocked(err)
+	}
+	return true
+}
+
+// faultLocked ends a write whose memory cannot be read. Where a part of it has been sent, the connection ends with it: the server
+// must not be given something else instead.
+func (c *conn) faultLocked(r *request) {
+	if r.start >= c.written {
+		// It is the last that was gathered.
+		c.out = c.out[:r.start-c.written]
+		c.staged = r.start
+		delete(c.flight, r.cookie)
+		c.cl.finishLocked(r, devsw.EFAULT)
+		c.cl.releaseLocked(r)
+		return
+	}
+	c.quit = true
+	c.cl.abandonLocked(r, devsw.EFAULT)
+}
+
+// completeLocked takes a request out of flight, of which the server has said its last word and whose memory nobody touches.
+func (c *conn) completeLocked(r *request) {
+	cl := c.cl
+	if r.retry && !r.finished && !cl.givenUp && cl.delay > 0 {
+		return // it stays in flight until the connection is lost
+	}
+	delete(c.flight, r.cookie)
+	if c.quit {
+		c.more.Signal()
+	}
+	if r.finished {
+		orphan := r.orphan()
+		cl.dropLocked(r)
+		if orphan {
+			cl.resumeLocked()
+		}
+		return
+	}
+	e := r.err
+	if r.gone {
+		e = devsw.ECANCELED
+	}
+	pos, n, flush := r.pos, r.n, r.thenFlush && r.cmd == cmdWrite
+	switch {
+	case e != 0:
+		cl.finishLocked(r, e)
+		cl.releaseLocked(r)
+	case pos+n < r.total && r.cmd != cmdFlush:
+		r.unsent()
+		r.pos = pos + n
+		cl.enqueueLocked(r)
+	case flush:
+		r.unsent()
+		r.cmd = cmdFlush
+		cl.enqueueLocked(r)
+	default:
+		cl.finishLocked(r, 0)
+		cl.releaseLocked(r)
+	}
+}

@@ -1,0 +1,73 @@
+// Package nbd is a disk that a server somewhere else has: a client of the NBD protocol, after Linux's nbd and QEMU's block driver of
+// that name. NetBSD has no such driver. The protocol is that of the NetworkBlockDevice project, doc/proto.md, in its fixed newstyle
+// form; the server is found by an NBD URI (doc/uri.md).
+//
+// # The connection
+//
+// The handshake asks for extended headers, else for structured replies, and chooses the export with NBD_OPT_GO (with
+// NBD_OPT_EXPORT_NAME where a server does not have that). The server's smallest block must not be larger than the disk's sectors;
+// transfers that are larger than its largest payload go in parts. TLS (nbds) works with certificates, of which tls-certificates=DIR
+// names the directory, with the file names that QEMU and nbdkit use (ca-cert.pem, client-cert.pem, client-key.pem). Pre-shared keys
+// and anonymous TLS are refused with EOPNOTSUPP: Go's crypto/tls has neither. With nbd:// nothing is encrypted; a server that
+// demands TLS is refused.
+//
+// Where the server says that several connections are as good as one (NBD_FLAG_CAN_MULTI_CONN), there are several, and a request goes
+// to the one with the least to do.
+//
+// FLUSH and FUA are the server's; a server that has only FLUSH gets one after each write with BMediaFUA; one that has neither has
+// nothing to flush. Zeroes are written with FAST_ZERO first, and with NO_HOLE unless they may be given back.
+//
+// # When the server goes
+//
+// A connection that the server drops is dialed again, with back-off, and what it owed is asked for again, on another connection if
+// there is one. Requests that find no connection wait for at most Config.ReconnectDelay, and fail with EIO then: like QEMU's
+// reconnect-delay, but that the time runs on until a server has answered a request, so that one which only comes back to fall over
+// the same request again does not do so for ever. The export must still be what it was: not smaller, not read-only, with the same
+// commands.
+//
+// # d_cancel, CancelBuf, and what they promise
+//
+// d_cancel ends every transfer and command with ECANCELED, each exactly once; those whose memory a goroutine is just touching, as soon
+// as it is not, without waiting for the server: a transfer between socket and memory is interrupted. From then on the bytes of a late
+// answer are read and thrown away.
+//
+// A write (or trim, or zeroes) that the server has and has not answered may still take effect. So:
+//
+//   - After d_cancel nothing more is sent, but a connection on which the server owes the answer to such a request stays until the
+//     answer has come, or until the server drops it. Only then does the next d_open dial; d_cancel ends that wait, too, and nothing
+//     else does. A request of which the server has got a part is never completed: the connection is shut down in the server's
+//     direction, and the driver waits for the server to hang up.
+//   - After CancelBuf the disk stays open. The request is held against its blocks: what touches them waits until the server has
+//     answered or dropped the connection. Of a write that is given up in the middle the rest is copied, and sent.
+//
+// Hence a write that was given up does not land after a newer one, as long as the server answers a request only when it has carried
+// it out, and drops a connection only when it has carried out or forgotten what came by it (proto.md demands so of NBD_CMD_DISC).
+//
+// No client can guarantee more. A server that drops a connection and works on what it has got by it, a network that loses a
+// connection (noticed by TCP's keep-alive) between a client and a server that live on, a proxy that answers for another: each can
+// bring a write that was given up, or one that was asked for a second time, after a newer one. The same goes for this process's own
+// end, which leaves nobody to wait, for destroying a unit, which does not wait, and for a server that breaks the protocol: its
+// connection is closed at once, and the writes it owed fail with EIO. Whether a server that came back has kept the writes that it had
+// answered, but not been asked to flush, is the server's affair.
+//
+// # Trust
+//
+// The server is not trusted. What it says is checked before it is used: it makes the driver touch no memory but that of the read it
+// answers, and there each byte at most once in each answer; read without end; or keep more than a few buffers for a connection.
+//
+// # Memory
+//
+// Large payloads go straight between the socket and the transfer's memory, where they lie in large pieces; smaller ones, and with TLS
+// all, are copied (Buf.MoveAt). Memory that is gone is EFAULT; for a write of which a part has been sent the connection ends with it.
+//
+// # Concurrency
+//
+// A connection has a sender and a receiver, each a goroutine; a client has a goroutine for each of its connections beside, which dials
+// anew. Transfers end on these. After d_close they end by themselves, as said above.
+//
+// Lock order: softc.mu, then client.mu. Neither is held over a system call that could block, or over a call to anybody else.
+//
+// # One device at a time
+//
+// A unit is open through its block device or through its character device, not through both: EBUSY.
+package nbd
