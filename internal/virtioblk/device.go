@@ -97,7 +97,10 @@ type opening struct {
 	begun  bool // d_open is being called, or has been
 	closed bool // the close has been done, or begun
 
-	late bool // the close was not waited for to the end; the connection's goroutine only
+	// The connection's goroutine only:
+
+	late bool // the close was not waited for to the end
+	told bool // and that was logged
 }
 
 // stop is a stop of the device, from the first ring's GET_VRING_BASE to the last one's or to the next start.
@@ -325,6 +328,7 @@ func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 	if last {
 		d.takeDown(o, false)
 	}
+	d.tellLate(o)
 }
 
 // beginStop parks q and gives its open, and the deadline of the stop that is under way, or else of a new one.
@@ -409,13 +413,25 @@ func (d *Device) takeDown(o *opening, revoke bool) {
 			q.vq.Post(q.orphan)
 		}
 	}()
-	ctx, cancel := context.WithTimeout(context.Background(), closeWait)
-	defer cancel()
+	timeout := time.NewTimer(closeWait)
+	defer timeout.Stop()
 	select {
 	case <-o.gone:
-	case <-ctx.Done():
+	case <-timeout.C:
 		o.late = true
-		d.log("the device is still being closed; it is opened again when that is done", o.node.WaitClosed(ctx))
+	}
+}
+
+// tellLate logs once that a stop is answered before the close has been done.
+func (d *Device) tellLate(o *opening) {
+	if !o.late || o.told {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := o.node.WaitClosed(ctx); err != nil {
+		o.told = true
+		d.log("the device is still being closed; the next start waits for it", err)
 	}
 }
 

@@ -2,6 +2,7 @@ package virtioblk
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -1202,7 +1203,10 @@ func TestAnOperationThatCannotBeInterruptedDoesNotHoldTheReply(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			eachLower(t, func(t *testing.T, mode reactor.Mode, lower disk) {
 				f := newFaulty(t, lower, "hang:flush+discard+zeroes:uncancellable")
-				w, region := newSuspendBench(t, mode, 2, f.disk, c.knows, nil)
+				logged := make(chan error, 100)
+				w, region := newSuspendBench(t, mode, 2, f.disk, c.knows, func(c *Config) {
+					c.Log = func(_ string, err error) { logged <- err }
+				})
 				var status []virtqtest.Seg
 				stuck := []uint32{tFlush, tDiscard, tWriteZeroes}
 				for _, typ := range stuck {
@@ -1212,6 +1216,15 @@ func TestAnOperationThatCannotBeInterruptedDoesNotHoldTheReply(t *testing.T) {
 				c.end(w)
 				if got := w.dev.Status().State; got != StateClosing {
 					t.Errorf("the device is %v", got)
+				}
+				told := 0
+				for len(logged) > 0 {
+					if drain := (*specfs.DrainError)(nil); errors.As(<-logged, &drain) && len(drain.Waiting) == len(stuck) {
+						told++
+					}
+				}
+				if told != 1 {
+					t.Errorf("what is still in progress was told %d times", told)
 				}
 				want, answered := uint8(statusIOErr), len(stuck)
 				if region != nil {
