@@ -57,7 +57,7 @@ func TestEventsTellTheWholeStory(t *testing.T) {
 		"in SET_VRING_CALL ring=0 fds=1",
 		"in SET_VRING_NUM ring=0 num=8",
 		"in SET_VRING_BASE ring=0 num=0",
-		"in SET_VRING_ADDR ring=0 flags=0x0 desc=0x7e0000000000 avail=0x7e0000000080 used=0x7e0000000098 log=0x0",
+		"in SET_VRING_ADDR ring=0 flags=0x0 desc=0x7e0000000000 avail=0x7e0000000080 used=0x7e0000000098 log=0x98",
 		"in SET_VRING_KICK ring=0 fds=1",
 		"in SET_VRING_ENABLE ring=0 num=1",
 		"start ring=0 size=8 base=0 features=0x0",

@@ -78,3 +78,6 @@ func (f Uint32) Load() uint32 { return atomic.LoadUint32(f.word) }
 // releases, and a load after it may overtake it: the other side's notification would be lost. In an ordinary build
 // both are the same instruction on amd64.
 func (f Uint32) Store(v uint32) { atomic.SwapUint32(f.word, v) }
+
+// Swap writes the word, sequentially consistent, and returns what was there.
+func (f Uint32) Swap(v uint32) uint32 { return atomic.SwapUint32(f.word, v) }

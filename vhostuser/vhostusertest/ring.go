@@ -23,7 +23,7 @@ type Ring struct {
 
 // NewRing makes a ring with size descriptors in m, with the features that SetFeatures sent.
 func (f *Frontend) NewRing(m *virtqtest.Mem, index, size int) (*Ring, error) {
-	d := virtqtest.New(m, size, f.features&^vhostuser.FProtocolFeatures)
+	d := virtqtest.New(m, size, f.features&^(vhostuser.FProtocolFeatures|vhostuser.FLogAll))
 	r := &Ring{Driver: d, Index: index, f: f, Base: d.Layout().Base}
 	for _, fd := range []**sys.FD{&r.kick, &r.call, &r.err} {
 		var err error
@@ -59,10 +59,14 @@ func (r *Ring) Setup() error {
 	)
 }
 
-// Addr returns the payload of SET_VRING_ADDR.
+// Addr returns the payload of SET_VRING_ADDR. Where SetFeatures sent VHOST_F_LOG_ALL, the used ring is marked too.
 func (r *Ring) Addr() vhostuser.VringAddr {
 	layout := r.Layout()
-	return vhostuser.VringAddr{Index: uint32(r.Index), Desc: layout.Desc, Avail: layout.Avail, Used: layout.Used}
+	a := vhostuser.VringAddr{Index: uint32(r.Index), Desc: layout.Desc, Avail: layout.Avail, Used: layout.Used, Log: r.UsedPhys()}
+	if r.f.features&vhostuser.FLogAll != 0 {
+		a.Flags = vhostuser.VringLog
+	}
+	return a
 }
 
 // Start starts and enables the ring as QEMU does.
