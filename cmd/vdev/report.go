@@ -117,6 +117,7 @@ func (r *reporter) request(q virtioblk.Request) {
 
 // virtioblk is told by the device model what went wrong where nobody could be given an error.
 func (r *reporter) virtioblk(msg string, err error) {
+	r.life.Add(trace.Event{Kind: "log", Queue: trace.WholeDevice, Note: msg, Err: err})
 	if err != nil {
 		r.log.Warn(msg, "cause", err)
 	} else {

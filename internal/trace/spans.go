@@ -39,9 +39,9 @@ const (
 //   - on the row revoke, each revoke, and on the row control, the commands that came (ctl);
 //   - on a row for each ring: running, disabled, stopping, broken.
 //
-// What else happened is instants on these rows. Kinds it does not know are instants, too. What has not ended ends at now, the
-// age of the Log. Spans of one row either follow each other or lie within each other; they are ordered by Start, the outer
-// one first.
+// What else happened is instants on these rows: what the device model has said (log) on that of the device, and kinds that are
+// not known on the row control. What has not ended ends at now, the age of the Log. Spans of one row either follow each other
+// or lie within each other; they are ordered by Start, the outer one first.
 func Spans(events []Event, now time.Duration) []Span {
 	b := builder{now: now, open: make(map[string][]int)}
 	for _, e := range events {
@@ -174,6 +174,8 @@ func (b *builder) whole(e Event) {
 		b.begin(revoke, "revoke", e)
 	case "revoked":
 		b.end(revoke, "revoke", e)
+	case "log":
+		b.instant(dev, Event{Time: e.Time, Kind: e.Note, Err: e.Err})
 	case "ctl":
 		b.instant(rows[rowControl], Event{Time: e.Time, Kind: e.Note, Err: e.Err})
 	default:

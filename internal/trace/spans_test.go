@@ -160,11 +160,13 @@ func TestSpansOfADevicesLife(t *testing.T) {
 			connect
 			fail - SET_VRING_NUM !no
 			ctl - release
+			log - slow !late
 			shrug 2`, `
 			front-end: connected 0-9 and on
 			front-end: fail at 1 (SET_VRING_NUM) !no
 			control: release at 2
-			ring 2: shrug at 3`},
+			device: slow at 3 !late
+			ring 2: shrug at 4`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			events := life(c.events)
