@@ -102,6 +102,9 @@ What stands behind the disk is a driver:
           an image file, or a block device of the host; --blk-file FILE is short for it
   md,size=BYTES[,file=FILE][,read-only]
           memory of vdev's own, forgotten when vdev ends; FILE is what it holds at first
+  nbd,uri=URI[,connections=N][,reconnect-delay=TIME][,read-only]
+          what an NBD server exports: nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH,
+          with nbds for TLS; when the server is gone, requests wait TIME for it (default 0s)
   null,size=BYTES[,read-only]
           nothing: what is written is forgotten, and what is read is whatever was there
   fault[,rule=RULE]...[,cache=BYTES][,no-cancel],lower=NAME,...
@@ -176,7 +179,7 @@ its status as well. With --control, 'vdev ctl' does the same and more.`,
 		must(cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(c.of, cobra.ShellCompDirectiveNoFileComp)))
 	}
 	must(cmd.RegisterFlagCompletionFunc("driver", cobra.FixedCompletions(
-		[]string{"vnd,file=", "md,size=", "null,size=", "fault,rule="}, cobra.ShellCompDirectiveNoSpace|cobra.ShellCompDirectiveNoFileComp)))
+		[]string{"vnd,file=", "md,size=", "nbd,uri=", "null,size=", "fault,rule="}, cobra.ShellCompDirectiveNoSpace|cobra.ShellCompDirectiveNoFileComp)))
 	for _, name := range []string{"fd", "num-queues", "serial", "reactors", "poll-us", "cancel-after"} {
 		must(cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions))
 	}

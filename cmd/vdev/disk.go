@@ -8,6 +8,7 @@ import (
 	"vdev/devsw"
 	"vdev/internal/dev/fault"
 	"vdev/internal/dev/md"
+	"vdev/internal/dev/nbd"
 	"vdev/internal/dev/null"
 	"vdev/internal/dev/vnd"
 )
@@ -49,6 +50,10 @@ func openDisk(ctx context.Context, table *devsw.Table, spec driverSpec, blockSiz
 		return d, nil
 	case "md":
 		return makeDisk(table, md.New, md.Config{Size: spec.size, File: spec.file, ReadOnly: spec.readOnly, SectorSize: blockSize})
+	case "nbd":
+		return makeDisk(table, nbd.New, nbd.Config{
+			URI: spec.nbd.uri, ReadOnly: spec.readOnly, SectorSize: blockSize, Connections: spec.nbd.connections, ReconnectDelay: spec.nbd.delay,
+		})
 	case "null":
 		return makeDisk(table, null.New, null.Config{Size: spec.size, ReadOnly: spec.readOnly, SectorSize: blockSize})
 	}

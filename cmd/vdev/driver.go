@@ -3,20 +3,31 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"vdev/internal/dev/fault"
+	"vdev/internal/dev/nbd"
 )
 
 // driverSpec says which driver serves the disk, and with what. It is what --driver and --blk-file come to.
 type driverSpec struct {
-	name      string // of the device switch: "md", "vnd" or "null"; faults may stand on it
+	name      string // of the device switch: "md", "vnd", "nbd" or "null"; faults may stand on it
 	file      string // the image, or what a memory disk is filled with
 	size      int64  // bytes; 0 where the file says it
 	readOnly  bool
 	direct    bool // O_DIRECT
 	noDiscard bool
+	nbd       nbdSpec
 	faults    *faultSpec // what stands on it, or nil
+}
+
+// nbdSpec is what the driver nbd was given beside.
+type nbdSpec struct {
+	uri         string
+	connections int // 0: chosen
+	delay       time.Duration
 }
 
 // faultSpec is what the driver fault, which stands on another one, was given.
@@ -30,6 +41,7 @@ type faultSpec struct {
 var driverOptions = map[string][]string{
 	"md":   {"size", "file", "read-only"},
 	"vnd":  {"file", "read-only", "direct", "no-discard"},
+	"nbd":  {"uri", "connections", "reconnect-delay", "read-only"},
 	"null": {"size", "read-only"},
 }
 
@@ -37,7 +49,7 @@ var driverOptions = map[string][]string{
 var faultOptions = []string{"rule", "cache", "no-cancel", "lower"}
 
 // driverNames is the order in which help and errors list the drivers.
-var driverNames = []string{"vnd", "md", "null", "fault"}
+var driverNames = []string{"vnd", "md", "nbd", "null", "fault"}
 
 // parseDriver reads a driver with its options: NAME[,option[=value]]..., where a comma that belongs to a value is
 // written twice, as on QEMU's command line.
@@ -82,6 +94,16 @@ func parseFields(fields, names []string) (driverSpec, error) {
 			spec.direct, err = parseSwitch(key, value, hasValue)
 		case "no-discard":
 			spec.noDiscard, err = parseSwitch(key, value, hasValue)
+		case "uri":
+			spec.nbd.uri = value
+		case "connections":
+			if spec.nbd.connections, err = strconv.Atoi(value); err != nil || spec.nbd.connections < 1 || spec.nbd.connections > nbd.MaxConnections {
+				err = fmt.Errorf("connections=%s: must be a whole number from 1 to %d", value, nbd.MaxConnections)
+			}
+		case "reconnect-delay":
+			if spec.nbd.delay, err = time.ParseDuration(value); err != nil || spec.nbd.delay < 0 {
+				err = fmt.Errorf("reconnect-delay=%s: must be a time, such as 10s", value)
+			}
 		}
 		if err != nil {
 			return spec, fmt.Errorf("driver %s: %w", spec.name, err)
@@ -142,6 +164,8 @@ func (d driverSpec) check() error {
 		return fmt.Errorf("driver vnd needs the option file=PATH")
 	case d.name == "md" && d.size == 0 && d.file == "":
 		return fmt.Errorf("driver md needs the option size=BYTES or file=PATH")
+	case d.name == "nbd" && d.nbd.uri == "":
+		return fmt.Errorf("driver nbd needs the option uri=URI")
 	case d.name == "null" && d.size == 0:
 		return fmt.Errorf("driver null needs the option size=BYTES")
 	case d.size%512 != 0:

@@ -3,6 +3,7 @@ package main
 import (
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestSizes(t *testing.T) {
@@ -51,9 +52,10 @@ func FuzzDriverNeverPanicsAndChecksWhatItTakes(f *testing.F) {
 
 func TestDriverSpecs(t *testing.T) {
 	good := map[string]driverSpec{
-		"md,size=1G":                         {name: "md", size: 1 << 30},
-		"md,file=boot.img,read-only":         {name: "md", file: "boot.img", readOnly: true},
-		"md,size=64M,file=a":                 {name: "md", size: 64 << 20, file: "a"},
+		"md,size=1G":                 {name: "md", size: 1 << 30},
+		"md,file=boot.img,read-only": {name: "md", file: "boot.img", readOnly: true},
+		"md,size=64M,file=a":         {name: "md", size: 64 << 20, file: "a"},
+		"nbd,uri=nbd://h,connections=2,reconnect-delay=3s": {name: "nbd", nbd: nbdSpec{uri: "nbd://h", connections: 2, delay: 3 * time.Second}},
 		"null,size=1T":                       {name: "null", size: 1 << 40},
 		"vnd,file=/a,,b/c=d":                 {name: "vnd", file: "/a,b/c=d"},
 		"vnd,file=x,direct,no-discard":       {name: "vnd", file: "x", direct: true, noDiscard: true},
@@ -65,8 +67,8 @@ func TestDriverSpecs(t *testing.T) {
 		}
 	}
 	bad := map[string]string{
-		"":                        `driver "": must be vnd, md, null or fault`,
-		"nvme,size=1G":            `driver "nvme": must be vnd, md, null or fault`,
+		"":                        `driver "": must be vnd, md, nbd, null or fault`,
+		"nvme,size=1G":            `driver "nvme": must be vnd, md, nbd, null or fault`,
 		"md":                      "needs the option size=BYTES or file=PATH",
 		"md,direct,size=1G":       `has no option "direct"; it has size, file, read-only`,
 		"md,size=1G,":             `has no option ""`,
@@ -77,6 +79,9 @@ func TestDriverSpecs(t *testing.T) {
 		"null":                    "needs the option size=BYTES",
 		"vnd":                     "needs the option file=PATH",
 		"vnd,file=":               "a path is missing",
+		"nbd,connections=2":       "needs the option uri=URI",
+		"nbd,uri=x,connections=0": "connections=0: must be a whole number from 1 to 16",
+		"nbd,reconnect-delay=5":   "reconnect-delay=5: must be a time",
 		"vnd,file=x,read-only=no": "read-only=no: must be on or off",
 	}
 	for s, want := range bad {
