@@ -91,6 +91,7 @@ type opening struct {
 	done   chan struct{}      // closed when the open has succeeded or failed
 	err    error              // valid once done is closed
 	gone   chan struct{}      // closed when the close has been done
+	ops    devsw.Localcount   // operations whose requests have not been told of their end
 
 	// Device.mu:
 
@@ -327,6 +328,8 @@ func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 	d.mu.Unlock()
 	if last {
 		d.takeDown(o, false)
+		// It may have been begun for another ring, and have waited for transfers that have ended since.
+		o.await()
 	}
 	d.tellLate(o)
 }
@@ -408,11 +411,18 @@ func (d *Device) takeDown(o *opening, revoke bool) {
 			d.closeNode(o, revoke)
 		}
 		<-o.done
+		// Background never ends, so this does not fail.
+		_ = o.ops.Drain(context.Background())
 		close(o.gone)
 		for _, q := range queues {
 			q.vq.Post(q.orphan)
 		}
 	}()
+	o.await()
+}
+
+// await waits for the close of o, but not for long.
+func (o *opening) await() {
 	timeout := time.NewTimer(closeWait)
 	defer timeout.Stop()
 	select {
@@ -436,8 +446,9 @@ func (d *Device) tellLate(o *opening) {
 }
 
 // closeWait is how long a close may take before it is left to itself, and an operation to come back from a cancel.
-const closeWait = 100 * time.Millisecond
+const closeWait = 200 * time.Millisecond
 
+// closeNode closes or revokes what runOpen opens, or has opened, or could not.
 func (d *Device) closeNode(o *opening, revoke bool) {
 	select {
 	case <-o.done:

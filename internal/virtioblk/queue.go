@@ -156,7 +156,7 @@ func (q *queue) settle(suspend bool) {
 	parked := q.takeParked()
 	stay := 0
 	for _, r := range slices.Backward(parked) {
-		// A section that was refused: see request.cancelled.
+		// It got no section: see cancelled.
 		if errors.Is(r.kept, devsw.ENXIO) && q.vq.CanUnpop(&r.chain) {
 			q.drop(r)
 			continue

@@ -330,7 +330,10 @@ func (r *request) again() {
 func (r *request) slow() {
 	o := &operation{d: r.q.d, node: r.q.open.node, typ: r.typ, ranges: slices.Clone(r.ranges), stable: r.q.stable}
 	r.op = o
+	ops := &r.q.open.ops
+	ops.Acquire()
 	go func() {
+		defer ops.Release()
 		err := o.run()
 		r.q.vq.Post(func() {
 			if r.op == o {

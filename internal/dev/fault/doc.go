@@ -20,7 +20,8 @@
 // d_cancel ends what is delayed or hangs with ECANCELED, except where the rule says "uncancellable"; a drain then waits for its
 // time or release, since cancelling is what other storage cannot do either. In d_cancel itself a delay makes it slow and an error
 // makes it refuse with ENODEV, as a driver without one does; NewWithoutCancel makes a driver whose table has none. d_close then
-// does d_cancel's work. Neither a delay in d_cancel nor one in d_close is cancelled.
+// does d_cancel's work. Neither a delay in d_cancel nor one in d_close is cancelled. CancelBuf ends one transfer that is held in the
+// same way, and is passed on for one that is not.
 //
 // # The volatile cache
 //
