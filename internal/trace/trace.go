@@ -97,8 +97,21 @@ func New(size int) *Log {
 	return &Log{start: time.Now(), ring: make([]Event, max(size, 1))}
 }
 
-// Add records what happened now and returns the event as it was recorded. Seq and Time of e are ignored.
+// frozen is an error with the text that it had at a moment: some tell how long something has lasted until they are asked.
+type frozen struct {
+	text string
+	err  error
+}
+
+func (f *frozen) Error() string { return f.text }
+func (f *frozen) Unwrap() error { return f.err }
+
+// Add records what happened now and returns the event as it was recorded. Seq and Time of e are ignored. Err keeps the text
+// that it has now, and is wrapped for that.
 func (l *Log) Add(e Event) Event {
+	if e.Err != nil {
+		e.Err = &frozen{e.Err.Error(), e.Err}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	// The time is taken with mu held, so that events are in the order of their times.

@@ -2,6 +2,7 @@ package trace
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -70,6 +71,22 @@ func TestTimesAreSinceTheLogWasMade(t *testing.T) {
 			t.Errorf("event prints as %q, want %q", whole, want)
 		}
 	})
+}
+
+// growing is an error whose text changes.
+type growing struct{ age int }
+
+func (g *growing) Error() string { return fmt.Sprintf("for %d s", g.age) }
+
+func TestErrorsKeepTheTextTheyHad(t *testing.T) {
+	l := New(2)
+	cause := &growing{age: 1}
+	l.Add(Event{Kind: "drained", Err: cause})
+	cause.age = 2
+	e := l.Snapshot()[0]
+	if e.Err.Error() != "for 1 s" || !errors.Is(e.Err, cause) {
+		t.Errorf("the error is %v, want it to be %q and to wrap the one that was recorded", e.Err, "for 1 s")
+	}
 }
 
 func TestConcurrentAddsAreOrderedByTime(t *testing.T) {
