@@ -9,6 +9,11 @@
 // reactor, and waits for that (a barrier) before it answers the message. It never waits for the Device's requests, except for
 // what StopQueue waits for.
 //
+// A ring may have an in-flight region, memory of the front-end's in which it records what was fetched and not given back. Whoever
+// serves it next, this process after a pause, another one after a crash, or one on a migration's target, has those requests first,
+// in their order. Queue.Suspend leaves a request there on purpose. A guest that resets its device has forgotten them: a new session
+// and RESET_DEVICE drop the region.
+//
 // Locks: Backend.mu guards which connection is served, session.mu its deadlines, notifier.mu the back-end channel. None of
 // them is held while another is taken, while the Device is called, or on the way of a request.
 //

@@ -17,11 +17,11 @@ const (
 	EventIn         EventKind = "in"         // a message from the front-end; Fields are its payload's
 	EventOut        EventKind = "out"        // a reply or a message to it
 	EventFail       EventKind = "fail"       // a message was refused; Err says why
-	EventStart      EventKind = "start"      // a ring was handed to the Device
+	EventStart      EventKind = "start"      // a ring was handed to the Device; resubmitted is what its in-flight region brought
 	EventEnable     EventKind = "enable"     // a running ring is fetched from again
 	EventDisable    EventKind = "disable"    // a running ring is fetched from no more
 	EventStopping   EventKind = "stopping"   // a ring is being stopped: the Device is asked next
-	EventStop       EventKind = "stop"       // a ring has stopped: its memory is used no more
+	EventStop       EventKind = "stop"       // a ring has stopped: its memory is used no more; suspended is what is left in its region
 	EventBreak      EventKind = "break"      // a ring broke; Err says why
 )
 

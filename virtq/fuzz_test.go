@@ -2,6 +2,7 @@ package virtq_test
 
 import (
 	"bytes"
+	"errors"
 	"reflect"
 	"testing"
 
@@ -46,7 +47,7 @@ func FuzzQueue(f *testing.F) {
 	defer memory.Release()
 
 	// Sound rings, of all kinds, to start from.
-	for _, features := range []byte{0, 1, 2, 3} {
+	for _, features := range []byte{0, 1, 2, 3, 7} {
 		clear(mem.Bytes(0, 0xc00))
 		clear(mem.Bytes(0x1000, 0x400))
 		d := virtqtest.NewAt(mem, fuzzSize, fuzzFeatures(features), 0, fuzzAvail, fuzzUsed)
@@ -61,6 +62,7 @@ func FuzzQueue(f *testing.F) {
 		d.Add(nil, []virtqtest.Seg{{Addr: 0, Len: 0xc00}})
 		d.Kick()
 		f.Add(features, snapshot(mem), []byte{0, 0, 0, 1, 3, 4, 0x81, 0x00, 0xff, 0, 2, 0, 0, 3, 5, 6, 1, 1, 3})
+		f.Add(features, snapshot(mem), []byte{0, 0, 1, 3, 7, 3, 8, 0, 2, 0, 1, 3, 8})
 	}
 
 	f.Fuzz(func(t *testing.T, features byte, data, ops []byte) {
@@ -70,18 +72,22 @@ func FuzzQueue(f *testing.F) {
 		for _, r := range fuzzRanges {
 			at += copy(mem.Bytes(r.GuestPhys, r.Size), image[at:])
 		}
-		q, err := virtq.New(memory, virtq.Config{
+		cfg := virtq.Config{
 			Size:     fuzzSize >> (features >> 4 & 3),
 			Desc:     mem.UserAddr(0),
 			Avail:    mem.UserAddr(fuzzAvail),
 			Used:     mem.UserAddr(fuzzUsed),
 			Features: fuzzFeatures(features),
 			Base:     65534,
-		})
+		}
+		if features&4 != 0 {
+			cfg.Inflight = make([]byte, virtq.InflightSize(fuzzSize))
+		}
+		q, err := virtq.New(memory, cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer q.Close()
+		defer func() { q.Close() }()
 		var flight, idle []*virtq.Chain
 		for len(ops) > 0 {
 			op := ops[0]
@@ -124,6 +130,23 @@ func FuzzQueue(f *testing.F) {
 				if err := q.SetMemory(memory); err != q.Broken() {
 					t.Fatalf("SetMemory: %v, Broken: %v", err, q.Broken())
 				}
+			case op == 7 && len(flight) > 0 && cfg.Inflight != nil: // suspend the oldest
+				q.Suspend(flight[0])
+				flight, idle = flight[1:], append(idle, flight[0])
+			case op == 8: // stop in the midst of it, and start again
+				q.Close()
+				for _, c := range flight {
+					q.Push(c, 0)
+				}
+				flight, idle = nil, append(idle, flight...)
+				next, err := virtq.New(memory, cfg)
+				if err != nil {
+					if cfg.Inflight == nil || !errors.Is(err, virtq.ErrInflight) {
+						t.Fatal(err)
+					}
+					return // the guest has changed used.idx
+				}
+				q = next
 			case op >= 0x80 && len(ops) >= 2: // the guest writes a byte
 				addr := uint64(op&0x7f)<<8 | uint64(ops[0])
 				if addr < 0xc00 {
