@@ -2,6 +2,8 @@ package nbd
 
 import (
 	"flag"
+	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -110,7 +112,8 @@ func start(t testing.TB, path, name string, args ...string) *server {
 		}
 	})
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		if st, err := os.Stat(path); err == nil && st.Mode()&os.ModeSocket != 0 {
+		if c, err := net.Dial("unix", path); err == nil {
+			c.Close()
 			return s
 		}
 		if time.Now().After(deadline) {
@@ -127,7 +130,7 @@ func (s *server) kill() {
 	}
 }
 
-func (s *server) uri() string { return "nbd+unix:///?socket=" + s.path }
+func (s *server) uri() string { return "nbd+unix:///?socket=" + url.QueryEscape(s.path) }
 
 // nbdkit starts nbdkit with these arguments, or skips the test.
 func nbdkit(t testing.TB, args ...string) *server {
@@ -144,17 +147,18 @@ func nbdkitAt(t testing.TB, path string, args ...string) *server {
 	return start(t, path, name, append([]string{"--foreground", "--exit-with-parent", "--unix", path}, args...)...)
 }
 
-// qemuNBDs are the qemu-nbd programs to be found.
-func qemuNBDs() map[string]string {
-	found := map[string]string{}
+// qemuNBDs are the command lines of the qemu-nbd programs to be found.
+func qemuNBDs() map[string][]string {
+	found := map[string][]string{}
 	if home, err := os.UserHomeDir(); err == nil {
-		path := filepath.Join(home, ".cache/vdev/qemu-11.1/usr/bin/qemu-nbd")
-		if _, err := os.Stat(path); err == nil {
-			found["11.1"] = path
+		root := filepath.Join(home, ".cache/vdev/qemu-11.1/usr")
+		if _, err := os.Stat(filepath.Join(root, "bin/qemu-nbd")); err == nil {
+			libs, _ := filepath.Glob(filepath.Join(root, "lib/*-linux-gnu"))
+			found["11.1"] = []string{filepath.Join(root, "bin/ld.so"), "--library-path", strings.Join(libs, ":"), filepath.Join(root, "bin/qemu-nbd")}
 		}
 	}
 	if path, err := exec.LookPath("qemu-nbd"); err == nil {
-		found["installed"] = path
+		found["installed"] = []string{path}
 	}
 	return found
 }

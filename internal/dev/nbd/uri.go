@@ -50,7 +50,7 @@ func parseTarget(s string) (t target, err error) {
 		return t, fmt.Errorf("scheme %q: must be nbd, nbds, nbd+unix or nbds+unix: %w", u.Scheme, devsw.EINVAL)
 	}
 	if u.Opaque != "" || u.Fragment != "" {
-		return t, fmt.Errorf("is not of the form %s://...: %w", u.Scheme, devsw.EINVAL)
+		return t, fmt.Errorf("is not of the form %s://... (a # is written %%23): %w", u.Scheme, devsw.EINVAL)
 	}
 	t.tls = strings.HasPrefix(u.Scheme, "nbds")
 	t.export = strings.TrimPrefix(u.Path, "/")
