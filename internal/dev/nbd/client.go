@@ -71,13 +71,19 @@ func newClient(first *link, n int, delay time.Duration, dial func(ctx context.Co
 	if !first.exp.has(canMultiConn) {
 		n = 1
 	}
-	cl := &client{dial: dial, delay: delay, done: make(chan struct{}), slots: n}
-	cl.ctx, cl.stop = context.WithCancel(context.Background())
+	cl := newUnconnected(n, delay, dial)
 	c := cl.attach(first)
 	go cl.slot(c)
 	for range n - 1 {
 		go cl.slot(nil)
 	}
+	return cl
+}
+
+// newUnconnected makes a client without connections, and without the goroutines of its slots.
+func newUnconnected(slots int, delay time.Duration, dial func(ctx context.Context) (*link, error)) *client {
+	cl := &client{dial: dial, delay: delay, done: make(chan struct{}), slots: slots}
+	cl.ctx, cl.stop = context.WithCancel(context.Background())
 	return cl
 }
 
