@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -66,6 +67,12 @@ func (b buffers) do(g *rig, r *vhostusertest.Ring, n int) {
 	b.end(g, r, n)
 }
 
+// settle returns when the reactor has done what it was doing with r: the used ring is marked after the driver can see it.
+func (g *rig) settle(r *vhostusertest.Ring) {
+	g.t.Helper()
+	g.must(g.SetVringCall(r.Index, r.CallFD()))
+}
+
 // release ends all that the device holds back on q.
 func (d *reverser) release(q *vhostuser.Queue) { q.Post(func() { d.finishHeld(q) }) }
 
@@ -97,13 +104,13 @@ func TestMigrationIsOfferedUnlessItIsRuledOut(t *testing.T) {
 
 func TestTheDeviceKnowsNothingOfTheLog(t *testing.T) {
 	dev := newReverser(1)
-	g := newRig(t, dev)
 	dev.onStart = func(q *vhostuser.Queue) error {
 		if q.Features()&vhostuser.FLogAll != 0 {
 			return errors.New("the ring has LOG_ALL")
 		}
 		return nil
 	}
+	g := newRig(t, dev)
 	g.handshake() // with LOG_ALL
 	if life := dev.life(); strings.Contains(life, fmt.Sprintf("%#x", g.Features())) {
 		t.Errorf("the device's life: %s", life)
@@ -114,9 +121,9 @@ func TestTheDeviceKnowsNothingOfTheLog(t *testing.T) {
 // The front-end begins while requests are in the device's hands, of which it knows nothing.
 func TestWhatIsInFlightWhenTheLogBeginsIsMarked(t *testing.T) {
 	dev := newReverser(1)
+	var q atomic.Pointer[vhostuser.Queue]
+	dev.onStart = func(started *vhostuser.Queue) error { q.Store(started); return nil }
 	g := newRig(t, dev)
-	var q *vhostuser.Queue
-	dev.onStart = func(started *vhostuser.Queue) error { q = started; return nil }
 	g.handshake()
 	g.must(g.SetFeatures(g.Features() &^ vhostuser.FLogAll))
 	r := g.start(0, 8)
@@ -132,14 +139,15 @@ func TestWhatIsInFlightWhenTheLogBeginsIsMarked(t *testing.T) {
 	}
 	late.begin(g, r, 2)
 	dev.waitHeld(t, 2)
-	dev.release(q)
+	dev.release(q.Load())
 	late.end(g, r, 2)
 	early.end(g, r, 1)
-	// A barrier: the reactor marks the used ring after it has shown it.
-	g.must(g.StopLog(r))
+	g.settle(r)
 	if pages, want := l.Take(), []uint64{used, early.page(), late.page()}; !slices.Equal(pages, want) {
 		t.Errorf("pages %#x are marked, want %#x", pages, want)
 	}
+	g.must(g.StopLog(r))
+	l.Take()
 	dev.setHold(false)
 	late.do(g, r, 3)
 	g.must(r.Stop())
@@ -157,11 +165,16 @@ func TestEachFlagHasItsPart(t *testing.T) {
 	b := paged(g.mem)
 	l := newLog(t)
 	g.must(g.SetLogBase(logSize, 0, l.FD()))
-	set := func(features uint64, flags uint32) {
+	set := func(featuresFirst bool, features uint64, flags uint32) {
 		a := r.Addr()
 		a.Flags = flags
-		g.must(g.SetFeatures(features))
-		g.must(g.SetVringAddr(a))
+		if featuresFirst {
+			g.must(g.SetFeatures(features))
+			g.must(g.SetVringAddr(a))
+		} else {
+			g.must(g.SetVringAddr(a))
+			g.must(g.SetFeatures(features))
+		}
 		l.Take()
 	}
 	for _, c := range []struct {
@@ -176,11 +189,14 @@ func TestEachFlagHasItsPart(t *testing.T) {
 		{"both", features | vhostuser.FLogAll, vhostuser.VringLog, []uint64{r.UsedPhys() / page, b.page()}},
 		{"neither again", features, 0, nil},
 	} {
-		set(c.features, c.flags)
-		b.do(g, r, 1)
-		g.must(g.SetFeatures(c.features)) // a barrier
-		if pages := l.Take(); !slices.Equal(pages, c.want) {
-			t.Errorf("%s: pages %#x are marked, want %#x", c.what, pages, c.want)
+		for _, featuresFirst := range []bool{true, false} {
+			set(featuresFirst, c.features, c.flags)
+			b.do(g, r, 1)
+			g.settle(r)
+			if pages := l.Take(); !slices.Equal(pages, c.want) {
+				t.Errorf("%s: pages %#x are marked, want %#x", c.what, pages, c.want)
+			}
+			set(featuresFirst, features, 0)
 		}
 	}
 }
@@ -359,11 +375,12 @@ func TestTheLogsDescriptorIsSignalledAfterMarking(t *testing.T) {
 	b := paged(g.mem)
 	l := newLog(t)
 	signalled := func() bool {
-		g.must(g.SetFeatures(g.Features())) // a barrier
+		g.settle(r)
 		_, err := sys.EventfdRead(fd.Int())
 		return err == nil
 	}
 	g.must(g.SetLogFD(fd.Int()))
+	g.must(g.SetLogFD(fd.Int())) // in place of the first
 	b.do(g, r, 1)
 	if signalled() {
 		t.Error("signalled without a log")
