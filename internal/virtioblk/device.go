@@ -197,7 +197,6 @@ func (d *Device) StartQueue(vq *vhostuser.Queue) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.stop = nil
-	d.suspended[vq.Index()] = 0
 	q := newQueue(d, vq)
 	vq.Data = q
 	d.queues[q] = struct{}{}
