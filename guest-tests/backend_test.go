@@ -30,6 +30,7 @@ type backend struct {
 	status error
 	killed bool // by the script, which then does not expect a good end
 
+	foreign   bool // not vdev: how it ends is not our business
 	inherited bool // the socket is not the back-end's to remove
 
 	again func() (*exec.Cmd, error) // makes the command that started it once more
@@ -77,7 +78,13 @@ func storageDaemon(socket string, args []string) (*exec.Cmd, error) {
 			export += ",num-queues=" + value
 		case "--logical-block-size":
 			export += ",logical-block-size=" + value
-		case "--serial", "--aio":
+		case "--driver":
+			uri, ok := strings.CutPrefix(value, "nbd,uri=nbd+unix:///d?socket=")
+			if !ok {
+				return nil, fmt.Errorf("qemu-storage-daemon cannot do --driver %s", value)
+			}
+			node = "driver=nbd,export=d,server.type=unix,server.path=" + uri
+		case "--serial", "--aio", "--cancel-after":
 		case "--read-only":
 			writable = "off"
 			continue

@@ -56,6 +56,7 @@ func init() {
 		"build-rng":    plain(func(*world, []string) (string, error) { _, err := built.rng(); return "", err }),
 		"nothing-runs": plain(nothingRuns),
 		"repeat":       repeat,
+		"limit":        plain(setLimit),
 		"watch":        plain(watch),
 		"watched":      watched,
 		"busy":         plain(busy),
@@ -106,6 +107,15 @@ func show(ts *testscript.TestScript, text string) {
 	io.WriteString(ts.Stdout(), text)
 }
 
+// setLimit is "limit DURATION": how long each step may take from here on.
+func setLimit(w *world, args []string) (_ string, err error) {
+	if len(args) != 1 {
+		return "", errors.New("usage: limit DURATION")
+	}
+	w.limit, err = time.ParseDuration(args[0])
+	return "", err
+}
+
 func (w *world) eachBackend(names []string, f func(*backend) error) error {
 	if len(names) == 0 {
 		return errors.New("which back-end?")
@@ -122,11 +132,12 @@ func (w *world) eachBackend(names []string, f func(*backend) error) error {
 	return nil
 }
 
-// sendSignal is "signal NAME HUP|USR1".
+// sendSignal is "signal NAME HUP|USR1|STOP|CONT".
 func sendSignal(w *world, args []string) (string, error) {
-	signals := map[string]syscall.Signal{"HUP": syscall.SIGHUP, "USR1": syscall.SIGUSR1}
+	signals := map[string]syscall.Signal{"HUP": syscall.SIGHUP, "USR1": syscall.SIGUSR1,
+		"STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT}
 	if len(args) != 2 || signals[args[1]] == 0 {
-		return "", errors.New("usage: signal NAME HUP|USR1")
+		return "", errors.New("usage: signal NAME HUP|USR1|STOP|CONT")
 	}
 	return "", w.eachBackend(args[:1], func(b *backend) error { return b.cmd.Process.Signal(signals[args[1]]) })
 }

@@ -149,13 +149,14 @@ func control(w *world, args []string) (string, error) {
 	return w.exec(ctx, slices.Insert(args[1:], 0, "vdev", "ctl", "--socket", args[0]+".ctl"))
 }
 
-// pause is "pause [-for DURATION] [-release] NAME...": stop, and cont after that time. Meanwhile nothing may write to the
+// pause is "pause [-for DURATION] [-release] [-continue OTHER] NAME...": stop, and cont after that time. Meanwhile nothing may write to the
 // guest's memory, which is found out where those back-ends are watched. With -release what hangs in the back-ends is let go
-// in between, and hangs no more.
+// in between, and hangs no more; with -continue another back-end, which was stopped by a signal, goes on.
 func pause(w *world, args []string) (string, error) {
 	flags := flag.NewFlagSet("pause", flag.ContinueOnError)
 	length := flags.Duration("for", 50*time.Millisecond, "")
 	release := flags.Bool("release", false, "")
+	other := flags.String("continue", "", "")
 	if err := flags.Parse(args); err != nil {
 		return "", err
 	}
@@ -187,6 +188,11 @@ func pause(w *world, args []string) (string, error) {
 					return "", err
 				}
 			}
+		}
+	}
+	if *other != "" {
+		if _, err := sendSignal(w, []string{*other, "CONT"}); err != nil {
+			return "", err
 		}
 	}
 	time.Sleep(*length)
@@ -282,7 +288,7 @@ func restartBackend(w *world, args []string) (string, error) {
 			time.Sleep(rand.N(*within))
 		}
 		if *term {
-			if err := b.stop(); err != nil {
+			if err := b.stop(); err != nil && !b.foreign {
 				return "", err
 			}
 		} else {

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -23,11 +22,21 @@ import (
 // is slow; no test depends on how slow.
 const commandLimit = 5 * time.Minute
 
+// tester is what a script's world needs of testing.T.
+type tester interface {
+	testscript.T
+	Name() string
+	Failed() bool
+	Errorf(format string, args ...any)
+	Logf(format string, args ...any)
+}
+
 // world is what one script has made: its back-ends and its machine.
 type world struct {
-	t        *testing.T
-	dir      string   // $WORK
-	path     []string // where programs are looked for
+	t        tester
+	limit    time.Duration // of one step
+	dir      string        // $WORK
+	path     []string      // where programs are looked for
 	backends map[string]*backend
 	machine  *vm.Machine
 	disks    map[string]vm.Disk // of the machine
@@ -42,7 +51,7 @@ type worldKey struct{}
 
 // newWorld prepares a script's environment and arranges for its end.
 func newWorld(env *testscript.Env, r row) error {
-	w := &world{t: env.T().(within).T, dir: env.WorkDir, backends: map[string]*backend{}, disks: map[string]vm.Disk{},
+	w := &world{t: env.T().(tester), limit: commandLimit, dir: env.WorkDir, backends: map[string]*backend{}, disks: map[string]vm.Disk{},
 		proxies: map[string]*proxy.Proxy{}}
 	env.Values[worldKey{}] = w
 	for _, p := range r {
@@ -90,7 +99,8 @@ func (w *world) end() {
 		p.Close()
 	}
 	for name, b := range w.backends {
-		if err := b.stop(); err != nil {
+		b.cmd.Process.Signal(syscall.SIGCONT)
+		if err := b.stop(); err != nil && !b.foreign {
 			w.t.Errorf("back-end %s: %v", name, err)
 			failed = true
 		}
@@ -130,7 +140,7 @@ func worldOf(ts *testscript.TestScript) *world { return ts.Value(worldKey{}).(*w
 
 // context limits one step, in time and to the life of the back-ends: a guest whose disk has died waits for ever.
 func (w *world) context() (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeoutCause(context.Background(), commandLimit, errors.New("the step hangs"))
+	ctx, cancel := context.WithTimeoutCause(context.Background(), w.limit, errors.New("the step hangs"))
 	ctx, stop := context.WithCancelCause(ctx)
 	for name, b := range w.backends {
 		if b.killed {
@@ -168,7 +178,7 @@ func (w *world) startAs(name, socket string, again func() (*exec.Cmd, error)) er
 	if err != nil {
 		return err
 	}
-	b.again = again
+	b.again, b.foreign = again, os.Getenv("VDEV_BACKEND") == "qemu-storage-daemon"
 	w.backends[name] = b
 	return nil
 }
