@@ -103,6 +103,22 @@ func FuzzConnection(f *testing.F) {
 	fresh.message(fuzzMemory, 1, vhostuser.SetInflightFD,
 		vhostuser.Inflight{MmapSize: 4096, MmapOffset: fuzzMemSize - 8192, NumQueues: 2, QueueSize: 8}.Append(nil))
 
+	// And as a log, of all of itself or of its first page.
+	log := func(size uint64) *script {
+		s := new(script)
+		s.message(0, 0, vhostuser.SetProtocolFeatures, vhostuser.AppendU64(nil, 0x11b62b))
+		s.message(fuzzMemory, 1, vhostuser.SetLogBase, vhostuser.LogBase{MmapSize: size, MmapOffset: fuzzMemSize - 8192}.Append(nil))
+		s.message(fuzzEventfd, 1, vhostuser.SetLogFD, nil)
+		s.message(0, 0, vhostuser.SetFeatures, vhostuser.AppendU64(nil, vhostuser.FProtocolFeatures|vhostuser.FLogAll))
+		s.message(0, 0, vhostuser.SetVringAddr, vhostuser.VringAddr{
+			Flags: vhostuser.VringLog, Desc: layout.Desc, Avail: layout.Avail, Used: layout.Used, Log: d.UsedPhys(),
+		}.Append(nil))
+		return s
+	}
+
+	f.Add(join(handshake, log(8), ring, stop))
+	f.Add(join(handshake, ring, log(2), log(1), stop))
+	f.Add(join(handshake, ring, log(8), truncate, stop))
 	f.Add(join(handshake, ring, stop))
 	f.Add(join(handshake, bad, ring, stop))
 	f.Add(join(handshake, fresh, ring, stop, fresh, ring, truncate, stop))

@@ -30,6 +30,9 @@ var shapes = []struct {
 	{req: vhostuser.SetMemTable, size: 40, fds: 1, maxFDs: 1, wellFormed: func() []byte {
 		return vhostuser.AppendMemoryTable(nil, []vhostuser.MemoryRegion{{Size: 4096}})
 	}},
+	{req: vhostuser.SetLogBase, size: 16, fds: 1, maxFDs: 1, hasReply: true, feature: vhostuser.ProtocolLogSHMFD,
+		wellFormed: func() []byte { return vhostuser.LogBase{MmapSize: 8}.Append(nil) }},
+	{req: vhostuser.SetLogFD, fds: 1, maxFDs: 1},
 	{req: vhostuser.SetVringNum, size: 8, wellFormed: func() []byte { return vhostuser.VringState{Num: 8}.Append(nil) }},
 	{req: vhostuser.SetVringAddr, size: 40},
 	{req: vhostuser.SetVringBase, size: 8},
@@ -73,7 +76,7 @@ func fdsFor(t *testing.T, req vhostuser.Request, n int) []int {
 		var f *sys.FD
 		var err error
 		switch req {
-		case vhostuser.SetMemTable, vhostuser.AddMemReg, vhostuser.SetInflightFD:
+		case vhostuser.SetMemTable, vhostuser.AddMemReg, vhostuser.SetLogBase, vhostuser.SetInflightFD:
 			f, err = sys.NewMemfd("test", 4096)
 		default:
 			f, err = sys.NewEventfd()
