@@ -14,6 +14,9 @@
 // in their order. Queue.Suspend leaves a request there on purpose. A guest that resets its device has forgotten them: a new session
 // and RESET_DEVICE drop the region.
 //
+// A front-end that moves its guest elsewhere while it runs has a dirty log: from SET_LOG_BASE and VHOST_F_LOG_ALL on, rings mark in
+// it what is written to guest memory. Which buffers are marked, and when, is package virtq's doing; a Device has no part in it.
+//
 // Locks: Backend.mu guards which connection is served, session.mu its deadlines, notifier.mu the back-end channel. None of
 // them is held while another is taken, while the Device is called, or on the way of a request.
 //

@@ -26,6 +26,11 @@
 // With an in-flight region (Config.Inflight) a Queue outlives its process: what was fetched and not given back is popped again by
 // the next Queue on the same ring. tracker says in which order the region is written.
 //
+// While the guest is being moved to another host (Queue.SetLog), what the device writes is marked in a dirty log: a chain's buffers
+// between the device's last write to them and the store of used.idx, the used ring after each store. A device that was killed
+// between that store and the mark has its successor mark the whole used ring. For the chains that are in flight when the log
+// begins, and for those alone, descriptors are read a second time; the buffers that are found so are marked, and not touched.
+//
 // Fields of the rings are little-endian; a legacy device's have the guest's byte order. Only little-endian hosts are
 // built for, whose guests are taken to be the same, so both are one.
 package virtq

@@ -5,5 +5,7 @@
 // addresses of the old one keeps it by a reference. Both count references, atomically; a region is unmapped when
 // the last Memory that has it and its creator have let go. Nothing here has a lock.
 //
+// A Log is the front-end's bitmap of the pages that were written.
+//
 // A View translates on behalf of one goroutine, and remembers the region of the last hit.
 package guestmem
