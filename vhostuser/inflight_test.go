@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"testing"
 
 	"vdev/internal/sys"
@@ -371,5 +372,43 @@ func TestFaultOnTheRegionEndsTheConnection(t *testing.T) {
 				t.Errorf("ServeConn: %v, want a FaultError", err)
 			}
 		})
+	}
+}
+
+// What is given back at a stop is taken from the region, which may fault; all of it is given back all the same.
+func TestFaultOnTheRegionKeepsNothingInFlight(t *testing.T) {
+	dev := newReverser(1)
+	var region *os.File
+	left := -1
+	dev.onStop = func(q *vhostuser.Queue, _ vhostuser.StopReason) {
+		if err := region.Truncate(0); err != nil {
+			t.Error(err)
+		}
+		q.Post(func() {
+			l := q.Data.(*lane)
+			for _, c := range slices.Backward(l.held) {
+				q.Unpop(c)
+			}
+			l.held = nil
+		})
+		q.Reactor().Do(func() { left = q.InFlight() })
+	}
+	g := newRig(t, dev)
+	g.handshake()
+	fd, err := sys.NewMemfd("region", 4096)
+	g.must(err)
+	desc := vhostusertest.NewInflight(vhostuser.Inflight{MmapSize: 4096, NumQueues: 1, QueueSize: 16}, fd)
+	defer desc.Close()
+	region = os.NewFile(uintptr(mustDup(t, desc.FD())), "region")
+	defer region.Close()
+	g.must(g.SetInflightFD(desc))
+	g.hold(g.start(0, 16), 3)
+	_, _ = g.GetVringBase(0)
+	var fault *vhostuser.FaultError
+	if err := g.wait(); !errors.As(err, &fault) {
+		t.Errorf("ServeConn: %v, want a FaultError", err)
+	}
+	if left != 0 {
+		t.Errorf("%d requests left in flight", left)
 	}
 }

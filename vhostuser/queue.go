@@ -149,6 +149,7 @@ func (q *Queue) Push(c *virtq.Chain, written uint32) {
 
 // Unpop gives c back unused: the next Pop takes it again. Only the newest chain can be given back (see CanUnpop).
 func (q *Queue) Unpop(c *virtq.Chain) {
+	defer q.RecoverFault()
 	if q.broken != nil && c == q.lost {
 		q.lost = nil
 		return
