@@ -72,6 +72,7 @@ type Device struct {
 
 	sectors   atomic.Int64 // of 512 bytes
 	writeback atomic.Bool
+	unsaid    atomic.Pointer[error] // how a flush failed that nobody waited for any more; the next one tells it
 
 	negotiated uint64           // the connection's goroutine only
 	closes     devsw.Localcount // in progress
@@ -222,7 +223,11 @@ func (d *Device) openLocked(q *queue) {
 
 // runOpen opens the block device, after any close that is still in progress, and lets the queues go.
 func (d *Device) runOpen(ctx context.Context, o *opening) {
-	err := o.node.WaitClosed(ctx)
+	// In this order: a close may have been decided upon and not begun.
+	err := d.closes.Drain(ctx)
+	if err == nil {
+		err = o.node.WaitClosed(ctx)
+	}
 	d.mu.Lock()
 	if o.closed {
 		err = context.Canceled
@@ -464,6 +469,8 @@ func (d *Device) closeNode(o *opening, revoke bool) {
 			d.log("close", err)
 		}
 	}
+	// Where somebody else has revoked the device, that close may not be done yet. Background never ends, so this does not fail.
+	_ = o.node.WaitClosed(context.Background())
 }
 
 // awaitCancelled waits until nothing of a queue that is parked is in flight. Operations that have no part in the guest's memory

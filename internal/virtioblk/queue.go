@@ -145,8 +145,11 @@ func (q *queue) abandon() {
 		}
 	}
 	for _, r := range ops {
-		r.op = nil
-		q.keep(r, devsw.ECANCELED)
+		// One that has ended meanwhile tells so in a moment.
+		if r.op.settled.CompareAndSwap(false, true) {
+			r.op = nil
+			q.keep(r, devsw.ECANCELED)
+		}
 	}
 }
 

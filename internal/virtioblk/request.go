@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"vdev/devsw"
@@ -335,11 +336,13 @@ func (r *request) slow() {
 	go func() {
 		defer ops.Release()
 		err := o.run()
+		if !o.settled.CompareAndSwap(false, true) {
+			o.keepQuiet()
+			return
+		}
 		r.q.vq.Post(func() {
-			if r.op == o {
-				r.op = nil
-				r.end(err)
-			}
+			r.op = nil
+			r.end(err)
 		})
 	}()
 }
@@ -352,6 +355,9 @@ type operation struct {
 	typ    uint32
 	ranges []devsw.ZeroRange
 	stable bool
+
+	settled  atomic.Bool // it has ended, or was given up: whoever sets this says what becomes of the request
+	flushErr error       // how its flush failed
 }
 
 func (o *operation) run() error {
@@ -378,7 +384,22 @@ func (o *operation) run() error {
 	return nil
 }
 
-func (o *operation) flush() error { return o.node.Ioctl(devsw.DIOCCACHESYNC, nil, o.d.flag()) }
+func (o *operation) flush() error {
+	if unsaid := o.d.unsaid.Swap(nil); unsaid != nil {
+		o.flushErr = *unsaid
+	} else {
+		o.flushErr = o.node.Ioctl(devsw.DIOCCACHESYNC, nil, o.d.flag())
+	}
+	return o.flushErr
+}
+
+// keepQuiet ends an operation that was given up. That a flush has failed is told once by the host, and often by drivers: the next
+// flush, which may be the same one begun again, must not succeed as if nothing had been lost.
+func (o *operation) keepQuiet() {
+	if err := o.flushErr; err != nil && !cancelled(err) {
+		o.d.unsaid.Store(&err)
+	}
+}
 
 // end ends the request with the device's answer, or keeps it.
 func (r *request) end(err error) {
