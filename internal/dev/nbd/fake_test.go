@@ -60,6 +60,7 @@ func newFake(t testing.TB, mode int) *fake {
 			if err != nil {
 				return
 			}
+			_ = nc.SetDeadline(time.Now().Add(30 * time.Second)) // a test that waits for nothing is to fail, not to hang
 			c := &fakeConn{Conn: nc, t: t, exp: &f.exp}
 			if err := f.shake(nc); err != nil {
 				nc.Close()
