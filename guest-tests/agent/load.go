@@ -89,7 +89,11 @@ func runLoad(p params, look bool) (string, error) {
 	if l.bs < pattern.BlockSize || l.bs%pattern.BlockSize != 0 || l.slots < 1 || l.slots > slotsMax || l.workers < 1 {
 		return "", fmt.Errorf("cannot do %d slots of %d bytes with %d workers", l.slots, l.bs, l.workers)
 	}
-	f, err := os.OpenFile(device(p.words[0]), os.O_RDWR|openDirect, 0)
+	flags := os.O_RDWR
+	if !strings.Contains(p.words[0], "/") {
+		flags |= openDirect // a disk, not a file
+	}
+	f, err := os.OpenFile(device(p.words[0]), flags, 0)
 	if err != nil {
 		return "", err
 	}
@@ -192,7 +196,7 @@ func (w *loader) resume() error {
 		sum := binary.LittleEndian.Uint32(p[24:])
 		binary.LittleEndian.PutUint32(p[24:], 0)
 		if binary.LittleEndian.Uint64(p) != journalMagic || int(binary.LittleEndian.Uint64(p[16:])) != w.slots || crc32.ChecksumIEEE(p) != sum {
-			return fmt.Errorf("the journal at %d is torn, or not of such a load: % x...", w.at, p[:journalHead])
+			return fmt.Errorf("the journal at %d is torn, or not of such a load: % x", w.at, p[:journalHead])
 		}
 		w.epoch = binary.LittleEndian.Uint64(p[8:])
 		for i := range w.acked {
@@ -300,7 +304,7 @@ func (w *loader) read(slot int) error {
 		if version == 0 && w.acked[slot] == 0 {
 			for _, c := range block {
 				if c != 0 {
-					return fmt.Errorf("at %d something was read that nobody wrote: % x...", off+i, block[:16])
+					return fmt.Errorf("at %d something was read that nobody wrote: % x", off+i, block[:16])
 				}
 			}
 			continue
