@@ -40,7 +40,7 @@ type logger struct {
 // marked before, all of it is now: whoever had the ring before may have been killed between writing and marking.
 //
 // A used ring, or later a buffer, that the log has no room for breaks the ring: the front-end would move the guest
-// without noticing what was written there. The error is a *BrokenError. On a Queue that is broken or closed already
+// without noticing what was written there. So do chains in flight that are too much to look at (maxEarly). The error is a *BrokenError. On a Queue that is broken or closed already
 // SetLog marks no more used ring, and returns nil.
 func (q *Queue) SetLog(d DirtyLog) error {
 	old := q.log
@@ -53,7 +53,10 @@ func (q *Queue) SetLog(d DirtyLog) error {
 		if old != nil && old.Data {
 			l.early = old.early
 		} else if q.err == nil {
-			l.early = q.inFlightSpans()
+			var ok bool
+			if l.early, ok = q.inFlightSpans(); !ok {
+				return q.broken(ReasonLog, "chains in flight of more than %d descriptors", maxEarly)
+			}
 		}
 	}
 	if d.Used && q.err == nil {
@@ -79,26 +82,38 @@ func (q *Queue) usedBytes() uint64 {
 	return n
 }
 
+// maxEarly is how many descriptors the chains in flight may have together when Data is switched on: as many as in the
+// largest queue that QEMU makes, with a table of the greatest length in each place. It bounds the time and the memory that
+// a driver can take by changing descriptors in flight.
+const maxEarly = 1024 * maxIndirect
+
 // inFlightSpans finds the writable buffers of all chains in flight, as their descriptors say now: a driver does not
 // change those of a chain before it is used. One that does so all the same has wrong pages marked, and nothing else:
-// the walk touches none of the buffers.
-func (q *Queue) inFlightSpans() map[uint16][]span {
-	early := make(map[uint16][]span)
+// the walk touches none of the buffers. It reports false where there are more than maxEarly descriptors.
+func (q *Queue) inFlightSpans() (early map[uint16][]span, ok bool) {
+	early = make(map[uint16][]span)
+	left := maxEarly
 	for head := range uint16(q.cfg.Size) {
 		if q.taken[head/64]>>(head%64)&1 != 0 {
-			early[head] = q.spans(head)
+			if early[head] = q.spans(head, &left); left < 0 {
+				return nil, false
+			}
 		}
 	}
-	return early
+	return early, true
 }
 
 // spans walks the chain that starts with head, as walk does, but takes it as it comes, and ends at the first thing that
-// is wrong.
-func (q *Queue) spans(head uint16) (list []span) {
+// is wrong. It takes the number of descriptors off left, and also ends when that falls below 0.
+func (q *Queue) spans(head uint16, left *int) (list []span) {
 	at := func(i uint64) []byte { return q.ring.desc[descSize*i:][:descSize] }
 	entries, limit, inTable := uint64(q.cfg.Size), q.cfg.Size, false
 	d := at(uint64(head))
+	bytes := uint64(0)
 	for n := uint32(0); n < limit && d != nil; {
+		if *left--; *left < 0 {
+			return list
+		}
 		addr, rest := binary.LittleEndian.Uint64(d), binary.LittleEndian.Uint64(d[8:])
 		size, flags, next := uint64(uint32(rest)), uint16(rest>>32), rest>>48
 		switch {
@@ -109,6 +124,9 @@ func (q *Queue) spans(head uint16) (list []span) {
 			entries, limit, inTable = size/descSize, max(limit, maxIndirect), true
 			next = 0
 		default:
+			if bytes += size; bytes > maxBytes {
+				return list
+			}
 			if flags&descWrite != 0 {
 				list = appendSpan(list, addr, size)
 			}

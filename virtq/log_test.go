@@ -519,6 +519,48 @@ func TestBadDescriptorsInFlightDoNotDisturbTheLog(t *testing.T) {
 	}
 }
 
+// What a driver makes of its descriptors while they are in flight can be more than it could ever have made available. That is
+// not to keep the reactor busy, nor to fill our memory.
+func TestSpoiltDescriptorsInFlightAreNotFollowedForEver(t *testing.T) {
+	t.Run("descriptors", func(t *testing.T) {
+		const size = 2048
+		r := newRing(t, size, modern)
+		heads := r.offer(t, size/2)
+		r.popHeads(t, len(heads))
+		for i := range size {
+			r.driver.SetDesc(i, virtqtest.Desc{Addr: uint64(i%2) * page, Len: 1, Flags: virtqtest.DescNext | virtqtest.DescWrite,
+				Next: uint16((i + 1) % size)})
+		}
+		l := newBitmap(t, 8<<20/page/8)
+		t.Cleanup(l.close)
+		err := r.queue.SetLog(virtq.DirtyLog{Log: l.Log, Data: true})
+		var broken *virtq.BrokenError
+		if !errors.As(err, &broken) || broken.Reason != virtq.ReasonLog {
+			t.Errorf("error %v, want %q", err, virtq.ReasonLog)
+		}
+	})
+	t.Run("bytes", func(t *testing.T) {
+		r := newRing(t, 4, modern)
+		r.driver.SetDesc(0, virtqtest.Desc{Len: 1, Flags: virtqtest.DescWrite})
+		r.driver.Offer(0)
+		r.driver.Kick()
+		var c virtq.Chain
+		r.pop(t, &c)
+		for i, size := range []uint32{1, 1<<32 - 1, 2, 1} {
+			r.driver.SetDesc(i, virtqtest.Desc{Addr: uint64(i) * page, Len: size,
+				Flags: virtqtest.DescNext | virtqtest.DescWrite, Next: uint16(i + 1)})
+		}
+		l := logged(t, r, virtq.DirtyLog{Data: true})
+		r.queue.Push(&c, 1)
+		if pages := l.take(); !slices.Equal(pages, []uint64{0}) {
+			t.Errorf("pages %#x are marked, want 0: what follows is too much for a chain", pages)
+		}
+		if err := r.queue.Broken(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func BenchmarkDeviceLogged(b *testing.B) {
 	r := newRing(b, 128, modern)
 	readable, writable := r.blkSegs()

@@ -27,6 +27,9 @@ const maxIndirect = 1024
 // maxReachable is how many descriptors of an indirect table next can name.
 const maxReachable = 1 << 16
 
+// maxBytes is how many bytes a chain may have (2.7.5.2).
+const maxBytes = 1 << 32
+
 // split is a split virtqueue in our memory.
 type split struct {
 	desc  []byte // descriptor table
@@ -204,7 +207,7 @@ func (q *Queue) walk(c *Chain, head uint16) error {
 		}
 		i = next
 	}
-	if c.readableLen+c.writableLen > 1<<32 {
+	if c.readableLen+c.writableLen > maxBytes {
 		return q.broken(ReasonChainBytes, "head %d has %#x bytes", head, c.readableLen+c.writableLen)
 	}
 	return nil
