@@ -179,6 +179,11 @@ func (cl *client) lost(c *conn) {
 	}
 	clear(c.flight)
 	again = append(again, c.queue.take()...)
+	for _, list := range []requests{again, cl.pending, cl.held} {
+		for _, r := range list {
+			r.unstable()
+		}
+	}
 	slices.SortFunc(again, func(a, b *request) int { return cmp.Compare(a.seq, b.seq) })
 	for _, r := range again {
 		cl.enqueueLocked(r)

@@ -301,7 +301,7 @@ func (c *conn) payloadLocked(r *request) {
 			c.flushLocked()
 		}
 	}
-	if r.answered {
+	if r.answered && c.flight[r.cookie] == r {
 		// The server was quicker than this goroutine.
 		c.completeLocked(r)
 	}
@@ -398,8 +398,8 @@ func (c *conn) faultLocked(r *request) {
 		c.out = c.out[:r.start-c.written]
 		c.staged = r.start
 		delete(c.flight, r.cookie)
+		// It is not used again: the receiver may have it in its hands, of a server that answers what it has not been asked.
 		c.cl.finishLocked(r, devsw.EFAULT)
-		c.cl.releaseLocked(r)
 		return
 	}
 	c.quit = true

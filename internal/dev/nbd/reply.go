@@ -358,6 +358,9 @@ func segment(b *devsw.Buf, at, n int64) []byte {
 func (c *conn) end(r *request, code uint32) error {
 	c.cl.mu.Lock()
 	defer c.cl.unlock()
+	if c.flight[r.cookie] != r {
+		return protocolError("an answer to request %d, before it was sent", r.cookie)
+	}
 	if code != 0 && r.err == 0 {
 		r.err = errno(code)
 	}

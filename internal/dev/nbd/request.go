@@ -61,6 +61,13 @@ func (r *request) unsent() {
 	r.got = r.got[:0]
 }
 
+// unstable makes a write that is to be flushed begin anew: a server that has gone may have forgotten what it had answered.
+func (r *request) unstable() {
+	if r.thenFlush {
+		r.cmd, r.pos = cmdWrite, 0
+	}
+}
+
 // span is the bytes lo to hi of a read.
 type span struct{ lo, hi int64 }
 
