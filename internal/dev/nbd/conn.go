@@ -234,13 +234,8 @@ func (e *export) header(p []byte, cmd, flags uint16, cookie uint64, off, n int64
 func (c *conn) issueLocked(r *request) {
 	if cap(c.out)-len(c.out) < extendedRequestSize {
 		if c.flushLocked(); c.quit {
-			// It has not begun: whoever loses the connection puts it back.
-			c.queue = append(requests{r}, c.queue...)
-			if c.cl.givenUp {
-				c.queue = nil
-				c.cl.finishLocked(r, devsw.ECANCELED)
-				c.cl.releaseLocked(r)
-			}
+			// It has not begun.
+			c.cl.enqueueLocked(r)
 			return
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -12,8 +13,8 @@ import (
 )
 
 const (
-	// DefaultConnections is how many connections a disk has where the server allows several.
-	DefaultConnections = 4
+	// defaultConnections is how many connections a disk has at most where nobody has said it.
+	defaultConnections = 4
 	// MaxConnections is the most that a Config may ask for.
 	MaxConnections = 16
 )
@@ -25,7 +26,7 @@ type Config struct {
 	SectorSize uint32 // logical sector size: 512 or 4096 bytes; 0: 512
 
 	// Connections is how many connections the disk has, if the server says that it may have several (NBD_FLAG_CAN_MULTI_CONN);
-	// else it has one. 0: DefaultConnections.
+	// else it has one. 0: as many as the host has CPUs, but not more than 4.
 	Connections int
 
 	// ReconnectDelay is how long requests wait for the server to come back when it is gone, before they fail with EIO, and how long
@@ -72,7 +73,7 @@ func newSoftc(conf Config) (*softc, error) {
 		return nil, fmt.Errorf("reconnect delay %v: must not be negative: %w", conf.ReconnectDelay, devsw.EINVAL)
 	}
 	if conf.Connections == 0 {
-		conf.Connections = DefaultConnections
+		conf.Connections = min(defaultConnections, runtime.GOMAXPROCS(0))
 	}
 	sc := &softc{conf: conf, sector: sector}
 	if sc.target, err = parseURI(conf.URI); err != nil {
@@ -313,7 +314,7 @@ func (sc *softc) check(exp *export) error {
 }
 
 // needed are the transmission flags that a server must still have when it comes back.
-const needed = sendFlush | sendFUA | sendTrim | sendWriteZeroes | sendFastZero
+const needed = sendFlush | sendFUA | sendTrim | sendWriteZeroes | sendFastZero | canMultiConn
 
 // fits tells whether a server that has come back still has the export m.
 func (m *medium) fits(exp *export) error {

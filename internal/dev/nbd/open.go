@@ -120,20 +120,19 @@ func (sc *softc) openFirst(c *claim, flag devsw.Flag) error {
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
 	defer close(c.ready)
-	mine := sc.claim == c
-	switch {
-	case err == nil && mine:
-		sc.export.Store(sc.use(l))
-	case err == nil:
-		// d_close has been while this open was under way.
+	if err == nil && c.ctx.Err() != nil {
+		// d_cancel has been while this open was under way, or d_close, too.
 		l.raw.Close()
 		err = interrupted()
-	case mine:
+	}
+	if err == nil {
+		sc.export.Store(sc.use(l))
+		return nil
+	}
+	if sc.claim == c {
 		sc.claim = nil
 	}
-	if err != nil {
-		c.intr()
-	}
+	c.intr()
 	return err
 }
 
