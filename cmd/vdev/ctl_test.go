@@ -193,6 +193,25 @@ func TestStatusTellsWhatAStopWaitsFor(t *testing.T) {
 	p.endsCleanly()
 }
 
+// TestAStatusDoesNotLookAtStorage, which may hang: a disk that is not open is as the guest was told last.
+func TestAStatusDoesNotLookAtStorage(t *testing.T) {
+	socket, ctl := sockets(t)
+	file := image(t, 8)
+	p := serving(t, nil, "blk", "--socket-path", socket, "--control", ctl, "--driver", "vnd,read-only,file="+file)
+	before := p.status(ctl).Disk
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	// Whoever opens this waits for a writer.
+	if err := syscall.Mkfifo(file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if after := p.status(ctl).Disk; after != before || after.Bytes == 0 || !after.ReadOnly {
+		t.Errorf("the disk was %+v, and is %+v", before, after)
+	}
+	p.endsCleanly()
+}
+
 func TestRevokeTakesTheDeviceFromTheGuest(t *testing.T) {
 	socket, ctl := sockets(t)
 	p := serving(t, nil, "blk", "--socket-path", socket, "--control", ctl, "--driver", "fault,rule=hang:read:blocks=5,lower=vnd,file="+image(t, 8))

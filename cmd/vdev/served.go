@@ -70,6 +70,7 @@ func (s *served) Status(ctx context.Context) control.Status {
 
 // addModel adds what the device model knows.
 func (s *served) addModel(st *control.Status, m virtioblk.Status) {
+	st.Disk.Bytes, st.Disk.BlockSize, st.Disk.ReadOnly = m.Disk.Size, m.Disk.SectorSize, m.Disk.ReadOnly
 	st.State = string(m.State)
 	if m.Err != nil {
 		st.Error = m.Err.Error()
@@ -95,9 +96,6 @@ func (s *served) diskStatus() control.Disk {
 	}
 	if c.socketPath == "" {
 		d.Socket = fmt.Sprintf("descriptor %d", c.fd)
-	}
-	if info, err := s.disk.info(); err == nil {
-		d.Bytes, d.BlockSize, d.ReadOnly = info.Size, info.SectorSize, info.ReadOnly
 	}
 	return d
 }

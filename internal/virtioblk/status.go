@@ -22,6 +22,7 @@ const (
 // Status is what a Device is doing at the moment.
 type Status struct {
 	Dev   devsw.Dev
+	Disk  devsw.DiskInfo // as the front-end is told of it: storage is not asked
 	State State
 	Err   error // why it could not be opened
 	// CancelAt is when requests in flight will be cancelled, or have been: the deadline of the stop that is under way. Zero
@@ -56,6 +57,7 @@ const statusWait = time.Second
 func (d *Device) Status() Status {
 	s := Status{Dev: d.dev, State: StateClosed, Queues: make([]QueueStatus, d.numQueues)}
 	d.mu.Lock()
+	s.Disk = d.info
 	for i := range s.Queues {
 		s.Queues[i] = QueueStatus{Index: i, Suspended: d.suspended[i]}
 	}
