@@ -25,6 +25,7 @@ const (
 	sectionGo = "specfs/section.go"
 	drainGo   = "specfs/drain.go"
 	tableGo   = "devsw/table.go"
+	opsGo     = "specfs/ops.go"
 	bdevGo    = "devsw/bdev.go"
 	bufGo     = "devsw/buf.go"
 	cvGo      = "devsw/cv.go"
@@ -48,7 +49,13 @@ var mutants = []mutant{
 	{"section ended when strategy returns", sectionGo,
 		"\tstep(\"strategy returned\")\n", "\tstep(\"strategy returned\")\n\tb.SetSection(nil)\n\tc.count.Release()\n"},
 	{"section of a transfer not as long as strategy", sectionGo,
-		"\tstep(\"strategy entered\")", "\tc.count.Release()\n\tdefer c.count.Acquire()\n\tstep(\"strategy entered\")"},
+		"\n\tstep(\"strategy entered\")", "\n\tc.count.Release()\n\tdefer c.count.Acquire()\n\tstep(\"strategy entered\")"},
+	{"one transfer cancelled outside of a section", opsGo,
+		"\to, ok := n.enter(\"cancel of a transfer\")\n\tif !ok {\n\t\treturn devsw.ENXIO\n\t}\n\tdefer n.leave(o)\n", ""},
+	{"one transfer cancelled without the one lock", bdevGo,
+		"\tt.enter(d.Flag)\n\tdefer t.exit(d.Flag)\n\td.CancelBuf(b)", "\td.CancelBuf(b)"},
+	{"a transfer cancelled by itself stays in the set", bufsetGo,
+		"\t\tif x == b {\n\t\t\tdelete(s.bufs, t)\n", "\t\tif x == b {\n\t\t\t_ = t\n"},
 	{"section entered after gone", nodeGo,
 		"\tn.gone = true\n\tn.admitLocked(false)", "\tn.gone = true"},
 	{"section entered after closing", nodeGo,
