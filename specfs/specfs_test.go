@@ -871,7 +871,7 @@ func TestACloseWaitsForDStrategyInABatch(t *testing.T) {
 		batch := start(func() error {
 			c.Begin()
 			defer c.End()
-			for range 2*batchReserve {
+			for range 2 * batchReserve {
 				n.Strategy(c, &devsw.Buf{})
 			}
 			return nil
