@@ -136,3 +136,24 @@ func TestAnswerToAWriteThatIsGivenUpInTheMiddleCountsOnce(t *testing.T) {
 		t.Errorf("a request has been given back twice; %d are thought to be given up", cl.orphans)
 	}
 }
+
+// TestDiskThatIsDestroyedWaitsForTheAnswerThatIsOwed: the process that comes next begins the write again.
+func TestDiskThatIsDestroyedWaitsForTheAnswerThatIsOwed(t *testing.T) {
+	f := newFake(t, simpleMode)
+	r := newRig(t)
+	d, c := f.disk(r, Config{})
+	_, done := d.begin(devsw.BWrite, 0, 0, make([]byte, 512))
+	q, _ := c.request(true)
+	r.close(d.Dev)
+	d.Wait(done)
+	destroyed := make(chan error, 1)
+	go func() { destroyed <- r.d.Get(d.Dev).retire() }()
+	time.Sleep(50 * time.Millisecond) // for one that does not wait
+	c.send(c.ok(q.cookie))
+	if q, err := c.readRequest(); err != nil || q.cmd != cmdDisc {
+		t.Errorf("after the answer the server gets %+v, %v; not NBD_CMD_DISC", q, err)
+	}
+	if err := <-destroyed; err != nil {
+		t.Error(err)
+	}
+}

@@ -46,7 +46,7 @@
 // No client can guarantee more. A server that drops a connection and works on what it has got by it, a network that loses a
 // connection (noticed by TCP's keep-alive) between a client and a server that live on, a proxy that answers for another: each can
 // bring a write that was given up, or one that was asked for a second time, after a newer one. The same goes for this process's own
-// end, which leaves nobody to wait, for destroying a unit, which does not wait, and for a server that breaks the protocol: its
+// end, which leaves nobody to wait, for destroying a unit, which waits for a second, and for a server that breaks the protocol: its
 // connection is closed at once, and the writes it owed fail with EIO. Whether a server that came back has kept the writes that it had
 // answered, but not been asked to flush, is the server's affair.
 //

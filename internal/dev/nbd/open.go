@@ -238,7 +238,12 @@ func (d *Driver) close(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
 	return nil
 }
 
-// retire makes later opens fail, closes what connections there are left, whatever the server may still do, and waits for them.
+// retirePatience is how long the end of a disk waits for a server that still owes answers: what comes after this process, and begins
+// its writes again, is not to be overtaken by them.
+const retirePatience = 1 * time.Second
+
+// retire makes later opens fail, gives the server a moment to answer what it owes, closes what connections there are left,
+// whatever it may still do, and waits for them.
 func (sc *softc) retire() error {
 	sc.mu.Lock()
 	if sc.claim != nil {
@@ -249,6 +254,12 @@ func (sc *softc) retire() error {
 	last := sc.last
 	sc.mu.Unlock()
 	if last != nil {
+		owed := time.NewTimer(retirePatience)
+		defer owed.Stop()
+		select {
+		case <-last.done:
+		case <-owed.C:
+		}
 		last.kill()
 		<-last.done
 	}
