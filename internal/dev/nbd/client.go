@@ -24,11 +24,12 @@ const (
 // Nobody is told of the end of a request, and nothing is read, written or dialed, under mu; that a deadline is set is all that
 // is done to a connection there.
 type client struct {
-	dial  func(ctx context.Context) (*link, error) // checks the export, too
-	delay time.Duration                            // reconnect-delay
-	ctx   context.Context                          // done when the client is given up
-	stop  context.CancelFunc
-	done  chan struct{} // closed when the last slot has gone
+	dial   func(ctx context.Context) (*link, error) // checks the export, too
+	notify func(error)                              // see Driver.Notify
+	delay  time.Duration                            // reconnect-delay
+	ctx    context.Context                          // done when the client is given up
+	stop   context.CancelFunc
+	done   chan struct{} // closed when the last slot has gone
 
 	mu      sync.Mutex
 	slots   int     // goroutines
@@ -40,6 +41,7 @@ type client struct {
 	seq     uint64
 	free    []*request
 	endings *[]ending // to be told by unlock
+	trouble string    // what notify was told while there is no connection
 
 	// timer runs from when the first request had to wait for a connection until a server has answered something: a server that
 	// comes back only to go again does not buy time.
@@ -67,11 +69,11 @@ func (s *requests) take() requests {
 }
 
 // newClient makes a client of a connection, and of up to n-1 more where the server says that several are as good as one.
-func newClient(first *link, n int, delay time.Duration, dial func(ctx context.Context) (*link, error)) *client {
+func newClient(first *link, n int, delay time.Duration, dial func(ctx context.Context) (*link, error), notify func(error)) *client {
 	if !first.exp.has(canMultiConn) {
 		n = 1
 	}
-	cl := newUnconnected(n, delay, dial)
+	cl := newUnconnected(n, delay, dial, notify)
 	c := cl.attach(first)
 	go cl.slot(c)
 	for range n - 1 {
@@ -81,8 +83,8 @@ func newClient(first *link, n int, delay time.Duration, dial func(ctx context.Co
 }
 
 // newUnconnected makes a client without connections, and without the goroutines of its slots.
-func newUnconnected(slots int, delay time.Duration, dial func(ctx context.Context) (*link, error)) *client {
-	cl := &client{dial: dial, delay: delay, done: make(chan struct{}), slots: slots}
+func newUnconnected(slots int, delay time.Duration, dial func(ctx context.Context) (*link, error), notify func(error)) *client {
+	cl := &client{dial: dial, notify: notify, delay: delay, done: make(chan struct{}), slots: slots}
 	cl.ctx, cl.stop = context.WithCancel(context.Background())
 	return cl
 }
@@ -118,13 +120,17 @@ func (cl *client) slot(c *conn) {
 			l, err := cl.dial(cl.ctx)
 			if err == nil {
 				c = cl.attach(l)
+			} else {
+				cl.inTrouble(err)
 			}
 		}
 		if c != nil {
-			if c.serve() {
+			useful, err := c.serve()
+			if useful {
 				wait = firstRetry
 			}
 			cl.lost(c)
+			cl.inTrouble(err)
 			c = nil
 		}
 		// Clients that lost the same server must not all come back at once.
@@ -151,11 +157,29 @@ func (cl *client) attach(l *link) *conn {
 	}
 	cl.conns = append(cl.conns, c)
 	cl.expired = false
+	back := cl.trouble != ""
+	cl.trouble = ""
 	for _, r := range cl.pending.take() {
 		cl.enqueueLocked(r)
 	}
 	cl.unlock()
+	if back {
+		cl.notify(nil)
+	}
 	return c
+}
+
+// inTrouble tells why there is no connection, unless there is one, or that was told before.
+func (cl *client) inTrouble(err error) {
+	cl.mu.Lock()
+	news := !cl.givenUp && len(cl.conns) == 0 && cl.trouble != err.Error()
+	if news {
+		cl.trouble = err.Error()
+	}
+	cl.mu.Unlock()
+	if news {
+		cl.notify(err)
+	}
 }
 
 // lost takes a connection out of use, whose goroutines have ended and which is closed. What it had to do is done by others, later if

@@ -3,6 +3,8 @@ package nbd
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -20,6 +22,8 @@ const (
 	// farewell is how long a server that has nothing left to do gets to take the good-bye.
 	farewell = 1 * time.Second
 )
+
+var errHungUp = fmt.Errorf("the server has hung up: %w", syscall.ECONNRESET)
 
 // past is a deadline that is over.
 var past = time.Unix(1, 0)
@@ -62,14 +66,15 @@ func newConn(cl *client, l *link) *conn {
 	return c
 }
 
-// serve does what there is to do on the connection until it is over, and tells whether the server has answered anything.
-func (c *conn) serve() (useful bool) {
+// serve does what there is to do on the connection until it is over, and tells whether the server has answered anything, and why it
+// is over.
+func (c *conn) serve() (useful bool, err error) {
 	sender := make(chan struct{})
 	go func() {
 		defer close(sender)
 		c.send()
 	}()
-	err := c.receive()
+	err = c.receive()
 
 	c.cl.mu.Lock()
 	c.dead, c.quit = true, true
@@ -79,7 +84,10 @@ func (c *conn) serve() (useful bool) {
 	c.cl.mu.Unlock()
 	c.raw.Close() // it wakes the sender, too
 	<-sender
-	return useful
+	if errors.Is(err, io.EOF) {
+		err = errHungUp
+	}
+	return useful, err
 }
 
 // giveUpLocked is the connection's part in client.giveUp.

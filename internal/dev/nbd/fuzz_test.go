@@ -70,7 +70,7 @@ func FuzzReplies(f *testing.F) {
 		case extendedMode:
 			l.exp.extended = true
 		}
-		cl := newUnconnected(1, 0, func(context.Context) (*link, error) { return nil, syscall.ECONNREFUSED })
+		cl := newUnconnected(1, 0, func(context.Context) (*link, error) { return nil, syscall.ECONNREFUSED }, func(error) {})
 		c := cl.attach(l)
 
 		read, intact := guarded(readSize)

@@ -35,7 +35,21 @@ type Config struct {
 }
 
 // Driver is the nbd driver, attached to a table.
-type Driver struct{ disk.Switch[softc] }
+type Driver struct {
+	disk.Switch[softc]
+	notify atomic.Pointer[func(unit int, err error)]
+}
+
+// Notify has fn be told when the last connection of an open disk is lost, and why; when it cannot be dialed anew, for each other
+// reason once; and, with nil, when there is one again. fn is called on goroutines of the driver's, and must not block.
+func (d *Driver) Notify(fn func(unit int, err error)) { d.notify.Store(&fn) }
+
+// told calls what was given to Notify.
+func (d *Driver) told(unit int, err error) {
+	if fn := d.notify.Load(); fn != nil {
+		(*fn)(unit, err)
+	}
+}
 
 // New attaches the driver to t under the name "nbd", with majors of the table's choice.
 func New(t *devsw.Table) (*Driver, error) {
@@ -58,6 +72,7 @@ func (d *Driver) Create(unit int, conf Config) (devsw.Dev, error) {
 	if err != nil {
 		return devsw.NODEV, fmt.Errorf("nbd: %w", err)
 	}
+	sc.notify = func(err error) { d.told(unit, err) }
 	return d.Switch.Create(unit, sc)
 }
 

@@ -13,9 +13,10 @@ import (
 
 // softc is one disk.
 type softc struct {
-	conf   Config // does not change
-	target target // what its URI says
-	sector int64  // logical sector size in bytes; does not change
+	conf   Config          // does not change
+	target target          // what its URI says
+	sector int64           // logical sector size in bytes; does not change
+	notify func(err error) // tells of the loss of the server; see Driver.Notify
 
 	known atomic.Pointer[export] // as the server has described it last
 
@@ -152,7 +153,7 @@ func (sc *softc) use(l *link) *medium {
 			return nil, err
 		}
 		return l, nil
-	})
+	}, sc.notify)
 	return m
 }
 

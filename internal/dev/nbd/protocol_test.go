@@ -599,6 +599,27 @@ func TestServerThatShutsDownIsLeftAndItsRequestsAreAskedForAgain(t *testing.T) {
 	}
 }
 
+func TestLossOfTheServerIsTold(t *testing.T) {
+	f := newFake(t, simpleMode)
+	r := newRig(t)
+	told := make(chan error, 16)
+	r.d.Notify(func(unit int, err error) {
+		if unit != 0 {
+			t.Errorf("unit %d", unit)
+		}
+		told <- err
+	})
+	_, c := f.disk(r, Config{})
+	c.Close()
+	if err := <-told; !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the loss is %v", err)
+	}
+	f.next()
+	if err := <-told; err != nil {
+		t.Errorf("the return is %v", err)
+	}
+}
+
 func TestServerThatFallsOverARequestDoesNotGetItForEver(t *testing.T) {
 	f := newFake(t, simpleMode)
 	r := newRig(t)
