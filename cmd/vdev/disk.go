@@ -29,6 +29,17 @@ type openedDisk struct {
 
 func (d *openedDisk) info() (devsw.DiskInfo, error) { return d.driver.Info(0) }
 
+// notify has fn be told of the loss and, with nil, the return of the server behind the disk, where there is one.
+func (d *openedDisk) notify(fn func(unit int, err error)) {
+	driver := d.driver
+	if s, ok := driver.(*stacked); ok {
+		driver = s.lower
+	}
+	if n, ok := driver.(*nbd.Driver); ok {
+		n.Notify(fn)
+	}
+}
+
 // openDisk attaches the driver to the table and makes its unit 0. What is wrong with an image shows here, and not at a
 // guest's first request: checkImage looks at it, until ctx ends.
 func openDisk(ctx context.Context, table *devsw.Table, spec driverSpec, blockSize uint32, inUse func(error)) (*openedDisk, error) {

@@ -92,6 +92,13 @@ func runBlk(ctx context.Context, c blkConfig, out *queuedWriter, asked askedBySi
 		return fmt.Errorf("--%s: %w", c.diskFlag, err)
 	}
 	defer func() { err = errors.Join(err, disk.driver.Detach()) }()
+	disk.notify(func(_ int, err error) {
+		if err != nil {
+			log.Warn("the disk's server is gone", "error", err)
+			return
+		}
+		log.Info("the disk's server is back")
+	})
 	fs := specfs.New(table, specfs.WithTrace(rep.specfs))
 
 	reactors, err := newReactors(c, log)
