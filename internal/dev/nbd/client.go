@@ -46,6 +46,7 @@ type client struct {
 	// timer runs from when the first request had to wait for a connection until a server has answered something: a server that
 	// comes back only to go again does not buy time.
 	timer   *time.Timer
+	timers  int  // how many there were
 	expired bool // the timer has: nothing waits any more, until there is a connection
 }
 
@@ -216,10 +217,10 @@ func (cl *client) lost(c *conn) {
 	cl.unlock()
 }
 
-// expire ends the time for which requests wait for a server.
-func (cl *client) expire() {
+// expire ends the time for which requests wait for a server, unless its n-th timer was stopped when it was just over.
+func (cl *client) expire(n int) {
 	cl.mu.Lock()
-	if cl.timer != nil {
+	if cl.timer != nil && cl.timers == n {
 		cl.timer, cl.expired = nil, true
 		for _, r := range cl.pending.take() {
 			cl.finishLocked(r, devsw.EIO)
@@ -319,7 +320,9 @@ func (cl *client) enqueueLocked(r *request) {
 	default:
 		cl.pending = append(cl.pending, r)
 		if cl.timer == nil {
-			cl.timer = time.AfterFunc(cl.delay, cl.expire)
+			cl.timers++
+			n := cl.timers
+			cl.timer = time.AfterFunc(cl.delay, func() { cl.expire(n) })
 		}
 	}
 }
