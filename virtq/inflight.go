@@ -62,9 +62,9 @@ type tracker struct {
 	stored func() // for tests: called after each store that a successor can find; nil otherwise
 }
 
-// newTracker takes over the region as it is found, with the ring's used index. It finishes the last batch where that was cut
+// newTracker takes over the region as it is found, with the ring's two indices. It finishes the last batch where that was cut
 // short. The region is the front-end's to give, and not trusted.
-func newTracker(cfg *Config, used uint16) (*tracker, error) {
+func newTracker(cfg *Config, used, avail uint16) (*tracker, error) {
 	fail := func(value uint64, format string, args ...any) error {
 		return &ConfigError{"Inflight", value, fmt.Errorf("%w: %s", ErrInflight, fmt.Sprintf(format, args...))}
 	}
@@ -113,6 +113,10 @@ func newTracker(cfg *Config, used uint16) (*tracker, error) {
 			return nil, fail(uint64(head), "head in flight in a ring of %d descriptors", size)
 		}
 		list = append(list, marked{binary.LittleEndian.Uint64(d[offCounter:]), head})
+	}
+	if available := avail - used; len(list) > int(available) {
+		// What was written for another ring is not to be done again for this one.
+		return nil, fail(uint64(len(list)), "that many heads in flight, of %d made available", available)
 	}
 	slices.SortStableFunc(list, func(a, b marked) int { return cmp.Compare(a.counter, b.counter) })
 	for i, m := range list {

@@ -246,12 +246,14 @@ func TestRegionsThatCannotBeAreRefused(t *testing.T) {
 		{"used_idx far behind", foreign(put16(14, 1)), "used_idx"},
 		{"batch with a head out of range", foreign(func(b []byte) { put16(14, 9)(b); put16(12, 8)(b) }), "0x8: in-flight region: head in the list"},
 		{"batch that leads out of range", foreign(func(b []byte) { put16(14, 8)(b); put16(16+6, 500)(b) }), "0x1f4: in-flight region: head in the list"},
+		{"more than was made available", foreign(func(b []byte) { b[16+16*2], b[16+16*5] = 1, 1 }), "0x2: in-flight region: that many heads in flight, of 1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRing(t, 16, modern)
 			r.queue.Close()
 			d := virtqtest.New(r.mem, 8, modern)
 			d.StartAt(10)
+			d.SetAvailIdx(11)
 			cfg := d.Layout()
 			cfg.Inflight = c.region
 			_, err := virtq.New(r.memory, cfg)
@@ -279,9 +281,11 @@ func TestRegionsThatCannotBeAreRefused(t *testing.T) {
 // A bad chain in the region is the guest's doing, as one in the available ring is.
 func TestBadChainInTheRegionBreaksTheRing(t *testing.T) {
 	r := newRing(t, 16, modern)
-	region := foreign(func(b []byte) { b[16+16*3] = 1 })
-	r = r.restartAt(t, 8, 10, region)
+	r = r.restartAt(t, 8, 10, nil)
 	r.driver.SetDesc(3, virtqtest.Desc{Addr: 1 << 60, Len: 8})
+	r.driver.Offer(3)
+	r.driver.Kick()
+	r = r.restart(t, foreign(func(b []byte) { b[16+16*3] = 1 }))
 	var be *virtq.BrokenError
 	if _, err := r.queue.Pop(new(virtq.Chain)); !errors.As(err, &be) || be.Reason != virtq.ReasonAddress {
 		t.Errorf("Pop: %v, want a bad address", err)
@@ -318,6 +322,7 @@ func FuzzInflight(f *testing.F) {
 	f.Fuzz(func(t *testing.T, region []byte, used uint16) {
 		region = append(make([]byte, 0, len(region)), region...)
 		binary.LittleEndian.PutUint16(d.UsedBytes()[2:], used)
+		d.SetAvailIdx(used + size)
 		cfg := d.Layout()
 		if cfg.Inflight = region; region == nil {
 			cfg.Inflight = []byte{}

@@ -92,7 +92,7 @@ func New(mem *Memory, cfg Config) (*Queue, error) {
 	used, next := uint16(word>>16), cfg.Base
 	var track *tracker
 	if cfg.Inflight != nil {
-		if track, err = newTracker(&cfg, used); err != nil {
+		if track, err = newTracker(&cfg, used, ring.availIdx.Load()); err != nil {
 			return nil, err
 		}
 		next = used
