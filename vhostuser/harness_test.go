@@ -187,9 +187,6 @@ func (d *reverser) StartQueue(q *vhostuser.Queue) error {
 
 func (d *reverser) Process(q *vhostuser.Queue) (more bool) {
 	l := q.Data.(*lane)
-	d.mu.Lock()
-	hold, careless := d.hold, d.careless
-	d.mu.Unlock()
 	for range 8 {
 		c := new(virtq.Chain)
 		if n := len(l.free); n > 0 {
@@ -199,6 +196,10 @@ func (d *reverser) Process(q *vhostuser.Queue) (more bool) {
 			l.free = append(l.free, c)
 			return false
 		}
+		// After Pop: what is offered after setHold is held back.
+		d.mu.Lock()
+		hold, careless := d.hold, d.careless
+		d.mu.Unlock()
 		if hold {
 			l.held = append(l.held, c)
 			d.mu.Lock()
