@@ -68,8 +68,8 @@ func bindUnix(path string, mode fs.FileMode) (*net.UnixListener, error) {
 // Peer is the process at the other end of a Unix socket, as it was when it connected (SO_PEERCRED, unix(7)). It may have
 // passed the socket on since.
 type Peer struct {
-	PID      int // 0 where it is in a process namespace that cannot be seen from here
-	UID, GID int
+	PID int // 0 where it is in a process namespace that cannot be seen from here
+	UID int
 }
 
 // PeerOf asks who is at the other end of the connected Unix socket c.
@@ -86,5 +86,5 @@ func PeerOf(c *net.UnixConn) (Peer, error) {
 	if err = errors.Join(err, os.NewSyscallError("getsockopt(SO_PEERCRED)", callErr)); err != nil {
 		return Peer{}, err
 	}
-	return Peer{PID: int(cred.Pid), UID: int(cred.Uid), GID: int(cred.Gid)}, nil
+	return Peer{PID: int(cred.Pid), UID: int(cred.Uid)}, nil
 }
