@@ -114,7 +114,7 @@ func (r *trial) Log(args ...any) {
 	r.log.WriteString(text)
 	if _, why, found := strings.Cut(text, "FAIL: "); found && r.why == "" {
 		_, why, _ = strings.Cut(why, ": ")
-		r.why = firstLines(why, 3)
+		r.why, _, _ = strings.Cut(why, "\n")
 	}
 }
 
@@ -133,10 +133,4 @@ func (r *trial) Fatal(args ...any) {
 func (r *trial) FailNow() {
 	r.failed = true
 	runtime.Goexit()
-}
-
-// firstLines shortens a text.
-func firstLines(text string, n int) string {
-	lines := strings.SplitN(strings.TrimSpace(text), "\n", n+1)
-	return strings.Join(lines[:min(n, len(lines))], "\n")
 }

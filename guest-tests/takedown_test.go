@@ -72,8 +72,11 @@ func watched(ts *testscript.TestScript, neg bool, args []string) {
 	r := p.Report()
 	show(ts, r.String())
 	ts.Logf("%v", r)
-	if neg != (len(r.Findings) > 0) {
-		ts.Fatalf("%d findings", len(r.Findings))
+	switch {
+	case neg && len(r.Findings) == 0:
+		ts.Fatalf("nothing was found")
+	case !neg && len(r.Findings) > 0:
+		ts.Fatalf("%s (%d findings in all)", r.Findings[0], len(r.Findings)+r.Dropped)
 	}
 }
 
@@ -287,6 +290,10 @@ func restartBackend(w *world, args []string) (string, error) {
 		if *within > 0 {
 			time.Sleep(rand.N(*within))
 		}
+		p := w.proxies[name]
+		if p != nil {
+			p.Down()
+		}
 		if *term {
 			if err := b.stop(); err != nil && !b.foreign {
 				return "", err
@@ -296,6 +303,11 @@ func restartBackend(w *world, args []string) (string, error) {
 		}
 		if err := w.startAs(name, b.socket, b.again); err != nil {
 			return "", err
+		}
+		if p != nil {
+			if err := p.Up(); err != nil {
+				return "", err
+			}
 		}
 	}
 	return "", nil

@@ -44,8 +44,9 @@ const (
 
 // Proxy serves one front-end after the other.
 type Proxy struct {
-	listener *net.UnixListener
+	socket   string
 	backend  string
+	listener *net.UnixListener // of who calls Up and Down
 	served   sync.WaitGroup
 
 	mu      sync.Mutex
@@ -86,13 +87,24 @@ func (r Report) String() string {
 
 // Listen makes a proxy at socket for the back-end that listens at backend, now or later.
 func Listen(socket, backend string) (*Proxy, error) {
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	p := &Proxy{socket: socket, backend: backend, hold: 5 * time.Millisecond}
+	return p, p.Up()
+}
+
+// Down keeps front-ends from connecting, as they cannot connect to a back-end that is not there: QEMU 7.2 does not try
+// again after a connection that was closed at once. A connection that there is stays. Up undoes it.
+func (p *Proxy) Down() { p.listener.Close() }
+
+// Up waits for the end of the connection that there was before Down, which the back-end's end has ended.
+func (p *Proxy) Up() error {
+	p.served.Wait()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: p.socket, Net: "unix"})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	p := &Proxy{listener: l, backend: backend, hold: 5 * time.Millisecond}
-	p.served.Go(p.accept)
-	return p, nil
+	p.listener = l
+	p.served.Go(func() { p.accept(l) })
+	return nil
 }
 
 // Close ends the proxy and the connections through it, and waits for that.
@@ -169,9 +181,9 @@ func (p *Proxy) find(format string, args ...any) {
 	})
 }
 
-func (p *Proxy) accept() {
+func (p *Proxy) accept(l *net.UnixListener) {
 	for {
-		front, err := p.listener.AcceptUnix()
+		front, err := l.AcceptUnix()
 		if err != nil {
 			return
 		}
