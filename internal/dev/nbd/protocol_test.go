@@ -372,22 +372,27 @@ var interrupts = map[string]func(d *diskUnderTest, b *devsw.Buf){
 
 func TestLateBytesOfAnAnswerNeverReachMemory(t *testing.T) {
 	for name, interrupt := range interrupts {
-		for _, early := range []int{0, 1, 50 << 10} { // bytes that come before
+		for _, early := range []int{0, 1, 50 << 10, 2 << 20} { // bytes that come before
 			t.Run(name, func(t *testing.T) {
+				wanted := pattern(max(readSize, 2*early), 1)
 				f := newFake(t, simpleMode)
+				f.exp.size = 64 << 20
 				r := newRig(t)
 				d, c := f.disk(r, Config{})
-				data := make([]byte, readSize)
+				data := make([]byte, len(wanted))
 				b, done := d.begin(devsw.BRead, 0, readAt, data)
 				q, _ := c.request(true)
 				answer := c.read(q, wanted)
 				c.send(answer[:16+early])
+				for early > bufferSize && !d.touched(b) {
+					time.Sleep(time.Millisecond) // the driver reads straight to the memory, and waits there
+				}
 				interrupt(d, b)
 				d.Wait(done)
 				if b.Error != devsw.ECANCELED || b.Resid != b.Bcount {
 					t.Fatalf("it ends with %v, resid %d", b.Error, b.Resid)
 				}
-				mine := pattern(readSize, 7)
+				mine := pattern(len(data), 7)
 				copy(data, mine)
 				c.send(answer[16+early:])
 				if name == "CancelBuf" {
@@ -409,6 +414,21 @@ func TestLateBytesOfAnAnswerNeverReachMemory(t *testing.T) {
 			})
 		}
 	}
+}
+
+// touched tells whether the driver is waiting for bytes with which it fills the memory of b.
+func (d *diskUnderTest) touched(b *devsw.Buf) bool {
+	cl := d.r.d.opened(d.Dev).cl
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	for _, c := range cl.conns {
+		for _, r := range c.flight {
+			if r.buf == b {
+				return r.busy
+			}
+		}
+	}
+	return false
 }
 
 // stuff issues a write that is too large for the socket, and waits until the client is in the middle of it.
@@ -698,7 +718,7 @@ func TestMemoryThatIsGoneIsAnErrorOfThatTransfer(t *testing.T) {
 	f.exp.size = 64 << 20
 	r := newRig(t)
 	d, c := f.disk(r, Config{ReconnectDelay: time.Minute})
-	for _, n := range []int{4096, 64 << 10} {
+	for _, n := range []int{4096, 64 << 10, 1 << 20} {
 		b, done := d.begin(devsw.BRead, 0, 0, mem[:n])
 		q, _ := c.request(true)
 		c.send(c.read(q, make([]byte, n)))
