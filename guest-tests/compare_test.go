@@ -35,10 +35,12 @@ func TestCompare(t *testing.T) {
 			fmt.Fprintf(os.Stderr, "    %s: %s\n", backend, what)
 			r := try(t, script, backend)
 			verdicts[backend] = "passes"
-			fmt.Fprintf(os.Stderr, "        failed=%v %s\n", r.failed, r.why)
 			if r.failed {
 				verdicts[backend] = "FAILS"
-				fmt.Fprintf(&notes, "\n%s, %s:\n    %s\n", backend, what, strings.ReplaceAll(r.why, "\n", "\n    "))
+				fmt.Fprintf(&notes, "\n%s, %s:\n    %s\n", backend, what, strings.TrimSuffix(r.why, "; the console's end:"))
+				if r.seen != "" && !strings.Contains(r.why, r.seen) {
+					fmt.Fprintf(&notes, "    %s\n", r.seen)
+				}
 				if backend == "vdev" {
 					t.Errorf("%s:\n%s", script, r.log.String())
 				}
@@ -66,6 +68,7 @@ type trial struct {
 	name   string
 	failed bool
 	why    string // what the script said when it failed
+	seen   string // the first thing that the proxy has found
 	log    strings.Builder
 }
 
@@ -112,6 +115,10 @@ func (r *trial) Skip(args ...any)                   { r.Fatal(args...) }
 func (r *trial) Log(args ...any) {
 	text := fmt.Sprintln(args...)
 	r.log.WriteString(text)
+	if _, report, found := strings.Cut(text, "between QEMU and "); found && r.seen == "" {
+		_, findings, _ := strings.Cut(report, "\n")
+		r.seen, _, _ = strings.Cut(findings, "\n")
+	}
 	if _, why, found := strings.Cut(text, "FAIL: "); found && r.why == "" {
 		_, why, _ = strings.Cut(why, ": ")
 		r.why, _, _ = strings.Cut(why, "\n")
