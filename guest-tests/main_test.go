@@ -70,7 +70,7 @@ func TestGuests(t *testing.T) {
 }
 
 // scriptLimit ends what a script has started with exec, if it hangs.
-const scriptLimit = 15 * time.Minute
+const scriptLimit = 25 * time.Minute
 
 // runScript runs one script with one row of its matrix.
 func runScript(t *testing.T, script string, row row) {
