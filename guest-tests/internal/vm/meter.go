@@ -51,10 +51,10 @@ func (m *Machine) Measure(ctx context.Context) (*Meter, error) {
 			t.mu.Unlock()
 			err := t.ask(in, `{"execute":"query-status"}`)
 			t.mu.Lock()
+			t.longest = max(t.longest, time.Since(t.asked))
+			t.asked = time.Time{}
 			if err == nil {
-				t.longest = max(t.longest, time.Since(t.asked))
 				t.count++
-				t.asked = time.Time{}
 			}
 			t.mu.Unlock()
 			if err != nil {
@@ -83,15 +83,11 @@ func (t *Meter) ask(in *bufio.Reader, command string) error {
 }
 
 // Stop returns the longest time that an answer took, and how many there were. A question that QEMU has not answered when
-// it is stopped counts as if it had been answered then; of a QEMU that has ended it does not count.
+// it is stopped, or when QEMU ends, counts as if it had been answered then.
 func (t *Meter) Stop() (longest time.Duration, answers int) {
 	t.mu.Lock()
-	select {
-	case <-t.ended:
-	default:
-		if !t.asked.IsZero() {
-			t.longest = max(t.longest, time.Since(t.asked))
-		}
+	if !t.asked.IsZero() {
+		t.longest = max(t.longest, time.Since(t.asked))
 	}
 	longest, answers = t.longest, t.count
 	t.mu.Unlock()
