@@ -421,11 +421,15 @@ func TestTheOneLock(t *testing.T) {
 	for _, flag := range []DFlag{0, DMPSafe} {
 		synctest.Test(t, func(t *testing.T) {
 			table := NewTable()
-			var inside, most atomic.Int32
+			var inside, most, unlocked atomic.Int32
 			release := make(chan struct{})
 			op := func() {
 				n := inside.Add(1)
 				for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+				}
+				if held := !table.big.TryLock(); !held {
+					table.big.Unlock()
+					unlocked.Add(1)
 				}
 				<-release
 				inside.Add(-1)
@@ -484,6 +488,15 @@ func TestTheOneLock(t *testing.T) {
 				func() { _ = table.CdevDiscard(c, 0, 0) },
 			}
 			var wg sync.WaitGroup
+			// Each alone, where nobody else can have the lock.
+			for _, call := range calls {
+				wg.Go(call)
+				release <- struct{}{}
+				wg.Wait()
+			}
+			if got := unlocked.Load(); got != 0 && flag&DMPSafe == 0 {
+				t.Errorf("%d operations run without the lock", got)
+			}
 			for _, call := range calls {
 				wg.Go(call)
 			}
