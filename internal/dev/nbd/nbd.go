@@ -90,7 +90,7 @@ func newSoftc(conf Config) (*softc, error) {
 	if conf.Connections == 0 {
 		conf.Connections = min(defaultConnections, runtime.GOMAXPROCS(0))
 	}
-	sc := &softc{conf: conf, sector: sector}
+	sc := &softc{conf: conf, sector: sector, claim: disk.Claim[medium]{Name: conf.URI}}
 	if sc.target, err = parseURI(conf.URI); err != nil {
 		return nil, err
 	}
@@ -164,7 +164,7 @@ func (d *Driver) cancelBuf(b *devsw.Buf) {
 // opened gives the open export of a unit, or nil.
 func (d *Driver) opened(dev devsw.Dev) *medium {
 	if sc := d.Get(dev); sc != nil {
-		return sc.export.Load()
+		return sc.claim.Medium()
 	}
 	return nil
 }

@@ -4,11 +4,11 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"vdev/devsw"
+	"vdev/internal/dev/disk"
 )
 
 // softc is one disk.
@@ -20,30 +20,8 @@ type softc struct {
 
 	known atomic.Pointer[export] // as the server has described it last
 
-	// export is there while the disk is open. Changed under mu, read by anybody: what the operations of an open device find here
-	// stays, since d_close comes when they are over.
-	export atomic.Pointer[medium]
-
-	mu        sync.Mutex
-	claim     *claim  // who has the disk open, or is opening it
-	last      *client // the one before, whose connections may not have gone yet; or nil
-	cancelled [2]bool // by side: d_cancel has been, d_close has not
-	retired   bool    // destroyed
-}
-
-// claim is the hold that one of a disk's two devices has on it, from the first d_open until that fails or until d_close.
-type claim struct {
-	mode  devsw.Mode
-	ctx   context.Context // done when d_cancel has been
-	intr  context.CancelFunc
-	ready chan struct{} // closed when the first d_open has ended, one way or the other
-}
-
-func side(mode devsw.Mode) int {
-	if mode == devsw.IFBLK {
-		return 0
-	}
-	return 1
+	claim disk.Claim[medium]     // who has it open
+	last  atomic.Pointer[client] // that of the last open, whose connections may not have gone yet; or nil
 }
 
 // open is d_open. The first one waits until the connections of the last open have gone (see the package's comment), and connects to
@@ -65,75 +43,23 @@ func (sc *softc) open(flag devsw.Flag, mode devsw.Mode) error {
 	if sc.conf.ReadOnly && flag&devsw.FWRITE != 0 {
 		return fmt.Errorf("is used read-only: %w", devsw.EROFS)
 	}
-	for {
-		c, first, err := sc.enter(mode)
+	err := sc.claim.Open(mode, func(ctx context.Context) (*medium, error) {
+		l, err := sc.reach(ctx)
 		switch {
 		case err != nil:
-			return err
-		case first:
-			return sc.openFirst(c, flag)
-		case c == nil:
-			if flag&devsw.FWRITE != 0 && sc.info().ReadOnly {
-				return fmt.Errorf("the export is read-only: %w", devsw.EROFS)
-			}
-			return nil
+			return nil, err
+		case ctx.Err() != nil:
+			l.raw.Close()
+			return nil, ctx.Err()
+		case flag&devsw.FWRITE != 0 && l.exp.has(readOnly):
+			l.raw.Close()
+			return nil, fmt.Errorf("the export is read-only: %w", devsw.EROFS)
 		}
-		select {
-		case <-c.ready:
-		case <-c.ctx.Done():
-			return interrupted()
-		}
-	}
-}
-
-// enter gives an opener its part: to be the first, with a claim of its own; to wait for the first, whose claim it gets; or,
-// without a claim, nothing, since the disk is open.
-func (sc *softc) enter(mode devsw.Mode) (c *claim, first bool, err error) {
-	sc.mu.Lock()
-	defer sc.mu.Unlock()
-	switch {
-	case sc.retired:
-		return nil, false, devsw.ENXIO
-	case sc.cancelled[side(mode)]:
-		return nil, false, interrupted()
-	case sc.claim == nil:
-		c = &claim{mode: mode, ready: make(chan struct{})}
-		c.ctx, c.intr = context.WithCancel(context.Background())
-		sc.claim = c
-		return c, true, nil
-	case sc.claim.mode != mode:
-		return nil, false, fmt.Errorf("the %s device is open: %w", sc.claim.mode, devsw.EBUSY)
-	case sc.export.Load() != nil:
-		return nil, false, nil
-	}
-	return sc.claim, false, nil
-}
-
-func interrupted() error { return fmt.Errorf("open interrupted: %w", devsw.ECANCELED) }
-
-func (sc *softc) openFirst(c *claim, flag devsw.Flag) error {
-	l, err := sc.reach(c.ctx)
-	if err == nil && flag&devsw.FWRITE != 0 && l.exp.has(readOnly) {
-		l.raw.Close()
+		return sc.use(l), nil
+	}, func(m *medium) { m.cl.giveUp() })
+	if err == nil && flag&devsw.FWRITE != 0 && sc.info().ReadOnly {
 		err = fmt.Errorf("the export is read-only: %w", devsw.EROFS)
 	}
-
-	sc.mu.Lock()
-	defer sc.mu.Unlock()
-	defer close(c.ready)
-	if err == nil && c.ctx.Err() != nil {
-		// d_cancel has been while this open was under way, or d_close, too.
-		l.raw.Close()
-		err = interrupted()
-	}
-	if err == nil {
-		sc.export.Store(sc.use(l))
-		return nil
-	}
-	if sc.claim == c {
-		sc.claim = nil
-	}
-	c.intr()
 	return err
 }
 
@@ -154,19 +80,17 @@ func (sc *softc) use(l *link) *medium {
 		}
 		return l, nil
 	}, sc.notify)
+	sc.last.Store(m.cl)
 	return m
 }
 
 // reach waits until the last open's connections have gone, and then for the server, for as long as the Config says.
 func (sc *softc) reach(ctx context.Context) (*link, error) {
-	sc.mu.Lock()
-	last := sc.last
-	sc.mu.Unlock()
-	if last != nil {
+	if last := sc.last.Load(); last != nil {
 		select {
 		case <-last.done:
 		case <-ctx.Done():
-			return nil, interrupted()
+			return nil, ctx.Err()
 		}
 	}
 	deadline := time.NewTimer(sc.conf.ReconnectDelay)
@@ -177,7 +101,7 @@ func (sc *softc) reach(ctx context.Context) (*link, error) {
 		case err == nil:
 			return l, nil
 		case ctx.Err() != nil:
-			return nil, interrupted()
+			return nil, ctx.Err()
 		case sc.conf.ReconnectDelay == 0 || !mayReturn(err):
 			return nil, err
 		}
@@ -186,7 +110,7 @@ func (sc *softc) reach(ctx context.Context) (*link, error) {
 		case <-retry.C:
 		case <-ctx.Done():
 			retry.Stop()
-			return nil, interrupted()
+			return nil, ctx.Err()
 		case <-deadline.C:
 			retry.Stop()
 			return nil, err
@@ -201,15 +125,7 @@ func (d *Driver) cancel(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
 	if sc == nil {
 		return nil // a d_open that failed with ENXIO may be cancelled, too
 	}
-	sc.mu.Lock()
-	sc.cancelled[side(mode)] = true
-	var m *medium
-	if sc.claim != nil && sc.claim.mode == mode {
-		sc.claim.intr()
-		m = sc.export.Load()
-	}
-	sc.mu.Unlock()
-	if m != nil {
+	if m := sc.claim.Cancel(mode); m != nil {
 		m.cl.giveUp()
 	}
 	return nil
@@ -222,18 +138,7 @@ func (d *Driver) close(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
 	if sc == nil {
 		return devsw.ENXIO
 	}
-	sc.mu.Lock()
-	sc.cancelled[side(mode)] = false
-	var m *medium
-	if sc.claim != nil && sc.claim.mode == mode {
-		sc.claim.intr()
-		sc.claim = nil
-		if m = sc.export.Swap(nil); m != nil {
-			sc.last = m.cl
-		}
-	}
-	sc.mu.Unlock()
-	if m != nil {
+	if m := sc.claim.Close(mode); m != nil {
 		m.cl.giveUp()
 	}
 	return nil
@@ -246,15 +151,10 @@ const retirePatience = 1 * time.Second
 // retire makes later opens fail, gives the server a moment to answer what it owes, closes what connections there are left,
 // whatever it may still do, and waits for them.
 func (sc *softc) retire() error {
-	sc.mu.Lock()
-	if sc.claim != nil {
-		sc.mu.Unlock()
-		return fmt.Errorf("%s: is open: %w", sc.conf.URI, devsw.EBUSY)
+	if err := sc.claim.Retire(); err != nil {
+		return err
 	}
-	sc.retired = true
-	last := sc.last
-	sc.mu.Unlock()
-	if last != nil {
+	if last := sc.last.Load(); last != nil {
 		owed := time.NewTimer(retirePatience)
 		defer owed.Stop()
 		select {

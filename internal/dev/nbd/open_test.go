@@ -129,7 +129,7 @@ func TestOpenWaitsForAServerThatComesBack(t *testing.T) {
 	for range 2 {
 		go func() { opened <- r.table.BdevOpen(patient, rw, devsw.IFBLK) }()
 	}
-	for r.claimed(patient) == nil {
+	for !r.claimed(patient) {
 		time.Sleep(time.Millisecond)
 	}
 	if err := r.table.CdevOpen(devsw.Makedev(uint32(r.table.CdevswLookupMajor(r.table.CdevswLookup(r.table.Blk2chr(patient)))), 0), rw, devsw.IFCHR); !errors.Is(err, devsw.EBUSY) {
@@ -153,7 +153,7 @@ func TestOpenThatWaitsForAServerCanBeCancelled(t *testing.T) {
 	for range 2 {
 		go func() { opened <- r.table.BdevOpen(dev, rw, devsw.IFBLK) }()
 	}
-	for r.claimed(dev) == nil {
+	for !r.claimed(dev) {
 		time.Sleep(time.Millisecond)
 	}
 	r.cancel(dev)

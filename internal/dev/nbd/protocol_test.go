@@ -537,7 +537,7 @@ func TestOpenWaitsForTheAnswerThatIsOwedAndCanBeCancelled(t *testing.T) {
 			}
 			opened := make(chan error, 1)
 			go func() { opened <- r.table.BdevOpen(d.Dev, rw, devsw.IFBLK) }()
-			for r.claimed(d.Dev) == nil {
+			for !r.claimed(d.Dev) {
 				time.Sleep(time.Millisecond)
 			}
 			switch how {
@@ -563,13 +563,8 @@ func TestOpenWaitsForTheAnswerThatIsOwedAndCanBeCancelled(t *testing.T) {
 	}
 }
 
-// claimed gives the claim on a disk.
-func (r *rig) claimed(dev devsw.Dev) *claim {
-	sc := r.d.Get(dev)
-	sc.mu.Lock()
-	defer sc.mu.Unlock()
-	return sc.claim
-}
+// claimed tells whether a disk is open, or being opened.
+func (r *rig) claimed(dev devsw.Dev) bool { return r.d.Get(dev).claim.Claimed() }
 
 func TestReadsThatAreGivenUpHoldNothingUp(t *testing.T) {
 	f := newFake(t, structuredMode)

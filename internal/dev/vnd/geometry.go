@@ -79,7 +79,7 @@ func directAlign(img *disk.Image) (mem, off int64, err error) {
 
 // info describes the disk, from the open image where there is one, else from a look at the file.
 func (sc *softc) info() (devsw.DiskInfo, error) {
-	if im := sc.image.Load(); im != nil {
+	if im := sc.claim.Medium(); im != nil {
 		return im.info(), nil
 	}
 	img, err := disk.OpenImage(sc.conf.Path, sys.OpenFlags{Direct: sc.conf.Direct})

@@ -66,7 +66,7 @@ func newSoftc(conf Config) (*softc, error) {
 	if conf.LockWait == 0 {
 		conf.LockWait = DefaultLockWait
 	}
-	sc := &softc{conf: conf, sector: sector}
+	sc := &softc{conf: conf, sector: sector, claim: disk.Claim[image]{Name: conf.Path}}
 	img, err := disk.OpenImage(conf.Path, sys.OpenFlags{Write: !conf.ReadOnly, Direct: conf.Direct})
 	if err != nil {
 		return nil, err
@@ -99,7 +99,7 @@ func (d *Driver) Check(unit int) error {
 	if err != nil {
 		return err
 	}
-	if sc.image.Load() != nil {
+	if sc.claim.Medium() != nil {
 		return nil
 	}
 	im, err := sc.openImage()
@@ -130,7 +130,7 @@ func (d *Driver) cancelBuf(b *devsw.Buf) {
 // opened gives the open image of a unit, or nil.
 func (d *Driver) opened(dev devsw.Dev) *image {
 	if sc := d.Get(dev); sc != nil {
-		return sc.image.Load()
+		return sc.claim.Medium()
 	}
 	return nil
 }
