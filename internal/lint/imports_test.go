@@ -29,7 +29,7 @@ const (
 // sys; vhostuser -> virtq. devsw and specfs know nothing of virtio, virtq nothing of devices, vhostuser nothing
 // of what stands behind its Device.
 var layers = map[string][]string{
-	"cmd/vdev": {"vhostuser", "specfs", "devsw", "internal/virtioblk", "internal/dev/...", "internal/trace", "internal/control"},
+	"cmd/vdev": {"vhostuser", "specfs", "devsw", "internal/virtioblk", "internal/dev/...", "internal/qemunbd", "internal/trace", "internal/control"},
 
 	"vhostuser":               {"virtq", "internal/reactor", "internal/guestmem", "internal/sys"},
 	"vhostuser/vhostusertest": {"vhostuser", "virtq", "virtq/virtqtest", "internal/guestmem", "internal/sys"},
@@ -46,6 +46,7 @@ var layers = map[string][]string{
 	"internal/dev/null":          {"devsw", "internal/dev/disk", "internal/sys"},
 	"internal/dev/nbd":           {"devsw", "internal/dev/disk"},
 	"internal/dev/fault":         {"devsw", "internal/dev/disk"},
+	"internal/qemunbd":           {"devsw", "internal/sys"},
 	"internal/reactor":           {"devsw", "internal/uring", "internal/sys"},
 	"internal/guestmem":          {"internal/sys"},
 	"internal/uring":             {"internal/sys"},

@@ -1,0 +1,37 @@
+// Package qemunbd has QEMU's qemu-nbd serve an image in one of QEMU's formats (qcow2, vmdk, vdi, vhdx, ...) to the driver nbd: it
+// starts the program on a private socket, watches it, and ends it. Backing files, compression and locks are qemu-nbd's affair.
+//
+// # How long it runs
+//
+// qemu-nbd runs while the disk is open. In between the image is not locked, so that qemu-img can be used on it, and that a guest can
+// be migrated between two hosts that share it. The driver nbd starts it before it connects (Server.Start), also when it has died
+// meanwhile, and ends it when the last connection of a disk that was closed has gone (Server.Stop).
+//
+// A Server holds a connection of its own while the program runs. By it the Server sees that the image could be opened and is served,
+// without asking again and again; and as qemu-nbd ends with its last client, it does not outlive this process, whatever becomes of
+// that. Beside that it is told to end when this process does (PR_SET_PDEATHSIG): by SIGTERM, so that what it has answered and keeps
+// in its caches gets to the image. A guest that goes on with the next vdev does not expect that anything was lost.
+//
+// # The socket
+//
+// It is bound in a new folder that only this user can enter, and its name and the folder are removed at once: what is left is a
+// descriptor of this process, through which the driver connects (/proc/self/fd). Nothing stays behind even after SIGKILL. The program
+// inherits the listening socket (LISTEN_FDS, sd_listen_fds(3)). Each process gets one of its own, so that nobody waits in the queue of
+// one that has died.
+//
+// # What a death loses
+//
+// qemu-nbd writes an image's data to the host's page cache when it answers a write, but keeps the image's own tables in memory until
+// a flush. When it is killed, writes that it has answered since may be gone, even though the host lives on. Start says so by another
+// generation. Raw images have no tables: their generation stays.
+//
+// # Formats
+//
+// What a guest writes to a raw image may look like an image of another format, whose header names a backing file: some file of the
+// host that the guest wants to read. So the content alone does not decide, and neither does the name: Detect wants both to say the same.
+//
+// # Snapshots
+//
+// With Config.Snapshot the image is only read. What is written goes to an overlay, a qcow2 image without a name in $TMPDIR or
+// /var/tmp, which is gone with the Server.
+package qemunbd
