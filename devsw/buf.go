@@ -31,6 +31,10 @@ const (
 	// BMediaFUA: the write is on stable storage before biodone.
 	// NetBSD: B_MEDIA_FUA.
 	BMediaFUA BufFlag = 1 << iota
+	// BMayBlock: the file below may hold up whoever as much as touches it, for
+	// as long as it likes (a network's, FUSE). An AIO then leaves even the
+	// attempt to others. NetBSD has nothing like it.
+	BMayBlock
 )
 
 // Section is what a Buf keeps from being drained while it is in progress.

@@ -25,7 +25,8 @@ type op struct {
 	iov       []uring.Iovec
 	rest      [][]byte // data's own storage, once a transfer came back short
 	cancelled bool
-	forced    bool // not to be tried in line again
+	forced    bool // not to be tried in line, or not again
+	mayBlock  bool // devsw.BMayBlock
 	inLane    bool
 
 	// How it ended, where that was elsewhere (threads, lane).
@@ -55,7 +56,8 @@ func (r *Reactor) begin(b *devsw.Buf, fd int, off int64, done devsw.AIODone, wri
 	}
 	o.buf, o.done, o.fd, o.off, o.data = b, done, fd, off, b.Data
 	o.write, o.sync = write, write && b.Flags&devsw.BMediaFUA != 0
-	o.moved, o.cancelled, o.forced = 0, false, false
+	o.mayBlock = b.Flags&devsw.BMayBlock != 0
+	o.moved, o.cancelled, o.forced = 0, false, o.mayBlock
 	r.inflight++
 	if write {
 		r.launch(o)

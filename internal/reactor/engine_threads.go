@@ -14,7 +14,7 @@ type threadsEngine struct {
 	r      *Reactor
 	ep     *sys.Epoll
 	wakeFD *sys.FD
-	w      *workers
+	w      *crew
 	looked time.Time // when the descriptors were looked at last
 	fired  bool
 }
@@ -24,7 +24,7 @@ const lookEvery = 50 * time.Microsecond
 
 const wakeTag = 0 // Sources' tags start at 1
 
-func newThreadsEngine(r *Reactor, w *workers) (*threadsEngine, error) {
+func newThreadsEngine(r *Reactor, w *crew) (*threadsEngine, error) {
 	ep, err := sys.NewEpoll()
 	if err != nil {
 		return nil, err
@@ -44,11 +44,11 @@ func newThreadsEngine(r *Reactor, w *workers) (*threadsEngine, error) {
 
 func (e *threadsEngine) watch(fd int, tag uint64) error   { return e.ep.Add(fd, tag) }
 func (e *threadsEngine) unwatch(fd int, tag uint64) error { return e.ep.Remove(fd) }
-func (e *threadsEngine) start(o *op)                      { e.w.put(o) }
+func (e *threadsEngine) start(o *op)                      { e.w.of(o).put(o) }
 func (e *threadsEngine) wake()                            { _ = sys.EventfdWrite(e.wakeFD.Int()) }
 
 func (e *threadsEngine) cancel(o *op) {
-	if e.w.take(o) {
+	if e.w.of(o).take(o) {
 		o.ended(0, syscall.ECANCELED)
 	}
 	// What a thread is in the middle of ends by itself.
@@ -83,12 +83,38 @@ func (e *threadsEngine) close() {
 	e.wakeFD.Close()
 }
 
-// maxWorkers bounds the threads of a Pool that are in a transfer at once.
-const maxWorkers = 64
+const (
+	// maxWorkers bounds the threads of a Pool that are in a transfer at once.
+	maxWorkers = 64
+	// maxStuck bounds those, or with io_uring each reactor's of the kernel, that are in a transfer of a file that may block: with so
+	// many requests stuck in one, those for the others still get through.
+	maxStuck = 1024
+)
 
-// workers is a bounded pool of goroutines that transfer, shared by the reactors of a Pool. They are started when there is
-// work for them and end with stop.
+// crew is what transfers for the reactors of a Pool: workers for files that may block (devsw.BMayBlock), so that they hold up
+// nobody else, and workers for all others.
+type crew struct{ local, remote *workers }
+
+func newCrew() *crew { return &crew{newWorkers(maxWorkers), newWorkers(maxStuck)} }
+
+// of gives the workers for o.
+func (c *crew) of(o *op) *workers {
+	if o.mayBlock {
+		return c.remote
+	}
+	return c.local
+}
+
+// stop ends the threads. No transfer is queued.
+func (c *crew) stop() {
+	c.local.stop()
+	c.remote.stop()
+}
+
+// workers is a bounded pool of goroutines that transfer. They are started when there is work for them and end with stop.
 type workers struct {
+	max int
+
 	mu      sync.Mutex
 	work    sync.Cond
 	queue   []*op // oldest first from head on
@@ -99,8 +125,8 @@ type workers struct {
 	wg      sync.WaitGroup
 }
 
-func newWorkers() *workers {
-	w := new(workers)
+func newWorkers(n int) *workers {
+	w := &workers{max: n}
 	w.work.L = &w.mu
 	return w
 }
@@ -117,7 +143,7 @@ func (w *workers) put(o *op) {
 	switch {
 	case w.idle >= len(w.queue)-w.head:
 		w.work.Signal()
-	case w.running < maxWorkers:
+	case w.running < w.max:
 		w.running++
 		w.wg.Go(w.run)
 	}

@@ -37,6 +37,8 @@ func newUringEngine(r *Reactor) (*uringEngine, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Without it the ring works as well, as long as no storage hangs.
+	_ = ring.SetWorkers(maxStuck)
 	wakeFD, err := sys.NewEventfd()
 	if err != nil {
 		ring.Close()

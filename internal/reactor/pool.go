@@ -19,7 +19,7 @@ const DefaultPoll = 32 * time.Microsecond
 // Pool is a fixed set of reactors that devices share.
 type Pool struct {
 	reactors []*Reactor
-	workers  *workers // nil in io_uring mode
+	workers  *crew // nil in io_uring mode
 	mode     Mode
 }
 
@@ -46,7 +46,7 @@ func NewPool(c Config) (*Pool, error) {
 		p.mode = ModeURing
 	case ModeURing:
 	case ModeThreads:
-		p.workers = newWorkers()
+		p.workers = newCrew()
 	default:
 		return nil, fmt.Errorf("%q: %w", c.Mode, ErrMode)
 	}
@@ -85,7 +85,7 @@ func (p *Pool) Close() {
 	}
 }
 
-func newEngine(mode Mode, r *Reactor, w *workers) (engine, error) {
+func newEngine(mode Mode, r *Reactor, w *crew) (engine, error) {
 	if mode == ModeThreads {
 		return newThreadsEngine(r, w)
 	}

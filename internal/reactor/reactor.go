@@ -107,7 +107,7 @@ type Reactor struct {
 	files    []file
 }
 
-func newReactor(mode Mode, w *workers, pollMax time.Duration) (*Reactor, error) {
+func newReactor(mode Mode, w *crew, pollMax time.Duration) (*Reactor, error) {
 	r := &Reactor{pollMax: pollMax, ended: make(chan struct{}), sources: make(map[uint64]*Source)}
 	ready := make(chan error)
 	go r.run(mode, w, ready)
@@ -223,7 +223,7 @@ func (r *Reactor) Remove(s *Source) {
 }
 
 // run is the loop.
-func (r *Reactor) run(mode Mode, w *workers, ready chan<- error) {
+func (r *Reactor) run(mode Mode, w *crew, ready chan<- error) {
 	defer close(r.ended)
 	// Never unlocked: the thread ends with the goroutine, and the ring's tasks with it.
 	runtime.LockOSThread()

@@ -167,7 +167,7 @@ func TestCancelTakesBackWhatNoThreadHasBegun(t *testing.T) {
 	b := &devsw.Buf{Data: [][]byte{make([]byte, 512)}, Bcount: 512}
 	r.Do(func() {
 		// On the reactor no completion comes in between, and put starts no thread for o when none may start.
-		w := r.eng.(*threadsEngine).w
+		w := r.eng.(*threadsEngine).w.local
 		w.mu.Lock()
 		was := w.running
 		w.running = maxWorkers

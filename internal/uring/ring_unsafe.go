@@ -123,6 +123,21 @@ func New(entries, cqEntries uint32) (*Ring, error) {
 	return r, nil
 }
 
+// registerWorkers is IORING_REGISTER_IOWQ_MAX_WORKERS (Linux 5.15).
+const registerWorkers = 19
+
+// SetWorkers bounds the kernel's threads that do the ring's work on files and block devices which cannot be done at once; by
+// default they are four for each CPU at most. There are never more than are blocked or at work at one time. The bound is the calling
+// thread's, for all its rings. Errors: *os.SyscallError, EINVAL where the kernel cannot.
+func (r *Ring) SetWorkers(n uint32) error {
+	counts := [2]uint32{n, 0} // bounded, unbounded; 0 leaves what there is
+	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(r.fd), registerWorkers, uintptr(unsafe.Pointer(&counts)), 2, 0, 0)
+	if errno != 0 {
+		return os.NewSyscallError("io_uring_register", errno)
+	}
+	return nil
+}
+
 // FD is the ring's descriptor; it stays the ring's.
 func (r *Ring) FD() int { return r.fd }
 

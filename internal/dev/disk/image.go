@@ -16,6 +16,9 @@ type Image struct {
 	Block bool  // a block device, and no regular file
 	Size  int64 // bytes, when it was opened
 	Stat  sys.FileStat
+
+	// MayBlock: a file whose file system may hold up whoever touches it, as sys.MayBlock tells.
+	MayBlock bool
 }
 
 // OpenImage opens the file at path, which must be a regular file or a block device: EINVAL, naming what it is, for anything
@@ -51,6 +54,11 @@ func (img *Image) inspect(fl sys.OpenFlags) (err error) {
 		return err
 	}
 	img.Block = img.Stat.Type == sys.TypeBlock
+	if !img.Block {
+		if img.MayBlock, err = sys.MayBlock(img.FD.Int()); err != nil {
+			return PathError(img.Path, err)
+		}
+	}
 	if img.Block && fl.Write {
 		// Linux lets a read-only block device be opened for writing, and fails the writes.
 		ro, err := sys.BlockReadOnly(img.FD.Int())

@@ -19,6 +19,7 @@ type image struct {
 	geo    geometry
 	conf   Config
 	desc   devsw.DiskInfo // without the size
+	hint   devsw.BufFlag  // BMayBlock where the file may
 
 	size atomic.Int64 // of the disk, in bytes
 	high atomic.Int64 // the largest size was; raised before size is
@@ -50,6 +51,9 @@ func newImage(file *disk.Image, conf Config, sector int64, g geometry) *image {
 	im.size.Store(g.size)
 	im.high.Store(g.size)
 	im.syncer.sync = im.fdatasync
+	if file.MayBlock {
+		im.hint = devsw.BMayBlock
+	}
 	return im
 }
 
@@ -74,6 +78,7 @@ func (im *image) strategy(b *devsw.Buf) {
 		return
 	}
 	b.InContext = false // until its AIO says otherwise
+	b.Flags |= im.hint
 	aio := b.AIO
 	if aio == nil {
 		aio = &im.threads
