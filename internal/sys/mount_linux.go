@@ -1,0 +1,38 @@
+package sys
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// MountFUSE mounts a FUSE file system of this process at the folder path, and returns the connection that its server answers
+// on (fuse(4)), CLOEXEC and the caller's. subtype is what the host calls it behind "fuse."; maxRead is the longest read in bytes.
+// ENOENT, EACCES, ENODEV, EPERM: the host has no FUSE, or does not let this user mount it.
+func MountFUSE(path, subtype string, maxRead int) (*FD, error) {
+	fd, err := OpenFile("/dev/fuse", OpenFlags{Write: true})
+	if err != nil {
+		return nil, fmt.Errorf("/dev/fuse: %w", err)
+	}
+	data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,allow_other,max_read=%d", fd.Int(), unix.S_IFDIR,
+		os.Geteuid(), os.Getegid(), maxRead)
+	if err := unix.Mount(subtype, path, "fuse."+subtype, unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
+		fd.Close()
+		return nil, os.NewSyscallError("mount", err)
+	}
+	return fd, nil
+}
+
+// UnmountFUSE takes the FUSE file system at path away, also where it is in use and its server answers nothing: what is in
+// progress then fails, and so does what is done later with the files that are open. EINVAL where nothing is mounted there, EPERM
+// without the right to.
+func UnmountFUSE(path string) error {
+	err := unix.Unmount(path, 0)
+	if err == unix.EBUSY {
+		// MNT_FORCE ends the connection, and fails while files are open. MNT_DETACH alone would leave them as they are.
+		_ = unix.Unmount(path, unix.MNT_FORCE)
+		err = unix.Unmount(path, unix.MNT_DETACH)
+	}
+	return os.NewSyscallError("umount2", err)
+}
