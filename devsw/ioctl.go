@@ -66,4 +66,9 @@ type DiskInfo struct {
 	DiscardAlign uint32 // what discarded ranges should be aligned to, bytes; 0 unknown
 	OptIOSize    uint32 // what the device likes best to be given at once, bytes; 0 unknown
 	Rotational   bool
+
+	// Pinned: transfers may use the pages of a Buf's memory, and not its
+	// addresses, so that what is mapped there later does not keep a transfer
+	// from the pages that it began with.
+	Pinned bool
 }

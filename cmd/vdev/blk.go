@@ -59,6 +59,7 @@ type blkFlags struct {
 	driver     string
 	readOnly   bool
 	direct     bool
+	bounce     bool
 	noDiscard  bool
 	numQueues  number
 	serial     serial
@@ -98,7 +99,7 @@ func newBlkCommand() *cobra.Command {
 
 What stands behind the disk is a driver:
 
-  vnd,file=FILE[,read-only][,direct][,no-discard]
+  vnd,file=FILE[,read-only][,direct][,bounce][,no-discard]
           an image file, or a block device of the host; --blk-file FILE is short for it
   md,size=BYTES[,file=FILE][,read-only]
           memory of vdev's own, forgotten when vdev ends; FILE is what it holds at first
@@ -160,7 +161,8 @@ its status as well. With --control, 'vdev ctl' does the same and more.`,
 	fs.StringVar(&f.blkFile, "blk-file", "", "serve `FILE`, an image or a block device")
 	fs.StringVar(&f.driver, "driver", "", "serve what `NAME,option=value,...` says (see above)")
 	fs.BoolVar(&f.readOnly, "read-only", false, "let the guest only read")
-	fs.BoolVar(&f.direct, "direct", false, "bypass the host's page cache (O_DIRECT)")
+	fs.BoolVar(&f.direct, "direct", false, "bypass the host's page cache (O_DIRECT); storage that hangs then holds up who stops the disk, but for --bounce")
+	fs.BoolVar(&f.bounce, "bounce", false, "copy what is read and written, so that the guest's memory is out of reach of storage that hangs with --direct too")
 	fs.BoolVar(&f.noDiscard, "no-discard", false, "do not let the guest give back space that it no longer uses")
 	fs.Var(&f.numQueues, "num-queues", "offer up to `N` queues; the front-end uses as many as it wants")
 	fs.Var(&f.serial, "serial", "serial number of the disk: `TEXT` of at most 20 bytes")
@@ -252,13 +254,14 @@ func (f *blkFlags) config(given func(flag string) bool) (blkConfig, error) {
 			return c, fmt.Errorf("--driver %s: %w", f.driver, err)
 		}
 	}
-	for flag, on := range map[string]bool{"direct": f.direct, "no-discard": f.noDiscard, "incoming": f.incoming} {
+	for flag, on := range map[string]bool{"direct": f.direct, "bounce": f.bounce, "no-discard": f.noDiscard, "incoming": f.incoming} {
 		if on && c.driver.name != "vnd" {
 			return c, fmt.Errorf("--%s: driver %s has no use for it", flag, c.driver.name)
 		}
 	}
 	c.driver.readOnly = c.driver.readOnly || f.readOnly
 	c.driver.direct = c.driver.direct || f.direct
+	c.driver.bounce = c.driver.bounce || f.bounce
 	c.driver.noDiscard = c.driver.noDiscard || f.noDiscard
 	size, err := strconv.ParseUint(f.blockSize.value, 10, 32)
 	must(err)

@@ -49,7 +49,7 @@ func openDisk(ctx context.Context, table *devsw.Table, spec driverSpec, blockSiz
 	switch spec.name {
 	case "vnd":
 		d, err := makeDisk(table, vnd.New, vnd.Config{
-			Path: spec.file, ReadOnly: spec.readOnly, Direct: spec.direct, Discard: !spec.noDiscard, SectorSize: blockSize,
+			Path: spec.file, ReadOnly: spec.readOnly, Direct: spec.direct, Bounce: spec.bounce, Discard: !spec.noDiscard, SectorSize: blockSize,
 		})
 		if err == nil {
 			driver := d.driver.(*vnd.Driver)

@@ -18,6 +18,7 @@ type driverSpec struct {
 	size      int64  // bytes; 0 where the file says it
 	readOnly  bool
 	direct    bool // O_DIRECT
+	bounce    bool // transfers are copied
 	noDiscard bool
 	nbd       nbdSpec
 	faults    *faultSpec // what stands on it, or nil
@@ -40,7 +41,7 @@ type faultSpec struct {
 // driverOptions names the options that each driver takes.
 var driverOptions = map[string][]string{
 	"md":   {"size", "file", "read-only"},
-	"vnd":  {"file", "read-only", "direct", "no-discard"},
+	"vnd":  {"file", "read-only", "direct", "bounce", "no-discard"},
 	"nbd":  {"uri", "connections", "reconnect-delay", "read-only"},
 	"null": {"size", "read-only"},
 }
@@ -92,6 +93,8 @@ func parseFields(fields, names []string) (driverSpec, error) {
 			spec.readOnly, err = parseSwitch(key, value, hasValue)
 		case "direct":
 			spec.direct, err = parseSwitch(key, value, hasValue)
+		case "bounce":
+			spec.bounce, err = parseSwitch(key, value, hasValue)
 		case "no-discard":
 			spec.noDiscard, err = parseSwitch(key, value, hasValue)
 		case "uri":

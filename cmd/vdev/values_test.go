@@ -59,6 +59,7 @@ func TestDriverSpecs(t *testing.T) {
 		"null,size=1T":                       {name: "null", size: 1 << 40},
 		"vnd,file=/a,,b/c=d":                 {name: "vnd", file: "/a,b/c=d"},
 		"vnd,file=x,direct,no-discard":       {name: "vnd", file: "x", direct: true, noDiscard: true},
+		"vnd,file=x,direct,bounce":           {name: "vnd", file: "x", direct: true, bounce: true},
 		"vnd,file=x,direct=off,read-only=on": {name: "vnd", file: "x", readOnly: true},
 	}
 	for s, want := range good {

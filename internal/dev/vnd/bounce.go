@@ -11,8 +11,8 @@ import (
 const bounceChunk = 256 << 10
 
 // op is a transfer that does not go straight to the Buf's memory: what O_DIRECT does not take as it is, what the end of the disk
-// cuts short, and every write where sectors are smaller than the host's blocks. It moves from chunk to chunk, each of whole
-// blocks, in the context of the Buf.
+// cuts short, every write where sectors are smaller than the host's blocks, and everything with Config.Bounce. It moves from chunk
+// to chunk, each of whole blocks, in the context of the Buf.
 //
 // The Buf itself stands for each chunk at the AIO, so that whoever looks for it there finds it. Meanwhile it has op's Op, Data,
 // Bcount and Context, and asked has its own.
@@ -65,7 +65,7 @@ func (o *op) resume() {
 }
 
 func (o *op) begin() {
-	if o.whole && o.left == o.asked.Bcount && o.im.aligned(&o.asked, o.off) {
+	if !o.im.conf.Bounce && o.whole && o.left == o.asked.Bcount && o.im.aligned(&o.asked, o.off) {
 		// Nothing speaks against the Buf's own memory, once the blocks are locked.
 		o.start, o.take, o.filled = o.off, o.left, true
 		o.issue(o.asked.Op, o.asked.Data, o.left)

@@ -26,6 +26,22 @@
 //
 // A unit is open through its block device or through its character device, not through both: EBUSY.
 //
+// # A host that does not answer
+//
+// The host may keep a transfer for as long as it likes, and d_cancel gets back what it can: with io_uring what has not begun,
+// and a little of what waits for a file system's server. What it keeps cannot touch memory that somebody maps over the Buf's,
+// since it goes by addresses: so whoever takes the disk down need not wait for it. That is not so with Direct, where the host
+// holds the pages themselves from the transfer's beginning on: DiskInfo.Pinned says so. With Direct and Bounce they are the
+// driver's own, at the price of a copy. Where a file system makes transfers direct though nobody asked for it (FUSE's
+// FOPEN_DIRECT_IO), the driver sees that when it opens the image, and bounces by itself.
+//
+// No memory helps against a write that the host keeps and carries out in the end: d_close waits for it, and the image stays
+// locked until then. Nor does anything against an open, an fdatasync or a close that the host does not end: they hold up
+// nobody but d_open, DIOCCACHESYNC and d_close.
+//
+// Transfers of a file on a file system that waits for others (FUSE, a network's) say BMayBlock, so that an AIO shared
+// with other disks keeps going.
+//
 // # Concurrency
 //
 // Lock order: softc.mu, then the locks of one image (image.mu, threads.mu, ranges.mu, syncer.mu), which are taken one at a

@@ -11,7 +11,7 @@ import (
 	"vdev/internal/sys"
 )
 
-// probeSize is what O_DIRECT is tried with where the host does not say what it wants, in bytes.
+// probeSize is what is read to find out what the host does not say, in bytes.
 const probeSize = 4096
 
 // geometry is what an image is like, as far as transfers care. All in bytes.
@@ -77,6 +77,21 @@ func directAlign(img *disk.Image) (mem, off int64, err error) {
 	return probeSize, probeSize, nil
 }
 
+// pinned tells whether the file system makes the transfers of a file direct that nobody asked to be, as a FUSE server may
+// (FOPEN_DIRECT_IO) and mounts without a cache do: then they use the pages of the memory that they are given, and not its
+// addresses. What has been read is in the page cache otherwise. Where that cannot be told (before Linux 6.5) they count as direct.
+func pinned(fd int) bool {
+	sys.DropCached(fd, 0, probeSize)
+	if n, e := sys.Cached(fd, 0, probeSize); e != 0 || n != 0 {
+		return true // what is there already, and stays, tells nothing
+	}
+	if _, e := sys.Preadv(fd, [][]byte{make([]byte, probeSize)}, 0); e != 0 {
+		return true
+	}
+	n, e := sys.Cached(fd, 0, probeSize)
+	return e != 0 || n == 0
+}
+
 // info describes the disk, from the open image where there is one, else from a look at the file.
 func (sc *softc) info() (devsw.DiskInfo, error) {
 	if im := sc.claim.Medium(); im != nil {
@@ -102,6 +117,7 @@ func describe(img *disk.Image, conf Config, sector int64, g geometry) devsw.Disk
 		ReadOnly:    conf.ReadOnly,
 		Discard:     !conf.ReadOnly && conf.Discard,
 		WriteZeroes: !conf.ReadOnly,
+		Pinned:      conf.Direct && !conf.Bounce,
 	}
 	if img.Block {
 		// What the host does not tell stays unknown.

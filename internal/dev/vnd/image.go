@@ -85,7 +85,7 @@ func (im *image) strategy(b *devsw.Buf) {
 	} else if !im.knows(aio) {
 		im.learn(aio)
 	}
-	if n < b.Bcount || im.conf.Direct && !im.aligned(b, off) || im.ranges != nil && b.Op == devsw.BWrite {
+	if n < b.Bcount || im.conf.Bounce || im.conf.Direct && !im.aligned(b, off) || im.ranges != nil && b.Op == devsw.BWrite {
 		im.bounce(b, off, n, aio)
 	} else {
 		im.hand(b, off, aio)

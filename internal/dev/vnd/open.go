@@ -94,7 +94,9 @@ func (sc *softc) openImage() (*image, error) {
 		file.FD.Close()
 		return nil, err
 	}
-	return newImage(file, sc.conf, sc.sector, g), nil
+	conf := sc.conf
+	conf.Bounce = conf.Bounce || file.MayBlock && !conf.Direct && pinned(file.FD.Int())
+	return newImage(file, conf, sc.sector, g), nil
 }
 
 // explain gives a better error than a block device's EBUSY where it has one: that of the image's locks, which tell who has it.

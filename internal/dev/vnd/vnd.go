@@ -23,6 +23,7 @@ type Config struct {
 	Path       string // the image: a regular file or a block device
 	ReadOnly   bool   // the image is opened for reading, and may be shared with other readers
 	Direct     bool   // O_DIRECT: past the host's page cache
+	Bounce     bool   // transfers go through memory of the driver's, and are copied (see "A host that does not answer")
 	Discard    bool   // discards punch holes; without it d_discard is ENODEV, and zeroes keep their space
 	SectorSize uint32 // logical sector size: 512 or 4096 bytes; 0: 512
 

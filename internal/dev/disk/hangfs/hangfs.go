@@ -23,6 +23,7 @@ import (
 	"io"
 	"io/fs"
 	"log"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -87,15 +88,16 @@ type Event struct {
 
 // FS is a mounted file system. Its methods may be called on any goroutine.
 type FS struct {
-	conf   Config
-	point  string
-	server *fuse.Server
+	conf  Config
+	point string
+	ended chan struct{} // closed when nothing is served any more
 
 	mu      sync.Mutex
 	held    [kinds]chan struct{} // closed by Release; nil where the Kind is not held
 	waiting [kinds]int
 	changed chan struct{} // closed, and made anew, when waiting changes
 	events  []*Event
+	open    map[*handle]struct{}
 	closed  bool
 }
 
@@ -107,7 +109,7 @@ func Mount(dir, point string, conf Config) (*FS, error) {
 	if conf.MaxWrite == 0 {
 		conf.MaxWrite = 128 << 10
 	}
-	f := &FS{conf: conf, point: point, changed: make(chan struct{})}
+	f := &FS{conf: conf, point: point, ended: make(chan struct{}), changed: make(chan struct{}), open: make(map[*handle]struct{})}
 	root, err := fusefs.NewLoopbackRoot(dir)
 	if err != nil {
 		return nil, fmt.Errorf("hangfs: %s: %w", dir, err)
@@ -116,8 +118,9 @@ func Mount(dir, point string, conf Config) (*FS, error) {
 	silent := log.New(io.Discard, "", 0)
 	opts := &fusefs.Options{
 		EntryTimeout: &second, AttrTimeout: &second, Logger: silent,
-		// More in the background than a disk has in flight, so that what holds requests up is who was told to.
-		MountOptions: fuse.MountOptions{MaxBackground: 1024, MaxWrite: conf.MaxWrite, Logger: silent},
+		// More in the background than a disk has in flight, so that what holds requests up is who was told to. Splicing would
+		// leave pipes behind.
+		MountOptions: fuse.MountOptions{MaxBackground: 1024, MaxWrite: conf.MaxWrite, DisableSplice: true, Logger: silent},
 	}
 	if conf.Writeback {
 		opts.ExtraCapabilities = fuse.CAP_WRITEBACK_CACHE
@@ -131,10 +134,14 @@ func Mount(dir, point string, conf Config) (*FS, error) {
 		return nil, fmt.Errorf("hangfs: %s: %w", point, err)
 	}
 	// The server takes the descriptor over, and closes it also where it fails.
-	f.server, err = fusefs.Mount(fmt.Sprintf("/dev/fd/%d", fd.Int()), f.wrap(root), opts)
+	server, err := fuse.NewServer(fusefs.NewNodeFS(f.wrap(root), opts), fmt.Sprintf("/dev/fd/%d", fd.Int()), &opts.MountOptions)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("hangfs: %s: %w", point, err), sys.UnmountFUSE(point))
 	}
+	go func() {
+		defer close(f.ended)
+		server.Serve()
+	}()
 	return f, nil
 }
 
@@ -150,7 +157,14 @@ func (f *FS) Close() error {
 	if err := sys.UnmountFUSE(f.point); err != nil {
 		return fmt.Errorf("hangfs: %s: %w", f.point, err)
 	}
-	f.server.Wait()
+	<-f.ended
+	// The kernel tells nothing of closes once it is unmounting.
+	f.mu.Lock()
+	open := slices.Collect(maps.Keys(f.open))
+	f.mu.Unlock()
+	for _, h := range open {
+		h.close()
+	}
 	return nil
 }
 
@@ -309,6 +323,9 @@ func (n *node) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, uint3
 	if errno != 0 {
 		return nil, 0, errno
 	}
+	n.f.mu.Lock()
+	n.f.open[h] = struct{}{}
+	n.f.mu.Unlock()
 	if n.f.conf.Direct {
 		return h, fuse.FOPEN_DIRECT_IO, 0
 	}
@@ -392,4 +409,18 @@ func (h *handle) Setattr(ctx context.Context, in *fuse.SetAttrIn, out *fuse.Attr
 }
 
 // Release implements FileReleaser.
-func (h *handle) Release(ctx context.Context) syscall.Errno { return h.below.Release(ctx) }
+func (h *handle) Release(context.Context) syscall.Errno {
+	h.close()
+	return 0
+}
+
+// close closes the file, once.
+func (h *handle) close() {
+	h.f.mu.Lock()
+	_, open := h.f.open[h]
+	delete(h.f.open, h)
+	h.f.mu.Unlock()
+	if open {
+		h.below.Release(context.Background())
+	}
+}
