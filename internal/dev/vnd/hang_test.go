@@ -1,0 +1,388 @@
+package vnd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"vdev/devsw"
+	"vdev/internal/dev/disk/disktest"
+	"vdev/internal/dev/disk/hangfs"
+	"vdev/internal/reactor"
+	"vdev/internal/sys"
+)
+
+// modes are the reactors that there are.
+var modes = []reactor.Mode{reactor.ModeURing, reactor.ModeThreads}
+
+// hanging makes an image with these contents on a file system that can be made to hang.
+func hanging(t *testing.T, conf hangfs.Config, data []byte) (f *hangfs.FS, path, below string) {
+	t.Helper()
+	f, dir, point := hangfs.New(t, conf)
+	return f, filepath.Join(point, "disk.img"), fileIn(t, dir, data)
+}
+
+func awaitHeld(t *testing.T, f *hangfs.FS, k hangfs.Kind, n int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := f.Await(ctx, k, n); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// on has the Bufs of a disk begin on a reactor.
+func on(m *disktest.Disk, re *reactor.Reactor) *disktest.Disk {
+	m.AIO, m.Run = re, re.Do
+	return m
+}
+
+// numbered makes n bytes, each block of which says which it is.
+func numbered(n int, seed byte) []byte {
+	p := make([]byte, n)
+	for i := range p {
+		p[i] = byte(i) ^ byte(i>>9)*7 ^ byte(i>>17)*31 + seed
+	}
+	return p
+}
+
+func TestAFileThatHangsLeavesTheOthersGoing(t *testing.T) {
+	const stuck = 200
+	for _, mode := range modes {
+		for _, kind := range []hangfs.Kind{hangfs.Read, hangfs.Write} {
+			t.Run(string(mode)+", "+kind.String(), func(t *testing.T) {
+				want := numbered(stuck*4096, 1)
+				r := newRig(t)
+				f, path, below := hanging(t, hangfs.Config{Direct: true}, want)
+				re := newReactor(t, mode)
+				bad := on(r.open(r.create(Config{Path: path})), re)
+				good := on(r.open(r.create(Config{Path: newFile(t, make([]byte, 1<<20))})), re)
+				direct := on(r.open(r.create(Config{Path: newFile(t, make([]byte, 1<<20)), Direct: true})), re)
+
+				f.Hold(kind)
+				op, held := devsw.BRead, stuck
+				if kind == hangfs.Write {
+					op, held = devsw.BWrite, 1 // the kernel writes a file one after the other
+				}
+				var (
+					bufs  []*devsw.Buf
+					dones []chan struct{}
+				)
+				for i := range stuck {
+					data := make([]byte, 4096)
+					if op == devsw.BWrite {
+						copy(data, want[(stuck-1-i)*4096:])
+					}
+					b, done := bad.Buf(op, 0, int64(i)*4096, data)
+					bad.Issue(b)
+					bufs, dones = append(bufs, b), append(dones, done)
+				}
+				awaitHeld(t, f, kind, held)
+
+				for i := range int64(50) {
+					for _, m := range []*disktest.Disk{good, direct} {
+						data := numbered(8192, byte(i))
+						got := make([]byte, len(data))
+						if b := m.Transfer(devsw.BWrite, devsw.BufFlag(i%2)*devsw.BMediaFUA, i*4096, data); b.Error != 0 {
+							t.Fatalf("write: %v", b.Error)
+						}
+						if b := m.Transfer(devsw.BRead, 0, i*4096, got); b.Error != 0 || !bytes.Equal(got, data) {
+							t.Fatalf("read: error %v, or other data", b.Error)
+						}
+					}
+				}
+				for i, done := range dones {
+					select {
+					case <-done:
+						t.Fatalf("transfer %d has ended: %v", i, bufs[i].Error)
+					default:
+					}
+				}
+
+				f.Release(kind)
+				for i, done := range dones {
+					<-done
+					if b := bufs[i]; b.Error != 0 || b.Resid != 0 || op == devsw.BRead && !bytes.Equal(b.Data[0], want[i*4096:][:4096]) {
+						t.Errorf("transfer %d, released: error %v, resid %d, or other data", i, b.Error, b.Resid)
+					}
+				}
+				if op == devsw.BWrite {
+					got, err := os.ReadFile(below)
+					if err != nil {
+						t.Fatal(err)
+					}
+					for i := range stuck {
+						if !bytes.Equal(got[i*4096:][:4096], want[(stuck-1-i)*4096:][:4096]) {
+							t.Errorf("block %d is not what was written", i)
+						}
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestACancelGetsBackWhatTheServerGivesUp: the host asks a FUSE server to give a request up, and it may. What it does not give
+// up ends later, and d_close is for then.
+func TestACancelGetsBackWhatTheServerGivesUp(t *testing.T) {
+	for _, obeys := range []bool{true, false} {
+		t.Run(fmt.Sprintf("obeys=%v", obeys), func(t *testing.T) {
+			r := newRig(t)
+			f, path, _ := hanging(t, hangfs.Config{Interrupt: obeys}, make([]byte, 1<<20))
+			re := newReactor(t, reactor.ModeURing)
+			dev := r.create(Config{Path: path})
+			m := on(r.open(dev), re)
+			f.Hold(hangfs.Write)
+			b, done := m.Buf(devsw.BWrite, 0, 4096, numbered(4096, 1))
+			m.Issue(b)
+			awaitHeld(t, f, hangfs.Write, 1)
+			if err := r.table.BdevCancel(dev, rw, devsw.IFBLK); err != nil {
+				t.Fatal(err)
+			}
+			re.Do(func() {})
+			if obeys {
+				<-done
+				if b.Error != devsw.ECANCELED || b.Resid != 4096 {
+					t.Errorf("given up: error %v, resid %d", b.Error, b.Resid)
+				}
+			} else {
+				select {
+				case <-done:
+					t.Errorf("what the server does not give up has ended: %v", b.Error)
+				default:
+				}
+			}
+			f.Release(hangfs.Write)
+			<-done
+			r.close(dev)
+			if err := r.tryOpen(dev); err != nil {
+				t.Errorf("opening it again: %v", err)
+			}
+		})
+	}
+}
+
+func TestAnOpenThatHangsIsGivenUp(t *testing.T) {
+	for _, kind := range []hangfs.Kind{hangfs.Open, hangfs.Read} { // the read looks whether the file is direct
+		t.Run(kind.String(), func(t *testing.T) {
+			r := newRig(t)
+			f, path, _ := hanging(t, hangfs.Config{}, make([]byte, 1<<20))
+			dev := r.create(Config{Path: path})
+			f.Hold(kind)
+			opened := make(chan error)
+			go func() { opened <- r.tryOpen(dev) }()
+			awaitHeld(t, f, kind, 1)
+			r.close(dev)
+			select {
+			case err := <-opened:
+				t.Errorf("the open has ended: %v", err)
+			default:
+			}
+			f.Release(kind)
+			if err := <-opened; !errors.Is(err, devsw.ECANCELED) {
+				t.Errorf("a cancelled open: %v, want ECANCELED", err)
+			}
+			if r.image(dev) != nil {
+				t.Error("it is open")
+			}
+			if b := r.open(dev).Transfer(devsw.BRead, 0, 0, make([]byte, 4096)); b.Error != 0 {
+				t.Errorf("opened again: %v", b.Error)
+			}
+		})
+	}
+}
+
+func TestAFlushAndACloseThatHangHoldUpNobodyElse(t *testing.T) {
+	r := newRig(t)
+	f, path, _ := hanging(t, hangfs.Config{}, make([]byte, 1<<20))
+	re := newReactor(t, reactor.ModeURing)
+	dev := r.create(Config{Path: path})
+	m := on(r.open(dev), re)
+	f.Hold(hangfs.Fsync, hangfs.Flush)
+	flushed := make(chan error)
+	go func() { flushed <- r.table.BdevIoctl(dev, devsw.DIOCCACHESYNC, nil, rw) }()
+	awaitHeld(t, f, hangfs.Fsync, 1)
+	if b := m.Transfer(devsw.BRead, 0, 0, make([]byte, 4096)); b.Error != 0 {
+		t.Errorf("a read beside a flush: %v", b.Error) // writes wait for it in the kernel
+	}
+	if err := r.table.BdevCancel(dev, rw, devsw.IFBLK); err != nil {
+		t.Fatal(err)
+	}
+	f.Release(hangfs.Fsync)
+	if err := <-flushed; err != nil {
+		t.Errorf("a flush that the host has carried out: %v", err)
+	}
+	closed := make(chan error)
+	go func() { closed <- r.table.BdevClose(dev, rw, devsw.IFBLK) }()
+	awaitHeld(t, f, hangfs.Flush, 1)
+	other := on(r.open(r.create(Config{Path: newFile(t, make([]byte, 4096))})), re)
+	if b := other.Transfer(devsw.BRead, 0, 0, make([]byte, 4096)); b.Error != 0 {
+		t.Error(b.Error)
+	}
+	f.Release(hangfs.Flush)
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+}
+
+// shared is memory that others have, like a guest's.
+type shared struct {
+	fd  *sys.FD
+	mem []byte // what fd has, until replace
+}
+
+func newShared(t *testing.T, n int) *shared {
+	t.Helper()
+	fd, err := sys.NewMemfd("vdev-test", int64(n))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mem, err := sys.Mmap(fd.Int(), 0, n, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := sys.Munmap(mem); err != nil {
+			t.Error(err)
+		}
+		fd.Close()
+	})
+	return &shared{fd, mem}
+}
+
+// replace maps private memory with the same contents over mem.
+func (s *shared) replace(t *testing.T) {
+	t.Helper()
+	was := bytes.Clone(s.mem)
+	const private = syscall.MAP_PRIVATE | syscall.MAP_ANONYMOUS | syscall.MAP_FIXED
+	_, _, e := syscall.Syscall6(syscall.SYS_MMAP, uintptr(unsafe.Pointer(&s.mem[0])), uintptr(len(s.mem)),
+		syscall.PROT_READ|syscall.PROT_WRITE, private, ^uintptr(0), 0)
+	if e != 0 {
+		t.Fatal(e)
+	}
+	copy(s.mem, was)
+}
+
+// all is what the others have there.
+func (s *shared) all(t *testing.T) []byte {
+	t.Helper()
+	p := make([]byte, len(s.mem))
+	if n, e := sys.Preadv(s.fd.Int(), [][]byte{p}, 0); n != len(p) || e != 0 {
+		t.Fatalf("reading the memory: %d bytes, %v", n, e)
+	}
+	return p
+}
+
+func TestWhatIsMappedOverABufIsAllThatALateTransferTouches(t *testing.T) {
+	const size = 1 << 20
+	for _, c := range []struct {
+		name           string
+		fs             hangfs.Config
+		conf           Config
+		pinned, bounce bool
+	}{
+		{name: "cached"},
+		{name: "written back", fs: hangfs.Config{Writeback: true}},
+		{name: "direct by the server", fs: hangfs.Config{Direct: true}, bounce: true},
+		{name: "direct", conf: Config{Direct: true}, pinned: true},
+		{name: "direct, bounced", conf: Config{Direct: true, Bounce: true}, bounce: true},
+		{name: "bounced", conf: Config{Bounce: true}, bounce: true},
+	} {
+		for _, mode := range append(modes, "") {
+			t.Run(c.name+", "+string(mode), func(t *testing.T) {
+				old := numbered(size, 1)
+				r := newRig(t)
+				f, path, below := hanging(t, c.fs, old)
+				c.conf.Path = path
+				dev := r.create(c.conf)
+				m := r.open(dev)
+				if mode != "" {
+					on(m, newReactor(t, mode))
+				}
+				info := new(devsw.DiskInfo)
+				if err := r.table.BdevIoctl(dev, devsw.DIOCGDISKINFO, info, rw); err != nil {
+					t.Fatal(err)
+				}
+				bounce := r.image(dev).conf.Bounce
+				if e := cachestat(t); e == syscall.ENOSYS {
+					t.Log("this host does not tell what is cached")
+					c.bounce = true
+				}
+				if info.Pinned != c.pinned || bounce != c.bounce {
+					t.Errorf("pinned is %v, bounce %v", info.Pinned, bounce)
+				}
+
+				s := newShared(t, size)
+				copy(s.mem, numbered(size, 77))
+				f.Hold(hangfs.Read)
+				const off, n = 512 << 10, 300 << 10 // more than a chunk, where it is bounced
+				b, done := m.Buf(devsw.BRead, 0, off, s.mem[8192:][:n/3], s.mem[size/2:][:n-n/3])
+				m.Issue(b)
+				awaitHeld(t, f, hangfs.Read, 1)
+				before := s.all(t)
+				s.replace(t)
+				f.Release(hangfs.Read)
+				<-done
+				if b.Error != 0 || b.Resid != 0 {
+					t.Errorf("read: error %v, resid %d", b.Error, b.Resid)
+				}
+				if bytes.Equal(before, s.all(t)) == c.pinned {
+					t.Errorf("the memory behind the new mapping has changed, or not as it does where it is pinned (%v)", c.pinned)
+				}
+				if !c.pinned && !bytes.Equal(bytes.Join(b.Data, nil), old[off:off+n]) {
+					t.Error("the new mapping has not what was read")
+				}
+
+				if c.fs.Writeback {
+					return // the write ends in the page cache
+				}
+				s = newShared(t, size)
+				copy(s.mem, numbered(size, 77))
+				f.Hold(hangfs.Write)
+				b, done = m.Buf(devsw.BWrite, 0, off, s.mem[8192:][:n/3], s.mem[size/2:][:n-n/3])
+				want := bytes.Join(b.Data, nil)
+				m.Issue(b)
+				awaitHeld(t, f, hangfs.Write, 1)
+				s.replace(t)
+				if n, e := sys.Pwritev(s.fd.Int(), [][]byte{make([]byte, size)}, 0, false); n != size || e != 0 {
+					t.Fatalf("changing the memory: %d bytes, %v", n, e)
+				}
+				f.Release(hangfs.Write)
+				<-done
+				if b.Error != 0 || b.Resid != 0 {
+					t.Errorf("write: error %v, resid %d", b.Error, b.Resid)
+				}
+				now, err := os.ReadFile(below)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if same := bytes.Equal(now[off:off+n], want); !c.pinned && !same {
+					i := 0
+					for now[off+i] == want[i] {
+						i++
+					}
+					t.Errorf("byte %d of the write is newer than what the memory had when it was replaced", i)
+				}
+			})
+		}
+	}
+}
+
+// cachestat tells whether the host knows that system call.
+func cachestat(t *testing.T) syscall.Errno {
+	t.Helper()
+	fd, err := sys.OpenFile(newFile(t, nil), sys.OpenFlags{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fd.Close()
+	_, e := sys.Cached(fd.Int(), 0, 4096)
+	return e
+}
