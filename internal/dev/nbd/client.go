@@ -24,20 +24,26 @@ const (
 // Nobody is told of the end of a request, and nothing is read, written or dialed, under mu; that a deadline is set is all that
 // is done to a connection there.
 type client struct {
-	dial   func(ctx context.Context) (*link, error) // checks the export, too
-	notify func(error)                              // see Driver.Notify
-	delay  time.Duration                            // reconnect-delay
-	ctx    context.Context                          // done when the client is given up
-	stop   context.CancelFunc
-	done   chan struct{} // closed when the last slot has gone
+	dial      func(ctx context.Context) (*link, error) // checks the export, too
+	notify    func(error)                              // see Driver.Notify
+	delay     time.Duration                            // reconnect-delay
+	server    Server
+	killAfter time.Duration
+	ctx       context.Context // done when the client is given up
+	stop      context.CancelFunc
+	idle      chan struct{} // closed when the last slot has gone
+	killed    chan struct{} // closed by kill
+	done      chan struct{} // closed when the server has been stopped after that
 
 	mu      sync.Mutex
-	slots   int     // goroutines
+	slots   int     // goroutines that connect
 	conns   []*conn // those in use
 	pending requests
 	held    requests // they wait for orphans
 	orphans int      // writes that were given up, and that the server may still do
 	givenUp bool
+	flushed stability
+	forgot  bool // notify is to be told of a loss, by unlock
 	seq     uint64
 	free    []*request
 	endings *[]ending // to be told by unlock
@@ -69,32 +75,76 @@ func (s *requests) take() requests {
 	return all
 }
 
-// newClient makes a client of a connection, and of up to n-1 more where the server says that several are as good as one.
-func newClient(first *link, n int, delay time.Duration, dial func(ctx context.Context) (*link, error), notify func(error)) *client {
+// newClient makes a client without connections and without goroutines. It has one slot, which is the caller's.
+func newClient(conf *Config, dial func(ctx context.Context) (*link, error), notify func(error)) *client {
+	cl := &client{
+		dial: dial, notify: notify, delay: conf.ReconnectDelay, server: conf.Server, killAfter: conf.KillAfter, slots: 1,
+		idle: make(chan struct{}), killed: make(chan struct{}), done: make(chan struct{}),
+	}
+	cl.ctx, cl.stop = context.WithCancel(context.Background())
+	return cl
+}
+
+// start takes the first connection into use, in the caller's slot, and up to n-1 more where the server says that several are as good
+// as one.
+func (cl *client) start(first *link, n int) {
 	if !first.exp.has(canMultiConn) {
 		n = 1
 	}
-	cl := newUnconnected(n, delay, dial, notify)
+	cl.mu.Lock()
+	cl.slots += n - 1
+	cl.mu.Unlock()
 	c := cl.attach(first)
 	go cl.slot(c)
 	for range n - 1 {
 		go cl.slot(nil)
 	}
-	return cl
 }
 
-// newUnconnected makes a client without connections, and without the goroutines of its slots.
-func newUnconnected(slots int, delay time.Duration, dial func(ctx context.Context) (*link, error), notify func(error)) *client {
-	cl := &client{dial: dial, notify: notify, delay: delay, done: make(chan struct{}), slots: slots}
-	cl.ctx, cl.stop = context.WithCancel(context.Background())
-	return cl
+// enter takes a slot for somebody who connects for a reason of his own, unless the client is given up.
+func (cl *client) enter() bool {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	if cl.givenUp {
+		return false
+	}
+	cl.slots++
+	return true
+}
+
+// leave gives a slot back.
+func (cl *client) leave() {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	if cl.slots--; cl.slots == 0 {
+		close(cl.idle)
+	}
+}
+
+// end waits until the client, which was given up, is idle, and sees to its server.
+func (cl *client) end() {
+	owed := time.NewTimer(cl.killAfter)
+	defer owed.Stop()
+	select {
+	case <-cl.idle:
+	case <-owed.C:
+		cl.server.Kill()
+	case <-cl.killed:
+		cl.server.Kill()
+	}
+	<-cl.idle
+	cl.server.Stop()
+	close(cl.done)
 }
 
 // unlock lets go of mu, and then tells whoever is to be told.
 func (cl *client) unlock() {
-	list := cl.endings
-	cl.endings = nil
+	list, forgot := cl.endings, cl.forgot
+	cl.endings, cl.forgot = nil, false
 	cl.mu.Unlock()
+	if forgot {
+		cl.notify(ErrForgotten)
+	}
 	if list == nil {
 		return
 	}
@@ -108,13 +158,7 @@ func (cl *client) unlock() {
 
 // slot has one connection after the other, until the client is given up.
 func (cl *client) slot(c *conn) {
-	defer func() {
-		cl.mu.Lock()
-		defer cl.mu.Unlock()
-		if cl.slots--; cl.slots == 0 {
-			close(cl.done)
-		}
-	}()
+	defer cl.leave()
 	wait := firstRetry
 	for {
 		if c == nil {
@@ -157,6 +201,7 @@ func (cl *client) attach(l *link) *conn {
 		return nil
 	}
 	cl.conns = append(cl.conns, c)
+	cl.forgot = cl.flushed.arrived(l.generation) || cl.forgot
 	cl.expired = false
 	back := cl.trouble != ""
 	cl.trouble = ""
@@ -376,10 +421,13 @@ func (cl *client) do(cmd, flags uint16, off, n int64) devsw.Errno {
 }
 
 // giveUp ends everything with ECANCELED, now and from now on. The connections go when the server has answered, or dropped, what may
-// still change the disk; done is closed then. It does not wait.
+// still change the disk, and then the server is stopped; done is closed then. It does not wait.
 func (cl *client) giveUp() {
 	cl.stop()
 	cl.mu.Lock()
+	if !cl.givenUp {
+		go cl.end()
+	}
 	cl.givenUp = true
 	if cl.timer != nil {
 		cl.timer.Stop()
@@ -399,8 +447,10 @@ func (cl *client) giveUp() {
 	cl.unlock()
 }
 
-// kill closes the connections whatever the server may still do. It comes after giveUp, and does not wait.
+// kill ends the connections, and the server where it is the driver's, whatever it may still do. It comes once, after giveUp, and does
+// not wait.
 func (cl *client) kill() {
+	close(cl.killed)
 	cl.mu.Lock()
 	conns := slices.Clone(cl.conns)
 	cl.mu.Unlock()

@@ -37,6 +37,8 @@ type conn struct {
 	exp   export
 	plain bool
 
+	generation uint64 // of the server
+
 	more   sync.Cond // for the sender: something has changed
 	queue  requests
 	flight map[uint64]*request // by cookie
@@ -58,7 +60,7 @@ type conn struct {
 }
 
 func newConn(cl *client, l *link) *conn {
-	c := &conn{cl: cl, nc: l.nc, raw: l.raw, exp: l.exp, plain: l.plain, flight: make(map[uint64]*request)}
+	c := &conn{cl: cl, nc: l.nc, raw: l.raw, exp: l.exp, plain: l.plain, generation: l.generation, flight: make(map[uint64]*request)}
 	c.more.L = &cl.mu
 	c.storage = make([]byte, 0, bufferSize)
 	c.out = c.storage
@@ -132,10 +134,11 @@ func (c *conn) disownLocked(r *request) {
 	c.cl.abandonLocked(r, devsw.ECANCELED)
 }
 
-// owedLocked is the number of requests that the server has, whole, and has not answered, and that change the disk.
+// owedLocked is the number of requests that the server has, whole, and has not answered, and that change the disk, or are flushes: of
+// their errors nobody else would hear.
 func (c *conn) owedLocked() (n int) {
 	for _, r := range c.flight {
-		if r.modifies() && !r.retry && r.end <= c.written {
+		if (r.modifies() || r.cmd == cmdFlush) && !r.retry && r.end <= c.written {
 			n++
 		}
 	}
@@ -254,6 +257,7 @@ func (c *conn) issueLocked(r *request) {
 	}
 	if r.cmd == cmdFlush {
 		off, r.n = 0, 0
+		r.covers = c.cl.flushed.acked
 	}
 	c.last++
 	r.cookie = c.last
@@ -419,7 +423,13 @@ func (c *conn) completeLocked(r *request) {
 	if c.quit {
 		c.more.Signal()
 	}
+	if r.cmd == cmdFlush && r.err == 0 {
+		cl.flushed.flushed(c.generation, r.covers)
+	}
 	if r.finished {
+		if r.cmd == cmdFlush && r.err != 0 && !r.retry {
+			cl.flushed.owing = r.err
+		}
 		orphan := r.orphan()
 		cl.dropLocked(r)
 		if orphan {
@@ -432,6 +442,13 @@ func (c *conn) completeLocked(r *request) {
 		e = devsw.ECANCELED
 	}
 	pos, n, flush := r.pos, r.n, r.thenFlush && r.cmd == cmdWrite
+	switch {
+	case e != 0:
+	case r.cmd == cmdFlush && !r.thenFlush:
+		e = cl.flushed.tell()
+	case r.cmd == cmdWrite && !flush && r.flags&cmdFlagFUA == 0, r.cmd == cmdWriteZeroes:
+		cl.forgot = cl.flushed.answered(c.generation) || cl.forgot
+	}
 	switch {
 	case e != 0:
 		cl.finishLocked(r, e)

@@ -34,7 +34,8 @@
 // A write (or trim, or zeroes) that the server has and has not answered may still take effect. So:
 //
 //   - After d_cancel nothing more is sent, but a connection on which the server owes the answer to such a request stays until the
-//     answer has come, or until the server drops it. Only then does the next d_open dial; d_cancel ends that wait, too, and nothing
+//     answer has come, or until the server drops it; so does one with a flush on it, whose error, of which a server tells once, is the
+//     next flush's. Only then does the next d_open dial; d_cancel ends that wait, too, and nothing
 //     else does. A request of which the server has got a part is never completed: the connection is shut down in the server's
 //     direction, and the driver waits for the server to hang up.
 //   - After CancelBuf the disk stays open. The request is held against its blocks: what touches them waits until the server has
@@ -48,7 +49,14 @@
 // bring a write that was given up, or one that was asked for a second time, after a newer one. The same goes for this process's own
 // end, which leaves nobody to wait, for destroying a unit, which waits for a second, and for a server that breaks the protocol: its
 // connection is closed at once, and the writes it owed fail with EIO. Whether a server that came back has kept the writes that it had
-// answered, but not been asked to flush, is the server's affair.
+// answered, but not been asked to flush, is the server's affair, unless it is the driver's to start and end.
+//
+// # A server of the driver's own
+//
+// With Config.Server the server runs while the disk is open: it is started before a connection is dialed, and stopped when the last
+// connection of a disk that was closed has gone. One that owes answers for too long after d_cancel is killed: it can write no more
+// then, and the next d_open need not wait. Where a server has ended otherwise than by being stopped, and there were writes that it had
+// answered and that no flush covered, flushes fail with EIO until d_close, and where none came, the first after the next d_open does.
 //
 // # Trust
 //

@@ -70,7 +70,7 @@ func FuzzReplies(f *testing.F) {
 		case extendedMode:
 			l.exp.extended = true
 		}
-		cl := newUnconnected(1, 0, func(context.Context) (*link, error) { return nil, syscall.ECONNREFUSED }, func(error) {})
+		cl := newClient(&Config{Server: nobody{}}, func(context.Context) (*link, error) { return nil, syscall.ECONNREFUSED }, func(error) {})
 		c := cl.attach(l)
 
 		read, intact := guarded(readSize)
@@ -89,6 +89,8 @@ func FuzzReplies(f *testing.F) {
 		c.serve()
 		cl.lost(c)
 		cl.giveUp()
+		cl.leave()
+		<-cl.done
 		for range 2 {
 			if b := <-ends; b.Error == 0 && b.Resid != 0 {
 				t.Errorf("a transfer ends well with %d bytes left", b.Resid)

@@ -70,6 +70,8 @@ type link struct {
 	raw   net.Conn
 	exp   export
 	plain bool // nc is raw: the memory of transfers can be given to it
+
+	generation uint64 // of the server; see Server
 }
 
 // dial connects to t and shakes hands, once, for at most dialTimeout or until ctx is done. The errors name the address.

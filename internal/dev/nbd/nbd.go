@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"vdev/devsw"
@@ -32,6 +33,11 @@ type Config struct {
 	// ReconnectDelay is how long requests wait for the server to come back when it is gone, before they fail with EIO, and how long
 	// d_open tries to reach it. 0: not at all. The driver goes on trying to connect in any case.
 	ReconnectDelay time.Duration
+
+	// Server starts and ends the server, which listens where URI says when it runs; nil: it is somebody else's.
+	Server Server
+	// KillAfter is how long after d_cancel the Server may owe answers, before it is killed. 0: 30 seconds.
+	KillAfter time.Duration
 }
 
 // Driver is the nbd driver, attached to a table.
@@ -41,7 +47,7 @@ type Driver struct {
 }
 
 // Notify has fn be told when the last connection of an open disk is lost, and why; when it cannot be dialed anew, for each other
-// reason once; and, with nil, when there is one again. fn is called on goroutines of the driver's, and must not block.
+// reason once; and, with nil, when there is one again; and, with ErrForgotten, when the server has lost writes. fn is called on goroutines of the driver's, and must not block.
 func (d *Driver) Notify(fn func(unit int, err error)) { d.notify.Store(&fn) }
 
 // told calls what was given to Notify.
@@ -86,6 +92,14 @@ func newSoftc(conf Config) (*softc, error) {
 		return nil, fmt.Errorf("%d connections: must be 1 to %d: %w", conf.Connections, MaxConnections, devsw.EINVAL)
 	case conf.ReconnectDelay < 0:
 		return nil, fmt.Errorf("reconnect delay %v: must not be negative: %w", conf.ReconnectDelay, devsw.EINVAL)
+	case conf.KillAfter < 0:
+		return nil, fmt.Errorf("time until the server is killed %v: must not be negative: %w", conf.KillAfter, devsw.EINVAL)
+	}
+	if conf.Server == nil {
+		conf.Server = nobody{}
+	}
+	if conf.KillAfter == 0 {
+		conf.KillAfter = defaultKillAfter
 	}
 	if conf.Connections == 0 {
 		conf.Connections = min(defaultConnections, runtime.GOMAXPROCS(0))
@@ -95,6 +109,7 @@ func newSoftc(conf Config) (*softc, error) {
 		return nil, err
 	}
 	exp, err := sc.probe(context.Background())
+	conf.Server.Stop()
 	if err != nil {
 		return nil, err
 	}
@@ -294,6 +309,10 @@ func (m *medium) zeroByWriting(pos, n int64) devsw.Errno {
 
 // grow asks the server for the size again, on a connection of its own: the protocol tells it in the handshake alone.
 func (sc *softc) grow(m *medium) (int64, error) {
+	if !m.cl.enter() {
+		return 0, devsw.ECANCELED
+	}
+	defer m.cl.leave()
 	exp, err := sc.probe(m.cl.ctx)
 	if err != nil {
 		return 0, err
@@ -346,11 +365,22 @@ func (m *medium) fits(exp *export) error {
 
 // connect connects once.
 func (sc *softc) connect(ctx context.Context) (*link, error) {
+	generation, err := sc.conf.Server.Start(ctx)
+	if err != nil {
+		return nil, err
+	}
 	l, err := dial(ctx, &sc.target)
 	if err != nil {
 		return nil, err
 	}
-	if err := sc.check(&l.exp); err != nil {
+	l.generation = generation
+	if err = sc.check(&l.exp); err == nil {
+		// It may have been another one already that took the connection.
+		if generation, err = sc.conf.Server.Start(ctx); err == nil && generation != l.generation {
+			err = fmt.Errorf("the server has ended during the handshake: %w", syscall.ECONNRESET)
+		}
+	}
+	if err != nil {
 		l.raw.Close()
 		return nil, fmt.Errorf("%s: %w", sc.target.address, err)
 	}

@@ -43,33 +43,26 @@ func (sc *softc) open(flag devsw.Flag, mode devsw.Mode) error {
 	if sc.conf.ReadOnly && flag&devsw.FWRITE != 0 {
 		return fmt.Errorf("is used read-only: %w", devsw.EROFS)
 	}
-	err := sc.claim.Open(mode, func(ctx context.Context) (*medium, error) {
-		l, err := sc.reach(ctx)
-		switch {
-		case err != nil:
-			return nil, err
-		case ctx.Err() != nil:
-			l.raw.Close()
-			return nil, ctx.Err()
-		case flag&devsw.FWRITE != 0 && l.exp.has(readOnly):
-			l.raw.Close()
-			return nil, fmt.Errorf("the export is read-only: %w", devsw.EROFS)
-		}
-		return sc.use(l), nil
-	}, func(m *medium) { m.cl.giveUp() })
+	err := sc.claim.Open(mode, func(ctx context.Context) (*medium, error) { return sc.openExport(ctx, flag) }, func(m *medium) { m.cl.giveUp() })
 	if err == nil && flag&devsw.FWRITE != 0 && sc.info().ReadOnly {
 		err = fmt.Errorf("the export is read-only: %w", devsw.EROFS)
 	}
 	return err
 }
 
-// use makes a connection the open disk.
-func (sc *softc) use(l *link) *medium {
-	sc.known.Store(&l.exp)
-	m := &medium{exp: &l.exp, sector: sc.sector, readOnly: sc.info().ReadOnly}
-	m.size.Store(sc.info().Size)
-	m.high.Store(sc.info().Size)
-	m.cl = newClient(l, sc.conf.Connections, sc.conf.ReconnectDelay, func(ctx context.Context) (*link, error) {
+// openExport is the first open. It waits until the last open's connections have gone.
+func (sc *softc) openExport(ctx context.Context, flag devsw.Flag) (*medium, error) {
+	var before stability
+	if last := sc.last.Load(); last != nil {
+		select {
+		case <-last.done:
+			before = last.flushed.inherited()
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	m := &medium{sector: sc.sector}
+	m.cl = newClient(&sc.conf, func(ctx context.Context) (*link, error) {
 		l, err := sc.connect(ctx)
 		if err != nil {
 			return nil, err
@@ -80,19 +73,28 @@ func (sc *softc) use(l *link) *medium {
 		}
 		return l, nil
 	}, sc.notify)
+	m.cl.flushed = before
 	sc.last.Store(m.cl)
-	return m
+	l, err := sc.reach(ctx)
+	if err == nil && flag&devsw.FWRITE != 0 && l.exp.has(readOnly) {
+		l.raw.Close()
+		err = fmt.Errorf("the export is read-only: %w", devsw.EROFS)
+	}
+	if err != nil {
+		m.cl.giveUp()
+		m.cl.leave()
+		return nil, err
+	}
+	sc.known.Store(&l.exp)
+	m.exp, m.readOnly = &l.exp, sc.info().ReadOnly
+	m.size.Store(sc.info().Size)
+	m.high.Store(sc.info().Size)
+	m.cl.start(l, sc.conf.Connections)
+	return m, nil
 }
 
-// reach waits until the last open's connections have gone, and then for the server, for as long as the Config says.
+// reach waits for the server, for as long as the Config says.
 func (sc *softc) reach(ctx context.Context) (*link, error) {
-	if last := sc.last.Load(); last != nil {
-		select {
-		case <-last.done:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
 	deadline := time.NewTimer(sc.conf.ReconnectDelay)
 	defer deadline.Stop()
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
@@ -145,24 +147,31 @@ func (d *Driver) close(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
 }
 
 // retirePatience is how long the end of a disk waits for a server that still owes answers: what comes after this process, and begins
-// its writes again, is not to be overtaken by them.
+// its writes again, is not to be overtaken by them. A Server that is killed then gets as long to go.
 const retirePatience = 1 * time.Second
 
-// retire makes later opens fail, gives the server a moment to answer what it owes, closes what connections there are left,
-// whatever it may still do, and waits for them.
+// retire makes later opens fail, gives the server a moment to answer what it owes, kills it or else closes what connections there are
+// left, whatever it may still do, and waits for them.
 func (sc *softc) retire() error {
 	if err := sc.claim.Retire(); err != nil {
 		return err
 	}
-	if last := sc.last.Load(); last != nil {
-		owed := time.NewTimer(retirePatience)
-		defer owed.Stop()
-		select {
-		case <-last.done:
-		case <-owed.C:
-		}
-		last.kill()
-		<-last.done
+	last := sc.last.Load()
+	if last == nil {
+		return nil
+	}
+	patience := time.NewTimer(retirePatience)
+	defer patience.Stop()
+	select {
+	case <-last.done:
+		return nil
+	case <-patience.C:
+	}
+	last.kill()
+	patience.Reset(retirePatience)
+	select {
+	case <-last.done:
+	case <-patience.C:
 	}
 	return nil
 }

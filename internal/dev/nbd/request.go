@@ -37,6 +37,7 @@ type request struct {
 	answered   bool        // the server has said its last word
 	retry      bool        // which was that it is going
 	err        devsw.Errno // what went wrong
+	covers     uint64      // of a flush: how many writes were answered before
 	rest       []byte      // of a write given up in the middle: what is still to be sent of it
 	got        spans       // of a read: what has come
 }

@@ -37,7 +37,7 @@ func TestDeviceIsTakenDownWhileTheServerHangs(t *testing.T) {
 			w, _ := c.request(true)
 			flushed := make(chan error, 1)
 			go func() { flushed <- n.Ioctl(devsw.DIOCCACHESYNC, nil, rw) }()
-			c.request(true)
+			fl, _ := c.request(true)
 
 			if how == "revoke" {
 				n.Revoke()
@@ -56,7 +56,7 @@ func TestDeviceIsTakenDownWhileTheServerHangs(t *testing.T) {
 			again := fs.Node(devsw.IFBLK, dev)
 			opened := make(chan error, 1)
 			go func() { opened <- again.Open(context.Background(), rw) }()
-			c.send(c.ok(w.cookie))
+			c.send(c.ok(w.cookie), c.ok(fl.cookie))
 			if err := <-opened; err != nil {
 				t.Fatal(err)
 			}
