@@ -295,8 +295,10 @@ func (q *Queue) setMemory(mem *guestmem.Memory, must bool) {
 		return
 	}
 	if q.homeless {
-		q.homeless, q.paused = false, !q.enabled
-		q.src.Wake()
+		q.homeless, q.paused = false, !q.enabled || q.src == nil
+		if q.src != nil {
+			q.src.Wake()
+		}
 	}
 	if err := q.vq.SetMemory(mem); err != nil {
 		q.fail(err)

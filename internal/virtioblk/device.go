@@ -76,6 +76,7 @@ type Device struct {
 
 	negotiated uint64           // the connection's goroutine only
 	closes     devsw.Localcount // in progress
+	lost       devsw.Localcount // transfers that the driver has not given back, and that were split off: see fence
 
 	mu        sync.Mutex
 	info      devsw.DiskInfo
@@ -101,8 +102,9 @@ type opening struct {
 
 	// The connection's goroutine only:
 
-	late bool // the close was not waited for to the end
-	told bool // and that was logged
+	late   bool // the close was not waited for to the end
+	told   bool // and that was logged
+	pinned bool // that transfers cannot be fenced was logged
 }
 
 // stop is a stop of the device, from the first ring's GET_VRING_BASE to the last one's or to the next start.
@@ -261,7 +263,8 @@ func (d *Device) queuesOfLocked(o *opening) (all []*queue) {
 
 // StopQueue implements vhostuser.Device. It returns when nothing of the queue is in flight; the stop of the last queue also
 // closes the block device: cancel, drain, close. A close that takes long goes on in the background, and so does an operation that
-// cannot be interrupted, where it is not a read or a write: those are in the guest's memory, and waited for.
+// cannot be interrupted: a read or a write, which is in the guest's memory, is fenced from it (see fence), but where that cannot be
+// done (devsw.DiskInfo.Pinned) it is waited for.
 //
 // For GET_VRING_BASE it waits for what is in flight to complete, until the deadline that the first queue's stop has set for
 // all of them (Config.CancelAfter), and then cancels. Where the in-flight region travels with the guest
@@ -333,7 +336,9 @@ func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 	if last {
 		d.takeDown(o, false)
 		// It may have been begun for another ring, and have waited for transfers that have ended since.
-		o.await()
+		if d.lost.Count() == 0 {
+			o.await()
+		}
 	}
 	d.tellLate(o)
 }
@@ -473,11 +478,13 @@ func (d *Device) closeNode(o *opening, revoke bool) {
 	_ = o.node.WaitClosed(context.Background())
 }
 
-// awaitCancelled waits until nothing of a queue that is parked is in flight. Operations that have no part in the guest's memory
-// and do not come back are given up: whatever becomes of them, the guest does not see it.
+// awaitCancelled waits until nothing of a queue that is parked is in flight. What does not come back, though it was cancelled some time
+// ago, is not waited for: operations that have no part in the guest's memory are given up, and whatever becomes of them, the guest does
+// not see it; reads and writes are fenced from that memory, where that can be done.
 func (d *Device) awaitCancelled(q *queue, o *opening) {
 	for {
 		if o.late {
+			d.fence(q, o)
 			q.do(q.abandon)
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), closeWait)

@@ -231,7 +231,7 @@ func (q *queue) get() *request {
 }
 
 func (q *queue) put(r *request) {
-	r.status, r.kept = nil, nil
+	r.data, r.status, r.kept = nil, nil, nil
 	q.free = append(q.free, r)
 	if q.idle != nil {
 		q.checkIdle()

@@ -83,7 +83,8 @@ type request struct {
 	q      *queue
 	chain  virtq.Chain
 	buf    devsw.Buf
-	status []byte // the byte of guest memory for the status
+	data   [][]byte // guest memory of a read or a write
+	status []byte   // the byte of guest memory for the status
 	typ    uint32
 	sector uint64
 	bytes  int64
@@ -93,6 +94,10 @@ type request struct {
 	seq    uint64        // the order of fetching
 	began  time.Duration // by the reactor's clock
 	kept   error         // while it is parked: what it came back with
+
+	// memory is set where the request is nobody's any more, but of the driver, which does not give its Buf back: see fence. It is what
+	// the Buf's data lies in.
+	memory *virtq.Memory
 }
 
 // parse reads the request's header, finds the status byte, and leaves the data in readable and writable.
@@ -219,14 +224,23 @@ func (r *request) transfer(op devsw.Op, data, wrong [][]byte) {
 		r.end(nil)
 		return
 	}
+	r.data = data
+	r.submit()
+}
+
+// submit hands a read or a write to the device, for the first time or once more.
+func (r *request) submit() {
 	b := &r.buf
 	b.Data = nil // it is the chain's memory, which is not to be cleared
 	b.Reset()
-	b.Op, b.Dev, b.Blkno = op, d.dev, int64(r.sector)
-	b.Data, b.Bcount, b.Resid = data, r.bytes, r.bytes
+	b.Op, b.Dev, b.Blkno = devsw.BRead, r.q.d.dev, int64(r.sector)
+	b.Data, b.Bcount, b.Resid = r.data, r.bytes, r.bytes
 	b.Iodone, b.AIO, b.Context = iodone, r.q.aio, r
-	if op == devsw.BWrite && (r.q.stable || !d.writeback.Load()) {
-		b.Flags = devsw.BMediaFUA
+	if r.typ == tOut {
+		b.Op = devsw.BWrite
+		if r.q.stable || !r.q.d.writeback.Load() {
+			b.Flags = devsw.BMediaFUA
+		}
 	}
 	r.q.open.node.Strategy(r.q.counter, b)
 }
@@ -243,6 +257,10 @@ func iodone(b *devsw.Buf) {
 
 // done ends the request with the result of its Buf. On the reactor.
 func (r *request) done() {
+	if r.memory != nil {
+		r.q.d.cameBack(r)
+		return
+	}
 	b := &r.buf
 	var err error
 	switch {
@@ -320,8 +338,7 @@ func (r *request) again() {
 	r.kept = nil
 	switch r.typ {
 	case tIn, tOut:
-		r.buf.Rearm()
-		r.q.open.node.Strategy(r.q.counter, &r.buf)
+		r.submit()
 	default:
 		r.slow()
 	}

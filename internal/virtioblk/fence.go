@@ -1,0 +1,128 @@
+package virtioblk
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"vdev/devsw"
+	"vdev/vhostuser"
+	"vdev/virtq"
+)
+
+// fence splits off the transfers that the driver has not given back, though their cancel was a while ago, and keeps them off the guest's
+// memory (vhostuser.Queue.Fence). o has been taken down, so that all queues are parked and nothing new is begun. On the connection's
+// goroutine, in q's StopQueue.
+//
+// Of each such request the driver keeps its half: the Buf, with the memory it had, whose end nobody waits for any more but the close of
+// the device, and so the next open. A successor has the rest, the chain above all, as if the transfer had come back cancelled: it is
+// suspended, or fails, or is begun again when the device has been opened anew. So a write that still reaches the storage late does so
+// before anything that is begun later.
+//
+// A transfer may come back at any moment of this. Up to the split it ends as ever. After it, what it has read is in the guest's memory or
+// is not, and what it has written is on the storage or is not, as with any cancelled transfer; the successor knows nothing of it.
+//
+// All queues of the device are treated alike, those that go on as well: what they have in flight lies in the old memory, too.
+func (d *Device) fence(q *queue, o *opening) {
+	if d.snapshot().Pinned {
+		if !o.pinned && q.hasTransfers() {
+			o.pinned = true
+			d.log("reads or writes that storage does not give back hold up the stop: they use the guest's pages themselves, and cannot be fenced from them", nil)
+		}
+		return
+	}
+	queues := d.startedQueues()
+	var stuck []vhostuser.Stuck
+	reads, writes := 0, 0
+	for _, q := range queues {
+		q.do(func() {
+			for i, r := range q.requests {
+				if !r.inDriver() {
+					continue
+				}
+				q.split(i)
+				stuck = append(stuck, vhostuser.Stuck{Memory: r.memory, Bufs: r.data, Keep: r.typ == tOut})
+				if r.typ == tOut {
+					writes++
+				} else {
+					reads++
+				}
+			}
+		})
+	}
+	if len(stuck) == 0 {
+		return
+	}
+	err := q.vq.Fence(stuck, func() {
+		for _, q := range queues {
+			q.do(q.rehome)
+		}
+	})
+	if err != nil {
+		d.log("reads or writes that storage does not give back hold up the stop: they cannot be fenced from the guest's memory", err)
+		// Background never ends, so this does not fail.
+		_ = d.lost.Drain(context.Background())
+		return
+	}
+	d.log(fmt.Sprintf("storage does not give back %d reads and %d writes: they were fenced from the guest's memory, and the next start waits for them", reads, writes), nil)
+}
+
+// startedQueues gives the queues that are started.
+func (d *Device) startedQueues() (all []*queue) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for q := range d.queues {
+		all = append(all, q)
+	}
+	return all
+}
+
+// inDriver tells whether the request is a read or a write that the driver has. On the reactor.
+func (r *request) inDriver() bool {
+	return r.status != nil && r.kept == nil && (r.typ == tIn || r.typ == tOut)
+}
+
+// hasTransfers tells whether the driver has a read or a write of this queue.
+func (q *queue) hasTransfers() (has bool) {
+	q.do(func() {
+		for _, r := range q.requests {
+			has = has || r.inDriver()
+		}
+	})
+	return has
+}
+
+// split leaves the request at i of q.requests to the driver, and puts a successor in its place, which is kept. On the reactor.
+func (q *queue) split(i int) {
+	r := q.requests[i]
+	n := &request{
+		q: q, chain: r.chain, data: r.data, status: r.status, typ: r.typ, sector: r.sector, bytes: r.bytes, in: r.in,
+		seq: r.seq, began: r.began,
+	}
+	r.memory = q.vq.Memory(&r.chain)
+	r.chain, r.status = virtq.Chain{}, nil
+	q.requests[i] = n
+	q.d.lost.Acquire()
+	q.keep(n, devsw.ECANCELED)
+}
+
+// cameBack ends the driver's half of a request. On the reactor.
+func (d *Device) cameBack(r *request) {
+	r.memory.Release()
+	r.memory, r.data = nil, nil
+	d.lost.Release()
+}
+
+// rehome takes the requests in flight over to the memory that the ring has now. On the reactor.
+func (q *queue) rehome() {
+	for _, r := range q.requests {
+		if r.status == nil {
+			continue
+		}
+		// Where it fails the ring is broken, and nothing that is done with the request is seen.
+		if moved, ok := q.vq.Rehome(&r.chain, append(slices.Clone(r.data), r.status)); ok {
+			last := len(moved) - 1
+			r.data, r.status = moved[:last:last], moved[last]
+		}
+	}
+}
