@@ -29,6 +29,9 @@ type Status struct {
 	// without one.
 	CancelAt time.Time
 	Queues   []QueueStatus // by Index, from 0 on; those that are not started as well
+	// Fenced is how many reads and writes storage has not given back, that were fenced from the guest's memory and that the next
+	// start waits for.
+	Fenced int
 	// Operations are the I/O sections in progress, the oldest first.
 	Operations []specfs.Operation
 }
@@ -55,7 +58,7 @@ const statusWait = time.Second
 // Status tells what the device is doing. It waits for the queues' reactors to answer, a second at most, and for nothing else. Any
 // goroutine.
 func (d *Device) Status() Status {
-	s := Status{Dev: d.dev, State: StateClosed, Queues: make([]QueueStatus, d.numQueues)}
+	s := Status{Dev: d.dev, State: StateClosed, Fenced: d.lost.Count(), Queues: make([]QueueStatus, d.numQueues)}
 	d.mu.Lock()
 	s.Disk = d.info
 	for i := range s.Queues {

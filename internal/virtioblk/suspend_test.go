@@ -1308,28 +1308,3 @@ func TestACloseThatHangsDoesNotHoldTheReply(t *testing.T) {
 	}
 	w.expectOrder("all that", slices.Concat(opens, closes, opens)...)
 }
-
-// TestATransferThatCannotBeInterruptedHoldsTheReply, since it writes into the guest's memory whenever it ends; what else hangs
-// with it does not wait for its own end then.
-func TestATransferThatCannotBeInterruptedHoldsTheReply(t *testing.T) {
-	f := newFaulty(t, mdDisk(md.Config{Size: diskSize}), "hang:read:uncancellable", "hang:flush:uncancellable")
-	w, _ := newSuspendBench(t, reactor.ModeURing, 1, f.disk, everything, nil)
-	read, flush := w.request(0, tIn), w.request(0, tFlush)
-	f.waitHeld(2)
-	stopped := make(chan error, 1)
-	go func() { stopped <- w.rings[0].Stop() }()
-	time.Sleep(3 * closeWait) // time in which a wrong answer would come
-	if len(stopped) != 0 {
-		t.Fatal("the ring was answered with a read in flight")
-	}
-	rule := 1
-	f.control(fault.FAULTRELEASE, &rule)
-	w.check(<-stopped)
-	w.watch(func() { f.control(fault.FAULTRELEASE, nil) })
-	if r, fl := w.bytes(read)[0], w.bytes(flush)[0]; r != statusOK || fl != 0xff {
-		t.Errorf("the read has status %#x, want OK, and the flush %#x, want none", r, fl)
-	}
-	if got := w.dev.Status().Queues[0].Suspended; got != 1 {
-		t.Errorf("%d are suspended, want the flush", got)
-	}
-}

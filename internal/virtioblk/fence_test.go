@@ -1,0 +1,378 @@
+package virtioblk
+
+import (
+	"bytes"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"vdev/devsw"
+	"vdev/internal/dev/fault"
+	"vdev/internal/dev/md"
+	"vdev/internal/reactor"
+	"vdev/vhostuser"
+	"vdev/virtq/virtqtest"
+)
+
+// keeper is a driver that does not give back what it is told to hold, cancelled or not: when it goes on, it uses the memory that
+// it was given.
+type keeper struct {
+	mu    sync.Mutex
+	hold  bool
+	fill  byte // what reads give
+	kept  []*devsw.Buf
+	wrote map[int64][]byte // by block: what the last write there had
+	order []int64          // the blocks that were written
+}
+
+func (d *keeper) disk(t testing.TB, table *devsw.Table) (devsw.Dev, func() (devsw.DiskInfo, error)) {
+	ok := func(devsw.Dev, devsw.Flag, devsw.Mode) error { return nil }
+	b := &devsw.Bdevsw{Name: "keeper", Flag: devsw.DDisk | devsw.DMPSafe, Open: ok, Close: ok, Cancel: ok, Strategy: d.strategy}
+	bmajor, _, err := table.Attach("keeper", b, devsw.NODEVMAJOR, &devsw.Cdevsw{Name: "keeper"}, devsw.NODEVMAJOR)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return devsw.Makedev(uint32(bmajor), 0), func() (devsw.DiskInfo, error) {
+		return devsw.DiskInfo{Size: diskSize, SectorSize: 512}, nil
+	}
+}
+
+func (d *keeper) strategy(b *devsw.Buf) {
+	d.mu.Lock()
+	if d.hold {
+		d.kept = append(d.kept, b)
+		d.mu.Unlock()
+		return
+	}
+	d.mu.Unlock()
+	d.transfer(b)
+}
+
+func (d *keeper) transfer(b *devsw.Buf) {
+	p := make([]byte, b.Bcount)
+	d.mu.Lock()
+	if b.Op == devsw.BRead {
+		copy(p, bytes.Repeat([]byte{d.fill}, len(p)))
+	}
+	d.mu.Unlock()
+	if e := b.MoveAt(p, 0); e != 0 {
+		b.Fail(e)
+		return
+	}
+	if b.Op == devsw.BWrite {
+		d.mu.Lock()
+		d.wrote[b.Blkno] = p
+		d.order = append(d.order, b.Blkno)
+		d.mu.Unlock()
+	}
+	b.Resid = 0
+	b.Biodone()
+}
+
+// release lets what is held go on, and holds no more.
+func (d *keeper) release() {
+	d.mu.Lock()
+	kept := d.kept
+	d.kept, d.hold = nil, false
+	d.mu.Unlock()
+	for _, b := range kept {
+		d.transfer(b)
+	}
+}
+
+// written gives what the last write to a block had, and the blocks of all writes in order.
+func (d *keeper) written(block int64) (data []byte, order []int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.wrote[block], slices.Clone(d.order)
+}
+
+func (d *keeper) await(t testing.TB, n int) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
+		d.mu.Lock()
+		got := len(d.kept)
+		d.mu.Unlock()
+		if got == n {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d transfers are held, want %d", got, n)
+		}
+	}
+}
+
+// write adds a write of a sector full of v to ring q.
+func (w *bench) write(q int, block uint64, v byte) (data, status virtqtest.Seg) {
+	w.t.Helper()
+	data, status = w.buffer(512), w.buffer(1)
+	w.bytes(status)[0] = 0xff
+	copy(w.bytes(data), bytes.Repeat([]byte{v}, 512))
+	if _, ok := w.rings[q].Add([]virtqtest.Seg{w.header(tOut, block), data}, []virtqtest.Seg{status}); !ok {
+		w.t.Fatal("no room")
+	}
+	w.check(w.rings[q].Notify())
+	return data, status
+}
+
+// TestATransferThatNeverEndsIsFenced, whatever ends the rings: the stop is answered; what the storage reads and writes when it goes on
+// is a copy of the guest's memory as it was then; and the next start waits for it, so that nothing newer is overtaken.
+func TestATransferThatNeverEndsIsFenced(t *testing.T) {
+	byBase := func(w *bench) { w.stopRings() }
+	byHangUp := func(w *bench) { w.hangUp() }
+	for name, c := range map[string]struct {
+		end       func(*bench)
+		knows     vhostuser.ProtocolFeatures
+		suspended bool
+		lost      bool // the region goes as well
+	}{
+		"base, suspending":       {byBase, everything, true, false},
+		"base, failing":          {byBase, noMigration, false, false},
+		"base, no region":        {byBase, noInflight, false, false},
+		"disconnect, suspending": {byHangUp, everything, true, false},
+		"disconnect, failing":    {byHangUp, noInflight, false, false},
+		"reset":                  {func(w *bench) { w.check(w.f.ResetDevice()) }, everything, false, true},
+		"another owner":          {func(w *bench) { w.check(w.f.SetOwner()); w.check(w.f.Barrier()) }, everything, true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachMode(t, func(t *testing.T, mode reactor.Mode) {
+				const queues = 2
+				d := &keeper{hold: true, fill: 0xcc, wrote: map[int64][]byte{}}
+				logged := make(chan string, 100)
+				w, region := newSuspendBench(t, mode, queues, d.disk, c.knows, func(conf *Config) {
+					conf.CancelAfter = time.Millisecond
+					conf.Migratable = true
+					conf.Log = func(msg string, _ error) { logged <- msg }
+				})
+				var reads, writes, data [queues]virtqtest.Seg
+				for q := range queues {
+					reads[q] = w.readAt(q, uint64(q))
+					data[q], writes[q] = w.write(q, uint64(10+q), byte(1+q))
+				}
+				d.await(t, 2*queues)
+				c.end(w)
+				told := 0
+				for len(logged) > 0 {
+					if strings.Contains(<-logged, "2 reads and 2 writes: they were fenced") {
+						told++
+					}
+				}
+				if told != 1 {
+					t.Errorf("the fence was told %d times", told)
+				}
+				if got := w.dev.Status(); got.State != StateClosing || got.Fenced != 2*queues {
+					t.Errorf("the device is %v, with %d transfers fenced", got.State, got.Fenced)
+				}
+				w.watch(d.release)
+				w.waitClosed()
+				if got := w.dev.Status(); got.State != StateClosed || got.Fenced != 0 {
+					t.Errorf("after all that the device is %v, with %d transfers fenced", got.State, got.Fenced)
+				}
+				want, used := uint8(statusIOErr), 2
+				if c.suspended {
+					want, used = 0xff, 0
+				}
+				for q, r := range w.rings {
+					if late, _ := d.written(int64(10 + q)); !bytes.Equal(late, bytes.Repeat([]byte{byte(1 + q)}, 512)) {
+						t.Errorf("ring %d: what was written late is not what the guest had when the ring was stopped: %#x...", q, late[:8])
+					}
+					if rd, wr := w.bytes(reads[q])[0], w.bytes(writes[q])[0]; rd != want || wr != want {
+						t.Errorf("ring %d: the read has status %#x, the write %#x, want %#x", q, rd, wr, want)
+					}
+					if got := int(r.UsedIdx()); got != used {
+						t.Errorf("ring %d: %d were used, want %d", q, got, used)
+					}
+				}
+				if c.lost {
+					return
+				}
+				if w.f == nil {
+					w.again(c.knows)
+					w.restart(region)
+				} else {
+					w.startRings(region)
+				}
+				for q, r := range w.rings {
+					for range 2 {
+						if _, _, err := r.Wait(); err != nil {
+							t.Fatal(err)
+						}
+					}
+					if rd, wr := w.bytes(reads[q])[0], w.bytes(writes[q])[0]; c.suspended && (rd != statusOK || wr != statusOK) {
+						t.Errorf("ring %d: begun again, the read has status %#x, the write %#x", q, rd, wr)
+					}
+					in := w.buffer(512)
+					if st, _ := w.do(q, tIn, 0, nil, []virtqtest.Seg{in}); st != statusOK || w.bytes(in)[511] != 0xcc {
+						t.Errorf("ring %d: a read after all that has status %d, and gives %#x", q, st, w.bytes(in)[511])
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestTheNextStartWaitsForWhatWasFenced: what the guest writes then is not overtaken, over several starts and stops.
+func TestTheNextStartWaitsForWhatWasFenced(t *testing.T) {
+	d := &keeper{hold: true, fill: 0xcc, wrote: map[int64][]byte{}}
+	w, _ := newSuspendBench(t, reactor.ModeURing, 1, d.disk, noInflight, nil)
+	w.write(0, 5, 1)
+	d.await(t, 1)
+	w.stopRings()
+	for range 3 {
+		w.startRings(nil)
+		w.stopRings()
+	}
+	w.startRings(nil)
+	w.rings[0].Used()
+	_, status := w.write(0, 5, 2)
+	time.Sleep(2 * time.Millisecond) // time in which it might wrongly be begun
+	d.await(t, 1)
+	d.release()
+	if _, _, err := w.rings[0].Wait(); err != nil || w.bytes(status)[0] != statusOK {
+		t.Fatal(err, w.bytes(status)[0])
+	}
+	if data, order := d.written(5); !slices.Equal(order, []int64{5, 5}) || data[0] != 2 {
+		t.Errorf("blocks %v were written, and block 5 has %d", order, data[0])
+	}
+}
+
+// TestARingThatGoesOnIsNotFencedOut: one ring is stopped alone, and storage gives nothing back. The other one's requests, which hang
+// as well, are begun again when it does, in the memory that the guest has.
+func TestARingThatGoesOnIsNotFencedOut(t *testing.T) {
+	eachMode(t, func(t *testing.T, mode reactor.Mode) {
+		d := &keeper{hold: true, fill: 0xaa, wrote: map[int64][]byte{}}
+		w, _ := newSuspendBench(t, mode, 2, d.disk, noInflight, func(c *Config) { c.CancelAfter = time.Millisecond })
+		gone := w.readAt(0, 1)
+		in, status := w.buffer(512), w.buffer(1)
+		w.bytes(status)[0] = 0xff
+		w.rings[1].Add([]virtqtest.Seg{w.header(tIn, 2)}, []virtqtest.Seg{in, status})
+		w.check(w.rings[1].Notify())
+		flush := w.request(1, tFlush)
+		data, written := w.write(1, 3, 7)
+		d.await(t, 3)
+		w.check(w.rings[0].Stop())
+		if got := w.bytes(gone)[0]; got != statusIOErr {
+			t.Errorf("the read of the ring that was stopped has status %#x", got)
+		}
+		// The guest may change a write's memory before it has ended. What is begun again sees it; the late one does not.
+		copy(w.bytes(data), bytes.Repeat([]byte{8}, 512))
+		d.mu.Lock()
+		d.fill = 0xbb
+		d.mu.Unlock()
+		d.release()
+		for range 3 {
+			if _, _, err := w.rings[1].Wait(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for what, s := range map[string]virtqtest.Seg{"read": status, "flush": flush, "write": written} {
+			if got := w.bytes(s)[0]; got != statusOK && what != "flush" { // the keeper has no flush
+				t.Errorf("the %s has status %#x", what, got)
+			}
+		}
+		if got := w.bytes(in)[0]; got != 0xbb {
+			t.Errorf("the guest reads %#x", got)
+		}
+		if last, order := d.written(3); last[0] != 8 || !slices.Equal(order, []int64{3, 3}) {
+			t.Errorf("block 3 has %d, after writes to %v", last[0], order)
+		}
+		w.check(w.rings[0].Start())
+		w.rings[0].Used()
+		if st, _ := w.do(0, tIn, 9, nil, []virtqtest.Seg{in}); st != statusOK || w.bytes(in)[511] != 0xbb {
+			t.Errorf("status %d, the guest reads %#x", st, w.bytes(in)[511])
+		}
+	})
+}
+
+// TestTransfersThatEndWhileTheyAreFencedEndOnce, at whatever moment they do.
+func TestTransfersThatEndWhileTheyAreFencedEndOnce(t *testing.T) {
+	eachMode(t, func(t *testing.T, mode reactor.Mode) {
+		for i := range 12 {
+			d := &keeper{hold: true, fill: 0xcc, wrote: map[int64][]byte{}}
+			w, region := newSuspendBench(t, mode, 2, d.disk, everything, nil)
+			var status []virtqtest.Seg
+			for b := range uint64(20) {
+				status = append(status, w.readAt(int(b%2), b))
+			}
+			d.await(t, 20)
+			stopped := make(chan struct{})
+			go func() {
+				defer close(stopped)
+				// Around the time at which the fence is put up.
+				time.Sleep(closeWait + time.Duration(i-6)*300*time.Microsecond)
+				d.release()
+			}()
+			w.stopRings()
+			<-stopped
+			d.mu.Lock()
+			d.hold = false
+			d.mu.Unlock()
+			w.startRings(region)
+			for b := range 20 {
+				if w.bytes(status[b])[0] == statusOK {
+					continue
+				}
+				if _, _, err := w.rings[b%2].Wait(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for b := range 20 {
+				if got := w.bytes(status[b])[0]; got != statusOK {
+					t.Errorf("request %d has status %#x", b, got)
+				}
+			}
+			for q, r := range w.rings {
+				if got := r.UsedIdx(); got != 10 {
+					t.Errorf("ring %d has completed %d requests, want 10", q, got)
+				}
+			}
+			w.close()
+		}
+	})
+}
+
+// TestATransferThatCannotBeFencedHoldsTheReply, since it writes into the guest's memory whenever it ends; what else hangs with it
+// does not wait for its own end then.
+func TestATransferThatCannotBeFencedHoldsTheReply(t *testing.T) {
+	f := newFaulty(t, mdDisk(md.Config{Size: diskSize}), "hang:read:uncancellable", "hang:flush:uncancellable")
+	logged := make(chan string, 100)
+	w, _ := newSuspendBench(t, reactor.ModeURing, 1, f.disk, everything, func(c *Config) {
+		info := c.Info
+		c.Info = func() (devsw.DiskInfo, error) {
+			i, err := info()
+			i.Pinned = true
+			return i, err
+		}
+		c.Log = func(msg string, _ error) { logged <- msg }
+	})
+	read, flush := w.request(0, tIn), w.request(0, tFlush)
+	f.waitHeld(2)
+	stopped := make(chan error, 1)
+	go func() { stopped <- w.rings[0].Stop() }()
+	time.Sleep(3 * closeWait) // time in which a wrong answer would come
+	if len(stopped) != 0 {
+		t.Fatal("the ring was answered with a read in flight")
+	}
+	told := 0
+	for len(logged) > 0 {
+		if strings.Contains(<-logged, "cannot be fenced") {
+			told++
+		}
+	}
+	if told != 1 {
+		t.Errorf("that it cannot be fenced was told %d times", told)
+	}
+	rule := 1
+	f.control(fault.FAULTRELEASE, &rule)
+	w.check(<-stopped)
+	w.watch(func() { f.control(fault.FAULTRELEASE, nil) })
+	if r, fl := w.bytes(read)[0], w.bytes(flush)[0]; r != statusOK || fl != 0xff {
+		t.Errorf("the read has status %#x, want OK, and the flush %#x, want none", r, fl)
+	}
+	if got := w.dev.Status().Queues[0].Suspended; got != 1 {
+		t.Errorf("%d are suspended, want the flush", got)
+	}
+}
