@@ -56,6 +56,8 @@ type blkFlags struct {
 	socketPath string
 	fd         number
 	blkFile    string
+	format     string
+	snapshot   bool
 	driver     string
 	readOnly   bool
 	direct     bool
@@ -101,6 +103,10 @@ What stands behind the disk is a driver:
 
   vnd,file=FILE[,read-only][,direct][,bounce][,no-discard]
           an image file, or a block device of the host; --blk-file FILE is short for it
+  qemu,file=FILE[,format=FORMAT][,snapshot][,read-only][,direct][,no-discard]
+      [,detect-zeroes=off|on|unmap][,connections=N][,program=PATH]
+          an image in one of QEMU's formats (qcow2, vmdk, vdi, vhdx, ...), perhaps with backing files,
+          which vdev has qemu-nbd serve while a guest uses the disk; --blk-file disk.qcow2 is short for it
   md,size=BYTES[,file=FILE][,read-only]
           memory of vdev's own, forgotten when vdev ends; FILE is what it holds at first
   nbd,uri=URI[,connections=N][,reconnect-delay=TIME][,read-only]
@@ -125,6 +131,10 @@ A RULE is ACTION:OPERATIONS[:key=value]..., for example
 The operations are read, write, flush, discard, zeroes (together: any), open, close and
 cancel; the keys blocks (of 512 bytes), skip, count, prob and seed go with every action.
 no-cancel makes a driver without d_cancel.
+
+The format of an image is found by its content, where the file's name stands for the same: what a
+raw image holds, a guest may have written. With a snapshot the image stays as it is: what the guest
+writes is forgotten when vdev ends.
 
 A size may have a unit: 512M, 10G, 1.5T. A comma in a file's name is written twice.
 
@@ -159,6 +169,8 @@ its status as well. With --control, 'vdev ctl' does the same and more.`,
 	fs.StringVar(&f.socketPath, "socket-path", "", "listen on a Unix socket at `PATH`")
 	fs.Var(&f.fd, "fd", "use the socket that was inherited as descriptor `N`, listening or connected")
 	fs.StringVar(&f.blkFile, "blk-file", "", "serve `FILE`, an image or a block device")
+	fs.StringVar(&f.format, "format", "", "the image's `FORMAT`, by QEMU's name (default by content and name)")
+	fs.BoolVar(&f.snapshot, "snapshot", false, "leave the image as it is, and forget what the guest writes when vdev ends")
 	fs.StringVar(&f.driver, "driver", "", "serve what `NAME,option=value,...` says (see above)")
 	fs.BoolVar(&f.readOnly, "read-only", false, "let the guest only read")
 	fs.BoolVar(&f.direct, "direct", false, "bypass the host's page cache (O_DIRECT); storage that hangs then holds up who stops the disk, but for --bounce")
@@ -181,7 +193,7 @@ its status as well. With --control, 'vdev ctl' does the same and more.`,
 		must(cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(c.of, cobra.ShellCompDirectiveNoFileComp)))
 	}
 	must(cmd.RegisterFlagCompletionFunc("driver", cobra.FixedCompletions(
-		[]string{"vnd,file=", "md,size=", "nbd,uri=", "null,size=", "fault,rule="}, cobra.ShellCompDirectiveNoSpace|cobra.ShellCompDirectiveNoFileComp)))
+		[]string{"vnd,file=", "md,size=", "nbd,uri=", "qemu,file=", "null,size=", "fault,rule="}, cobra.ShellCompDirectiveNoSpace|cobra.ShellCompDirectiveNoFileComp)))
 	for _, name := range []string{"fd", "num-queues", "serial", "reactors", "poll-us", "cancel-after"} {
 		must(cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions))
 	}
@@ -239,6 +251,10 @@ func (f *blkFlags) config(given func(flag string) bool) (blkConfig, error) {
 		return c, errors.New("--blk-file or --driver is missing")
 	case given("blk-file") && f.blkFile == "":
 		return c, errors.New("--blk-file: a path is missing")
+	case given("driver") && (given("format") || f.snapshot):
+		return c, errors.New("--format and --snapshot go with --blk-file; --driver qemu has options of these names")
+	case f.snapshot && f.incoming:
+		return c, errors.New("--snapshot and --incoming exclude each other: the other host knows nothing of the snapshot")
 	case f.cancel < 0:
 		return c, fmt.Errorf("--cancel-after %v: must not be negative", f.cancel)
 	}
@@ -246,7 +262,14 @@ func (f *blkFlags) config(given func(flag string) bool) (blkConfig, error) {
 		c.cancelWait = cancelAfterPinned
 	}
 	if given("blk-file") {
-		c.driver, c.diskFlag = driverSpec{name: "vnd", file: f.blkFile}, "blk-file"
+		c.driver, c.diskFlag = driverSpec{name: "vnd", file: f.blkFile, detect: true}, "blk-file"
+		c.driver.qemu.snapshot = f.snapshot
+		if given("format") {
+			var err error
+			if c.driver.qemu.format, err = parseFormat(f.format); err != nil {
+				return c, fmt.Errorf("--format: %w", err)
+			}
+		}
 	} else {
 		c.diskFlag = "driver"
 		var err error
@@ -255,7 +278,7 @@ func (f *blkFlags) config(given func(flag string) bool) (blkConfig, error) {
 		}
 	}
 	for flag, on := range map[string]bool{"direct": f.direct, "bounce": f.bounce, "no-discard": f.noDiscard, "incoming": f.incoming} {
-		if on && c.driver.name != "vnd" {
+		if on && c.driver.name != "vnd" && c.driver.name != "qemu" {
 			return c, fmt.Errorf("--%s: driver %s has no use for it", flag, c.driver.name)
 		}
 	}
@@ -263,6 +286,9 @@ func (f *blkFlags) config(given func(flag string) bool) (blkConfig, error) {
 	c.driver.direct = c.driver.direct || f.direct
 	c.driver.bounce = c.driver.bounce || f.bounce
 	c.driver.noDiscard = c.driver.noDiscard || f.noDiscard
+	if err := c.driver.check(); err != nil {
+		return c, fmt.Errorf("--%s: %w", c.diskFlag, err)
+	}
 	size, err := strconv.ParseUint(f.blockSize.value, 10, 32)
 	must(err)
 	c.blockSize = uint32(size)

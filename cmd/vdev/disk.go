@@ -35,16 +35,16 @@ func (d *openedDisk) notify(fn func(unit int, err error)) {
 	if s, ok := driver.(*stacked); ok {
 		driver = s.lower
 	}
-	if n, ok := driver.(*nbd.Driver); ok {
+	if n, ok := driver.(interface{ Notify(func(int, error)) }); ok {
 		n.Notify(fn)
 	}
 }
 
 // openDisk attaches the driver to the table and makes its unit 0. What is wrong with an image shows here, and not at a
-// guest's first request: checkImage looks at it, until ctx ends.
-func openDisk(ctx context.Context, table *devsw.Table, spec driverSpec, blockSize uint32, inUse func(error)) (*openedDisk, error) {
+// guest's first request: checkImage looks at it, until ctx ends. log is told what a program says that serves the image.
+func openDisk(ctx context.Context, table *devsw.Table, spec driverSpec, blockSize uint32, inUse func(error), log func(string)) (*openedDisk, error) {
 	if spec.faults != nil {
-		return stackFaults(ctx, table, spec, blockSize, inUse)
+		return stackFaults(ctx, table, spec, blockSize, inUse, log)
 	}
 	switch spec.name {
 	case "vnd":
@@ -65,6 +65,8 @@ func openDisk(ctx context.Context, table *devsw.Table, spec driverSpec, blockSiz
 		return makeDisk(table, nbd.New, nbd.Config{
 			URI: spec.nbd.uri, ReadOnly: spec.readOnly, SectorSize: blockSize, Connections: spec.nbd.connections, ReconnectDelay: spec.nbd.delay,
 		})
+	case "qemu":
+		return openImage(table, spec, blockSize, inUse, log)
 	case "null":
 		return makeDisk(table, null.New, null.Config{Size: spec.size, ReadOnly: spec.readOnly, SectorSize: blockSize})
 	}
@@ -99,10 +101,10 @@ type stacked struct {
 func (s *stacked) Detach() error { return errors.Join(s.diskDriver.Detach(), s.lower.Detach()) }
 
 // stackFaults makes the disk without faults, and puts the driver fault on it.
-func stackFaults(ctx context.Context, table *devsw.Table, spec driverSpec, blockSize uint32, inUse func(error)) (*openedDisk, error) {
+func stackFaults(ctx context.Context, table *devsw.Table, spec driverSpec, blockSize uint32, inUse func(error), log func(string)) (*openedDisk, error) {
 	f := spec.faults
 	spec.faults = nil
-	lower, err := openDisk(ctx, table, spec, blockSize, inUse)
+	lower, err := openDisk(ctx, table, spec, blockSize, inUse, log)
 	if err != nil {
 		return nil, err
 	}

@@ -13,7 +13,8 @@ import (
 
 // driverSpec says which driver serves the disk, and with what. It is what --driver and --blk-file come to.
 type driverSpec struct {
-	name      string // of the device switch: "md", "vnd", "nbd" or "null"; faults may stand on it
+	name      string // "md", "vnd", "nbd", "qemu" or "null"; faults may stand on it
+	detect    bool   // the file alone was named: settle decides on the driver
 	file      string // the image, or what a memory disk is filled with
 	size      int64  // bytes; 0 where the file says it
 	readOnly  bool
@@ -21,6 +22,7 @@ type driverSpec struct {
 	bounce    bool // transfers are copied
 	noDiscard bool
 	nbd       nbdSpec
+	qemu      qemuSpec
 	faults    *faultSpec // what stands on it, or nil
 }
 
@@ -43,6 +45,7 @@ var driverOptions = map[string][]string{
 	"md":   {"size", "file", "read-only"},
 	"vnd":  {"file", "read-only", "direct", "bounce", "no-discard"},
 	"nbd":  {"uri", "connections", "reconnect-delay", "read-only"},
+	"qemu": {"file", "format", "snapshot", "read-only", "direct", "no-discard", "detect-zeroes", "connections", "program"},
 	"null": {"size", "read-only"},
 }
 
@@ -50,7 +53,7 @@ var driverOptions = map[string][]string{
 var faultOptions = []string{"rule", "cache", "no-cancel", "lower"}
 
 // driverNames is the order in which help and errors list the drivers.
-var driverNames = []string{"vnd", "md", "nbd", "null", "fault"}
+var driverNames = []string{"vnd", "md", "nbd", "qemu", "null", "fault"}
 
 // parseDriver reads a driver with its options: NAME[,option[=value]]..., where a comma that belongs to a value is
 // written twice, as on QEMU's command line.
@@ -97,6 +100,18 @@ func parseFields(fields, names []string) (driverSpec, error) {
 			spec.bounce, err = parseSwitch(key, value, hasValue)
 		case "no-discard":
 			spec.noDiscard, err = parseSwitch(key, value, hasValue)
+		case "format":
+			spec.qemu.format, err = parseFormat(value)
+		case "snapshot":
+			spec.qemu.snapshot, err = parseSwitch(key, value, hasValue)
+		case "detect-zeroes":
+			if spec.qemu.detectZeroes = value; !slices.Contains(detectZeroes, value) {
+				err = fmt.Errorf("detect-zeroes=%s: must be %s", value, oneOf(detectZeroes))
+			}
+		case "program":
+			if spec.qemu.program = value; value == "" {
+				err = fmt.Errorf("program: a path is missing")
+			}
 		case "uri":
 			spec.nbd.uri = value
 		case "connections":
@@ -169,6 +184,10 @@ func (d driverSpec) check() error {
 		return fmt.Errorf("driver md needs the option size=BYTES or file=PATH")
 	case d.name == "nbd" && d.nbd.uri == "":
 		return fmt.Errorf("driver nbd needs the option uri=URI")
+	case d.name == "qemu" && d.file == "":
+		return fmt.Errorf("driver qemu needs the option file=PATH")
+	case d.name == "qemu" && d.qemu.detectZeroes == "unmap" && d.noDiscard:
+		return fmt.Errorf("driver qemu: detect-zeroes=unmap gives back space, and no-discard does not")
 	case d.name == "null" && d.size == 0:
 		return fmt.Errorf("driver null needs the option size=BYTES")
 	case d.size%512 != 0:

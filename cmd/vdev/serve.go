@@ -15,6 +15,7 @@ import (
 
 	"vdev/devsw"
 	"vdev/internal/control"
+	"vdev/internal/dev/nbd"
 	"vdev/internal/virtioblk"
 	"vdev/specfs"
 	"vdev/vhostuser"
@@ -87,13 +88,20 @@ func runBlk(ctx context.Context, c blkConfig, out *queuedWriter, asked askedBySi
 	if c.incoming {
 		inUse = func(err error) { log.Info("the image is opened when the guest starts here", "now", err) }
 	}
-	disk, err := openDisk(ctx, table, c.driver, c.blockSize, inUse)
+	if c.driver, err = c.driver.settle(); err != nil {
+		return fmt.Errorf("--%s: %w", c.diskFlag, err)
+	}
+	disk, err := openDisk(ctx, table, c.driver, c.blockSize, inUse, func(text string) { log.Warn(text) })
 	if err != nil {
 		return fmt.Errorf("--%s: %w", c.diskFlag, err)
 	}
 	defer func() { err = errors.Join(err, disk.driver.Detach()) }()
 	disk.notify(func(_ int, err error) {
-		if err != nil {
+		switch {
+		case errors.Is(err, nbd.ErrForgotten):
+			log.Error("the disk's server has lost writes", "error", err)
+			return
+		case err != nil:
 			log.Warn("the disk's server is gone", "error", err)
 			return
 		}

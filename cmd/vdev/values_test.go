@@ -56,6 +56,9 @@ func TestDriverSpecs(t *testing.T) {
 		"md,file=boot.img,read-only": {name: "md", file: "boot.img", readOnly: true},
 		"md,size=64M,file=a":         {name: "md", size: 64 << 20, file: "a"},
 		"nbd,uri=nbd://h,connections=2,reconnect-delay=3s": {name: "nbd", nbd: nbdSpec{uri: "nbd://h", connections: 2, delay: 3 * time.Second}},
+		"qemu,file=x": {name: "qemu", file: "x"},
+		"qemu,file=x,format=vmdk,snapshot,detect-zeroes=unmap,program=/q": {
+			name: "qemu", file: "x", qemu: qemuSpec{format: "vmdk", snapshot: true, detectZeroes: "unmap", program: "/q"}},
 		"null,size=1T":                       {name: "null", size: 1 << 40},
 		"vnd,file=/a,,b/c=d":                 {name: "vnd", file: "/a,b/c=d"},
 		"vnd,file=x,direct,no-discard":       {name: "vnd", file: "x", direct: true, noDiscard: true},
@@ -68,8 +71,8 @@ func TestDriverSpecs(t *testing.T) {
 		}
 	}
 	bad := map[string]string{
-		"":                        `driver "": must be vnd, md, nbd, null or fault`,
-		"nvme,size=1G":            `driver "nvme": must be vnd, md, nbd, null or fault`,
+		"":                        `driver "": must be vnd, md, nbd, qemu, null or fault`,
+		"nvme,size=1G":            `driver "nvme": must be vnd, md, nbd, qemu, null or fault`,
 		"md":                      "needs the option size=BYTES or file=PATH",
 		"md,direct,size=1G":       `has no option "direct"; it has size, file, read-only`,
 		"md,size=1G,":             `has no option ""`,
@@ -83,7 +86,13 @@ func TestDriverSpecs(t *testing.T) {
 		"nbd,connections=2":       "needs the option uri=URI",
 		"nbd,uri=x,connections=0": "connections=0: must be a whole number from 1 to 16",
 		"nbd,reconnect-delay=5":   "reconnect-delay=5: must be a time",
-		"vnd,file=x,read-only=no": "read-only=no: must be on or off",
+		"qemu,format=raw":         "needs the option file=PATH",
+		"qemu,file=x,format=":     `format "": must be one of QEMU's`,
+		"qemu,file=x,format=a,,b": `format "a,b": must be one of QEMU's`,
+		"qemu,file=x,program=":    "program: a path is missing",
+		"qemu,detect-zeroes=yes":  "must be off, on or unmap",
+		"qemu,file=x,no-discard,detect-zeroes=unmap": "gives back space, and no-discard does not",
+		"vnd,file=x,read-only=no":                    "read-only=no: must be on or off",
 	}
 	for s, want := range bad {
 		if got, err := parseDriver(s); err == nil || !strings.Contains(err.Error(), want) {

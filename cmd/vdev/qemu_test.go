@@ -1,0 +1,73 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"vdev/internal/qemunbd"
+)
+
+func TestAFileIsServedByWhoeverKnowsItsFormat(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, content string) string {
+		name = filepath.Join(dir, name)
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	const magic = "QFI\xfb\x00\x00\x00\x03"
+	raw, qcow2, odd := file("a.img", ""), file("a.qcow2", magic), file("b.img", magic)
+	for name, tt := range map[string]struct {
+		spec           driverSpec
+		driver, format string
+	}{
+		"raw":                  {driverSpec{name: "vnd", detect: true, file: raw}, "vnd", "raw"},
+		"qcow2":                {driverSpec{name: "vnd", detect: true, file: qcow2}, "qemu", "qcow2"},
+		"said to be raw":       {driverSpec{name: "vnd", detect: true, file: odd, qemu: qemuSpec{format: "raw"}}, "vnd", "raw"},
+		"said to be qcow2":     {driverSpec{name: "vnd", detect: true, file: odd, qemu: qemuSpec{format: "qcow2"}}, "qemu", "qcow2"},
+		"raw, with a snapshot": {driverSpec{name: "vnd", detect: true, file: raw, qemu: qemuSpec{snapshot: true}}, "qemu", "raw"},
+		"the driver vnd":       {driverSpec{name: "vnd", file: qcow2}, "vnd", ""},
+		"the driver qemu":      {driverSpec{name: "qemu", file: qcow2}, "qemu", "qcow2"},
+		"the driver qemu, raw": {driverSpec{name: "qemu", file: raw}, "qemu", "raw"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := tt.spec.settle()
+			if err != nil || got.name != tt.driver || got.qemu.format != tt.format || got.detect {
+				t.Errorf("settle: driver %s, format %s, %v; want %s, %s", got.name, got.qemu.format, err, tt.driver, tt.format)
+			}
+		})
+	}
+	for _, spec := range []driverSpec{{name: "vnd", detect: true, file: odd}, {name: "qemu", file: odd}} {
+		var wrong *qemunbd.FormatError
+		if got, err := spec.settle(); !errors.As(err, &wrong) {
+			t.Errorf("%s: settle gives %+v, %v", spec.name, got, err)
+		}
+	}
+}
+
+func TestAnImageInUseIsNoReasonForAnIncomingGuestNotToBeAwaited(t *testing.T) {
+	for _, program := range []string{"qemu-img", "qemu-nbd"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skip(err)
+		}
+	}
+	image := filepath.Join(t.TempDir(), "disk.qcow2")
+	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", image, "16M").CombinedOutput(); err != nil {
+		t.Fatalf("qemu-img: %v: %s", err, out)
+	}
+	holder, err := qemunbd.New(qemunbd.Config{File: image, Format: "qcow2"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Close()
+	if _, err := holder.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p := serving(t, nil, "blk", "--socket-path", filepath.Join(t.TempDir(), "s"), "--blk-file", image, "--incoming")
+	p.waitFor("the image is opened when the guest starts here")
+	p.waitFor("bytes=16777216")
+}
