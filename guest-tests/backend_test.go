@@ -53,7 +53,10 @@ func theServer(w *world) server {
 		args = slices.Insert(slices.Clone(args), min(1, len(args)), "--socket-path", socket)
 		cmd := exec.Command(program, args...)
 		// Races are reported in the log and in the exit status, which must be 0.
-		cmd.Env = append(os.Environ(), "GORACE=halt_on_error=0 exitcode=66 atexit_sleep_ms=10")
+		cmd.Env = append(os.Environ(), "GORACE=halt_on_error=0 exitcode=66 atexit_sleep_ms=10", "TMPDIR="+w.dir)
+		if w.tools != "" {
+			cmd.Env = append(cmd.Env, "PATH="+w.tools+":"+os.Getenv("PATH"))
+		}
 		return cmd, nil
 	}
 }

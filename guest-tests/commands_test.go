@@ -69,6 +69,8 @@ func init() {
 		"mutant":       mutantCommand,
 		"life":         plain(life),
 		"migrate":      plain(migrate),
+
+		"image-servers": plain(imageServers),
 	}
 }
 

@@ -37,6 +37,7 @@ type world struct {
 	limit    time.Duration // of one step
 	dir      string        // $WORK
 	path     []string      // where programs are looked for
+	tools    string        // folder of the tools of the row's QEMU, for vdev; empty: the system's
 	backends map[string]*backend
 	machine  *vm.Machine
 	disks    map[string]vm.Disk // of the machine
@@ -56,6 +57,13 @@ func newWorld(env *testscript.Env, r row) error {
 	env.Values[worldKey{}] = w
 	for _, p := range r {
 		env.Setenv(p.key, p.value)
+	}
+	if version := r.value("version"); version != "" {
+		q, err := vm.FindQEMU(version)
+		if err != nil {
+			return err
+		}
+		w.tools = q.Dir()
 	}
 	w.path = []string{filepath.Join(work, "bin")}
 	// The scripts use qemu-img and qemu-io as front-ends; only 11.1's can be that.
