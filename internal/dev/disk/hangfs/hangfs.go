@@ -57,6 +57,15 @@ var kindNames = [kinds]string{"look", "open", "read", "write", "fsync", "flush",
 // String gives the name that ParseKind takes.
 func (k Kind) String() string { return kindNames[k] }
 
+// Kinds are all of them.
+func Kinds() []Kind {
+	all := make([]Kind, kinds)
+	for k := range all {
+		all[k] = Kind(k)
+	}
+	return all
+}
+
 // ParseKind gives the Kind of this name: "look", "open", "read", "write", "fsync", "flush" or "fallocate".
 func ParseKind(name string) (Kind, error) {
 	if i := slices.Index(kindNames[:], name); i >= 0 {
@@ -90,6 +99,7 @@ type Event struct {
 type FS struct {
 	conf  Config
 	point string
+	root  fusefs.InodeEmbedder
 	ended chan struct{} // closed when nothing is served any more
 
 	mu      sync.Mutex
@@ -114,6 +124,7 @@ func Mount(dir, point string, conf Config) (*FS, error) {
 	if err != nil {
 		return nil, fmt.Errorf("hangfs: %s: %w", dir, err)
 	}
+	f.root = f.wrap(root)
 	second := time.Second
 	silent := log.New(io.Discard, "", 0)
 	opts := &fusefs.Options{
@@ -134,7 +145,7 @@ func Mount(dir, point string, conf Config) (*FS, error) {
 		return nil, fmt.Errorf("hangfs: %s: %w", point, err)
 	}
 	// The server takes the descriptor over, and closes it also where it fails.
-	server, err := fuse.NewServer(fusefs.NewNodeFS(f.wrap(root), opts), fmt.Sprintf("/dev/fd/%d", fd.Int()), &opts.MountOptions)
+	server, err := fuse.NewServer(fusefs.NewNodeFS(f.root, opts), fmt.Sprintf("/dev/fd/%d", fd.Int()), &opts.MountOptions)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("hangfs: %s: %w", point, err), sys.UnmountFUSE(point))
 	}
@@ -193,6 +204,19 @@ func (f *FS) releaseLocked(k Kind) {
 		close(f.held[k])
 		f.held[k] = nil
 	}
+}
+
+// Drop has the kernel forget what it has cached of the file of this name in the folder itself, so that reads come here again. It
+// waits for reads of the file that are held, and does nothing where the file was never looked at.
+func (f *FS) Drop(name string) error {
+	n := f.root.EmbeddedInode().GetChild(name)
+	if n == nil {
+		return nil
+	}
+	if errno := n.NotifyContent(0, 0); errno != 0 && errno != syscall.ENOENT {
+		return fmt.Errorf("hangfs: %s: dropping its pages: %w", name, errno)
+	}
+	return nil
 }
 
 // Waiting is the number of requests of kind k that are held just now.

@@ -82,6 +82,20 @@ func TestWhatIsHeldIsCarriedOutWhenItIsReleased(t *testing.T) {
 				t.Error("the read does not give what the file had when it was let go")
 			}
 
+			f.Hold(Read)
+			if err := f.Drop("disk.img"); err != nil {
+				t.Fatal(err)
+			}
+			go func() {
+				_, errno := sys.Preadv(fd.Int(), [][]byte{got}, 256<<10)
+				read <- errno
+			}()
+			await(t, f, Read, 1)
+			f.Release(Kinds()...)
+			if errno := <-read; errno != 0 {
+				t.Fatal(errno)
+			}
+
 			if !conf.Writeback {
 				f.Hold(Write)
 				wrote := make(chan syscall.Errno)
