@@ -69,6 +69,10 @@ func init() {
 		"mutant":       mutantCommand,
 		"life":         plain(life),
 		"migrate":      plain(migrate),
+		"hangfs":       plain(mountHanging),
+		"hold":         plain(hold),
+		"held":         plain(held),
+		"release":      plain(letGo),
 
 		"image-servers": plain(imageServers),
 	}

@@ -152,13 +152,15 @@ func control(w *world, args []string) (string, error) {
 	return w.exec(ctx, slices.Insert(args[1:], 0, "vdev", "ctl", "--socket", args[0]+".ctl"))
 }
 
-// pause is "pause [-for DURATION] [-release] [-continue OTHER] NAME...": stop, and cont after that time. Meanwhile nothing may write to the
+// pause is "pause [-for DURATION] [-release] [-let FOLDER] [-continue OTHER] NAME...": stop, and cont after that time. Meanwhile nothing may write to the
 // guest's memory, which is found out where those back-ends are watched. With -release what hangs in the back-ends is let go
-// in between, and hangs no more; with -continue another back-end, which was stopped by a signal, goes on.
+// in between, and hangs no more; with -let so does what is held in a folder of hangfs; with -continue another back-end, which was stopped by a signal, goes on.
 func pause(w *world, args []string) (string, error) {
 	flags := flag.NewFlagSet("pause", flag.ContinueOnError)
 	length := flags.Duration("for", 50*time.Millisecond, "")
 	release := flags.Bool("release", false, "")
+	var folders []string
+	flags.Func("let", "", func(s string) error { folders = append(folders, s); return nil })
 	other := flags.String("continue", "", "")
 	if err := flags.Parse(args); err != nil {
 		return "", err
@@ -191,6 +193,11 @@ func pause(w *world, args []string) (string, error) {
 					return "", err
 				}
 			}
+		}
+	}
+	for _, folder := range folders {
+		if _, err := letGo(w, []string{folder}); err != nil {
+			return "", err
 		}
 	}
 	if *other != "" {

@@ -16,6 +16,7 @@ import (
 
 	"vdev/guest-tests/internal/proxy"
 	"vdev/guest-tests/internal/vm"
+	"vdev/internal/dev/disk/hangfs"
 )
 
 // commandLimit is how long one step of a script may take before it counts as hanging. Emulation on a busy machine
@@ -44,6 +45,7 @@ type world struct {
 	machines int
 	last     vm.Config               // of the machine
 	proxies  map[string]*proxy.Proxy // by the name of the back-end behind it
+	hanging  map[string]*hangfs.FS   // by the name of the folder
 	deafness time.Duration           // QEMU's monitor's longest, of what "deaf" has measured
 	mutant   string                  // the vdev to test, where it is not the real one
 }
@@ -53,7 +55,7 @@ type worldKey struct{}
 // newWorld prepares a script's environment and arranges for its end.
 func newWorld(env *testscript.Env, r row) error {
 	w := &world{t: env.T().(tester), limit: commandLimit, dir: env.WorkDir, backends: map[string]*backend{}, disks: map[string]vm.Disk{},
-		proxies: map[string]*proxy.Proxy{}}
+		proxies: map[string]*proxy.Proxy{}, hanging: map[string]*hangfs.FS{}}
 	env.Values[worldKey{}] = w
 	for _, p := range r {
 		env.Setenv(p.key, p.value)
@@ -93,6 +95,9 @@ func newWorld(env *testscript.Env, r row) error {
 // end stops everything and fails the test where something does not end as it should.
 func (w *world) end() {
 	failed := w.t.Failed()
+	for _, f := range w.hanging {
+		f.Release(hangfs.Kinds()...)
+	}
 	if failed {
 		w.inquire()
 	}
@@ -114,6 +119,11 @@ func (w *world) end() {
 		}
 		if failed {
 			w.t.Logf("%s:\n%s", filepath.Base(b.log), b.tail(100))
+		}
+	}
+	for _, f := range w.hanging {
+		if err := f.Close(); err != nil {
+			w.t.Errorf("%v", err)
 		}
 	}
 }
