@@ -13,16 +13,20 @@ import (
 	"time"
 )
 
-// imageServers is "image-servers [-kill] N": waits until vdev's in this script have N qemu-nbd running, and kills them then.
+// imageServers is "image-servers [-kill | -stop | -continue] N": waits until the script's vdevs have N qemu-nbd running, and sends them a
+// signal then.
 func imageServers(w *world, args []string) (string, error) {
 	flags := flag.NewFlagSet("image-servers", flag.ContinueOnError)
-	kill := flags.Bool("kill", false, "")
+	var signal syscall.Signal
+	for name, sig := range map[string]syscall.Signal{"kill": syscall.SIGKILL, "stop": syscall.SIGSTOP, "continue": syscall.SIGCONT} {
+		flags.BoolFunc(name, "", func(string) error { signal = sig; return nil })
+	}
 	if err := flags.Parse(args); err != nil {
 		return "", err
 	}
 	want, err := strconv.Atoi(flags.Arg(0))
 	if err != nil || flags.NArg() != 1 {
-		return "", errors.New("usage: image-servers [-kill] N")
+		return "", errors.New("usage: image-servers [-kill | -stop | -continue] N")
 	}
 	ctx, cancel := w.context()
 	defer cancel()
@@ -33,8 +37,8 @@ func imageServers(w *world, args []string) (string, error) {
 		}
 		if len(pids) == want {
 			for _, pid := range pids {
-				if *kill {
-					err = errors.Join(err, syscall.Kill(pid, syscall.SIGKILL))
+				if signal != 0 {
+					err = errors.Join(err, syscall.Kill(pid, signal))
 				}
 			}
 			return "", err
