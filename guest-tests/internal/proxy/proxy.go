@@ -52,6 +52,7 @@ type Proxy struct {
 	mu      sync.Mutex
 	hold    time.Duration
 	stopped func() // called while an answer is held back
+	rings   func(run bool)
 	now     *session
 	report  Report
 }
@@ -124,6 +125,24 @@ func (p *Proxy) Hold(d time.Duration, stopped func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.hold, p.stopped = d, stopped
+}
+
+// Rings has fn be told of the start of each ring, before the back-end is, and that the last one has stopped, before the front-end is; where
+// the front-end has gone, they have stopped when the back-end has closed its side. nil is nothing. fn must not call the Proxy.
+func (p *Proxy) Rings(fn func(run bool)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rings = fn
+}
+
+// running tells who wants to know.
+func (p *Proxy) running(run bool) {
+	p.mu.Lock()
+	fn := p.rings
+	p.mu.Unlock()
+	if fn != nil {
+		fn(run)
+	}
 }
 
 // Report returns what was seen so far.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -213,4 +214,41 @@ func TestAPausedMachinesMemoryIsWatched(t *testing.T) {
 			t.Errorf("byte %d: %d pages changed, %v", where, n, err)
 		}
 	}
+}
+
+func TestWhoeverWantsToKnowIsToldOfTheRings(t *testing.T) {
+	w := newWorld(t)
+	told := make(chan bool, 8)
+	w.proxy.Rings(func(run bool) { told <- run })
+	expect := func(when string, want ...bool) {
+		t.Helper()
+		var got []bool
+		for len(told) > 0 {
+			got = append(got, <-told)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("told %v %s; want %v", got, when, want)
+		}
+	}
+	start := func(ring byte) {
+		kick, err := sys.NewEventfd()
+		if err != nil {
+			t.Fatal(err)
+		}
+		sys.CloseAll(w.send(vhostuser.SetVringKick, []byte{ring, 0, 0, 0, 0, 0, 0, 0}, kick).fds)
+	}
+	start(1)
+	expect("when a ring started", true)
+	w.stop(func() {})
+	expect("when one ring of two had stopped")
+	w.proxy.Hold(0, nil)
+	m := w.send(vhostuser.GetVringBase, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	m.flags |= flagReply
+	if err := m.send(w.back); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := receive(w.front); err != nil {
+		t.Fatal(err)
+	}
+	expect("when all rings had stopped", false)
 }

@@ -169,6 +169,7 @@ func (s *session) run() {
 	select {
 	case <-ended:
 		if !died {
+			s.proxy.running(false)
 			s.ended()
 		}
 	case <-time.After(brokenLimit):
@@ -329,6 +330,7 @@ func (s *session) fromFront(m *message) {
 	case vhostuser.SetVringKick:
 		r := s.ring(uint32(vhostuser.ParseU64(m.payload) & vhostuser.VringIndexMask))
 		r.started = true
+		s.proxy.running(true)
 		if used, ok := s.usedArea(r); ok {
 			r.first = binary.LittleEndian.Uint16(used[2:])
 			r.last, r.done = r.first, 0
@@ -446,6 +448,9 @@ func (s *session) fromBack(m *message) {
 	s.countLocked(r)
 	s.counted += r.done
 	r.done, r.started = 0, false
+	if was && !s.startedLocked() {
+		p.running(false)
+	}
 	pending, watched := 0, 0
 	if was && hold > 0 {
 		w := s.watch(index, r)
@@ -462,6 +467,15 @@ func (s *session) fromBack(m *message) {
 		rep.Watched += watched
 		rep.LongestStop = max(rep.LongestStop, took)
 	})
+}
+
+func (s *session) startedLocked() bool {
+	for _, r := range s.rings {
+		if r.started {
+			return true
+		}
+	}
+	return false
 }
 
 // completed counts the used elements of the session. Rings count modulo 65536, so it must be asked often enough.
