@@ -31,6 +31,7 @@ type backend struct {
 	killed bool // by the script, which then does not expect a good end
 
 	foreign   bool // not vdev: how it ends is not our business
+	beside    bool // not under test at all: it serves what is, such as an NBD server
 	inherited bool // the socket is not the back-end's to remove
 
 	again func() (*exec.Cmd, error) // makes the command that started it once more

@@ -41,7 +41,7 @@ func init() {
 		"qemu":         plain(startQEMU),
 		"guest":        guestCommand,
 		"reboot":       plain(func(w *world, _ []string) (string, error) { return w.restart(guestReboot) }),
-		"system_reset": plain(func(w *world, _ []string) (string, error) { return w.restart(systemReset) }),
+		"system_reset": plain(systemReset),
 		"poweroff":     plain(powerOff),
 		"quit":         plain(quit),
 		"crash-qemu":   plain(func(w *world, _ []string) (string, error) { w.machine.Kill(); return "", nil }),
@@ -73,6 +73,11 @@ func init() {
 		"hold":         plain(hold),
 		"held":         plain(held),
 		"release":      plain(letGo),
+		"record":       plain(startRecord),
+		"recorded":     recorded,
+		"line":         plain(changeLine),
+		"hang":         plain(hang),
+		"go-on":        plain(func(w *world, args []string) (string, error) { return "", w.goOn(args) }),
 
 		"image-servers": plain(imageServers),
 	}
@@ -213,7 +218,8 @@ func startOther(w *world, args []string) (string, error) {
 	defer func() {
 		// What stands beside the test may end as it likes.
 		if b := w.backends[args[0]]; b != nil {
-			b.foreign = b.foreign || args[1] == "qemu-storage-daemon"
+			b.beside = besides[args[1]]
+			b.foreign = b.foreign || b.beside
 		}
 	}()
 	return "", w.addBackend(args[0], func(socket string, args []string) (*exec.Cmd, error) {
@@ -224,6 +230,9 @@ func startOther(w *world, args []string) (string, error) {
 		return exec.Command(program, args[1:]...), err
 	}, args[1:])
 }
+
+// besides are the programs that stand beside a test.
+var besides = map[string]bool{"qemu-storage-daemon": true, "qemu-nbd": true, "nbdkit": true}
 
 // expectLog is "expect-log NAME REGEXP", which waits, or its negation, which does not.
 func expectLog(ts *testscript.TestScript, neg bool, args []string) {
@@ -332,9 +341,32 @@ func guestReboot(ctx context.Context, m *vm.Machine) error {
 	return err
 }
 
-func systemReset(ctx context.Context, m *vm.Machine) error {
-	_, err := m.Do(ctx, "system_reset", nil)
-	return err
+// systemReset is "system_reset [-release NAME]": with -release the disk, whose server is recorded, hangs, and is let go when its rings
+// have stopped, so that the guest can boot.
+func systemReset(w *world, args []string) (string, error) {
+	flags := flag.NewFlagSet("system_reset", flag.ContinueOnError)
+	release := flags.String("release", "", "")
+	if err := flags.Parse(args); err != nil {
+		return "", err
+	}
+	return w.restart(func(ctx context.Context, m *vm.Machine) error {
+		if *release == "" {
+			_, err := m.Do(ctx, "system_reset", nil)
+			return err
+		}
+		r, err := w.record(w.storage[*release])
+		if err != nil {
+			return err
+		}
+		before := r.Report().Quiets
+		if _, err := m.Do(ctx, "system_reset", nil); err != nil {
+			return err
+		}
+		if err := r.awaitQuiet(ctx, before); err != nil {
+			return err
+		}
+		return w.goOn([]string{*release})
+	})
 }
 
 // powerOff has the guest do it, and QEMU end with it.

@@ -187,12 +187,8 @@ func pause(w *world, args []string) (string, error) {
 		thaws = append(thaws, thaw)
 	}
 	if *release {
-		for _, name := range flags.Args() {
-			for _, what := range []string{"clear", "release"} {
-				if _, err := control(w, []string{name, "fault", what}); err != nil {
-					return "", err
-				}
-			}
+		if err := w.goOn(flags.Args()); err != nil {
+			return "", err
 		}
 	}
 	for _, folder := range folders {
@@ -305,8 +301,8 @@ func restartBackend(w *world, args []string) (string, error) {
 			if err := b.stop(); err != nil && !b.foreign {
 				return "", err
 			}
-		} else {
-			b.crash()
+		} else if b.crash(); b.beside {
+			os.Remove(b.socket) // not every program takes away what one before has left
 		}
 		if err := w.startAs(name, b.socket, b.again); err != nil {
 			return "", err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -46,6 +47,8 @@ type world struct {
 	last     vm.Config               // of the machine
 	proxies  map[string]*proxy.Proxy // by the name of the back-end behind it
 	hanging  map[string]*hangfs.FS   // by the name of the folder
+	records  map[string]*record      // by the name of the NBD server behind it
+	storage  map[string]string       // the NBD server of a disk that has one which is recorded
 	deafness time.Duration           // QEMU's monitor's longest, of what "deaf" has measured
 	mutant   string                  // the vdev to test, where it is not the real one
 }
@@ -55,7 +58,7 @@ type worldKey struct{}
 // newWorld prepares a script's environment and arranges for its end.
 func newWorld(env *testscript.Env, r row) error {
 	w := &world{t: env.T().(tester), limit: commandLimit, dir: env.WorkDir, backends: map[string]*backend{}, disks: map[string]vm.Disk{},
-		proxies: map[string]*proxy.Proxy{}, hanging: map[string]*hangfs.FS{}}
+		proxies: map[string]*proxy.Proxy{}, hanging: map[string]*hangfs.FS{}, records: map[string]*record{}, storage: map[string]string{}}
 	env.Values[worldKey{}] = w
 	for _, p := range r {
 		env.Setenv(p.key, p.value)
@@ -111,8 +114,16 @@ func (w *world) end() {
 		}
 		p.Close()
 	}
-	for name, b := range w.backends {
+	// The servers beside the test end after those that they serve.
+	names := slices.SortedFunc(maps.Keys(w.backends), func(a, b string) int { return order(w.backends[a], w.backends[b]) })
+	for _, b := range w.backends {
 		b.cmd.Process.Signal(syscall.SIGCONT)
+	}
+	for _, r := range w.records {
+		r.Go()
+	}
+	for _, name := range names {
+		b := w.backends[name]
 		if err := b.stop(); err != nil && !b.foreign {
 			w.t.Errorf("back-end %s: %v", name, err)
 			failed = true
@@ -126,6 +137,25 @@ func (w *world) end() {
 			w.t.Errorf("%v", err)
 		}
 	}
+	for name, r := range w.records {
+		if failed {
+			w.t.Logf("between vdev and %s: %v", name, r.Report())
+		}
+		if err := r.Close(); err != nil {
+			w.t.Errorf("the record of %s: %v", name, err)
+		}
+	}
+}
+
+// order puts what is tested before what stands beside it.
+func order(a, b *backend) int {
+	switch {
+	case a.beside == b.beside:
+		return 0
+	case a.beside:
+		return 1
+	}
+	return -1
 }
 
 // inquire logs what a failed test leaves to be seen: where the guest is, and, through SIGUSR1, what vdev has done.
@@ -148,7 +178,7 @@ func (w *world) inquire() {
 		}
 	}
 	for _, b := range w.backends {
-		if !b.killed {
+		if !b.killed && !b.beside {
 			b.cmd.Process.Signal(syscall.SIGUSR1)
 		}
 	}
@@ -197,6 +227,9 @@ func (w *world) startAs(name, socket string, again func() (*exec.Cmd, error)) er
 		return err
 	}
 	b.again, b.foreign = again, os.Getenv("VDEV_BACKEND") == "qemu-storage-daemon"
+	if was := w.backends[name]; was != nil && was.beside {
+		b.foreign, b.beside = true, true
+	}
 	w.backends[name] = b
 	return nil
 }
