@@ -675,9 +675,10 @@ func TestIoctlsTellTheDisksProperties(t *testing.T) {
 }
 
 func TestATransferAllocatesNothing(t *testing.T) {
-	for _, direct := range []bool{false, true} {
+	for _, conf := range []Config{{}, {Direct: true}, {Bounce: true}, {Direct: true, Bounce: true}} {
 		r := newRig(t)
-		dev := r.create(Config{Path: newFile(t, make([]byte, 1<<20)), Direct: direct})
+		conf.Path = newFile(t, make([]byte, 1<<20))
+		dev := r.create(conf)
 		r.open(dev)
 		b := bench4K(dev)
 		n := testing.AllocsPerRun(100, func() {
@@ -686,7 +687,7 @@ func TestATransferAllocatesNothing(t *testing.T) {
 			b.Rearm()
 		})
 		if n != 0 {
-			t.Errorf("direct %v: %v allocations for each", direct, n)
+			t.Errorf("%+v: %v allocations for each", conf, n)
 		}
 	}
 }
@@ -701,10 +702,13 @@ func bench4K(dev devsw.Dev) *devsw.Buf {
 
 func BenchmarkStrategy4K(b *testing.B) {
 	for _, op := range []devsw.Op{devsw.BRead, devsw.BWrite} {
-		for name, direct := range map[string]bool{"buffered": false, "direct": true} {
+		for name, conf := range map[string]Config{
+			"buffered": {}, "direct": {Direct: true}, "bounce": {Bounce: true}, "direct,bounce": {Direct: true, Bounce: true},
+		} {
 			b.Run(op.String()+"/"+name, func(b *testing.B) {
 				r := newRig(b)
-				dev := r.create(Config{Path: newFile(b, make([]byte, 1<<20)), Direct: direct})
+				conf.Path = newFile(b, make([]byte, 1<<20))
+				dev := r.create(conf)
 				r.open(dev)
 				buf := bench4K(dev)
 				buf.Op = op
