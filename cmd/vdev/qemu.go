@@ -63,7 +63,10 @@ type withServer struct {
 }
 
 // Detach ends the server, too.
-func (w *withServer) Detach() error { return errors.Join(w.Driver.Detach(), w.server.Close()) }
+func (w *withServer) Detach() error {
+	w.server.End()
+	return errors.Join(w.Driver.Detach(), w.server.Close())
+}
 
 // openImage makes a disk of an image that qemu-nbd serves. log is told what that says.
 func openImage(table *devsw.Table, spec driverSpec, blockSize uint32, inUse func(error), log func(string)) (*openedDisk, error) {

@@ -23,7 +23,8 @@
 //
 // qemu-nbd writes an image's data to the host's page cache when it answers a write, but keeps the image's own tables in memory until
 // a flush. When it is killed, writes that it has answered since may be gone, even though the host lives on. Start says so by another
-// generation. Raw images have no tables: their generation stays.
+// generation. Raw images have no tables: their generation stays. At this process's end, when nobody is left who could say so, the
+// program is not killed but left to itself, if it takes long; its lock on the image keeps others from being overtaken.
 //
 // # Formats
 //

@@ -117,7 +117,7 @@ func (p *process) attend(started chan<- error) {
 		p.line.Close()
 	}
 	if p.isUp() && !s.standIn && (err != nil || p.said.hasLost()) {
-		if s.overlay != nil || s.conf.Format != Raw {
+		if s.overlay != nil || s.keepsLocked() {
 			s.generation++
 		}
 		s.conf.Log(fmt.Sprintf("qemu-nbd of %s has ended: %s", s.conf.File, p.why()))

@@ -26,8 +26,8 @@ const (
 	// to end a moment ago, as by the death of the last vdev.
 	lockPause = 50 * time.Millisecond
 	lockWait  = 5 * time.Second
-	// endPatience is how long Close waits for a program that is to end in order, before it is killed, and killPatience how long
-	// for the death of one that storage keeps.
+	// endPatience is how long Close waits for a program that is to end in order, and killPatience how long for the death of one
+	// that was killed and that storage keeps.
 	endPatience  = 2 * time.Second
 	killPatience = time.Second
 )
@@ -73,6 +73,7 @@ type Server struct {
 	generation uint64
 	served     bool // the image has been
 	standIn    bool // only the size is served: see Config.InUse
+	ending     bool // see End
 	closed     bool
 }
 
@@ -269,11 +270,27 @@ func (s *Server) whyNot(p *process) error {
 // Stop ends the program in order, and returns when it is gone and the image is not locked any more.
 func (s *Server) Stop() { s.end(syscall.SIGTERM) }
 
-// Kill ends the program at once, and returns when it is gone.
+// Kill ends the program at once, and returns when it is gone. After End it may be no more than Stop.
 func (s *Server) Kill() { s.end(syscall.SIGKILL) }
+
+// End says that Close will follow. From here on a program is not killed any more that may keep what it has answered: the guest may go
+// on with another vdev, which knows nothing of a loss.
+func (s *Server) End() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ending = true
+}
+
+// keepsLocked tells whether the program may have answered what a kill would lose.
+func (s *Server) keepsLocked() bool {
+	return s.overlay == nil && s.conf.Format != Raw && !s.conf.ReadOnly
+}
 
 func (s *Server) end(sig syscall.Signal) {
 	s.mu.Lock()
+	if s.ending && s.keepsLocked() {
+		sig = syscall.SIGTERM
+	}
 	p := s.p
 	if p != nil {
 		p.endLocked(sig)
@@ -291,17 +308,22 @@ func (s *Server) end(sig syscall.Signal) {
 	}
 }
 
-// Close ends the program, if need be by force, and forgets the overlay.
+// Close ends the program and forgets the overlay. It does not wait for ever: a program that does not end is killed where it keeps
+// nothing; else the error says that it was left to itself, and it ends when it has written what it keeps.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true
-	p := s.p
+	p, keeps := s.p, s.keepsLocked()
 	if p != nil {
 		p.endLocked(syscall.SIGTERM)
 	}
 	s.mu.Unlock()
 	var errs []error
-	if p != nil && !p.awaitEnd(endPatience) {
+	switch {
+	case p == nil || p.awaitEnd(endPatience):
+	case keeps:
+		errs = append(errs, fmt.Errorf("%s: qemu-nbd (process %d) still writes what it has answered, and will end then", s.conf.File, p.cmd.Process.Pid))
+	default:
 		s.mu.Lock()
 		p.endLocked(syscall.SIGKILL)
 		s.mu.Unlock()

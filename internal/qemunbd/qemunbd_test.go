@@ -325,9 +325,35 @@ func TestKillEndsAProgramThatDoesNothing(t *testing.T) {
 	}
 }
 
+func TestAProgramThatKeepsSomethingIsNotKilledAtTheEnd(t *testing.T) {
+	s, err := New(Config{File: makeImage(t, "qcow2", "16M"), Format: "qcow2"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, s)
+	pid, ended := s.running()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	s.End()
+	killed := make(chan struct{})
+	go func() { s.Kill(); close(killed) }()
+	if err := s.Close(); err == nil || !strings.Contains(err.Error(), "still writes what it has answered") {
+		t.Errorf("Close: %v", err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Errorf("it was killed: %v", err)
+	}
+	<-ended
+	<-killed
+	if status := s.p; status != nil {
+		t.Errorf("Kill has not seen the end: %+v", status)
+	}
+}
+
 func TestCloseEndsAProgramThatDoesNothing(t *testing.T) {
 	file := makeImage(t, "qcow2", "16M")
-	s, err := New(Config{File: file, Format: "qcow2"})
+	s, err := New(Config{File: file, Format: "qcow2", Snapshot: true})
 	if err != nil {
 		t.Fatal(err)
 	}
