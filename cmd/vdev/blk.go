@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 const blkName = "blk"
@@ -29,8 +30,9 @@ const (
 	cancelAfterPinned = time.Second
 )
 
-// blkConfig is a command line of `vdev blk` that was found right.
-type blkConfig struct {
+// diskConfig is one disk that is to be served, found right.
+type diskConfig struct {
+	name       string // what it is called where there are several; empty where there is one
 	socketPath string // where to listen, or empty
 	fd         int    // the inherited socket, where socketPath is empty
 	driver     driverSpec
@@ -38,21 +40,26 @@ type blkConfig struct {
 	numQueues  int
 	serial     string
 	blockSize  uint32 // bytes
-	aio        string // "io_uring" or "threads"; empty: io_uring where the host has it
-	reactors   int    // 0: chosen
-	poll       time.Duration
-	pollSet    bool
 	migratable bool
 	incoming   bool          // the guest comes from where the image is still in use
 	cancelWait time.Duration // how long a stop waits for requests before it cancels them
-	control    string        // where to listen for commands, or empty
-	trace      bool
-	logLevel   slog.Level
-	logJSON    bool
 }
 
-// blkFlags are the flags as they are given.
-type blkFlags struct {
+// config is what a command line came to that was found right.
+type config struct {
+	disks    []diskConfig
+	aio      string // "io_uring" or "threads"; empty: io_uring where the host has it
+	reactors int    // 0: chosen
+	poll     time.Duration
+	pollSet  bool
+	control  string // where to listen for commands, or empty
+	trace    bool
+	logLevel slog.Level
+	logJSON  bool
+}
+
+// diskFlags are the flags that describe a disk, as they are given.
+type diskFlags struct {
 	socketPath string
 	fd         number
 	blkFile    string
@@ -66,16 +73,20 @@ type blkFlags struct {
 	numQueues  number
 	serial     serial
 	blockSize  choice
-	aio        choice
-	reactors   number
-	pollUS     number
 	migratable choice
 	incoming   bool
 	cancel     time.Duration
-	control    string
-	trace      bool
-	logLevel   choice
-	logFormat  choice
+}
+
+// processFlags are the flags that are about all of vdev, as they are given.
+type processFlags struct {
+	aio       choice
+	reactors  number
+	pollUS    number
+	control   string
+	trace     bool
+	logLevel  choice
+	logFormat choice
 }
 
 var logLevels = map[string]slog.Level{
@@ -83,17 +94,7 @@ var logLevels = map[string]slog.Level{
 }
 
 func newBlkCommand() *cobra.Command {
-	f := &blkFlags{
-		fd:         number{min: 0, max: math.MaxInt},
-		numQueues:  number{value: maxQueues, min: 1, max: 256},
-		blockSize:  choice{value: "512", of: []string{"512", "4096"}},
-		aio:        choice{of: []string{"io_uring", "threads"}},
-		reactors:   number{min: 1, max: 256},
-		pollUS:     number{min: 0, max: 1_000_000},
-		migratable: choice{value: "on", of: []string{"on", "off"}},
-		logLevel:   choice{value: "info", of: logLevelNames},
-		logFormat:  choice{value: "text", of: []string{"text", "json"}},
-	}
+	f, p := newDiskFlags(), newProcessFlags()
 	cmd := &cobra.Command{
 		Use:   blkName + " (--socket-path PATH | --fd N) (--blk-file FILE | --driver NAME,option=value,...)",
 		Short: "Serve a disk (virtio-blk)",
@@ -154,11 +155,15 @@ its status as well. With --control, 'vdev ctl' does the same and more.`,
       -device vhost-user-blk-pci,chardev=disk0`,
 		Args: noArguments("; the image is given with --blk-file"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			config, err := f.config(cmd.Flags().Changed)
+			disk, err := f.config(cmd.Flags().Changed)
 			if err != nil {
 				return err
 			}
-			if err := serveBlk(cmd.Context(), config, cmd.ErrOrStderr()); err != nil {
+			c, err := p.config(cmd.Flags().Changed, disk)
+			if err != nil {
+				return err
+			}
+			if err := serve(cmd.Context(), c, cmd.ErrOrStderr()); err != nil {
 				return &failure{err}
 			}
 			return nil
@@ -166,6 +171,23 @@ its status as well. With --control, 'vdev ctl' does the same and more.`,
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
+	f.register(fs)
+	p.register(fs)
+	f.complete(cmd)
+	p.complete(cmd)
+	return cmd
+}
+
+func newDiskFlags() *diskFlags {
+	return &diskFlags{
+		fd:         number{min: 0, max: math.MaxInt},
+		numQueues:  number{value: maxQueues, min: 1, max: 256},
+		blockSize:  choice{value: "512", of: []string{"512", "4096"}},
+		migratable: choice{value: "on", of: []string{"on", "off"}},
+	}
+}
+
+func (f *diskFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.socketPath, "socket-path", "", "listen on a Unix socket at `PATH`")
 	fs.Var(&f.fd, "fd", "use the socket that was inherited as descriptor `N`, listening or connected")
 	fs.StringVar(&f.blkFile, "blk-file", "", "serve `FILE`, an image or a block device")
@@ -179,25 +201,53 @@ its status as well. With --control, 'vdev ctl' does the same and more.`,
 	fs.Var(&f.numQueues, "num-queues", "offer up to `N` queues; the front-end uses as many as it wants")
 	fs.Var(&f.serial, "serial", "serial number of the disk: `TEXT` of at most 20 bytes")
 	fs.Var(&f.blockSize, "logical-block-size", "block size that the guest sees, in bytes")
-	fs.Var(&f.aio, "aio", "how files are read and written (default io_uring, or threads where the host refuses that)")
-	fs.Var(&f.reactors, "reactors", "threads that serve queues (default one for each CPU, at most 4)")
-	fs.Var(&f.pollUS, "poll-us", "look for work at most `N` microseconds before sleeping (default chosen by vdev; 0 is not at all)")
 	fs.Var(&f.migratable, "migratable", "whether the guest can be saved or moved to another host: if not, a stop may leave requests in progress to the next start")
 	fs.BoolVar(&f.incoming, "incoming", false, "do not mind that the image is in use: the guest comes from there, and gives it up before it starts here")
 	fs.DurationVar(&f.cancel, "cancel-after", cancelAfter, "when the guest stops the device, wait so long for requests in progress before cancelling them ("+cancelAfterPinned.String()+" with --migratable=off)")
+}
+
+func (f *diskFlags) complete(cmd *cobra.Command) {
+	completeChoices(cmd, map[string]*choice{"logical-block-size": &f.blockSize, "migratable": &f.migratable})
+	must(cmd.RegisterFlagCompletionFunc("driver", cobra.FixedCompletions(
+		[]string{"vnd,file=", "md,size=", "nbd,uri=", "qemu,file=", "null,size=", "fault,rule="}, cobra.ShellCompDirectiveNoSpace|cobra.ShellCompDirectiveNoFileComp)))
+	completeNothing(cmd, "fd", "num-queues", "serial", "cancel-after")
+}
+
+func newProcessFlags() *processFlags {
+	return &processFlags{
+		aio:       choice{of: []string{"io_uring", "threads"}},
+		reactors:  number{min: 1, max: 256},
+		pollUS:    number{min: 0, max: 1_000_000},
+		logLevel:  choice{value: "info", of: logLevelNames},
+		logFormat: choice{value: "text", of: []string{"text", "json"}},
+	}
+}
+
+func (f *processFlags) register(fs *pflag.FlagSet) {
+	fs.Var(&f.aio, "aio", "how files are read and written (default io_uring, or threads where the host refuses that)")
+	fs.Var(&f.reactors, "reactors", "threads that serve queues (default one for each CPU, at most 4)")
+	fs.Var(&f.pollUS, "poll-us", "look for work at most `N` microseconds before sleeping (default chosen by vdev; 0 is not at all)")
 	fs.StringVar(&f.control, "control", "", "listen on a Unix socket at `PATH` for 'vdev ctl'")
 	fs.BoolVar(&f.trace, "trace", false, "log what front-end and guest do: messages, requests, the device's life")
 	fs.Var(&f.logLevel, "log-level", "log what is at least so severe")
 	fs.Var(&f.logFormat, "log-format", "how the log is written")
-	for name, c := range map[string]*choice{"logical-block-size": &f.blockSize, "aio": &f.aio, "migratable": &f.migratable, "log-level": &f.logLevel, "log-format": &f.logFormat} {
+}
+
+func (f *processFlags) complete(cmd *cobra.Command) {
+	completeChoices(cmd, map[string]*choice{"aio": &f.aio, "log-level": &f.logLevel, "log-format": &f.logFormat})
+	completeNothing(cmd, "reactors", "poll-us")
+}
+
+func completeChoices(cmd *cobra.Command, choices map[string]*choice) {
+	for name, c := range choices {
 		must(cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(c.of, cobra.ShellCompDirectiveNoFileComp)))
 	}
-	must(cmd.RegisterFlagCompletionFunc("driver", cobra.FixedCompletions(
-		[]string{"vnd,file=", "md,size=", "nbd,uri=", "qemu,file=", "null,size=", "fault,rule="}, cobra.ShellCompDirectiveNoSpace|cobra.ShellCompDirectiveNoFileComp)))
-	for _, name := range []string{"fd", "num-queues", "serial", "reactors", "poll-us", "cancel-after"} {
+}
+
+func completeNothing(cmd *cobra.Command, flags ...string) {
+	for _, name := range flags {
 		must(cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions))
 	}
-	return cmd
 }
 
 // must panics with an error that only a mistake in this program can cause.
@@ -211,24 +261,43 @@ func tooLong(flag, path string) error {
 	return fmt.Errorf("--%s %s: is %d bytes long, and a socket's path has at most %d", flag, path, len(path), maxSocketPath)
 }
 
-// config checks what the flags come to together. given tells whether a flag stands on the command line.
-func (f *blkFlags) config(given func(flag string) bool) (blkConfig, error) {
-	c := blkConfig{
+// config checks what the flags come to, for these disks. given tells whether a flag was given.
+func (f *processFlags) config(given func(flag string) bool, disks ...diskConfig) (config, error) {
+	c := config{
+		disks:    disks,
+		aio:      f.aio.value,
+		reactors: f.reactors.value,
+		poll:     time.Duration(f.pollUS.value) * time.Microsecond,
+		pollSet:  given("poll-us"),
+		control:  f.control,
+		trace:    f.trace,
+		logLevel: logLevels[f.logLevel.value],
+		logJSON:  f.logFormat.value == "json",
+	}
+	switch {
+	case given("control") && f.control == "":
+		return c, errors.New("--control: a path is missing")
+	case len(f.control) > maxSocketPath:
+		return c, tooLong("control", f.control)
+	}
+	for _, d := range disks {
+		if given("control") && f.control == d.socketPath {
+			return c, fmt.Errorf("--control %s: is the front-end's socket", f.control)
+		}
+	}
+	return c, nil
+}
+
+// config checks what the flags come to together. given tells whether a flag was given.
+func (f *diskFlags) config(given func(flag string) bool) (diskConfig, error) {
+	c := diskConfig{
 		socketPath: f.socketPath,
 		fd:         f.fd.value,
 		numQueues:  f.numQueues.value,
 		serial:     string(f.serial),
-		aio:        f.aio.value,
-		reactors:   f.reactors.value,
-		poll:       time.Duration(f.pollUS.value) * time.Microsecond,
-		pollSet:    given("poll-us"),
 		migratable: f.migratable.value == "on",
 		incoming:   f.incoming,
 		cancelWait: f.cancel,
-		control:    f.control,
-		trace:      f.trace,
-		logLevel:   logLevels[f.logLevel.value],
-		logJSON:    f.logFormat.value == "json",
 	}
 	switch {
 	case given("socket-path") && given("fd"):
@@ -239,12 +308,6 @@ func (f *blkFlags) config(given func(flag string) bool) (blkConfig, error) {
 		return c, errors.New("--socket-path: a path is missing")
 	case len(f.socketPath) > maxSocketPath:
 		return c, tooLong("socket-path", f.socketPath)
-	case given("control") && f.control == "":
-		return c, errors.New("--control: a path is missing")
-	case len(f.control) > maxSocketPath:
-		return c, tooLong("control", f.control)
-	case given("control") && f.control == f.socketPath:
-		return c, fmt.Errorf("--control %s: is the front-end's socket", f.control)
 	case given("blk-file") && given("driver"):
 		return c, errors.New("--blk-file and --driver exclude each other")
 	case !given("blk-file") && !given("driver"):

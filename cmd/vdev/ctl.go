@@ -26,6 +26,7 @@ var logLevelNames = []string{"debug", "info", "warn", "error"}
 // ctl is a command line of `vdev ctl`.
 type ctl struct {
 	socket string
+	device string
 	json   bool
 }
 
@@ -56,6 +57,7 @@ The socket speaks HTTP with JSON, for programs:
 	}
 	fs := cmd.PersistentFlags()
 	fs.StringVar(&c.socket, "socket", "", "the socket at `PATH` that vdev was given with --control")
+	fs.StringVar(&c.device, "device", "", "the `NAME` of the device that is meant, where vdev serves several")
 	fs.BoolVar(&c.json, "json", false, "print JSON")
 	cmd.AddCommand(c.statusCommand(), c.traceCommand(), c.faultCommand(), c.revokeCommand(), c.resizeCommand(), c.logLevelCommand())
 	return cmd
@@ -72,7 +74,11 @@ func (c *ctl) run(do func(ctx context.Context, client *control.Client, w io.Writ
 		}
 		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
-		if err := do(ctx, control.NewClient(fileName(c.socket)), cmd.OutOrStdout()); err != nil {
+		client := control.NewClient(fileName(c.socket))
+		if c.device != "" {
+			client = client.Device(c.device)
+		}
+		if err := do(ctx, client, cmd.OutOrStdout()); err != nil {
 			return &failure{err}
 		}
 		return nil
@@ -86,17 +92,44 @@ func (c *ctl) statusCommand() *cobra.Command {
 		Long: `Shows what vdev serves, the front-end and what was negotiated with it, the device with
 what is in progress on it, and each ring that is not stopped: its state, the index of the
 next request to take (with a + where one waits), the used index, and how many requests are
-in flight, since when. It is answered at once, also while a stop waits for storage.`,
+in flight, since when. It is answered at once, also while a stop waits for storage. Without
+--device it shows all devices.`,
 		Args: noArguments(""),
 		RunE: c.run(func(ctx context.Context, client *control.Client, w io.Writer) error {
-			st, err := client.Status(ctx)
+			names, err := client.Devices(ctx)
 			if err != nil {
 				return err
 			}
-			if c.json {
-				return printJSON(w, st)
+			if c.device != "" || len(names) < 2 {
+				st, err := client.Status(ctx)
+				switch {
+				case err != nil:
+					return err
+				case c.json:
+					return printJSON(w, st)
+				}
+				return writeStatus(w, st)
 			}
-			return writeStatus(w, st)
+			all := make([]control.Status, len(names))
+			for i, name := range names {
+				if all[i], err = client.Device(name).Status(ctx); err != nil {
+					return err
+				}
+			}
+			if c.json {
+				return printJSON(w, all)
+			}
+			for i, st := range all {
+				if i > 0 {
+					if _, err := fmt.Fprintln(w); err != nil {
+						return err
+					}
+				}
+				if err := writeStatus(w, st); err != nil {
+					return err
+				}
+			}
+			return nil
 		}),
 	}
 }

@@ -19,6 +19,7 @@ const lifeEvents = 2048
 // reporter takes what the layers tell and makes of it the log, the trace (--trace) and the record of the device's
 // life. Its methods are called on any goroutine, and none of them waits.
 type reporter struct {
+	name  string // of the device, where there are several
 	log   *slog.Logger
 	life  *trace.Log
 	out   *queuedWriter
@@ -27,8 +28,16 @@ type reporter struct {
 	json  bool
 }
 
-func newReporter(c blkConfig, log *slog.Logger, out *queuedWriter) *reporter {
-	return &reporter{log: log, life: trace.New(lifeEvents), out: out, start: time.Now(), trace: c.trace, json: c.logJSON}
+func newReporter(c config, name string, start time.Time, log *slog.Logger, out *queuedWriter) *reporter {
+	return &reporter{name: name, log: log, life: trace.New(lifeEvents), out: out, start: start, trace: c.trace, json: c.logJSON}
+}
+
+// whose names the device, where there are several.
+func (r *reporter) whose(only string) string {
+	if r.name == "" {
+		return only
+	}
+	return "device " + r.name
 }
 
 // line puts one line into the trace: when (since vdev was started), who says it, and what.
@@ -37,6 +46,9 @@ func (r *reporter) line(at time.Time, from, what string) {
 	if r.json {
 		r.log.Info("trace", "seconds", seconds, "from", from, "event", what)
 		return
+	}
+	if r.name != "" {
+		from = fmt.Sprintf("%s %-7s", r.name, from)
 	}
 	fmt.Fprintf(r.out, "%12.6f %-7s %s\n", seconds, from, what)
 }
@@ -132,7 +144,7 @@ func (r *reporter) status(st control.Status) {
 		return
 	}
 	var b strings.Builder
-	b.WriteString("the status of vdev:\n")
+	b.WriteString("the status of " + r.whose("vdev") + ":\n")
 	// A Builder does not fail.
 	_ = writeStatus(&b, st)
 	_, _ = r.out.Write([]byte(b.String()))
@@ -146,6 +158,6 @@ func (r *reporter) dump() {
 		}
 		return
 	}
-	fmt.Fprintln(r.out, "the last events of the device's life, in seconds since vdev was started:")
+	fmt.Fprintf(r.out, "the last events of %s's life, in seconds since vdev was started:\n", r.whose("the device"))
 	_, _ = r.life.WriteTo(r.out)
 }

@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	// maxReactors bounds the default of --reactors: more event loops for one disk bring nothing.
+	// maxReactors bounds the default of --reactors: more event loops than that bring nothing.
 	maxReactors = 4
 	// endPatience is how long vdev waits at its end for storage that does not give back what is in flight. Who sent
 	// the SIGTERM sends SIGKILL after a few seconds.
@@ -31,9 +31,9 @@ const (
 	logPatience = time.Second
 )
 
-// serveBlk serves a disk until ctx ends, a signal says so, or the one front-end on a connected socket has gone. It
-// logs to stderr.
-func serveBlk(ctx context.Context, c blkConfig, stderr io.Writer) error {
+// serve serves disks until ctx ends, a signal says so, or those that have nothing but a connected socket have lost their front-ends.
+// It logs to stderr.
+func serve(ctx context.Context, c config, stderr io.Writer) error {
 	out := newQueuedWriter(stderr)
 	defer out.Close(logPatience)
 
@@ -55,7 +55,7 @@ func serveBlk(ctx context.Context, c blkConfig, stderr io.Writer) error {
 		commands = l
 	}
 	served := make(chan error, 1)
-	go func() { served <- runBlk(ctx, c, out, asked, commands) }()
+	go func() { served <- runAll(ctx, c, out, asked, commands) }()
 	return await(ctx, served)
 }
 
@@ -75,27 +75,110 @@ func await(ctx context.Context, served <-chan error) error {
 	}
 }
 
-// runBlk builds everything from the driver up, serves it, and takes it down again. commands, where it is not nil, is the control
-// socket.
-func runBlk(ctx context.Context, c blkConfig, out *queuedWriter, asked askedBySignals, commands net.Listener) (err error) {
+// runAll builds everything from the drivers up, serves it, and takes it down again. Disks share the event loops and the log, and nothing
+// else: each has a device switch of its own, and one that hangs, or fails once it is served, is no business of the others. commands,
+// where it is not nil, is the control socket.
+func runAll(ctx context.Context, c config, out *queuedWriter, asked askedBySignals, commands net.Listener) (err error) {
 	level := new(slog.LevelVar)
 	level.Set(c.logLevel)
 	log := newLogger(out, level, c.logJSON)
-	rep := newReporter(c, log, out)
+	reactors, err := newReactors(c, log)
+	if err != nil {
+		return err
+	}
+	defer reactors.Close()
 
+	p := &program{config: c, level: level, log: log, out: out, start: time.Now(), reactors: reactors}
+	var all []*served
+	defer func() {
+		for _, s := range all {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	for _, d := range c.disks {
+		s, err := p.open(ctx, d)
+		if err != nil {
+			return ofDevice(d, err)
+		}
+		all = append(all, s)
+	}
+
+	ended := make(chan struct{})
+	defer close(ended)
+	asked.serve(all, ended)
+	if commands != nil {
+		server := control.NewServer(targets(all), slog.NewLogLogger(log.Handler(), slog.LevelWarn))
+		server.Start(commands)
+		// Last but for the event loops, which it asks: who follows the trace sees the device's end.
+		defer server.Close()
+	}
+
+	// The sockets come last: whoever finds one can connect.
+	for _, s := range all {
+		if err := s.listen(); err != nil {
+			return ofDevice(s.config, err)
+		}
+	}
+	results := make(chan error, len(all))
+	for _, s := range all {
+		go func() { results <- s.serve(ctx) }()
+	}
+	for range all {
+		err = errors.Join(err, <-results)
+	}
+	return err
+}
+
+// ofDevice says which disk an error is about.
+func ofDevice(d diskConfig, err error) error {
+	if d.name == "" || err == nil {
+		return err
+	}
+	return fmt.Errorf("device %s: %w", d.name, err)
+}
+
+// targets makes what the control socket acts on.
+func targets(all []*served) (list []control.Served) {
+	for _, s := range all {
+		list = append(list, control.Served{Name: s.config.name, Target: s})
+	}
+	return list
+}
+
+// program is what the disks have in common.
+type program struct {
+	config   config
+	level    *slog.LevelVar
+	log      *slog.Logger
+	out      *queuedWriter
+	start    time.Time
+	reactors *vhostuser.Reactors
+}
+
+// open makes all that stands behind a disk's socket.
+func (p *program) open(ctx context.Context, c diskConfig) (_ *served, err error) {
+	log := p.log
+	if c.name != "" {
+		log = log.With("device", c.name)
+	}
+	rep := newReporter(p.config, c.name, p.start, log, p.out)
 	table := devsw.NewTable()
 	var inUse func(error)
 	if c.incoming {
 		inUse = func(err error) { log.Info("the image is opened when the guest starts here", "now", err) }
 	}
 	if c.driver, err = c.driver.settle(); err != nil {
-		return fmt.Errorf("--%s: %w", c.diskFlag, err)
+		return nil, fmt.Errorf("--%s: %w", c.diskFlag, err)
 	}
 	disk, err := openDisk(ctx, table, c.driver, c.blockSize, inUse, func(text string) { log.Warn(text) })
 	if err != nil {
-		return fmt.Errorf("--%s: %w", c.diskFlag, err)
+		return nil, fmt.Errorf("--%s: %w", c.diskFlag, err)
 	}
-	defer func() { err = errors.Join(err, disk.driver.Detach()) }()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, disk.driver.Detach())
+		}
+	}()
 	disk.notify(func(_ int, err error) {
 		switch {
 		case errors.Is(err, nbd.ErrForgotten):
@@ -108,63 +191,66 @@ func runBlk(ctx context.Context, c blkConfig, out *queuedWriter, asked askedBySi
 		log.Info("the disk's server is back")
 	})
 	fs := specfs.New(table, specfs.WithTrace(rep.specfs))
-
-	reactors, err := newReactors(c, log)
-	if err != nil {
-		return err
-	}
-	defer reactors.Close()
-
 	blk := virtioblk.Config{
 		FS: fs, Dev: disk.dev, Info: disk.info, Serial: c.serial, NumQueues: c.numQueues, CancelAfter: c.cancelWait,
 		Migratable: c.migratable, Log: rep.virtioblk,
 	}
-	if c.trace {
+	if p.config.trace {
 		blk.Trace = rep.request
 	}
 	device, err := virtioblk.New(blk)
 	if err != nil {
-		return fmt.Errorf("--%s: %w", c.diskFlag, err)
+		return nil, fmt.Errorf("--%s: %w", c.diskFlag, err)
 	}
-	backend, err := vhostuser.New(vhostuser.Config{Device: device, Reactors: reactors, NotMigratable: !c.migratable, Trace: rep.vhostuser})
+	backend, err := vhostuser.New(vhostuser.Config{Device: device, Reactors: p.reactors, NotMigratable: !c.migratable, Trace: rep.vhostuser})
 	if err != nil {
+		return nil, err
+	}
+	return &served{program: p, config: c, log: log, rep: rep, table: table, fs: fs, disk: disk, device: device, backend: backend}, nil
+}
+
+// listen makes the disk's socket, or takes it over.
+func (s *served) listen() (err error) {
+	info, err := s.disk.info()
+	if err != nil {
+		return fmt.Errorf("--%s: %w", s.config.diskFlag, err)
+	}
+	if s.listener, err = listen(s.config); err != nil {
 		return err
 	}
-	s := &served{config: c, level: level, log: log, rep: rep, table: table, fs: fs, disk: disk, device: device, backend: backend,
-		aio: string(reactors.Mode())}
+	c := s.config.driver
+	about := []any{"driver", c.name}
+	if c.file != "" {
+		about = append(about, "file", c.file)
+	}
+	if c.faults != nil {
+		about = append(about, "fault_rules", len(c.faults.rules))
+	}
+	s.log.Info("serving a disk", append(about, "bytes", info.Size, "block_size", info.SectorSize, "read_only", info.ReadOnly,
+		"socket", s.listener.Addr().String(), "aio", s.aio())...)
+	return nil
+}
 
-	ended := make(chan struct{})
-	defer close(ended)
-	asked.serve(s, ended)
-	if commands != nil {
-		server := control.NewServer(s, slog.NewLogLogger(log.Handler(), slog.LevelWarn))
-		server.Start(commands)
-		// Last but for the reactors, which it asks: who follows the trace sees the device's end.
-		defer server.Close()
+// serve serves the disk, which is not open any more when it returns, and destroys it.
+func (s *served) serve(ctx context.Context) error {
+	err := s.backend.Serve(ctx, s.listener)
+	if err != nil && s.config.name != "" {
+		s.log.Error("the device is not served any more", "cause", err)
 	}
-
-	info, err := disk.info()
-	if err != nil {
-		return fmt.Errorf("--%s: %w", c.diskFlag, err)
-	}
-	// The socket comes last: whoever finds it can connect.
-	listener, err := listen(c)
-	if err != nil {
-		return err
-	}
-	about := []any{"driver", c.driver.name}
-	if c.driver.file != "" {
-		about = append(about, "file", c.driver.file)
-	}
-	if c.driver.faults != nil {
-		about = append(about, "fault_rules", len(c.driver.faults.rules))
-	}
-	log.Info("serving a disk", append(about, "bytes", info.Size, "block_size", info.SectorSize, "read_only", info.ReadOnly,
-		"socket", listener.Addr().String(), "aio", s.aio)...)
-	err = backend.Serve(ctx, listener)
 	// A close may go on in the background. Whoever does not want to wait for it is in await.
-	_ = device.WaitClosed(context.Background())
-	log.Info("ended")
+	_ = s.device.WaitClosed(context.Background())
+	s.log.Info("ended")
+	return ofDevice(s.config, errors.Join(err, s.close()))
+}
+
+// close destroys the disk, which is not open, and closes the socket. Further calls do nothing.
+func (s *served) close() (err error) {
+	s.closing.Do(func() {
+		if s.listener != nil {
+			s.listener.Close() // Serve has, where it was called
+		}
+		err = s.disk.driver.Detach()
+	})
 	return err
 }
 
@@ -184,9 +270,9 @@ func (a askedBySignals) stop() {
 	}
 }
 
-// serve does what the signals ask for, until ended is closed. To look at the image's size may take as long as storage does, which
-// must not keep anybody from asking why.
-func (a askedBySignals) serve(s *served, ended <-chan struct{}) {
+// serve does what the signals ask for, for each disk, until ended is closed. To look at an image's size may take as long as storage
+// does, which must keep nobody from asking why, nor from another disk's.
+func (a askedBySignals) serve(all []*served, ended <-chan struct{}) {
 	on := func(c <-chan os.Signal, do func()) {
 		go func() {
 			for {
@@ -199,13 +285,34 @@ func (a askedBySignals) serve(s *served, ended <-chan struct{}) {
 			}
 		}()
 	}
+	for _, s := range all {
+		// One that has not done with the last signal has the next one wait.
+		resize := make(chan os.Signal, 1)
+		s.hup = resize
+		on(resize, func() {
+			if _, err := s.resize(); err != nil {
+				s.log.Error("the disk's size could not be read again", "cause", err)
+			}
+		})
+	}
 	on(a.hup, func() {
-		if _, err := s.resize(); err != nil {
-			s.log.Error("the disk's size could not be read again", "cause", err)
+		for _, s := range all {
+			select {
+			case s.hup <- syscall.SIGHUP:
+			default:
+			}
 		}
 	})
-	on(a.usr1, s.rep.dump)
-	on(a.quit, s.dump)
+	on(a.usr1, func() {
+		for _, s := range all {
+			s.rep.dump()
+		}
+	})
+	on(a.quit, func() {
+		for _, s := range all {
+			s.dump()
+		}
+	})
 }
 
 // fileName is a socket's path as the system takes it: one that begins with @ would be a name that is in no file system.
@@ -217,7 +324,7 @@ func fileName(path string) string {
 }
 
 // listen makes or takes over the socket.
-func listen(c blkConfig) (net.Listener, error) {
+func listen(c diskConfig) (net.Listener, error) {
 	if c.socketPath != "" {
 		l, err := vhostuser.Listen(fileName(c.socketPath))
 		if err != nil {
@@ -234,10 +341,14 @@ func listen(c blkConfig) (net.Listener, error) {
 
 // newReactors starts the event loops. Where nobody has said how they are to work, and the host refuses io_uring (an
 // old kernel, a container), they do with threads.
-func newReactors(c blkConfig, log *slog.Logger) (*vhostuser.Reactors, error) {
+func newReactors(c config, log *slog.Logger) (*vhostuser.Reactors, error) {
 	config := vhostuser.ReactorConfig{Reactors: c.reactors, Mode: vhostuser.ModeURing}
 	if c.reactors == 0 {
-		config.Reactors = min(runtime.GOMAXPROCS(0), maxReactors, c.numQueues)
+		queues := 0
+		for _, d := range c.disks {
+			queues += d.numQueues
+		}
+		config.Reactors = min(runtime.GOMAXPROCS(0), maxReactors, queues)
 	}
 	// A reactor is nearly always in a system call or busy, and keeps its P while it is: the goroutines of the connection and of
 	// storage need others, or their turn comes only when the runtime takes one away, up to 10 ms later. The default goes by

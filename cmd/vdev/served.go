@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"vdev/devsw"
@@ -23,24 +25,29 @@ import (
 // served is a disk that is served, with all that stands behind it. It is what signals and the control socket act on
 // (control.Target); its methods are called on any goroutine.
 type served struct {
-	config  blkConfig
-	level   *slog.LevelVar
-	log     *slog.Logger
-	rep     *reporter
-	table   *devsw.Table
-	fs      *specfs.FS
-	disk    *openedDisk
-	device  *virtioblk.Device
-	backend *vhostuser.Backend
-	aio     string // how files are read and written
+	program  *program
+	config   diskConfig
+	log      *slog.Logger
+	rep      *reporter
+	table    *devsw.Table
+	fs       *specfs.FS
+	disk     *openedDisk
+	device   *virtioblk.Device
+	backend  *vhostuser.Backend
+	listener net.Listener // nil before listen
+	hup      chan<- os.Signal
+	closing  sync.Once
 }
+
+// aio is how files are read and written.
+func (s *served) aio() string { return string(s.program.reactors.Mode()) }
 
 var _ control.Target = (*served)(nil)
 
 // Status implements control.Target.
 func (s *served) Status(ctx context.Context) control.Status {
 	st := control.Status{
-		PID: os.Getpid(), Version: version(), Seconds: time.Since(s.rep.start).Seconds(), LogLevel: s.LogLevel(), Disk: s.diskStatus(),
+		Name: s.config.name, PID: os.Getpid(), Version: version(), Seconds: time.Since(s.rep.start).Seconds(), LogLevel: s.LogLevel(), Disk: s.diskStatus(),
 		Rings: []control.Ring{}, Devices: []control.Device{},
 	}
 	// First: what is told to hang here was fetched from a ring before.
@@ -88,7 +95,7 @@ func (s *served) addModel(st *control.Status, m virtioblk.Status) {
 func (s *served) diskStatus() control.Disk {
 	c := &s.config
 	d := control.Disk{
-		Driver: c.driver.name, File: c.driver.file, Serial: c.serial, Socket: c.socketPath, AIO: s.aio,
+		Driver: c.driver.name, File: c.driver.file, Serial: c.serial, Socket: c.socketPath, AIO: s.aio(),
 		Migratable: c.migratable, CancelAfter: c.cancelWait.Seconds(),
 	}
 	if c.driver.faults != nil {
@@ -149,7 +156,7 @@ func since(t time.Time) float64 {
 
 // Trace implements control.Target.
 func (s *served) Trace() (control.Trace, *trace.Log) {
-	return control.Trace{Process: "vdev blk " + cmp.Or(s.config.driver.file, s.config.driver.name), PID: os.Getpid()}, s.rep.life
+	return control.Trace{Process: "vdev " + cmp.Or(s.config.name, s.config.driver.file, s.config.driver.name), PID: os.Getpid()}, s.rep.life
 }
 
 // faultDriver runs a command of the driver fault.
@@ -354,7 +361,7 @@ func (s *served) resize() (size control.Size, err error) {
 }
 
 // LogLevel implements control.Target.
-func (s *served) LogLevel() string { return strings.ToLower(s.level.Level().String()) }
+func (s *served) LogLevel() string { return strings.ToLower(s.program.level.Level().String()) }
 
 // SetLogLevel implements control.Target.
 func (s *served) SetLogLevel(name string) error {
@@ -362,7 +369,7 @@ func (s *served) SetLogLevel(name string) error {
 	if !ok {
 		return control.Wrong("level %q: must be %s", name, oneOf(logLevelNames))
 	}
-	s.level.Set(level)
+	s.program.level.Set(level)
 	return nil
 }
 

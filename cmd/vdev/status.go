@@ -15,6 +15,9 @@ import (
 func writeStatus(w io.Writer, st control.Status) error {
 	t := &table{w: w}
 	t.row("vdev", "process %d, for %s, log level %s, %s", st.PID, age(st.Seconds), st.LogLevel, st.Version)
+	if st.Name != "" {
+		t.row("device", "%s", st.Name)
+	}
 	d := &st.Disk
 	t.row("disk", "%s", describeDisk(d))
 	t.row("socket", "%s", d.Socket)

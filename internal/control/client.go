@@ -23,8 +23,9 @@ const patience = 10 * time.Second
 // Client asks the vdev behind one control socket. Its methods return an *Error for what was refused there, and else errors
 // that name the socket.
 type Client struct {
-	path string
-	http http.Client
+	path   string
+	prefix string // of the paths that are a device's
+	http   http.Client
 }
 
 // NewClient makes a Client for the socket at path. Nothing is connected yet, and nothing stays connected.
@@ -33,23 +34,37 @@ func NewClient(path string) *Client {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", path)
 	}
-	return &Client{path: path, http: http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+	return &Client{path: path, prefix: "/v1", http: http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+}
+
+// Device returns a Client for the device of that name.
+func (c *Client) Device(name string) *Client {
+	d := *c
+	d.prefix = "/v1/devices/" + url.PathEscape(name)
+	return &d
+}
+
+// Devices returns the names of the devices; none where there is one, without a name.
+func (c *Client) Devices(ctx context.Context) ([]string, error) {
+	var d Devices
+	err := c.quick(ctx, "GET", "/v1/devices", nil, &d)
+	return d.Devices, err
 }
 
 // Status returns the status.
 func (c *Client) Status(ctx context.Context) (st Status, err error) {
-	return st, c.quick(ctx, "GET", "/v1/status", nil, &st)
+	return st, c.quick(ctx, "GET", c.prefix+"/status", nil, &st)
 }
 
 // Trace returns the record of the device's life.
 func (c *Client) Trace(ctx context.Context) (t Trace, err error) {
-	return t, c.quick(ctx, "GET", "/v1/trace", nil, &t)
+	return t, c.quick(ctx, "GET", c.prefix+"/trace", nil, &t)
 }
 
 // Follow calls event for each event of the device's life that is still known, and for those that come, until vdev ends, event
 // returns an error, which it then returns, or ctx is done, which is no error.
 func (c *Client) Follow(ctx context.Context, event func(trace.Event) error) error {
-	body, err := c.send(ctx, "GET", "/v1/trace/follow", nil)
+	body, err := c.send(ctx, "GET", c.prefix+"/trace/follow", nil)
 	if err == nil {
 		defer body.Close()
 		for d := json.NewDecoder(body); err == nil; {
@@ -69,39 +84,39 @@ func (c *Client) Follow(ctx context.Context, event func(trace.Event) error) erro
 
 // Faults returns what the driver fault does.
 func (c *Client) Faults(ctx context.Context) (f Faults, err error) {
-	return f, c.quick(ctx, "GET", "/v1/faults", nil, &f)
+	return f, c.quick(ctx, "GET", c.prefix+"/faults", nil, &f)
 }
 
 // SetFaults puts rules in force, all or none, and returns their IDs.
 func (c *Client) SetFaults(ctx context.Context, rules []string) ([]int, error) {
 	var ids IDs
-	err := c.quick(ctx, "POST", "/v1/faults", Rules{rules}, &ids)
+	err := c.quick(ctx, "POST", c.prefix+"/faults", Rules{rules}, &ids)
 	return ids.IDs, err
 }
 
 // ClearFaults takes rules out of force, all of them where ids is empty.
 func (c *Client) ClearFaults(ctx context.Context, ids []int) error {
-	return c.quick(ctx, "POST", "/v1/faults/clear", IDs{ids}, nil)
+	return c.quick(ctx, "POST", c.prefix+"/faults/clear", IDs{ids}, nil)
 }
 
 // ReleaseFaults ends the hangs that these rules have made, all hangs where ids is empty.
 func (c *Client) ReleaseFaults(ctx context.Context, ids []int) error {
-	return c.quick(ctx, "POST", "/v1/faults/release", IDs{ids}, nil)
+	return c.quick(ctx, "POST", c.prefix+"/faults/release", IDs{ids}, nil)
 }
 
 // Crash loses what is in the cache of the driver fault.
 func (c *Client) Crash(ctx context.Context, o Outage) (l Losses, err error) {
-	return l, c.call(ctx, "POST", "/v1/faults/crash", o, &l)
+	return l, c.call(ctx, "POST", c.prefix+"/faults/crash", o, &l)
 }
 
 // Revoke takes the device from the guest, and returns when it is closed.
 func (c *Client) Revoke(ctx context.Context) error {
-	return c.call(ctx, "POST", "/v1/revoke", nil, nil)
+	return c.call(ctx, "POST", c.prefix+"/revoke", nil, nil)
 }
 
 // Resize has the disk's size looked at again.
 func (c *Client) Resize(ctx context.Context) (s Size, err error) {
-	return s, c.call(ctx, "POST", "/v1/resize", nil, &s)
+	return s, c.call(ctx, "POST", c.prefix+"/resize", nil, &s)
 }
 
 // LogLevel returns the log level.

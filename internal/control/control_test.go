@@ -114,7 +114,7 @@ func serve(t *testing.T, f *fake) (path string, end func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := control.NewServer(f, nil)
+	s := control.NewServer([]control.Served{{Target: f}}, nil)
 	s.Start(ln)
 	end = sync.OnceFunc(s.Close)
 	t.Cleanup(end)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -41,19 +42,20 @@ func Listen(path string) (net.Listener, error) {
 
 // Server answers the clients of one control socket.
 type Server struct {
-	target Target
+	all    []Served // does not change
 	http   http.Server
 	quit   chan struct{} // closed: those who follow are told the rest, and let go
 	once   sync.Once
 	served sync.WaitGroup
 }
 
-// NewServer makes a Server over target. errors, which may be nil, is told what goes wrong with connections.
-func NewServer(target Target, errors *log.Logger) *Server {
+// NewServer makes a Server over these devices, of which there is at least one. errors, which may be nil, is told what goes wrong with
+// connections.
+func NewServer(all []Served, errors *log.Logger) *Server {
 	if errors == nil {
 		errors = log.New(io.Discard, "", 0)
 	}
-	s := &Server{target: target, quit: make(chan struct{})}
+	s := &Server{all: all, quit: make(chan struct{})}
 	s.http = http.Server{
 		Handler: s.routes(), ReadHeaderTimeout: headerPatience, IdleTimeout: headerPatience, MaxHeaderBytes: 16 << 10, ErrorLog: errors,
 	}
@@ -81,48 +83,93 @@ func (s *Server) Close() {
 }
 
 func (s *Server) routes() http.Handler {
-	t := s.target
 	mux := http.NewServeMux()
-	handle(mux, "GET /v1/status", func(ctx context.Context, _ nothing) (Status, error) {
+	device(s, mux, "GET", "/status", func(ctx context.Context, t Target, _ nothing) (Status, error) {
 		ctx, cancel := context.WithTimeout(ctx, statusPatience)
 		defer cancel()
 		return t.Status(ctx), nil
 	})
-	handle(mux, "GET /v1/trace", func(context.Context, nothing) (Trace, error) {
+	device(s, mux, "GET", "/trace", func(_ context.Context, t Target, _ nothing) (Trace, error) {
 		about, log := t.Trace()
 		about.Start, about.Seconds, about.Events = log.Start(), time.Since(log.Start()).Seconds(), log.Snapshot()
 		return about, nil
 	})
-	mux.HandleFunc("GET /v1/trace/follow", s.follow)
-	handle(mux, "GET /v1/faults", func(context.Context, nothing) (Faults, error) { return t.Faults() })
-	handle(mux, "POST /v1/faults", func(_ context.Context, r Rules) (IDs, error) {
+	for _, prefix := range prefixes {
+		mux.HandleFunc("GET "+prefix+"/trace/follow", s.follow)
+	}
+	device(s, mux, "GET", "/faults", func(_ context.Context, t Target, _ nothing) (Faults, error) { return t.Faults() })
+	device(s, mux, "POST", "/faults", func(_ context.Context, t Target, r Rules) (IDs, error) {
 		if len(r.Rules) == 0 {
 			return IDs{}, Wrong("rules: there are none")
 		}
 		ids, err := t.SetFaults(r.Rules)
 		return IDs{ids}, err
 	})
-	handle(mux, "POST /v1/faults/clear", func(_ context.Context, r IDs) (nothing, error) { return nothing{}, t.ClearFaults(r.IDs) })
-	handle(mux, "POST /v1/faults/release", func(_ context.Context, r IDs) (nothing, error) { return nothing{}, t.ReleaseFaults(r.IDs) })
-	handle(mux, "POST /v1/faults/crash", t.Crash)
-	handle(mux, "POST /v1/revoke", func(ctx context.Context, _ nothing) (nothing, error) { return nothing{}, t.Revoke(ctx) })
-	handle(mux, "POST /v1/resize", func(ctx context.Context, _ nothing) (Size, error) { return t.Resize(ctx) })
-	handle(mux, "GET /v1/log-level", func(context.Context, nothing) (Level, error) { return Level{t.LogLevel()}, nil })
-	handle(mux, "PUT /v1/log-level", func(_ context.Context, l Level) (Level, error) {
+	device(s, mux, "POST", "/faults/clear", func(_ context.Context, t Target, r IDs) (nothing, error) { return nothing{}, t.ClearFaults(r.IDs) })
+	device(s, mux, "POST", "/faults/release", func(_ context.Context, t Target, r IDs) (nothing, error) { return nothing{}, t.ReleaseFaults(r.IDs) })
+	device(s, mux, "POST", "/faults/crash", func(ctx context.Context, t Target, o Outage) (Losses, error) { return t.Crash(ctx, o) })
+	device(s, mux, "POST", "/revoke", func(ctx context.Context, t Target, _ nothing) (nothing, error) { return nothing{}, t.Revoke(ctx) })
+	device(s, mux, "POST", "/resize", func(ctx context.Context, t Target, _ nothing) (Size, error) { return t.Resize(ctx) })
+
+	// What is all devices' is any one's.
+	t := s.all[0].Target
+	handle(mux, "GET /v1/log-level", func(*http.Request, nothing) (Level, error) { return Level{t.LogLevel()}, nil })
+	handle(mux, "PUT /v1/log-level", func(_ *http.Request, l Level) (Level, error) {
 		err := t.SetLogLevel(l.Level)
 		return Level{t.LogLevel()}, err
 	})
+	handle(mux, "GET /v1/devices", func(*http.Request, nothing) (Devices, error) { return Devices{s.names()}, nil })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, &Error{http.StatusNotFound, "there is no " + r.Method + " " + r.URL.Path})
 	})
 	return mux
 }
 
+// prefixes are what the paths of a device begin with: the first is for the only one.
+var prefixes = []string{"/v1", "/v1/devices/{device}"}
+
+// device has f answer for the device that the path says.
+func device[In, Out any](s *Server, mux *http.ServeMux, method, path string, f func(context.Context, Target, In) (Out, error)) {
+	for _, prefix := range prefixes {
+		handle(mux, method+" "+prefix+path, func(r *http.Request, in In) (out Out, err error) {
+			t, err := s.target(r)
+			if err != nil {
+				return out, err
+			}
+			return f(r.Context(), t, in)
+		})
+	}
+}
+
+// target finds the device that a request is about.
+func (s *Server) target(r *http.Request) (Target, error) {
+	name := r.PathValue("device")
+	if name == "" && len(s.all) > 1 {
+		return nil, Impossible("there are %d devices, and one has to be named (--device): %s", len(s.all), strings.Join(s.names(), ", "))
+	}
+	for _, d := range s.all {
+		if name == "" || d.Name == name {
+			return d.Target, nil
+		}
+	}
+	return nil, &Error{http.StatusNotFound, fmt.Sprintf("there is no device %q; there are: %s", name, strings.Join(s.names(), ", "))}
+}
+
+func (s *Server) names() []string {
+	names := []string{}
+	for _, d := range s.all {
+		if d.Name != "" {
+			names = append(names, d.Name)
+		}
+	}
+	return names
+}
+
 // nothing is a body without content.
 type nothing struct{}
 
 // handle has requests that match the pattern answered by f, from the JSON object in their body, which may be missing.
-func handle[In, Out any](mux *http.ServeMux, pattern string, f func(context.Context, In) (Out, error)) {
+func handle[In, Out any](mux *http.ServeMux, pattern string, f func(*http.Request, In) (Out, error)) {
 	mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		var in In
 		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
@@ -131,7 +178,7 @@ func handle[In, Out any](mux *http.ServeMux, pattern string, f func(context.Cont
 			fail(w, Wrong("body: %v", err))
 			return
 		}
-		out, err := f(r.Context(), in)
+		out, err := f(r, in)
 		if err != nil {
 			fail(w, err)
 			return
@@ -160,6 +207,11 @@ func answer(w http.ResponseWriter, status int, v any) {
 // follow sends the events from since on, one a line, and goes on with those that come, until the client or the Server has
 // enough.
 func (s *Server) follow(w http.ResponseWriter, r *http.Request) {
+	t, err := s.target(r)
+	if err != nil {
+		fail(w, err)
+		return
+	}
 	next := uint64(0)
 	if since := r.FormValue("since"); since != "" {
 		var err error
@@ -168,7 +220,7 @@ func (s *Server) follow(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	_, log := s.target.Trace()
+	_, log := t.Trace()
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	e := json.NewEncoder(w)
 	e.SetEscapeHTML(false)

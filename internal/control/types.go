@@ -1,6 +1,7 @@
 // Package control is the way by which a person, or a program, looks at a vdev that runs and intervenes: HTTP with JSON over a
 // Unix socket that is its owner's alone. Server is vdev's side, over a Target; Client is that of `vdev ctl`.
 //
+//	GET  /v1/devices                     Devices
 //	GET  /v1/status                      Status
 //	GET  /v1/trace                       Trace
 //	GET  /v1/trace/follow?since=SEQ      trace.Event, one a line, as they come, until either side ends it
@@ -13,6 +14,9 @@
 //	POST /v1/resize                      Size
 //	GET  /v1/log-level                   Level
 //	PUT  /v1/log-level       Level       Level
+//
+// Where vdev serves several devices, all but /v1/devices and /v1/log-level is to be asked of one of them, below /v1/devices/NAME:
+// GET /v1/devices/NAME/status.
 //
 // An answer other than 200 has a Failure in it. Durations are in seconds, sizes in bytes. With curl:
 //
@@ -30,6 +34,7 @@ import (
 
 // Status is all there is to know of a vdev at a moment.
 type Status struct {
+	Name     string    `json:"name,omitempty"` // of the device, where there are several
 	PID      int       `json:"pid"`
 	Version  string    `json:"version"`
 	Seconds  float64   `json:"seconds"` // since it was started
@@ -44,6 +49,11 @@ type Status struct {
 	Rings    []Ring   `json:"rings"`
 	Devices  []Device `json:"devices"` // those that are open, or being opened or closed
 	Faults   *Faults  `json:"faults,omitempty"`
+}
+
+// Devices are the names of the devices that are served; none where there is one, without a name.
+type Devices struct {
+	Devices []string `json:"devices"`
 }
 
 // Disk is what is served.
@@ -197,7 +207,7 @@ type Failure struct {
 	Message string `json:"error"`
 }
 
-// Target is what a Server shows and changes. Its methods are called on any goroutine. Those with a context give up waiting when
+// Target is what a Server shows and changes of a device; the log level is all devices'. Its methods are called on any goroutine. Those with a context give up waiting when
 // it is done; what they have begun goes on. An error that is an *Error has the status of its own, any other one 500.
 type Target interface {
 	Status(ctx context.Context) Status
@@ -211,6 +221,12 @@ type Target interface {
 	Resize(ctx context.Context) (Size, error)
 	LogLevel() string
 	SetLogLevel(level string) error
+}
+
+// Served is a device that a Server shows and changes. Its name may be empty where it is the only one.
+type Served struct {
+	Name   string
+	Target Target
 }
 
 // Error is what a Server has refused or failed to do.
