@@ -1,0 +1,267 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+func newServeCommand() *cobra.Command {
+	p := newProcessFlags()
+	var devices []string
+	cmd := &cobra.Command{
+		Use:   "serve [CONFIG] [--device key=value,...]...",
+		Short: "Serve several disks",
+		Long: `Serves several disks, each on a socket of its own, for one virtual machine or many.
+
+Disks share vdev's event loops, its log and its control socket. They are as good as alone
+otherwise: storage that hangs under one of them, a front-end that does not answer, a stop that
+takes its time are no business of the others. One whose image cannot be opened at the start
+keeps all from being served; one that fails later does not end the others.
+
+A disk is described by the flags of 'vdev blk', without their dashes, and a name:
+
+  --device name=root,socket-path=/run/vm1-root.sock,blk-file=root.qcow2
+  --device name=scratch,socket-path=/run/vm1-scratch.sock,driver=md,,size=1G
+
+(a comma that belongs to a value is written twice), or in the file CONFIG, in TOML:
+
+  control = "/run/vdev.ctl"      # the flags below, without their dashes; the command line's
+  log-level = "warn"             # go before them
+
+  [[device]]
+  name = "root"                  # default: the socket's, without folder and .sock
+  socket-path = "/run/vm1-root.sock"
+  blk-file = "root.qcow2"
+
+  [[device]]
+  socket-path = "/run/vm1-scratch.sock"
+  driver = "md,size=1G"
+  serial = "scratch"
+  num-queues = 4
+
+The log, the trace and 'vdev ctl' know a disk by its name; vdev ctl --device NAME speaks to it.
+Signals are those of 'vdev blk', for all disks.`,
+		Example: `  vdev serve /etc/vdev.toml
+  vdev serve --control /run/vdev.ctl --device socket-path=a.sock,blk-file=a.img --device socket-path=b.sock,blk-file=b.img`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := severalDisks(cmd.Flags(), p, args, devices)
+			if err != nil {
+				return err
+			}
+			if err := serve(cmd.Context(), c, cmd.ErrOrStderr()); err != nil {
+				return &failure{err}
+			}
+			return nil
+		},
+	}
+	fs := cmd.Flags()
+	fs.SortFlags = false
+	fs.StringArrayVar(&devices, "device", nil, "serve the disk that `KEY=VALUE,...` describe")
+	p.register(fs)
+	p.complete(cmd)
+	completeNothing(cmd, "device")
+	return cmd
+}
+
+// severalDisks is what the command line, with the file that it may name, comes to.
+func severalDisks(fs *pflag.FlagSet, p *processFlags, files, devices []string) (config, error) {
+	var disks []diskConfig
+	for _, path := range files {
+		var err error
+		if disks, err = readConfig(fs, path); err != nil {
+			return config{}, err
+		}
+	}
+	for _, text := range devices {
+		d, err := parseDevice(text)
+		if err != nil {
+			return config{}, fmt.Errorf("--device %s: %w", text, err)
+		}
+		disks = append(disks, d)
+	}
+	if len(disks) == 0 {
+		return config{}, errors.New("there is no disk to serve: a file or --device is missing")
+	}
+	for i, d := range disks {
+		for _, other := range disks[:i] {
+			switch {
+			case d.name == other.name:
+				return config{}, fmt.Errorf("two devices are called %s: name one of them otherwise", d.name)
+			case d.socketPath != "" && filepath.Clean(d.socketPath) == filepath.Clean(other.socketPath):
+				return config{}, fmt.Errorf("devices %s and %s have the same socket-path %s", other.name, d.name, d.socketPath)
+			case d.socketPath == "" && other.socketPath == "" && d.fd == other.fd:
+				return config{}, fmt.Errorf("devices %s and %s have the same fd %d", other.name, d.name, d.fd)
+			}
+		}
+	}
+	return p.config(fs.Changed, disks...)
+}
+
+// parseDevice reads the value of --device.
+func parseDevice(text string) (diskConfig, error) {
+	d := newDevice()
+	for _, field := range splitOptions(text) {
+		key, value, hasValue := strings.Cut(field, "=")
+		if !hasValue && d.isSwitch(key) {
+			value = "true"
+		} else if !hasValue {
+			return diskConfig{}, fmt.Errorf("%q is not key=value", field)
+		}
+		if err := d.set(key, value); err != nil {
+			return diskConfig{}, err
+		}
+	}
+	return d.config()
+}
+
+// readConfig reads a configuration file: the disks that it describes, and what else it sets among the flags fs, unless the command
+// line has.
+func readConfig(fs *pflag.FlagSet, path string) ([]diskConfig, error) {
+	var all map[string]any
+	if _, err := toml.DecodeFile(path, &all); err != nil {
+		var syntax toml.ParseError
+		if errors.As(err, &syntax) {
+			return nil, fmt.Errorf("%s:%d: %s", path, syntax.Position.Line, syntax.Message)
+		}
+		return nil, &failure{err} // it has the path in it
+	}
+	var tables []map[string]any
+	for _, key := range sortedKeys(all) {
+		if key == "device" {
+			var ok bool
+			if tables, ok = all[key].([]map[string]any); !ok {
+				return nil, fmt.Errorf("%s: device: must be tables, each begun with [[device]]", path)
+			}
+			continue
+		}
+		if key == "help" || fs.Lookup(key) == nil {
+			return nil, fmt.Errorf("%s: there is no key %q beside [[device]]; 'vdev serve --help' has them", path, key)
+		}
+		value, err := scalar(all[key])
+		if err == nil && !fs.Changed(key) {
+			err = fs.Set(key, value)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %s: %w", path, key, err)
+		}
+	}
+	var disks []diskConfig
+	for i, table := range tables {
+		d, err := readDevice(table)
+		if err != nil {
+			which := strconv.Itoa(i + 1)
+			if name, ok := table["name"].(string); ok {
+				which += " (" + name + ")"
+			}
+			return nil, fmt.Errorf("%s: device %s: %w", path, which, err)
+		}
+		disks = append(disks, d)
+	}
+	return disks, nil
+}
+
+func readDevice(table map[string]any) (diskConfig, error) {
+	d := newDevice()
+	for _, key := range sortedKeys(table) {
+		value, err := scalar(table[key])
+		if err != nil {
+			return diskConfig{}, fmt.Errorf("%s: %w", key, err)
+		}
+		if err := d.set(key, value); err != nil {
+			return diskConfig{}, err
+		}
+	}
+	return d.config()
+}
+
+func sortedKeys(table map[string]any) []string {
+	var keys []string
+	for key := range table {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// scalar gives a TOML value as a flag would have it.
+func scalar(v any) (string, error) {
+	switch v := v.(type) {
+	case string:
+		return v, nil
+	case bool:
+		return strconv.FormatBool(v), nil
+	case int64:
+		return strconv.FormatInt(v, 10), nil
+	}
+	return "", errors.New("must be a string, a whole number, true or false")
+}
+
+// deviceKeys collects the keys of one disk.
+type deviceKeys struct {
+	flags *diskFlags
+	keys  *pflag.FlagSet
+	name  string
+	seen  map[string]bool
+}
+
+func newDevice() *deviceKeys {
+	d := &deviceKeys{flags: newDiskFlags(), keys: pflag.NewFlagSet("device", pflag.ContinueOnError), seen: map[string]bool{}}
+	d.flags.register(d.keys)
+	return d
+}
+
+// isSwitch tells whether a key may stand without a value.
+func (d *deviceKeys) isSwitch(key string) bool {
+	f := d.keys.Lookup(key)
+	return f != nil && f.Value.Type() == "bool"
+}
+
+// deviceName is what a name looks like: it stands in paths of HTTP and in lines of the log.
+var deviceName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
+
+func (d *deviceKeys) set(key, value string) error {
+	if d.seen[key] {
+		return fmt.Errorf("%s is given twice", key)
+	}
+	d.seen[key] = true
+	if key == "name" {
+		if d.name = value; !deviceName.MatchString(value) {
+			return fmt.Errorf("name %q: must be of letters, digits, ., _ and -, and begin with a letter or a digit", value)
+		}
+		return nil
+	}
+	if d.keys.Lookup(key) == nil {
+		return fmt.Errorf("there is no key %q; it is the flags of 'vdev blk' that describe a disk, and name", key)
+	}
+	if err := d.keys.Set(key, value); err != nil {
+		return fmt.Errorf("%s: %w", key, err)
+	}
+	return nil
+}
+
+func (d *deviceKeys) config() (diskConfig, error) {
+	c, err := d.flags.config(d.keys.Changed)
+	if err != nil {
+		return c, err
+	}
+	c.name = d.name
+	if c.name == "" {
+		if c.name = strings.TrimSuffix(filepath.Base(c.socketPath), ".sock"); c.socketPath == "" {
+			c.name = fmt.Sprintf("fd%d", c.fd)
+		}
+		if !deviceName.MatchString(c.name) {
+			return c, fmt.Errorf("a name is missing: the socket's, %q, is none that a device can have", c.name)
+		}
+	}
+	return c, nil
+}
