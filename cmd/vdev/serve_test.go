@@ -219,6 +219,17 @@ func (g *guest) read(sector uint64) ([]byte, byte) {
 	return b[data : data+512], b[status]
 }
 
+// flush asks for a flush, and does not wait for it.
+func (g *guest) flush() {
+	g.t.Helper()
+	buf := g.mem.Alloc(32, 16)
+	binary.LittleEndian.PutUint32(g.mem.Bytes(buf, 32), 4) // VIRTIO_BLK_T_FLUSH
+	g.ring.Add([]virtqtest.Seg{{Addr: buf, Len: 16}}, []virtqtest.Seg{{Addr: buf + 16, Len: 1}})
+	if err := g.ring.Notify(); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
 // holds checks that a block has what image put there.
 func (g *guest) holds(sector uint64) {
 	g.t.Helper()

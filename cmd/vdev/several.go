@@ -148,11 +148,14 @@ func readConfig(fs *pflag.FlagSet, path string) ([]diskConfig, error) {
 			return nil, fmt.Errorf("%s: there is no key %q beside [[device]]; 'vdev serve --help' has them", path, key)
 		}
 		value, err := scalar(all[key])
-		if err == nil && !fs.Changed(key) {
-			err = fs.Set(key, value)
+		switch {
+		case err != nil:
+			err = fmt.Errorf("%s: %w", key, err)
+		case !fs.Changed(key):
+			err = setFlag(fs, key, value)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %s: %w", path, key, err)
+			return nil, fmt.Errorf("%s: %w", path, err)
 		}
 	}
 	var disks []diskConfig
@@ -243,10 +246,17 @@ func (d *deviceKeys) set(key, value string) error {
 	if d.keys.Lookup(key) == nil {
 		return fmt.Errorf("there is no key %q; it is the flags of 'vdev blk' that describe a disk, and name", key)
 	}
-	if err := d.keys.Set(key, value); err != nil {
-		return fmt.Errorf("%s: %w", key, err)
+	return setFlag(d.keys, key, value)
+}
+
+// setFlag sets a flag that is called a key here.
+func setFlag(fs *pflag.FlagSet, key, value string) error {
+	err := fs.Set(key, value)
+	var invalid *pflag.InvalidValueError
+	if errors.As(err, &invalid) {
+		return fmt.Errorf("%s = %q: %w", key, value, errors.Unwrap(invalid))
 	}
-	return nil
+	return err
 }
 
 func (d *deviceKeys) config() (diskConfig, error) {
