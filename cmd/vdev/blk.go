@@ -195,15 +195,15 @@ func (f *diskFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.snapshot, "snapshot", false, "leave the image as it is, and forget what the guest writes when vdev ends")
 	fs.StringVar(&f.driver, "driver", "", "serve what `NAME,option=value,...` says (see above)")
 	fs.BoolVar(&f.readOnly, "read-only", false, "let the guest only read")
-	fs.BoolVar(&f.direct, "direct", false, "bypass the host's page cache (O_DIRECT); storage that hangs then holds up who stops the disk, but for --bounce")
-	fs.BoolVar(&f.bounce, "bounce", false, "copy what is read and written, so that the guest's memory is out of reach of storage that hangs with --direct too")
+	fs.BoolVar(&f.direct, "direct", false, "bypass the host's page cache (O_DIRECT); the disk's stop then waits for reads and writes that hang, unless --bounce is given too")
+	fs.BoolVar(&f.bounce, "bounce", false, "copy what is read and written, so that storage never has the guest's memory itself; costs speed, and is of use with --direct")
 	fs.BoolVar(&f.noDiscard, "no-discard", false, "do not let the guest give back space that it no longer uses")
 	fs.Var(&f.numQueues, "num-queues", "offer up to `N` queues; the front-end uses as many as it wants")
 	fs.Var(&f.serial, "serial", "serial number of the disk: `TEXT` of at most 20 bytes")
 	fs.Var(&f.blockSize, "logical-block-size", "block size that the guest sees, in bytes")
 	fs.Var(&f.migratable, "migratable", "whether the guest can be saved or moved to another host: if not, a stop may leave requests in progress to the next start")
 	fs.BoolVar(&f.incoming, "incoming", false, "do not mind that the image is in use: the guest comes from there, and gives it up before it starts here")
-	fs.DurationVar(&f.cancel, "cancel-after", cancelAfter, "when the guest stops the device, wait so long for requests in progress before cancelling them ("+cancelAfterPinned.String()+" with --migratable=off)")
+	fs.DurationVar(&f.cancel, "cancel-after", cancelAfter, "when the guest stops the device, wait so long for requests in progress before cancelling them ("+cancelAfterPinned.String()+" with --migratable=off); half a second later the stop is answered, whatever storage does, but see --direct")
 }
 
 func (f *diskFlags) complete(cmd *cobra.Command) {

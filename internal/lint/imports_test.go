@@ -29,7 +29,7 @@ const (
 // sys; vhostuser -> virtq. devsw and specfs know nothing of virtio, virtq nothing of devices, vhostuser nothing
 // of what stands behind its Device.
 var layers = map[string][]string{
-	"cmd/vdev": {"vhostuser", "specfs", "devsw", "internal/virtioblk", "internal/dev/...", "internal/qemunbd", "internal/trace", "internal/control"},
+	"cmd/vdev": {"vhostuser", "specfs", "devsw", "internal/virtioblk", "internal/dev/...", "internal/qemunbd", "internal/trace", "internal/control", "internal/load"},
 
 	"vhostuser":               {"virtq", "internal/reactor", "internal/guestmem", "internal/sys"},
 	"vhostuser/vhostusertest": {"vhostuser", "virtq", "virtq/virtqtest", "internal/guestmem", "internal/sys"},
@@ -56,6 +56,7 @@ var layers = map[string][]string{
 	"internal/control":           {"internal/trace", "internal/sys"},
 	"internal/lint":              {},
 	"internal/bench":             {"internal/sys"},
+	"internal/load":              {"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/guestmem", "internal/sys"},
 }
 
 // public are the packages that other projects build on. They leave logging, printing and the end of the process

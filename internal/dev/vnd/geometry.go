@@ -79,7 +79,7 @@ func directAlign(img *disk.Image) (mem, off int64, err error) {
 
 // pinned tells whether the file system makes the transfers of a file direct that nobody asked to be, as a FUSE server may
 // (FOPEN_DIRECT_IO) and mounts without a cache do: then they use the pages of the memory that they are given, and not its
-// addresses. What has been read is in the page cache otherwise. Where that cannot be told (before Linux 6.5) they count as direct.
+// addresses. What has been read is in the page cache otherwise. Where that cannot be told they count as direct.
 func pinned(fd int) bool {
 	sys.DropCached(fd, 0, probeSize)
 	if n, e := sys.Cached(fd, 0, probeSize); e != 0 || n != 0 {

@@ -311,10 +311,6 @@ func TestWhatIsMappedOverABufIsAllThatALateTransferTouches(t *testing.T) {
 					t.Fatal(err)
 				}
 				bounce := r.image(dev).conf.Bounce
-				if e := cachestat(t); e == syscall.ENOSYS {
-					t.Log("this host does not tell what is cached")
-					c.bounce = true
-				}
 				if info.Pinned != c.pinned || bounce != c.bounce {
 					t.Errorf("pinned is %v, bounce %v", info.Pinned, bounce)
 				}
@@ -373,16 +369,4 @@ func TestWhatIsMappedOverABufIsAllThatALateTransferTouches(t *testing.T) {
 			})
 		}
 	}
-}
-
-// cachestat tells whether the host knows that system call.
-func cachestat(t *testing.T) syscall.Errno {
-	t.Helper()
-	fd, err := sys.OpenFile(newFile(t, nil), sys.OpenFlags{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer fd.Close()
-	_, e := sys.Cached(fd.Int(), 0, 4096)
-	return e
 }

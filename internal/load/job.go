@@ -1,0 +1,86 @@
+package load
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Pattern is a kind of load, by the names that fio has for them.
+type Pattern string
+
+// The patterns. A sequential one has a part of the disk for each queue, which it begins again at its end.
+const (
+	Read      Pattern = "read"      // sequential
+	Write     Pattern = "write"     // sequential
+	RandRead  Pattern = "randread"  // any block, with equal chances
+	RandWrite Pattern = "randwrite" // any block, with equal chances
+	ReadWrite Pattern = "rw"        // sequential, a part of it reads (Job.ReadPercent)
+	RandRW    Pattern = "randrw"    // any block, a part of it reads
+)
+
+// Patterns are all of them.
+var Patterns = []Pattern{Read, Write, RandRead, RandWrite, ReadWrite, RandRW}
+
+func (p Pattern) random() bool { return p == RandRead || p == RandWrite || p == RandRW }
+
+// Reads tells whether the pattern has reads, Writes whether it has writes.
+func (p Pattern) Reads() bool { return p != Write && p != RandWrite }
+
+// Writes tells whether the pattern has writes.
+func (p Pattern) Writes() bool { return p != Read && p != RandRead }
+
+// Bounds of a Job.
+const (
+	MaxQueues    = 256
+	MaxDepth     = 4096
+	MaxBlockSize = 4 << 20
+)
+
+// Job says what load there is to be.
+type Job struct {
+	Pattern     Pattern
+	ReadPercent int   // of the requests of rw and randrw, 0 to 100
+	BlockSize   int64 // bytes of a request, a multiple of 512
+	Depth       int   // requests in flight in each queue
+	Queues      int
+	Size        int64 // bytes of the disk that are used, from its start; 0: all of it
+
+	// Poll has each queue look at its used ring all the time. Else it sleeps until it is called.
+	Poll bool
+	// CPUs are the processors of the queues' threads, in turn; none: wherever the host puts them.
+	CPUs []int
+
+	Warmup time.Duration // not counted
+	Length time.Duration // counted
+
+	// Verify first writes all that is used of the disk, and then looks at everything that is read. It costs much.
+	Verify bool
+	Seed   uint64 // of the random numbers
+}
+
+func (j *Job) check() error {
+	switch {
+	case !slices.Contains(Patterns, j.Pattern):
+		var names []string
+		for _, p := range Patterns {
+			names = append(names, string(p))
+		}
+		return fmt.Errorf("pattern %q: must be one of %s", j.Pattern, strings.Join(names, ", "))
+	case j.ReadPercent < 0 || j.ReadPercent > 100:
+		return fmt.Errorf("%d per cent reads: must be from 0 to 100", j.ReadPercent)
+	case j.BlockSize < 512 || j.BlockSize > MaxBlockSize || j.BlockSize%512 != 0:
+		return fmt.Errorf("block size %d: must be a multiple of 512 bytes, at most %d", j.BlockSize, MaxBlockSize)
+	case j.Depth < 1 || j.Depth > MaxDepth:
+		return fmt.Errorf("depth %d: must be from 1 to %d", j.Depth, MaxDepth)
+	case j.Queues < 1 || j.Queues > MaxQueues:
+		return fmt.Errorf("%d queues: must be from 1 to %d", j.Queues, MaxQueues)
+	case j.Size < 0:
+		return fmt.Errorf("size %d: must not be negative", j.Size)
+	case j.Warmup < 0 || j.Length <= 0:
+		return errors.New("the length must be more than 0, and the warm-up not less")
+	}
+	return nil
+}

@@ -1,0 +1,204 @@
+package load
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"vdev/devsw"
+	"vdev/internal/dev/md"
+	"vdev/internal/virtioblk"
+	"vdev/specfs"
+	"vdev/vhostuser"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// serve serves a memory disk of 4 MiB with four queues, and returns its socket.
+func serve(t *testing.T, conf md.Config) string {
+	t.Helper()
+	table := devsw.NewTable()
+	driver, err := md.New(table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev, err := driver.Create(0, conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	device, err := virtioblk.New(virtioblk.Config{FS: specfs.New(table), Dev: dev, NumQueues: 4,
+		Info: func() (devsw.DiskInfo, error) { return driver.Info(0) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reactors, err := vhostuser.NewReactorsConfig(vhostuser.ReactorConfig{Reactors: 2, Mode: vhostuser.ModeThreads})
+	if err != nil {
+		t.Fatal(err)
+	}
+	backend, err := vhostuser.New(vhostuser.Config{Device: device, Reactors: reactors})
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(t.TempDir(), "s")
+	listener, err := vhostuser.Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- backend.Serve(ctx, listener) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+		reactors.Close()
+		if err := driver.Detach(); err != nil {
+			t.Error(err)
+		}
+	})
+	return socket
+}
+
+func job(pattern Pattern) Job {
+	return Job{Pattern: pattern, BlockSize: 4096, Depth: 8, Queues: 2, Length: 30 * time.Millisecond, Warmup: 5 * time.Millisecond, ReadPercent: 50}
+}
+
+func TestEveryPatternKeepsTheDiskBusyAndIsVerified(t *testing.T) {
+	socket := serve(t, md.Config{Size: 4 << 20})
+	for _, pattern := range Patterns {
+		for _, poll := range []bool{false, true} {
+			name := string(pattern) + ",event"
+			if poll {
+				name = string(pattern) + ",poll"
+			}
+			t.Run(name, func(t *testing.T) {
+				j := job(pattern)
+				j.Poll, j.Verify, j.Seed = poll, true, 7
+				r, err := Run(t.Context(), socket, j)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if r.Requests == 0 || r.Bytes != 4096*r.Requests || r.Latency.TotalCount() != int64(r.Requests) {
+					t.Errorf("%d requests, %d bytes, %d latencies", r.Requests, r.Bytes, r.Latency.TotalCount())
+				}
+				if (r.Writes > 0) != pattern.Writes() || (r.Writes < r.Requests) != pattern.Reads() {
+					t.Errorf("%d writes of %d requests", r.Writes, r.Requests)
+				}
+				if r.Backend.CPU <= 0 || r.Length <= 0 || r.Waited < 0 || r.Waited > 1 {
+					t.Errorf("usage %+v in %v, waited %v", r.Backend, r.Length, r.Waited)
+				}
+			})
+		}
+	}
+}
+
+func TestSmallLargeAndManyRequests(t *testing.T) {
+	socket := serve(t, md.Config{Size: 4 << 20})
+	for _, j := range []Job{
+		{BlockSize: 512, Depth: 1, Queues: 1},
+		{BlockSize: 1 << 20, Depth: 3, Queues: 1},
+		{BlockSize: 512, Depth: 1000, Queues: 4}, // in indirect tables
+		{BlockSize: 65536, Depth: 4, Queues: 3, Size: 4<<20 - 65536},
+	} {
+		j.Pattern, j.ReadPercent, j.Length, j.Verify = RandRW, 70, 20*time.Millisecond, true
+		if r, err := Run(t.Context(), socket, j); err != nil || r.Requests == 0 {
+			t.Errorf("%+v: %d requests, %v", j, r.Requests, err)
+		}
+	}
+}
+
+func TestWhatWasNotWrittenIsFoundOut(t *testing.T) {
+	socket := serve(t, md.Config{Size: 4 << 20})
+	d, err := connect(socket, &Job{Pattern: Read, BlockSize: 4096, Depth: 1, Queues: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.close()
+	q := d.queues[0]
+	q.fill(0, 3)
+	q.blocks[0] = 3
+	if err := q.verify(0); err != nil {
+		t.Error(err)
+	}
+	q.fill(0, 4)
+	if err := q.verify(0); err == nil {
+		t.Error("another block's content passes")
+	}
+	if err := q.verify(0); err == nil {
+		t.Error("old content passes")
+	}
+}
+
+func TestWhatIsWrongIsNamed(t *testing.T) {
+	socket := serve(t, md.Config{Size: 4 << 20, ReadOnly: true})
+	change := func(f func(*Job)) Job {
+		j := job(RandRead)
+		f(&j)
+		return j
+	}
+	for want, j := range map[string]Job{
+		"pattern":                change(func(j *Job) { j.Pattern = "trim" }),
+		"block size 1000":        change(func(j *Job) { j.BlockSize = 1000 }),
+		"depth 0":                change(func(j *Job) { j.Depth = 0 }),
+		"0 queues":               change(func(j *Job) { j.Queues = 0 }),
+		"the back-end has 4":     change(func(j *Job) { j.Queues = 5 }),
+		"read-only":              change(func(j *Job) { j.Pattern = RandWrite }),
+		"the disk has 4194304":   change(func(j *Job) { j.Size = 5 << 20 }),
+		"one for each queue":     change(func(j *Job) { j.BlockSize, j.Queues = 4<<20, 2 }),
+		"the length must be":     change(func(j *Job) { j.Length = 0 }),
+		"110 per cent":           change(func(j *Job) { j.ReadPercent = 110 }),
+		"sched_setaffinity":      change(func(j *Job) { j.CPUs = []int{1 << 20} }),
+		"size -1":                change(func(j *Job) { j.Size = -1 }),
+		"must be a multiple of ": change(func(j *Job) { j.BlockSize = MaxBlockSize + 512 }),
+	} {
+		if _, err := Run(t.Context(), socket, j); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: error %v, want %q", j, err, want)
+		}
+	}
+	if _, err := Run(t.Context(), socket, job(RandRead)); err != nil {
+		t.Errorf("after all this: %v", err)
+	}
+	if _, err := Run(t.Context(), filepath.Join(t.TempDir(), "none"), job(Read)); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+func TestABackEndThatGoesOrStallsEndsTheLoad(t *testing.T) {
+	// It accepts and never answers.
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			c.Close()
+		}
+	}()
+	if _, err := Run(t.Context(), socket, job(Read)); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
+		t.Error(err)
+	}
+
+	socket = serve(t, md.Config{Size: 4 << 20})
+	for _, poll := range []bool{false, true} {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		j := job(RandRead)
+		j.Length, j.Poll = time.Hour, poll
+		if _, err := Run(ctx, socket, j); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		cancel()
+	}
+}

@@ -1,0 +1,391 @@
+package load
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/bits"
+	"math/rand/v2"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"vdev/internal/guestmem"
+	"vdev/internal/sys"
+	"vdev/vhostuser/vhostusertest"
+	"vdev/virtq"
+	"vdev/virtq/virtqtest"
+)
+
+// What a queue is to do, in order.
+const (
+	warming   int32 = iota // keep the disk busy
+	measuring              // and count
+	stopping               // let end what is in flight
+	aborting               // leave it
+)
+
+// Latencies are kept in nanoseconds up to a minute, to three digits.
+const (
+	maxLatency    = int64(time.Minute)
+	latencyDigits = 3
+)
+
+// maxDirect is the largest ring whose requests are three descriptors in it; a larger one has them in indirect tables.
+// QEMU's back-ends take no more.
+const maxDirect = 1024
+
+// queue is one virtqueue, its driver and its requests. But for what says otherwise all of it is the queue's own thread's.
+type queue struct {
+	d     *disk
+	j     *Job
+	index int
+	ring  *vhostusertest.Ring
+	call  *sys.FD // blocking
+
+	// The ring in memory.
+	mask     uint16
+	eventIdx bool
+	desc     []byte
+	entries  []byte          // avail.ring
+	avail    guestmem.Uint32 // avail.flags and avail.idx
+	usedIdx  guestmem.Uint16
+	used     []byte // used.ring
+	usedEv   guestmem.Uint16
+	availEv  guestmem.Uint16
+	usedFl   guestmem.Uint16
+
+	// The requests, by slot.
+	step    int    // descriptors of the ring for each slot
+	headers []byte // type, reserved, sector
+	status  []byte
+	data    []byte
+	flags   [][]byte // the flags of the data's descriptor
+	blocks  []int64  // the block that is asked for
+	reads   []bool
+	issued  []time.Duration
+
+	added    uint16 // entries of the available ring written
+	shown    uint16 // avail.idx
+	lastUsed uint16
+	inFlight int
+
+	first, part int64 // the queue's part of the disk in blocks, for what is sequential
+	all         int64 // blocks of the disk
+	next        int64 // of the part
+	filling     bool  // the part is written once, before the load
+	rng         *rand.PCG
+	start       time.Time    // what times count from
+	state       atomic.Int32 // set by whoever runs the Job
+
+	// What came of it, to be read when the thread has ended.
+	hist          *hdrhistogram.Histogram
+	done, written uint64 // requests counted, and those of them that wrote
+	turns, waited uint64 // looks at the used ring that found something, and those of them that had to look again
+}
+
+// newQueue makes queue i, and starts its ring.
+func newQueue(d *disk, j *Job, i int, features uint64, size int64) (*queue, error) {
+	q := &queue{d: d, j: j, index: i, eventIdx: features&virtq.FeatureEventIdx != 0, step: 3}
+	n := 1 << bits.Len(uint(3*j.Depth-1))
+	if n > maxDirect && features&virtq.FeatureIndirectDesc != 0 {
+		q.step, n = 1, 1<<bits.Len(uint(j.Depth-1))
+	}
+	n = max(n, 4)
+	var err error
+	if q.call, err = sys.NewBlockingEventfd(); err != nil {
+		return nil, err
+	}
+	if q.ring, err = d.f.NewRing(d.mem, i, n); err != nil {
+		q.call.Close()
+		return nil, err
+	}
+	q.mask = uint16(n - 1)
+	q.attach(n)
+	q.layOut()
+	q.all = size / j.BlockSize
+	q.part = q.all / int64(j.Queues)
+	q.first = q.part * int64(i)
+	if i == j.Queues-1 {
+		q.part = q.all - q.first
+	}
+	q.rng = rand.NewPCG(j.Seed, uint64(i))
+	q.hist = hdrhistogram.New(1, maxLatency, latencyDigits)
+	err = errors.Join(q.ring.Setup(), d.f.SetVringCall(i, q.call.Int()), d.f.SetVringKick(i, q.ring.KickFD()), d.f.SetVringEnable(i, true))
+	if err != nil {
+		q.close()
+		return nil, err
+	}
+	return q, nil
+}
+
+func (q *queue) close() {
+	q.ring.Close()
+	q.call.Close()
+}
+
+// attach finds the parts of the ring, which has n descriptors.
+func (q *queue) attach(n int) {
+	must16 := func(b []byte) guestmem.Uint16 {
+		f, ok := guestmem.AtUint16(b)
+		if !ok {
+			panic("load: misaligned ring")
+		}
+		return f
+	}
+	avail, used := q.ring.AvailBytes(), q.ring.UsedBytes()
+	q.desc = q.ring.DescBytes()
+	var ok bool
+	if q.avail, ok = guestmem.AtUint32(avail); !ok {
+		panic("load: misaligned ring")
+	}
+	q.entries, q.used = avail[4:4+2*n], used[4:4+8*n]
+	q.usedFl, q.usedIdx = must16(used), must16(used[2:])
+	if q.eventIdx {
+		q.usedEv, q.availEv = must16(avail[4+2*n:]), must16(used[4+8*n:])
+	}
+}
+
+// layOut makes the descriptors of all slots, whose addresses and lengths do not change.
+func (q *queue) layOut() {
+	m, depth, bs := q.d.mem, uint64(q.j.Depth), uint64(q.j.BlockSize)
+	headers, status, data := m.Alloc(depth*headerSize, 64), m.Alloc(depth, 64), m.Alloc(depth*bs, 4096)
+	q.headers, q.status, q.data = m.Bytes(headers, depth*headerSize), m.Bytes(status, depth), m.Bytes(data, depth*bs)
+	// Pages that are not there yet would be the first round's affair.
+	for i := 0; i < len(q.data); i += 4096 {
+		q.data[i] = 0
+	}
+	q.blocks, q.reads, q.issued = make([]int64, depth), make([]bool, depth), make([]time.Duration, depth)
+	for s := range depth {
+		table, base := q.desc[virtqtest.DescSize*s*uint64(q.step):], uint16(3*s)
+		if q.step == 1 {
+			at := m.Alloc(3*virtqtest.DescSize, 16)
+			virtqtest.Desc{Addr: at, Len: 3 * virtqtest.DescSize, Flags: virtqtest.DescIndirect}.Put(table)
+			table, base = m.Bytes(at, 3*virtqtest.DescSize), 0
+		}
+		virtqtest.Desc{Addr: headers + headerSize*s, Len: headerSize, Flags: virtqtest.DescNext, Next: base + 1}.Put(table)
+		virtqtest.Desc{Addr: data + bs*s, Len: uint32(bs), Flags: virtqtest.DescNext, Next: base + 2}.Put(table[virtqtest.DescSize:])
+		virtqtest.Desc{Addr: status + s, Len: 1, Flags: virtqtest.DescWrite}.Put(table[2*virtqtest.DescSize:])
+		q.flags = append(q.flags, table[virtqtest.DescSize+12:][:2:2])
+	}
+}
+
+// set tells the queue's thread what to do. Any goroutine.
+func (q *queue) set(state int32) {
+	q.state.Store(state)
+	if state == aborting {
+		_ = sys.EventfdWrite(q.call.Int()) // it may sleep, and nothing may ever complete
+	}
+}
+
+// run is the queue's thread. It calls ready when it could begin, begins when begin is closed, and ends when it was told to.
+func (q *queue) run(cpu int, ready func(), begin <-chan struct{}) error {
+	// Not unlocked: a thread that was bound to a processor must not serve anybody else.
+	runtime.LockOSThread()
+	if cpu >= 0 {
+		if err := sys.SetAffinity(0, cpu); err != nil {
+			ready()
+			return err
+		}
+	}
+	q.start = time.Now()
+	if q.j.Verify {
+		q.filling = true
+		err := q.work()
+		q.filling, q.next = false, 0
+		if err != nil {
+			ready()
+			return err
+		}
+	}
+	ready()
+	<-begin
+	return q.work()
+}
+
+// work keeps as many requests in flight as there are to be, until the queue is to stop and none is left.
+func (q *queue) work() error {
+	now := time.Since(q.start)
+	for s := range q.j.Depth {
+		q.issue(s, now)
+	}
+	q.show()
+	looked := false // in vain, since the last that was found
+	for q.inFlight > 0 {
+		used := q.usedIdx.Load()
+		if used != q.lastUsed {
+			if err := q.take(used, looked); err != nil {
+				return err
+			}
+			looked = false
+			q.show()
+			continue
+		}
+		looked = true
+		if q.j.Poll {
+			if q.state.Load() == aborting {
+				return errAborted
+			}
+			continue
+		}
+		q.listen()
+		if q.usedIdx.Load() == q.lastUsed {
+			_, _ = sys.EventfdRead(q.call.Int())
+			if q.state.Load() == aborting {
+				return errAborted
+			}
+		}
+		q.hush()
+	}
+	return nil
+}
+
+var errAborted = errors.New("requests in flight were given up")
+
+// listen asks for a call at the next completion.
+func (q *queue) listen() {
+	if q.eventIdx {
+		q.usedEv.Store(q.lastUsed)
+	} else {
+		q.avail.Store(uint32(q.shown) << 16)
+	}
+}
+
+// hush says that no call is needed. With VIRTIO_F_EVENT_IDX there is nothing to do: used_event stays behind.
+func (q *queue) hush() {
+	if !q.eventIdx {
+		q.avail.Store(virtqtest.AvailNoInterrupt | uint32(q.shown)<<16)
+	}
+}
+
+// take takes what has completed up to used, and asks for more. looked says that the one look before found nothing.
+func (q *queue) take(used uint16, looked bool) error {
+	now, state := time.Since(q.start), q.state.Load()
+	measure, more := state == measuring && !q.filling, state < stopping
+	if measure {
+		q.turns++
+		if looked {
+			q.waited++
+		}
+	}
+	if n := used - q.lastUsed; int(n) > q.inFlight {
+		return fmt.Errorf("queue %d: the back-end has completed %d requests of %d in flight", q.index, n, q.inFlight)
+	}
+	for ; q.lastUsed != used; q.lastUsed++ {
+		head := uint32(binary.LittleEndian.Uint64(q.used[8*int(q.lastUsed&q.mask):]))
+		s := int(head) / q.step
+		if int(head)%q.step != 0 || s >= len(q.blocks) {
+			return fmt.Errorf("queue %d: the back-end has given back head %d, which is no request's", q.index, head)
+		}
+		q.inFlight--
+		if status := q.status[s]; status != statusOK {
+			return fmt.Errorf("queue %d: the request for the %d bytes from %d on ended with status %d", q.index, q.j.BlockSize,
+				q.blocks[s]*q.j.BlockSize, status)
+		}
+		if measure {
+			// In range by the bounds, so it does not fail.
+			_ = q.hist.RecordValue(min(max(int64(now-q.issued[s]), 1), maxLatency))
+			q.done++
+			if !q.reads[s] {
+				q.written++
+			}
+		}
+		if q.j.Verify && q.reads[s] {
+			if err := q.verify(s); err != nil {
+				return err
+			}
+		}
+		if more {
+			q.issue(s, now)
+		}
+	}
+	return nil
+}
+
+// issue enters the request of slot s into the available ring, for the block that comes next; none where everything is filled.
+func (q *queue) issue(s int, now time.Duration) {
+	read := !q.filling && q.j.Pattern.Reads()
+	var block int64
+	if q.filling || !q.j.Pattern.random() {
+		if q.filling && q.next == q.part {
+			return
+		}
+		block = q.first + q.next
+		if q.next++; !q.filling && q.next == q.part {
+			q.next = 0
+		}
+	} else {
+		hi, _ := bits.Mul64(q.rng.Uint64(), uint64(q.all))
+		block = int64(hi)
+	}
+	if read && q.j.Pattern.Writes() {
+		read = q.rng.Uint64()%100 < uint64(q.j.ReadPercent)
+	}
+	h := q.headers[headerSize*s:][:headerSize]
+	if read {
+		h[0] = typeIn
+		q.flags[s][0] = virtqtest.DescNext | virtqtest.DescWrite
+	} else {
+		h[0] = typeOut
+		q.flags[s][0] = virtqtest.DescNext
+		if q.j.Verify {
+			q.fill(s, block)
+		}
+	}
+	binary.LittleEndian.PutUint64(h[8:], uint64(block*(q.j.BlockSize/sectorSize)))
+	q.status[s] = 0xff
+	q.blocks[s], q.reads[s], q.issued[s] = block, read, now
+	binary.LittleEndian.PutUint16(q.entries[2*int(q.added&q.mask):], uint16(s*q.step))
+	q.added++
+	q.inFlight++
+}
+
+// show shows the back-end what was issued, and kicks it if it wants to be.
+func (q *queue) show() {
+	if q.shown == q.added {
+		return
+	}
+	from := q.shown
+	q.shown = q.added
+	flags := uint32(0)
+	if !q.eventIdx {
+		flags = virtqtest.AvailNoInterrupt
+	}
+	q.avail.Store(flags | uint32(q.shown)<<16)
+	if q.eventIdx {
+		if q.shown-q.availEv.Load()-1 >= q.shown-from {
+			return
+		}
+	} else if q.usedFl.Load()&virtqtest.UsedNoNotify != 0 {
+		return
+	}
+	_ = sys.EventfdWrite(q.ring.KickFD())
+}
+
+// fill writes what belongs into a block into the memory of slot s: in each sector its number, mixed with the seed.
+func (q *queue) fill(s int, block int64) {
+	p := q.data[int64(s)*q.j.BlockSize:][:q.j.BlockSize]
+	sector := uint64(block * (q.j.BlockSize / sectorSize))
+	for i := 0; i < len(p); i += 8 {
+		binary.LittleEndian.PutUint64(p[i:], stamp(q.j.Seed, sector+uint64(i/sectorSize), i%sectorSize))
+	}
+}
+
+func stamp(seed, sector uint64, off int) uint64 {
+	return (sector<<9|uint64(off))*0x9e3779b97f4a7c15 ^ seed
+}
+
+// verify looks whether the memory of slot s, which was read, has what belongs into its block.
+func (q *queue) verify(s int) error {
+	p := q.data[int64(s)*q.j.BlockSize:][:q.j.BlockSize]
+	sector := uint64(q.blocks[s] * (q.j.BlockSize / sectorSize))
+	for i := 0; i < len(p); i += 8 {
+		if got, want := binary.LittleEndian.Uint64(p[i:]), stamp(q.j.Seed, sector+uint64(i/sectorSize), i%sectorSize); got != want {
+			return fmt.Errorf("sector %d, byte %d: read %#x, and %#x was written", sector+uint64(i/sectorSize), i%sectorSize, got, want)
+		}
+	}
+	clear(p) // nothing that was read before is to be found again
+	return nil
+}
