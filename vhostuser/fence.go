@@ -10,7 +10,8 @@ import (
 
 // Stuck is a transfer that storage does not give back, and that must not touch the guest's memory any more.
 type Stuck struct {
-	// Memory is what Bufs lie in, as Queue.Memory gives it. The caller holds the reference until the transfer has come back.
+	// Memory is what Bufs lie in, as Queue.Memory gives it. The caller holds one reference until Fence has returned, and one until the
+	// transfer has come back.
 	Memory *virtq.Memory
 	Bufs   [][]byte // where storage writes to, or reads from
 	// Keep says that storage reads from Bufs, and is to find what is there now, whatever the guest makes of its memory later.

@@ -41,6 +41,8 @@ func (d *Device) fence(q *queue, o *opening) {
 					continue
 				}
 				q.split(i)
+				// A transfer that comes back lets go of its memory, and the fence is to stand on it all the same.
+				r.memory.Retain()
 				stuck = append(stuck, vhostuser.Stuck{Memory: r.memory, Bufs: r.data, Keep: r.typ == tOut})
 				if r.typ == tOut {
 					writes++
@@ -58,6 +60,9 @@ func (d *Device) fence(q *queue, o *opening) {
 			q.do(q.rehome)
 		}
 	})
+	for _, s := range stuck {
+		s.Memory.Release()
+	}
 	if err != nil {
 		d.log("reads or writes that storage does not give back hold up the stop: they cannot be fenced from the guest's memory", err)
 		// Background never ends, so this does not fail.
