@@ -34,6 +34,12 @@ type backend struct {
 	beside    bool // not under test at all: it serves what is, such as an NBD server
 	inherited bool // the socket is not the back-end's to remove
 
+	// Of a vdev that serves several disks, each is a back-end of its own, but for its process, which is the whole's.
+	name  string // of the device
+	of    string // the whole's name
+	whole *backend
+	parts []*backend
+
 	again func() (*exec.Cmd, error) // makes the command that started it once more
 }
 
@@ -51,15 +57,19 @@ func theServer(w *world) server {
 		if err != nil {
 			return nil, err
 		}
-		args = slices.Insert(slices.Clone(args), min(1, len(args)), "--socket-path", socket)
-		cmd := exec.Command(program, args...)
-		// Races are reported in the log and in the exit status, which must be 0.
-		cmd.Env = append(os.Environ(), "GORACE=halt_on_error=0 exitcode=66 atexit_sleep_ms=10", "TMPDIR="+w.dir)
-		if w.tools != "" {
-			cmd.Env = append(cmd.Env, "PATH="+w.tools+":"+os.Getenv("PATH"))
-		}
-		return cmd, nil
+		return w.vdevCommand(program, slices.Insert(slices.Clone(args), min(1, len(args)), "--socket-path", socket)), nil
 	}
+}
+
+// vdevCommand runs a vdev with these arguments.
+func (w *world) vdevCommand(program string, args []string) *exec.Cmd {
+	cmd := exec.Command(program, args...)
+	// Races are reported in the log and in the exit status, which must be 0.
+	cmd.Env = append(os.Environ(), "GORACE=halt_on_error=0 exitcode=66 atexit_sleep_ms=10", "TMPDIR="+w.dir)
+	if w.tools != "" {
+		cmd.Env = append(cmd.Env, "PATH="+w.tools+":"+os.Getenv("PATH"))
+	}
+	return cmd
 }
 
 // storageDaemon serves what can be said to QEMU's own back-end.
@@ -161,6 +171,9 @@ func (b *backend) stop() error {
 	if b.killed {
 		return nil
 	}
+	if b.whole != nil {
+		return b.whole.stop()
+	}
 	b.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-b.exited:
@@ -174,7 +187,7 @@ func (b *backend) stop() error {
 		b.kill()
 		return fmt.Errorf("%s does not end on SIGTERM", b.cmd.Args[0])
 	}
-	b.killed = true
+	b.gone()
 	var errs []error
 	if b.status != nil {
 		errs = append(errs, fmt.Errorf("%s ended with %w", b.cmd.Args[0], b.status))
@@ -186,22 +199,39 @@ func (b *backend) stop() error {
 	if b.inherited {
 		os.Remove(b.socket)
 	}
-	if exists(b.socket) {
-		errs = append(errs, fmt.Errorf("%s has left its socket behind", b.cmd.Args[0]))
-		os.Remove(b.socket)
+	for _, b := range b.all() {
+		if exists(b.socket) {
+			errs = append(errs, fmt.Errorf("%s has left its socket behind: %s", b.cmd.Args[0], filepath.Base(b.socket)))
+			os.Remove(b.socket)
+		}
 	}
 	return errors.Join(errs...)
+}
+
+// all are the back-ends that end with a process, which is b's.
+func (b *backend) all() []*backend { return append(slices.Clone(b.parts), b) }
+
+// gone notes that the process has ended, or is about to, as the script has asked for.
+func (b *backend) gone() {
+	for _, b := range b.all() {
+		b.killed = true
+	}
 }
 
 // kill ends the back-end as a crash would, and removes what a crash leaves behind.
 func (b *backend) kill() {
 	b.crash()
-	os.Remove(b.socket)
+	for _, b := range b.all() {
+		os.Remove(b.socket)
+	}
 }
 
 // crash ends the back-end with SIGKILL.
 func (b *backend) crash() {
-	b.killed = true
+	if b.whole != nil {
+		b = b.whole
+	}
+	b.gone()
 	syscall.Kill(-b.cmd.Process.Pid, syscall.SIGKILL)
 	<-b.exited
 }

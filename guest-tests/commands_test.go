@@ -30,9 +30,10 @@ var commands map[string]func(*testscript.TestScript, bool, []string)
 
 func init() {
 	commands = map[string]func(*testscript.TestScript, bool, []string){
-		"backend": plain(startServer),
-		"serve":   plain(startOther),
-		"end":     plain(func(w *world, args []string) (string, error) { return "", w.eachBackend(args, (*backend).stop) }),
+		"backend":  plain(startServer),
+		"backends": plain(startSeveral),
+		"serve":    plain(startOther),
+		"end":      plain(func(w *world, args []string) (string, error) { return "", w.eachBackend(args, (*backend).stop) }),
 		"crash": plain(func(w *world, args []string) (string, error) {
 			return "", w.eachBackend(args, func(b *backend) error { b.kill(); return nil })
 		}),

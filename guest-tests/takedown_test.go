@@ -142,16 +142,6 @@ func idle(w *world, args []string) (string, error) {
 	return "", nil
 }
 
-// control is "ctl NAME ARG...": vdev ctl for a back-end that was started with --control NAME.ctl.
-func control(w *world, args []string) (string, error) {
-	if len(args) < 2 {
-		return "", errors.New("usage: ctl NAME ARG...")
-	}
-	ctx, cancel := w.context()
-	defer cancel()
-	return w.exec(ctx, slices.Insert(args[1:], 0, "vdev", "ctl", "--socket", args[0]+".ctl"))
-}
-
 // pause is "pause [-for DURATION] [-release] [-let FOLDER] [-continue OTHER] NAME...": stop, and cont after that time. Meanwhile nothing may write to the
 // guest's memory, which is found out where those back-ends are watched. With -release what hangs in the back-ends is let go
 // in between, and hangs no more; with -let so does what is held in a folder of hangfs; with -continue another back-end, which was stopped by a signal, goes on.
@@ -407,6 +397,9 @@ func life(w *world, args []string) (string, error) {
 	text, err := os.ReadFile(b.log)
 	if err != nil {
 		return "", err
+	}
+	if b.whole != nil {
+		return checkLife(traceOf(string(text), b.name))
 	}
 	return checkLife(string(text))
 }
