@@ -340,3 +340,27 @@ func awaitSocket(t *testing.T, path string) {
 		}
 	}
 }
+
+// TestTheExampleInTheHelpIsAConfiguration serves what the help of serve shows as a file.
+func TestTheExampleInTheHelpIsAConfiguration(t *testing.T) {
+	_, text, begun := strings.Cut(newServeCommand().Long, "in TOML:\n")
+	text, _, ended := strings.Cut(text, "\nThe log,")
+	if !begun || !ended {
+		t.Fatal("the help has no example")
+	}
+	dir := t.TempDir()
+	text = strings.NewReplacer("/run/", dir+"/", "root.qcow2", image(t, 8)).Replace(text)
+	file := filepath.Join(dir, "vdev.toml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := servingAll(t, 2, "serve", file, "--log-level", "info")
+	var all []control.Status
+	if err := json.Unmarshal([]byte(p.told(filepath.Join(dir, "vdev.ctl"), "status", "--json")), &all); err != nil {
+		t.Fatal(err)
+	}
+	if len(all) != 2 || all[0].Name != "root" || all[1].Name != "vm1-scratch" || all[1].Disk.Serial != "scratch" {
+		t.Errorf("the devices are %+v", all)
+	}
+	p.endsCleanly()
+}
