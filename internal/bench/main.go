@@ -5,6 +5,9 @@
 // on the host weighs on both alike. What counts is the ratio of the medians, and beside it the median of the
 // ratios within each round.
 //
+// The target nbd is what one nbdkit has in memory, over a Unix socket, for both. Since three processes take part, none is
+// pinned there. Beside it stands what nbdcopy makes of the same reads, without a vhost-user device in between.
+//
 // scripts/bench runs it with a QEMU that has what it needs.
 package main
 
@@ -26,15 +29,21 @@ import (
 	"time"
 )
 
-const blockBytes = 4096
+// sizesOf says how large the requests are where nobody has said it.
+var sizesOf = map[string][]int{"null": {4 << 10}, "file": {4 << 10}, "nbd": {4 << 10, 64 << 10, 128 << 10, 1 << 20}}
+
+// nbdBytes is the size of the target nbd.
+const nbdBytes = 64 << 20
 
 type options struct {
 	vdev, qsd, qemuImg string
+	nbdkit, nbdcopy    string
 	dir                string
 	fileMiB            int
 	rounds             int
 	seconds            float64
 	depths             []int
+	sizes              []int
 	ops                []string
 	targets            []string
 	serverCPU          int
@@ -47,17 +56,20 @@ type options struct {
 
 func main() {
 	var o options
-	var depths, ops, targets, vdevArgs string
+	var depths, sizes, ops, targets, vdevArgs string
 	flag.StringVar(&o.vdev, "vdev", "", "the vdev to measure (`path`)")
 	flag.StringVar(&o.qsd, "qsd", "qemu-storage-daemon", "qemu-storage-daemon to measure it against (`command`)")
 	flag.StringVar(&o.qemuImg, "qemu-img", "qemu-img", "a qemu-img that has the driver virtio-blk-vhost-user (`command`)")
+	flag.StringVar(&o.nbdkit, "nbdkit", "nbdkit", "nbdkit for the target nbd (`command`)")
+	flag.StringVar(&o.nbdcopy, "nbdcopy", "nbdcopy", "nbdcopy to measure beside, where there is one (`command`)")
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "`folder` for the image files")
 	flag.IntVar(&o.fileMiB, "file-mib", 256, "size of each image file in MiB; two are held in memory")
 	flag.IntVar(&o.rounds, "rounds", 7, "rounds for each case")
 	flag.Float64Var(&o.seconds, "seconds", 1, "length of one measurement, about")
 	flag.StringVar(&depths, "depths", "1,32,128", "queue depths")
+	flag.StringVar(&sizes, "sizes", "", "sizes of the requests in bytes; none: 4096, and for nbd 4096 to 1 MiB")
 	flag.StringVar(&ops, "ops", "read,write", "operations")
-	flag.StringVar(&targets, "targets", "null,file", "what is served")
+	flag.StringVar(&targets, "targets", "null,file", "what is served: null, file, nbd")
 	flag.IntVar(&o.serverCPU, "server-cpu", 0, "core of the back-end")
 	flag.IntVar(&o.clientCPU, "client-cpu", 1, "core of the client")
 	flag.StringVar(&o.qsdAIO, "qsd-aio", "io_uring", "how qemu-storage-daemon does file I/O: io_uring or threads")
@@ -77,10 +89,15 @@ func main() {
 		if o.depths, err = numbers(depths); err != nil {
 			return fmt.Errorf("-depths %s: %w", depths, err)
 		}
+		if sizes != "" {
+			if o.sizes, err = numbers(sizes); err != nil {
+				return fmt.Errorf("-sizes %s: %w", sizes, err)
+			}
+		}
 		if o.ops, err = words(ops, "read", "write"); err != nil {
 			return fmt.Errorf("-ops %s: %w", ops, err)
 		}
-		if o.targets, err = words(targets, "null", "file"); err != nil {
+		if o.targets, err = words(targets, "null", "file", "nbd"); err != nil {
 			return fmt.Errorf("-targets %s: %w", targets, err)
 		}
 		return bench(ctx, o, os.Stdout)
@@ -154,7 +171,7 @@ func describe(ctx context.Context, o options, w io.Writer) {
 	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
 		fmt.Fprintf(w, "# load average %s", load)
 	}
-	fmt.Fprintf(w, "# back-end on core %d, client on core %d; %d rounds of about %gs; one queue; file aio=%s cache.direct=off, iothread %v\n",
+	fmt.Fprintf(w, "# back-end on core %d, client on core %d (nbd: none pinned); %d rounds of about %gs; one queue; file aio=%s cache.direct=off, iothread %v\n",
 		o.serverCPU, o.clientCPU, o.rounds, o.seconds, o.qsdAIO, o.qsdIOThread)
 }
 
@@ -171,9 +188,19 @@ func benchTarget(ctx context.Context, o options, w io.Writer, dir, target string
 	const nullSize = 1 << 30
 	vdevArgs := []string{"blk", "--num-queues", "1", "--log-level", "warn"}
 	node := fmt.Sprintf("driver=null-co,node-name=disk,size=%d,read-zeroes=off", nullSize)
-	if target == "null" {
+	switch target {
+	case "null":
 		vdevArgs = append(vdevArgs, "--driver", fmt.Sprintf("null,size=%d", nullSize))
-	} else {
+	case "nbd":
+		server, err := startServer(ctx, o, filepath.Join(dir, "nbd.sock"))
+		if err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, server.stop()) }()
+		vdevArgs = append(vdevArgs, "--driver", "nbd,uri="+server.uri())
+		node = "driver=nbd,node-name=disk,server.type=unix,server.path=" + server.socket
+		o.serverCPU, o.clientCPU = -1, -1
+	default:
 		images := [2]string{filepath.Join(dir, "vdev.img"), filepath.Join(dir, "qsd.img")}
 		for _, image := range images {
 			held, err := newHeldFile(image, int64(o.fileMiB)<<20)
@@ -209,26 +236,78 @@ func benchTarget(ctx context.Context, o options, w io.Writer, dir, target string
 		both[i] = b
 	}
 
+	var third func(load) (float64, error)
+	if target == "nbd" {
+		if command, err := exec.LookPath(o.nbdcopy); err == nil {
+			third = func(l load) (float64, error) { return runCopy(ctx, command, dir, l) }
+		}
+	}
+	sizes := o.sizes
+	if sizes == nil {
+		sizes = sizesOf[target]
+	}
 	var results []*result
 	for _, op := range o.ops {
-		for _, depth := range o.depths {
-			r, err := benchCase(ctx, o, w, both, fmt.Sprintf("%s %s depth %d", target, op, depth), op, depth)
-			if err != nil {
-				return nil, err
+		for _, size := range sizes {
+			for _, depth := range o.depths {
+				l := load{op: op, size: size, depth: depth}
+				r, err := benchCase(ctx, o, w, both, fmt.Sprintf("%s %s %dk depth %d", target, op, size>>10, depth), l, third)
+				if err != nil {
+					return nil, err
+				}
+				results = append(results, r)
 			}
-			results = append(results, r)
 		}
 	}
 	return results, nil
 }
 
-// benchCase runs all rounds of one case. Both back-ends get the same number of requests.
-func benchCase(ctx context.Context, o options, w io.Writer, both [2]*backend, name, op string, depth int) (*result, error) {
+// load is what a client does.
+type load struct {
+	op          string
+	size, depth int
+	count       int // of requests
+}
+
+// startServer starts an nbdkit whose disk is all there.
+func startServer(ctx context.Context, o options, socket string) (*backend, error) {
+	b, err := startBackend(ctx, -1, "nbdkit", socket, o.nbdkit, []string{"--foreground", "--unix", socket, "memory", strconv.Itoa(nbdBytes)})
+	if err != nil {
+		return nil, err
+	}
+	fill := exec.CommandContext(ctx, o.qemuImg, "bench", "-w", "--pattern=85", "-f", "raw", "-c", strconv.Itoa(nbdBytes>>20), "-s", "1M", b.uri())
+	if out, err := fill.CombinedOutput(); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w: %s", fill, err, out), b.stop())
+	}
+	return b, nil
+}
+
+// uri is where an NBD server listens.
+func (b *backend) uri() string { return "nbd+unix:///?socket=" + b.socket }
+
+// runCopy reads the target nbd once with nbdcopy, and returns requests per second. It cannot be asked for more or less than that.
+func runCopy(ctx context.Context, command, dir string, l load) (float64, error) {
+	if l.op != "read" {
+		return 0, nil
+	}
+	cmd := exec.CommandContext(ctx, command, "--no-extents", "--connections=1", fmt.Sprintf("--requests=%d", l.depth),
+		fmt.Sprintf("--queue-size=%d", max(l.depth*l.size, 1<<20)), fmt.Sprintf("--request-size=%d", l.size),
+		(&backend{socket: filepath.Join(dir, "nbd.sock")}).uri(), "null:")
+	begun := time.Now()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("%s: %w: %s", cmd, err, strings.TrimSpace(string(out)))
+	}
+	return nbdBytes / float64(l.size) / time.Since(begun).Seconds(), nil
+}
+
+// benchCase runs all rounds of one case. Both back-ends get the same number of requests. third, where it is not nil, is measured in
+// each round, too; it gives 0 where it cannot do that.
+func benchCase(ctx context.Context, o options, w io.Writer, both [2]*backend, name string, l load, third func(load) (float64, error)) (*result, error) {
 	// The first run of each warms it up and tells how many requests make the wanted length.
-	count := 2000 * min(depth, 8)
+	l.count = max(2000*min(l.depth, 8)*4096/l.size, 2*l.depth)
 	slowest := 0.0
 	for _, b := range both {
-		iops, err := run(ctx, o, b, op, depth, count)
+		iops, err := run(ctx, o, b, l)
 		if err != nil {
 			return nil, err
 		}
@@ -236,7 +315,7 @@ func benchCase(ctx context.Context, o options, w io.Writer, both [2]*backend, na
 			slowest = iops
 		}
 	}
-	count = max(int(slowest*o.seconds), 10*depth)
+	l.count = max(int(slowest*o.seconds), 10*l.depth)
 	r := &result{name: name}
 	for round := range o.rounds {
 		order := [2]int{0, 1}
@@ -245,7 +324,7 @@ func benchCase(ctx context.Context, o options, w io.Writer, both [2]*backend, na
 		}
 		var got [2]float64
 		for _, i := range order {
-			iops, err := run(ctx, o, both[i], op, depth, count)
+			iops, err := run(ctx, o, both[i], l)
 			if err != nil {
 				return nil, err
 			}
@@ -253,15 +332,26 @@ func benchCase(ctx context.Context, o options, w io.Writer, both [2]*backend, na
 		}
 		r.vdev = append(r.vdev, got[0])
 		r.qsd = append(r.qsd, got[1])
-		fmt.Fprintf(w, "%-22s round %d  vdev %9.0f/s  qsd %9.0f/s  ratio %.3f\n", name, round+1, got[0], got[1], got[0]/got[1])
+		fmt.Fprintf(w, "%-30s round %d  vdev %9.0f/s  qsd %9.0f/s  ratio %.3f", name, round+1, got[0], got[1], got[0]/got[1])
+		if third != nil {
+			iops, err := third(l)
+			if err != nil {
+				return nil, err
+			}
+			if iops > 0 {
+				r.third = append(r.third, iops)
+				fmt.Fprintf(w, "  nbdcopy %9.0f/s", iops)
+			}
+		}
+		fmt.Fprintln(w)
 	}
 	return r, nil
 }
 
 // run makes one measurement and returns requests per second.
-func run(ctx context.Context, o options, b *backend, op string, depth, count int) (float64, error) {
-	args := []string{"bench", "-c", strconv.Itoa(count), "-d", strconv.Itoa(depth), "-s", strconv.Itoa(blockBytes)}
-	if op == "write" {
+func run(ctx context.Context, o options, b *backend, l load) (float64, error) {
+	args := []string{"bench", "-c", strconv.Itoa(l.count), "-d", strconv.Itoa(l.depth), "-s", strconv.Itoa(l.size)}
+	if l.op == "write" {
 		args = append(args, "-w")
 	}
 	args = append(args, "--image-opts", "driver=virtio-blk-vhost-user,cache.direct=on,path="+b.socket)
@@ -280,7 +370,7 @@ func run(ctx context.Context, o options, b *backend, op string, depth, count int
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", cmd, err)
 	}
-	return float64(count) / seconds, nil
+	return float64(l.count) / seconds, nil
 }
 
 // parseRun finds the duration in seconds in the output of qemu-img bench.
@@ -295,9 +385,16 @@ func parseRun(out string) (float64, error) {
 	return seconds, nil
 }
 
-// pinned returns a command that runs on one core.
+// pinned returns a command that runs on one core, or on any where cpu is negative.
 func pinned(ctx context.Context, cpu int, command string, args []string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "taskset", append([]string{"-c", strconv.Itoa(cpu), command}, args...)...)
+	if cpu < 0 {
+		return endable(exec.CommandContext(ctx, command, args...))
+	}
+	return endable(exec.CommandContext(ctx, "taskset", append([]string{"-c", strconv.Itoa(cpu), command}, args...)...))
+}
+
+// endable makes the end of a command's context a request to end.
+func endable(cmd *exec.Cmd) *exec.Cmd {
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Second
 	return cmd

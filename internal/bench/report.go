@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"text/tabwriter"
 )
 
@@ -12,6 +13,8 @@ type result struct {
 	name string
 	vdev []float64
 	qsd  []float64
+
+	third []float64 // nbdcopy's, where it was measured
 }
 
 // ratioOfMedians is what the comparison is judged by.
@@ -37,10 +40,14 @@ func median(values []float64) float64 {
 func report(w io.Writer, results []*result, least float64) error {
 	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "case\tvdev, 1/s\tqsd, 1/s\tratio of medians\tmedian of ratios\t")
+	fmt.Fprintln(t, "case\tvdev, 1/s\tqsd, 1/s\tratio of medians\tmedian of ratios\tnbdcopy, 1/s\t")
 	var below []string
 	for _, r := range results {
-		fmt.Fprintf(t, "%s\t%.0f\t%.0f\t%.3f\t%.3f\t\n", r.name, median(r.vdev), median(r.qsd), r.ratioOfMedians(), r.medianOfRatios())
+		third := "-"
+		if len(r.third) > 0 {
+			third = strconv.Itoa(int(median(r.third)))
+		}
+		fmt.Fprintf(t, "%s\t%.0f\t%.0f\t%.3f\t%.3f\t%s\t\n", r.name, median(r.vdev), median(r.qsd), r.ratioOfMedians(), r.medianOfRatios(), third)
 		if r.ratioOfMedians() < least {
 			below = append(below, r.name)
 		}
