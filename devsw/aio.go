@@ -34,3 +34,25 @@ type AIODone interface {
 	// b.InContext.
 	AIODone(b *Buf, n int64, err Errno)
 }
+
+// Watcher is what an AIO may be beside: a context that looks after a
+// connection. So what comes from it need not go from one goroutine to another.
+type Watcher interface {
+	// Watch has w called on the goroutine of the context, soon, whenever fd has
+	// become readable, and again as long as that is worth it, until w.Poll says
+	// that it is over. fd stays open until w.Over is called. wake makes the
+	// context call w.Poll soon. Watch and wake may be called on any goroutine,
+	// and do not block; fd is not read, nor are its flags changed.
+	Watch(fd int, w Watched) (wake func())
+}
+
+// Watched is what a Watcher calls. None of the methods may block.
+type Watched interface {
+	// Poll does the work there is, or a good deal of it, and tells whether there
+	// was any, and whether it was called for the last time.
+	Poll() (worked, over bool)
+	// Sleep says that the context is about to sleep until fd becomes readable.
+	Sleep()
+	// Over says that the watch has ended: fd is not used any more.
+	Over()
+}

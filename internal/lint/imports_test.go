@@ -45,7 +45,7 @@ var layers = map[string][]string{
 	"internal/dev/md":            {"devsw", "internal/dev/disk", "internal/sys"},
 	"internal/dev/vnd":           {"devsw", "internal/dev/disk", "internal/sys"},
 	"internal/dev/null":          {"devsw", "internal/dev/disk", "internal/sys"},
-	"internal/dev/nbd":           {"devsw", "internal/dev/disk"},
+	"internal/dev/nbd":           {"devsw", "internal/dev/disk", "internal/sys"},
 	"internal/dev/fault":         {"devsw", "internal/dev/disk"},
 	"internal/qemunbd":           {"devsw", "internal/sys"},
 	"internal/reactor":           {"devsw", "internal/uring", "internal/sys"},

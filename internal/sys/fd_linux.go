@@ -46,8 +46,11 @@ func (f *FD) Close() error {
 
 // Dup returns a new descriptor for the same open file, with CLOEXEC set, owned by the caller.
 // It fails with EBADF once f is closed.
-func (f *FD) Dup() (*FD, error) {
-	fd, err := unix.FcntlInt(uintptr(f.Int()), unix.F_DUPFD_CLOEXEC, 0)
+func (f *FD) Dup() (*FD, error) { return Dup(f.Int()) }
+
+// Dup makes another descriptor for what fd refers to.
+func Dup(fd int) (*FD, error) {
+	fd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("fcntl(F_DUPFD_CLOEXEC)", err)
 	}

@@ -6,6 +6,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Readv reads from fd into iov, once (readv(2)), and returns the number of bytes read, 0 at the end of the stream. It takes at most
+// the first 1024 elements of iov. EINTR is tried again.
+func Readv(fd int, iov [][]byte) (int, syscall.Errno) {
+	for {
+		n, err := unix.Readv(fd, iov[:min(len(iov), 1024)])
+		if err == nil {
+			return n, 0
+		}
+		if errno := err.(syscall.Errno); errno != unix.EINTR {
+			return 0, errno
+		}
+	}
+}
+
+// Writev writes iov to fd, once (writev(2)), and returns the number of bytes written. It takes at most the first 1024 elements of iov.
+// EINTR is tried again.
+func Writev(fd int, iov [][]byte) (int, syscall.Errno) {
+	for {
+		n, err := unix.Writev(fd, iov[:min(len(iov), 1024)])
+		if err == nil {
+			return n, 0
+		}
+		if errno := err.(syscall.Errno); errno != unix.EINTR {
+			return 0, errno
+		}
+	}
+}
+
 // Preadv reads from byte off of fd into iov, once (preadv2(2)), and returns the number of bytes read, 0 at the end of the
 // file. It takes at most the first 1024 elements of iov. EINTR is tried again.
 func Preadv(fd int, iov [][]byte, off int64) (int, syscall.Errno) {

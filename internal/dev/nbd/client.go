@@ -137,8 +137,8 @@ func (cl *client) end() {
 	close(cl.done)
 }
 
-// unlock lets go of mu, and then tells whoever is to be told.
-func (cl *client) unlock() {
+// unlock lets go of mu, and then tells whoever is to be told. in is the context that the caller is in, or nil.
+func (cl *client) unlock(in devsw.Watcher) {
 	list, forgot := cl.endings, cl.forgot
 	cl.endings, cl.forgot = nil, false
 	cl.mu.Unlock()
@@ -149,7 +149,7 @@ func (cl *client) unlock() {
 		return
 	}
 	for i := range *list {
-		(*list)[i].tell()
+		(*list)[i].tell(in)
 	}
 	clear(*list)
 	*list = (*list)[:0]
@@ -208,7 +208,7 @@ func (cl *client) attach(l *link) *conn {
 	for _, r := range cl.pending.take() {
 		cl.enqueueLocked(r)
 	}
-	cl.unlock()
+	cl.unlock(nil)
 	if back {
 		cl.notify(nil)
 	}
@@ -232,6 +232,7 @@ func (cl *client) inTrouble(err error) {
 // need be.
 func (cl *client) lost(c *conn) {
 	cl.mu.Lock()
+	c.current = nil
 	cl.conns = slices.DeleteFunc(cl.conns, func(x *conn) bool { return x == c })
 	var again requests
 	for _, r := range c.flight {
@@ -259,7 +260,7 @@ func (cl *client) lost(c *conn) {
 		cl.enqueueLocked(r)
 	}
 	cl.resumeLocked()
-	cl.unlock()
+	cl.unlock(nil)
 }
 
 // expire ends the time for which requests wait for a server, unless its n-th timer was stopped when it was just over.
@@ -272,7 +273,7 @@ func (cl *client) expire(n int) {
 			cl.releaseLocked(r)
 		}
 	}
-	cl.unlock()
+	cl.unlock(nil)
 }
 
 // answeredLocked notes that a server does what it is for.
@@ -358,7 +359,7 @@ func (cl *client) enqueueLocked(r *request) {
 	switch {
 	case best != nil:
 		best.queue = append(best.queue, r)
-		best.more.Signal()
+		best.roused(r)
 	case cl.expired || cl.delay <= 0:
 		cl.finishLocked(r, devsw.EIO)
 		cl.releaseLocked(r)
@@ -396,7 +397,7 @@ func (cl *client) transfer(b *devsw.Buf, off, n int64, exp *export) {
 		}
 	}
 	cl.enqueueLocked(r)
-	cl.unlock()
+	cl.unlock(nil)
 }
 
 // durable makes a request be on stable storage when it ends. A server without FLUSH has nothing that would have to be flushed.
@@ -416,7 +417,7 @@ func (cl *client) do(cmd, flags uint16, off, n int64) devsw.Errno {
 	r := cl.newLocked()
 	r.cmd, r.flags, r.off, r.total, r.wait = cmd, flags, off, n, wait
 	cl.enqueueLocked(r)
-	cl.unlock()
+	cl.unlock(nil)
 	return <-wait
 }
 
@@ -444,7 +445,7 @@ func (cl *client) giveUp() {
 	for _, c := range cl.conns {
 		c.giveUpLocked()
 	}
-	cl.unlock()
+	cl.unlock(nil)
 }
 
 // kill ends the connections, and the server where it is the driver's, whatever it may still do. It comes once, after giveUp, and does
@@ -455,14 +456,14 @@ func (cl *client) kill() {
 	conns := slices.Clone(cl.conns)
 	cl.mu.Unlock()
 	for _, c := range conns {
-		c.raw.Close()
+		c.hangUp()
 	}
 }
 
 // cancelBuf ends b with ECANCELED, if it is here.
 func (cl *client) cancelBuf(b *devsw.Buf) {
 	cl.mu.Lock()
-	defer cl.unlock()
+	defer cl.unlock(nil)
 	lists := []*requests{&cl.pending, &cl.held}
 	for _, c := range cl.conns {
 		lists = append(lists, &c.queue)

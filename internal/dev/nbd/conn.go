@@ -7,11 +7,13 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
 
 	"vdev/devsw"
+	"vdev/internal/sys"
 )
 
 const (
@@ -36,6 +38,8 @@ type conn struct {
 	raw   net.Conn
 	exp   export
 	plain bool
+	// stream is nc where that is plain, and not a test's.
+	stream *sys.Stream
 
 	generation uint64 // of the server
 
@@ -57,6 +61,18 @@ type conn struct {
 	iov     [][]byte    // its storage
 
 	in input // the receiver's
+
+	// Where the connection is looked after by the context of those who use it, that does what sender and receiver do otherwise.
+	next    devsw.Watcher // it is to be that one's
+	watch   func()        // wakes the context, whose it is; nil: it is nobody's
+	poked   bool          // that has been done
+	back    chan error    // the context gives it back, with the reason where the connection is over
+	reason  error         // the context's
+	sending bool          // somebody is in the middle of sending
+	handed  bool          // the sender does it nevertheless, since the socket was full
+	nowait  bool          // who sends does not wait
+	full    bool          // so it has stopped
+	current *request      // in the middle of this payload
 }
 
 func newConn(cl *client, l *link) *conn {
@@ -65,6 +81,11 @@ func newConn(cl *client, l *link) *conn {
 	c.storage = make([]byte, 0, bufferSize)
 	c.out = c.storage
 	c.in.buf = make([]byte, bufferSize)
+	c.in.ahead = bufferSize
+	if c.plain {
+		c.stream = sys.NewStream(c.nc)
+	}
+	c.back = make(chan error, 1)
 	return c
 }
 
@@ -103,6 +124,7 @@ func (c *conn) giveUpLocked() {
 	// The sender may be in the middle of anything.
 	_ = c.nc.SetWriteDeadline(past)
 	c.more.Signal()
+	c.pokeLocked()
 }
 
 // interruptLocked ends a request in flight with ECANCELED, now or as soon as nobody touches its memory, which it sees to.
@@ -129,6 +151,7 @@ func (c *conn) disownLocked(r *request) {
 		r.rest = make([]byte, r.n-r.sent)
 		if r.buf.MoveAt(r.rest, r.pos+r.sent) != 0 {
 			c.quit = true
+			c.more.Signal()
 		}
 	}
 	c.cl.abandonLocked(r, devsw.ECANCELED)
@@ -159,8 +182,28 @@ func (c *conn) cutLocked() bool {
 func (c *conn) send() {
 	cl := c.cl
 	cl.mu.Lock()
-	for !c.quit {
+	for !c.quit || c.sending {
 		switch {
+		case c.sending || c.watch != nil && !c.handed:
+			c.more.Wait()
+		case c.sendLocked(false):
+		case c.handed:
+			c.handed = false
+		default:
+			c.more.Wait()
+		}
+	}
+	c.leaveLocked()
+	cl.unlock(nil)
+}
+
+// sendLocked sends what there is, and tells whether there was anything. Nobody else may be at it.
+func (c *conn) sendLocked(nowait bool) (worked bool) {
+	c.sending, c.nowait, c.full = true, nowait, false
+	for !c.quit && !c.full {
+		switch {
+		case c.current != nil:
+			c.payloadLocked()
 		case len(c.queue) > 0:
 			r := c.queue[0]
 			c.queue[0] = nil
@@ -171,15 +214,20 @@ func (c *conn) send() {
 		case len(c.out) > 0:
 			c.flushLocked()
 		default:
-			c.more.Wait()
+			c.sending, c.nowait = false, false
+			return worked
 		}
-		if cl.endings != nil {
-			cl.unlock()
-			cl.mu.Lock()
+		worked = true
+		if c.cl.endings != nil {
+			c.cl.unlock(c.sender())
+			c.cl.mu.Lock()
 		}
 	}
-	c.leaveLocked()
-	cl.unlock()
+	c.sending, c.nowait = false, false
+	if c.quit {
+		c.more.Signal()
+	}
+	return worked
 }
 
 // leaveLocked ends the connection from this side. As long as the server owes answers to what may change the disk it waits; a server
@@ -194,10 +242,10 @@ func (c *conn) leaveLocked() {
 	}
 	cut := c.cutLocked()
 	goodbye := c.boundaryLocked()
-	c.cl.unlock()
+	c.cl.unlock(c.sender())
 	if half, ok := c.raw.(interface{ CloseWrite() error }); cut && ok {
 		if half.CloseWrite() != nil {
-			c.raw.Close()
+			c.hangUp()
 		}
 	} else {
 		if goodbye {
@@ -205,9 +253,17 @@ func (c *conn) leaveLocked() {
 			_ = c.nc.SetWriteDeadline(time.Now().Add(farewell))
 			_, _ = c.nc.Write(c.exp.header(nil, cmdDisc, 0, c.last, 0, 0))
 		}
-		c.raw.Close()
+		c.hangUp()
 	}
 	c.cl.mu.Lock()
+}
+
+// hangUp closes the connection, of which the receiver learns.
+func (c *conn) hangUp() {
+	c.raw.Close()
+	c.cl.mu.Lock()
+	defer c.cl.mu.Unlock()
+	c.pokeLocked()
 }
 
 // boundaryLocked tells whether what was sent ends with the end of a request.
@@ -244,9 +300,12 @@ func (e *export) header(p []byte, cmd, flags uint16, cookie uint64, off, n int64
 // issueLocked puts a request in flight, and its header and payload on their way.
 func (c *conn) issueLocked(r *request) {
 	if cap(c.out)-len(c.out) < extendedRequestSize {
-		if c.flushLocked(); c.quit {
-			// It has not begun.
+		switch c.flushLocked(); {
+		case c.quit: // it has not begun
 			c.cl.enqueueLocked(r)
+			return
+		case cap(c.out)-len(c.out) < extendedRequestSize:
+			c.queue = slices.Insert(c.queue, 0, r)
 			return
 		}
 	}
@@ -269,22 +328,26 @@ func (c *conn) issueLocked(r *request) {
 	r.end = c.staged
 	if r.cmd == cmdWrite {
 		r.end += r.n
-		c.payloadLocked(r)
+		c.current = r
+		c.payloadLocked()
 	}
 }
 
-// payloadLocked sends the payload of a write, straight from the transfer's memory or gathered with other requests.
-func (c *conn) payloadLocked(r *request) {
-	for r.sent < r.n && !c.quit {
+// payloadLocked sends the payload of the current write, straight from the transfer's memory or gathered with other requests.
+func (c *conn) payloadLocked() {
+	r := c.current
+	for r.sent < r.n && !c.quit && !c.full {
 		switch left := r.n - r.sent; {
 		case r.rest != nil:
 			p := r.rest[int64(len(r.rest))-left:]
 			k := min(len(p), cap(c.out)-len(c.out))
 			c.stageLocked(r, append(c.out, p[:k]...))
 		case r.finished:
+			c.current = nil
 			return // given up, and the connection with it
 		case c.plain && left >= directSize:
 			if !c.directLocked(r) {
+				c.current = nil
 				return
 			}
 		default:
@@ -296,6 +359,7 @@ func (c *conn) payloadLocked(r *request) {
 			c.cl.mu.Lock()
 			r.busy = false
 			if e != 0 {
+				c.current = nil
 				c.faultLocked(r)
 				return
 			}
@@ -308,6 +372,10 @@ func (c *conn) payloadLocked(r *request) {
 			c.flushLocked()
 		}
 	}
+	if r.sent < r.n && !c.quit {
+		return // when there is room
+	}
+	c.current = nil
 	if r.answered && c.flight[r.cookie] == r {
 		// The server was quicker than this goroutine.
 		c.completeLocked(r)
@@ -324,9 +392,17 @@ func (c *conn) stageLocked(r *request, out []byte) {
 
 // flushLocked sends what has been gathered. mu is let go meanwhile.
 func (c *conn) flushLocked() {
-	c.cl.unlock()
-	n, err := c.nc.Write(c.out)
+	c.cl.unlock(c.sender())
+	var n int
+	var err error
+	if c.nowait {
+		c.iov = append(c.iov[:0], c.out)
+		n, err = c.stream.Writev(c.iov, true)
+	} else {
+		n, err = c.nc.Write(c.out)
+	}
 	c.cl.mu.Lock()
+	c.full = c.nowait && n < len(c.out)
 	c.wroteLocked(n)
 	if err != nil {
 		c.failedLocked(err)
@@ -341,6 +417,9 @@ func (c *conn) wroteLocked(n int) {
 
 // failedLocked looks at an error from writing. A deadline that is over only means that something has changed.
 func (c *conn) failedLocked(err error) {
+	if err == syscall.EAGAIN {
+		return // see full
+	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		if !c.quit {
 			_ = c.nc.SetWriteDeadline(time.Time{})
@@ -350,34 +429,27 @@ func (c *conn) failedLocked(err error) {
 	// The peer is not there any more; so the receiver learns of it.
 	c.quit = true
 	c.raw.Close()
+	c.pokeLocked()
 }
 
 // directLocked sends what has been gathered and the rest of a payload from where it is, or a part of that. It is false where the
 // memory is gone, and r with it.
 func (c *conn) directLocked(r *request) bool {
-	iov := append(c.iov[:0], c.out)
-	skip := r.pos + r.sent
-	left := r.n - r.sent
-	for _, d := range r.buf.Data {
-		if skip >= int64(len(d)) {
-			skip -= int64(len(d))
-			continue
-		}
-		d = d[skip:]
-		skip = 0
-		d = d[:min(int64(len(d)), left)]
-		if len(d) > 0 {
-			iov = append(iov, d)
-		}
-		if left -= int64(len(d)); left == 0 {
-			break
-		}
-	}
+	iov, _ := pieces(append(c.iov[:0], c.out), r.buf, r.pos+r.sent, r.n-r.sent)
 	c.iov, c.vec = iov, iov
 	r.busy = true
-	c.cl.unlock()
-	written, err := c.vec.WriteTo(c.nc)
+	c.cl.unlock(c.sender())
+	var written int64
+	var err error
+	if c.nowait {
+		var n int
+		n, err = c.stream.Writev(iov, true)
+		written = int64(n)
+	} else {
+		written, err = c.vec.WriteTo(c.nc)
+	}
 	c.cl.mu.Lock()
+	c.full = err == syscall.EAGAIN
 	r.busy = false
 	clear(c.iov)
 

@@ -65,15 +65,20 @@
 //
 // # Memory
 //
-// Large payloads go straight between the socket and the transfer's memory, where they lie in large pieces; smaller ones, and with TLS
-// all, are copied (Buf.MoveAt). Memory that is gone is EFAULT; for a write of which a part has been sent the connection ends with it.
+// Large payloads go straight between the socket and the transfer's memory; smaller ones, and with TLS all, are copied (Buf.MoveAt).
+// Memory that is gone is EFAULT; for a write of which a part has been sent the connection ends with it.
 //
 // # Concurrency
 //
 // A connection has a sender and a receiver, each a goroutine; a client has a goroutine for each of its connections beside, which dials
-// anew. Transfers end on these. After d_close they end by themselves, as said above.
+// anew. Transfers end on these.
 //
-// Lock order: softc.mu, then client.mu. Neither is held over a system call that could block, or over a call to anybody else.
+// Where transfers come from a context that can look after a connection (devsw.Watcher), and without TLS, the first one has its
+// connection go over to that context, which then sends and receives in place of the two: nothing goes from one goroutine to another
+// any more, but for transfers of other contexts. The sender helps out when the context is about to sleep and the socket is full; and
+// the receiver takes the connection back with d_cancel. After d_close connections end by themselves, as said above.
+//
+// client.mu is not held over a system call that could block, or over a call to anybody else.
 //
 // # One device at a time
 //

@@ -85,7 +85,7 @@ func FuzzReplies(f *testing.F) {
 			c.queue = c.queue[1:]
 			c.issueLocked(r)
 		}
-		cl.unlock()
+		cl.unlock(nil)
 		c.serve()
 		cl.lost(c)
 		cl.giveUp()

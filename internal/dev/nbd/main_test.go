@@ -16,13 +16,42 @@ import (
 
 	"vdev/devsw"
 	"vdev/internal/dev/disk/disktest"
+	"vdev/internal/reactor"
 )
 
 func TestMain(m *testing.M) {
 	if err := flag.Set("rapid.checks", "20"); err != nil {
 		panic(err)
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(twice{m})
+}
+
+// contexts are those that transfers come from. The tests run without any, and then with them.
+var contexts *reactor.Pool
+
+type twice struct{ m *testing.M }
+
+func (t twice) Run() int {
+	if code := t.m.Run(); code != 0 {
+		return code
+	}
+	var err error
+	if contexts, err = reactor.NewPool(reactor.Config{Reactors: 2}); err != nil {
+		contexts, err = reactor.NewPool(reactor.Config{Reactors: 2, Mode: reactor.ModeThreads})
+	}
+	if err != nil {
+		panic(err)
+	}
+	defer contexts.Close()
+	return t.m.Run()
+}
+
+// aio gives the AIO of a transfer, or nil.
+func aio() devsw.AIO {
+	if contexts == nil {
+		return nil
+	}
+	return contexts.Pick()
 }
 
 const rw = devsw.FREAD | devsw.FWRITE
@@ -69,7 +98,7 @@ func (r *rig) open(dev devsw.Dev) *disktest.Disk {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { r.close(dev) })
-	return &disktest.Disk{Table: r.table, Dev: dev, Sector: 512}
+	return &disktest.Disk{Table: r.table, Dev: dev, Sector: 512, AIO: aio()}
 }
 
 // cancel does d_cancel.

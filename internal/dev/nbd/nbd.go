@@ -231,7 +231,7 @@ func (d *Driver) discard(dev devsw.Dev, pos, n int64) error {
 	if err := disk.CheckRange(pos, n, m.disk()); err != nil {
 		return err
 	}
-	return toError(m.pieces(cmdTrim, 0, pos, n, largePiece))
+	return toError(m.inParts(cmdTrim, 0, pos, n, largePiece))
 }
 
 // flush is DIOCCACHESYNC.
@@ -249,8 +249,8 @@ const (
 	smallPiece = 32 << 20
 )
 
-// pieces has the server do something to a range.
-func (m *medium) pieces(cmd, flags uint16, pos, n, piece int64) devsw.Errno {
+// inParts has the server do something to a range.
+func (m *medium) inParts(cmd, flags uint16, pos, n, piece int64) devsw.Errno {
 	for n > 0 {
 		k := min(n, piece)
 		if e := m.cl.do(cmd, flags, pos, k); e != 0 {
@@ -274,10 +274,10 @@ func (m *medium) writeZeroes(pos, n int64, unmap bool) error {
 	}
 	e := devsw.EOPNOTSUPP
 	if m.exp.has(sendWriteZeroes) && m.exp.has(sendFastZero) {
-		e = m.pieces(cmdWriteZeroes, flags|cmdFlagFastZero, pos, n, largePiece)
+		e = m.inParts(cmdWriteZeroes, flags|cmdFlagFastZero, pos, n, largePiece)
 	}
 	if m.exp.has(sendWriteZeroes) && e == devsw.EOPNOTSUPP {
-		e = m.pieces(cmdWriteZeroes, flags, pos, n, smallPiece)
+		e = m.inParts(cmdWriteZeroes, flags, pos, n, smallPiece)
 	}
 	if e == devsw.EOPNOTSUPP {
 		e = m.zeroByWriting(pos, n)

@@ -3,6 +3,7 @@ package nbd
 import (
 	"encoding/binary"
 	"errors"
+	"io"
 	"os"
 	"syscall"
 	"time"
@@ -11,20 +12,72 @@ import (
 	"vdev/internal/dev/disk"
 )
 
-// input is what has been read of a connection and not been looked at. It is the receiver's.
+// input is what has been read of a connection and not been looked at, and what is being done about it. It is the receiver's.
 type input struct {
-	buf  []byte
-	r, w int // buf[r:w]
+	buf   []byte
+	r, w  int // buf[r:w]
+	ahead int // how many bytes to read, where one does not know what comes
+
+	pay  *request // whose payload comes next, or nil
+	at   int64    // to which byte of the read it goes
+	left int64    // bytes
+	drop bool     // nowhere: it was given up, or its memory is gone
+	last bool     // it ends the answer
+
+	nowait bool     // errAgain where there is nothing to read
+	iov    [][]byte // where readv reads to
 }
+
+// readv reads into iov, once, and lets go of it.
+func (c *conn) readv() (n int, err error) {
+	in := &c.in
+	defer clear(in.iov)
+	if c.stream == nil {
+		return c.nc.Read(in.iov[0])
+	}
+	n, err = c.stream.Readv(in.iov, in.nowait)
+	switch {
+	case err == syscall.EAGAIN:
+		return 0, errAgain
+	case n == 0 && err == nil:
+		return 0, io.EOF
+	}
+	return n, err
+}
+
+// tailSize is how many bytes are read with a large payload of what comes after it: the beginning of the next reply, but not much of a
+// payload, which would have to be copied.
+const tailSize = 1 << 10
+
+// errAgain says that there is nothing to read now, to one who does not wait; errMove, that another context is to receive. What was
+// being received goes on with the next call, as if nothing had been.
+var (
+	errAgain = errors.New("nothing to read")
+	errMove  = errors.New("received elsewhere")
+)
 
 // receive is the receiver: it takes the server's replies until the connection is over, and gives the reason. EPROTO: the server has
 // broken the protocol.
 func (c *conn) receive() error {
 	for {
-		if err := c.reply(); err != nil {
+		switch err := c.step(); err {
+		case nil:
+		case errMove:
+			if err := c.stayAway(); err != nil {
+				return err
+			}
+		default:
 			return err
 		}
 	}
+}
+
+// step takes a reply, or a part of one.
+func (c *conn) step() error {
+	if c.in.pay != nil {
+		return c.payload()
+	}
+	return c.reply()
 }
 
 // fill reads until there are n bytes to look at, and returns them. They stay until take.
@@ -37,13 +90,16 @@ func (c *conn) fill(n int) ([]byte, error) {
 			in.w = copy(in.buf, in.buf[in.r:in.w])
 			in.r = 0
 		}
-		k, err := c.nc.Read(in.buf[in.w:])
+		in.iov = append(in.iov[:0], in.buf[in.w:min(len(in.buf), max(in.w+in.ahead, in.r+n))])
+		k, err := c.readv()
 		in.w += k
 		if err != nil && k == 0 {
 			if !errors.Is(err, os.ErrDeadlineExceeded) {
 				return nil, err
 			}
-			c.woken()
+			if err := c.woken(); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return in.buf[in.r : in.r+n], nil
@@ -52,28 +108,17 @@ func (c *conn) fill(n int) ([]byte, error) {
 func (c *conn) take(n int) { c.in.r += n }
 
 // woken is for a read whose deadline is over, which only means that something has changed.
-func (c *conn) woken() {
+func (c *conn) woken() error {
 	c.cl.mu.Lock()
 	defer c.cl.mu.Unlock()
 	_ = c.nc.SetReadDeadline(time.Time{})
-}
-
-// skip drops n bytes.
-func (c *conn) skip(n int64) error {
-	for n > 0 {
-		if c.in.r == c.in.w {
-			if _, err := c.fill(1); err != nil {
-				return err
-			}
-		}
-		k := min(n, int64(c.in.w-c.in.r))
-		c.take(int(k))
-		n -= k
+	if c.next != nil && c.watch == nil {
+		return errMove
 	}
 	return nil
 }
 
-// reply takes one reply, or one chunk of one.
+// reply takes one reply, or one chunk of one, up to its payload.
 func (c *conn) reply() error {
 	p, err := c.fill(4)
 	if err != nil {
@@ -117,10 +162,9 @@ func (c *conn) simple() error {
 		if c.exp.structured {
 			return protocolError("a simple reply to a read, after structured ones were agreed upon")
 		}
-		if err := c.payload(r, 0, r.n); err != nil {
-			return err
-		}
 		r.got.add(0, r.n)
+		c.expect(r, 0, r.n, true)
+		return nil
 	}
 	return c.end(r, code)
 }
@@ -137,30 +181,31 @@ func (c *conn) chunk(header int) error {
 	if header == extendedReplySize {
 		length = be.Uint64(p[24:])
 	}
-	c.take(header)
 	r, err := c.find(cookie)
 	if err != nil {
 		return err
 	}
+	last := flags&replyFlagDone != 0
 	var code uint32
 	switch {
 	case kind == replyNone:
-		if length != 0 || flags&replyFlagDone == 0 {
+		if length != 0 || !last {
 			return protocolError("NBD_REPLY_TYPE_NONE of %d bytes with flags %#x", length, flags)
 		}
+		c.take(header)
 	case kind == replyOffsetData && r.cmd == cmdRead:
-		err = c.data(r, length)
+		return c.data(r, header, length, last)
 	case kind == replyOffsetHole && r.cmd == cmdRead:
-		err = c.hole(r, length)
+		err = c.hole(r, header, length)
 	case kind&replyErrorBit != 0:
-		code, err = c.failure(kind, length)
+		code, err = c.failure(kind, header, length)
 	default:
 		return protocolError("a chunk of type %d to a command of type %d", kind, r.cmd)
 	}
 	if err != nil {
 		return err
 	}
-	if flags&replyFlagDone != 0 {
+	if last {
 		return c.end(r, code)
 	}
 	if code != 0 {
@@ -190,35 +235,36 @@ func (c *conn) place(r *request, off, n uint64) (int64, error) {
 	return int64(lo), nil
 }
 
-// data is NBD_REPLY_TYPE_OFFSET_DATA: an offset, and the data there.
-func (c *conn) data(r *request, length uint64) error {
+// data is NBD_REPLY_TYPE_OFFSET_DATA, behind its header: an offset, and the data there.
+func (c *conn) data(r *request, header int, length uint64, last bool) error {
 	if length <= 8 {
 		return protocolError("a data chunk of %d bytes", length)
 	}
-	p, err := c.fill(8)
+	p, err := c.fill(header + 8)
 	if err != nil {
 		return err
 	}
-	off := binary.BigEndian.Uint64(p)
-	c.take(8)
+	off := binary.BigEndian.Uint64(p[header:])
+	c.take(header + 8)
 	at, err := c.place(r, off, length-8)
 	if err != nil {
 		return err
 	}
-	return c.payload(r, at, int64(length-8))
+	c.expect(r, at, int64(length-8), last)
+	return nil
 }
 
-// hole is NBD_REPLY_TYPE_OFFSET_HOLE: an offset, and the length of the zeroes there.
-func (c *conn) hole(r *request, length uint64) error {
+// hole is NBD_REPLY_TYPE_OFFSET_HOLE, behind its header: an offset, and the length of the zeroes there.
+func (c *conn) hole(r *request, header int, length uint64) error {
 	if length != 12 {
 		return protocolError("a hole chunk of %d bytes", length)
 	}
-	p, err := c.fill(12)
+	p, err := c.fill(header + 12)
 	if err != nil {
 		return err
 	}
-	off, n := binary.BigEndian.Uint64(p), binary.BigEndian.Uint32(p[8:])
-	c.take(12)
+	off, n := binary.BigEndian.Uint64(p[header:]), binary.BigEndian.Uint32(p[header+8:])
+	c.take(header + 12)
 	at, err := c.place(r, off, uint64(n))
 	if err != nil {
 		return err
@@ -237,19 +283,18 @@ func (c *conn) hole(r *request, length uint64) error {
 	return nil
 }
 
-// failure takes an error chunk: an NBD error, the length of a message, the message, and for NBD_REPLY_TYPE_ERROR_OFFSET an offset.
-// The types to come begin alike.
-func (c *conn) failure(kind uint16, length uint64) (code uint32, err error) {
+// failure takes an error chunk, behind its header: an NBD error, the length of a message, the message, and for
+// NBD_REPLY_TYPE_ERROR_OFFSET an offset. The types to come begin alike.
+func (c *conn) failure(kind uint16, header int, length uint64) (code uint32, err error) {
 	if length < 6 || length > 6+maxString+8 {
 		return 0, protocolError("an error chunk of %d bytes", length)
 	}
-	p, err := c.fill(6)
+	p, err := c.fill(header + int(length))
 	if err != nil {
 		return 0, err
 	}
-	code = binary.BigEndian.Uint32(p)
-	message := uint64(binary.BigEndian.Uint16(p[4:]))
-	c.take(6)
+	code = binary.BigEndian.Uint32(p[header:])
+	message := uint64(binary.BigEndian.Uint16(p[header+4:]))
 	want := 6 + message
 	if kind == replyErrorOffset {
 		want += 8
@@ -260,7 +305,8 @@ func (c *conn) failure(kind uint16, length uint64) (code uint32, err error) {
 	if code == 0 {
 		return 0, protocolError("an error chunk without an error")
 	}
-	return code, c.skip(int64(length - 6))
+	c.take(header + int(length))
+	return code, nil
 }
 
 // pin gives the transfer of r, whose memory the receiver may touch until unpin; nil where it was given up.
@@ -284,80 +330,110 @@ func (c *conn) unpin(r *request, e devsw.Errno) {
 	if r.gone {
 		c.disownLocked(r)
 	}
-	c.cl.unlock()
+	c.cl.unlock(c.receiver())
 }
 
-// payload moves the next n bytes of the connection to byte at of the read that is being answered, or drops them where it was
-// given up or its memory is gone.
-func (c *conn) payload(r *request, at, n int64) error {
-	for n > 0 {
-		var b *devsw.Buf
-		have := int64(c.in.w - c.in.r)
-		if have == 0 && !(c.plain && n >= directSize) {
+// expect says that n bytes for byte at of a read come next.
+func (c *conn) expect(r *request, at, n int64, last bool) {
+	in := &c.in
+	in.pay, in.at, in.left, in.drop, in.last = r, at, n, false, last
+	in.ahead = len(in.buf)
+	if c.plain && n >= directSize {
+		in.ahead = tailSize // the next one may be as large
+	}
+}
+
+// payload moves what was expected to the read that is being answered, or drops it where that was given up or its memory is gone.
+func (c *conn) payload() error {
+	in := &c.in
+	r := in.pay
+	direct := c.plain && in.ahead == tailSize
+	for in.left > 0 {
+		have := int64(in.w - in.r)
+		if have == 0 && (in.drop || !direct || in.left <= tailSize) {
 			if _, err := c.fill(1); err != nil {
 				return err
 			}
-			have = int64(c.in.w - c.in.r)
+			have = int64(in.w - in.r)
 		}
-		if b = c.pin(r); b == nil {
-			return c.skip(n)
-		}
-		if have == 0 {
-			p := segment(b, r.pos+at, n)
-			if len(p) >= directSize {
-				k, err := c.nc.Read(p)
-				var e devsw.Errno
-				if errors.Is(err, syscall.EFAULT) {
-					e, err = devsw.EFAULT, nil
-				}
-				c.unpin(r, e)
-				at += int64(k)
-				n -= int64(k)
-				switch {
-				case e != 0:
-					return c.skip(n)
-				case errors.Is(err, os.ErrDeadlineExceeded):
-					c.woken()
-				case err != nil && k == 0:
-					return err
-				}
-				continue
-			}
-			c.unpin(r, 0)
-			if _, err := c.fill(1); err != nil {
-				return err
-			}
+		if in.drop {
+			k := min(in.left, have)
+			c.take(int(k))
+			in.left -= k
 			continue
 		}
-		k := min(n, have)
-		e := b.MoveAt(c.in.buf[c.in.r:c.in.r+int(k)], r.pos+at)
-		c.unpin(r, e)
-		c.take(int(k))
-		at += k
-		n -= k
-		if e != 0 {
-			return c.skip(n)
+		b := c.pin(r)
+		if b == nil {
+			in.drop = true
+			continue
 		}
+		var k int64
+		var e devsw.Errno
+		var err error
+		if have > 0 {
+			k = min(in.left, have)
+			e = b.MoveAt(in.buf[in.r:in.r+int(k)], r.pos+in.at)
+			c.take(int(k))
+		} else if k, err = c.direct(b, r.pos+in.at, in.left); errors.Is(err, syscall.EFAULT) {
+			e, err = devsw.EFAULT, nil
+		}
+		c.unpin(r, e)
+		in.at += k
+		in.left -= k
+		in.drop = e != 0
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = c.woken()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	in.pay = nil
+	if in.last {
+		return c.end(r, 0)
 	}
 	return nil
 }
 
-// segment gives the memory of b from byte at of the transfer on, at most n bytes in one piece.
-func segment(b *devsw.Buf, at, n int64) []byte {
-	for _, d := range b.Data {
-		if at < int64(len(d)) {
-			d = d[at:]
-			return d[:min(int64(len(d)), n)]
-		}
-		at -= int64(len(d))
+// direct reads at most n bytes to byte at of the transfer b, and a little of what comes behind them, of which nothing has been read.
+func (c *conn) direct(b *devsw.Buf, at, n int64) (int64, error) {
+	in := &c.in
+	iov, left := pieces(in.iov[:0], b, at, n)
+	if left == 0 {
+		iov = append(iov, in.buf[:tailSize])
 	}
-	return nil
+	in.iov = iov
+	k, err := c.readv()
+	here := min(int64(k), n-left)
+	in.r, in.w = 0, k-int(here)
+	return here, err
+}
+
+// maxPieces is how many pieces of memory go with one system call, but for one more.
+const maxPieces = 1000
+
+// pieces adds the memory of b from byte at of the transfer on, n bytes of it, to iov; left is what is too much for one system call.
+func pieces(iov [][]byte, b *devsw.Buf, at, n int64) (_ [][]byte, left int64) {
+	for _, d := range b.Data {
+		if at >= int64(len(d)) {
+			at -= int64(len(d))
+			continue
+		}
+		d = d[at:]
+		at = 0
+		d = d[:min(int64(len(d)), n)]
+		iov = append(iov, d)
+		if n -= int64(len(d)); n == 0 || len(iov) == maxPieces {
+			break
+		}
+	}
+	return iov, n
 }
 
 // end takes the server's last word on r.
 func (c *conn) end(r *request, code uint32) error {
 	c.cl.mu.Lock()
-	defer c.cl.unlock()
+	defer c.cl.unlock(c.receiver())
 	if c.flight[r.cookie] != r {
 		return protocolError("an answer to request %d, before it was sent", r.cookie)
 	}

@@ -124,16 +124,22 @@ type ending struct {
 	err   devsw.Errno
 }
 
-func (e *ending) tell() {
-	switch {
-	case e.buf == nil:
+// tell ends the transfer, or tells who waits. in is the context that the caller is in, or nil.
+func (e *ending) tell(in devsw.Watcher) {
+	if e.buf == nil {
 		e.wait <- e.err
-	case e.err != 0:
-		e.buf.Fail(e.err)
-	default:
-		e.buf.Error, e.buf.Resid = 0, e.resid
-		e.buf.Biodone()
+		return
 	}
+	if in != nil {
+		w, ok := e.buf.AIO.(devsw.Watcher)
+		e.buf.InContext = ok && w == in
+	}
+	if e.err != 0 {
+		e.buf.Fail(e.err)
+		return
+	}
+	e.buf.Error, e.buf.Resid = 0, e.resid
+	e.buf.Biodone()
 }
 
 // endings are lists of them, to be used again.

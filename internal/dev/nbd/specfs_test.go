@@ -28,7 +28,7 @@ func TestDeviceIsTakenDownWhileTheServerHangs(t *testing.T) {
 			defer count.Release()
 			ends := make(chan devsw.Errno, 2)
 			issue := func(op devsw.Op) {
-				b := &devsw.Buf{Op: op, Data: [][]byte{make([]byte, 4096)}, Bcount: 4096, Iodone: func(b *devsw.Buf) { ends <- b.Error }}
+				b := &devsw.Buf{Op: op, Data: [][]byte{make([]byte, 4096)}, Bcount: 4096, AIO: aio(), Iodone: func(b *devsw.Buf) { ends <- b.Error }}
 				n.Strategy(count, b)
 			}
 			issue(devsw.BRead)

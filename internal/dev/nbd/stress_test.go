@@ -103,8 +103,8 @@ func TestNoOldWriteLandsAfterANewerOne(t *testing.T) {
 						binary.BigEndian.PutUint64(data, n+1)
 						done := make(chan struct{}, 2)
 						iodone := func(*devsw.Buf) { done <- struct{}{} }
-						wb := &devsw.Buf{Op: devsw.BWrite, Dev: dev, Blkno: off / 512, Data: [][]byte{data}, Bcount: int64(size), Iodone: iodone}
-						rb := &devsw.Buf{Op: devsw.BRead, Dev: dev, Blkno: 1024, Data: [][]byte{read}, Bcount: 512, Iodone: iodone}
+						wb := &devsw.Buf{Op: devsw.BWrite, Dev: dev, Blkno: off / 512, Data: [][]byte{data}, Bcount: int64(size), Iodone: iodone, AIO: aio()}
+						rb := &devsw.Buf{Op: devsw.BRead, Dev: dev, Blkno: 1024, Data: [][]byte{read}, Bcount: 512, Iodone: iodone, AIO: aio()}
 						r.table.BdevStrategy(wb)
 						r.table.BdevStrategy(rb)
 						switch rand.IntN(3) {
