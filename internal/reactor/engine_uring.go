@@ -82,7 +82,8 @@ func (e *uringEngine) watch(fd int, tag uint64) error {
 func (e *uringEngine) unwatch(_ int, tag uint64) error {
 	delete(e.fds, tag)
 	s := e.get()
-	s.Op, s.FD, s.Addr, s.UserData = uring.OpPollRemove, -1, kindWatch<<kindShift|tag, kindNone
+	// Not OpPollRemove, which fails while an event is being told of: the watch, and the kernel's hold on the file, would stay.
+	s.Op, s.FD, s.Addr, s.UserData = uring.OpAsyncCancel, -1, kindWatch<<kindShift|tag, kindNone
 	// At once: the caller closes the descriptor next.
 	e.submit()
 	return nil

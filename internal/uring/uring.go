@@ -16,7 +16,6 @@ const (
 	OpWritev      Op = 2
 	OpFsync       Op = 3
 	OpPollAdd     Op = 6
-	OpPollRemove  Op = 7
 	OpAsyncCancel Op = 14
 	OpRead        Op = 22
 	OpWrite       Op = 23
