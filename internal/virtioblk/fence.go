@@ -24,8 +24,15 @@ import (
 //
 // All queues of the device are treated alike, those that go on as well: what they have in flight lies in the old memory, too.
 func (d *Device) fence(q *queue, o *opening) {
+	// With this no queue opens the device again meanwhile: what one begins then is not stuck, nor kept. It does not come too late where
+	// the driver still has a transfer of q, and else there is nothing to be fenced for q's sake.
+	o.ops.Acquire()
+	defer o.ops.Release()
+	if !q.hasTransfers() {
+		return
+	}
 	if d.snapshot().Pinned {
-		if !o.pinned && q.hasTransfers() {
+		if !o.pinned {
 			o.pinned = true
 			d.log("reads or writes that storage does not give back hold up the stop: they use the guest's pages themselves, and cannot be fenced from them", nil)
 		}

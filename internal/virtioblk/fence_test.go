@@ -375,3 +375,65 @@ func TestATransferThatCannotBeFencedHoldsTheReply(t *testing.T) {
 		t.Errorf("%d are suspended, want the flush", got)
 	}
 }
+
+// TestAQueueWithNothingStuckFencesNobody: what it has waited for may have ended a moment ago, and another queue have opened the device
+// anew since. That one is not parked, so that what was split off it would be kept for good.
+func TestAQueueWithNothingStuckFencesNobody(t *testing.T) {
+	d := &keeper{hold: true, fill: 0xcc, wrote: map[int64][]byte{}}
+	w, _ := newSuspendBench(t, reactor.ModeURing, 2, d.disk, noInflight, nil)
+	read := w.readAt(1, 0)
+	d.await(t, 1)
+	var idle *queue
+	w.dev.mu.Lock()
+	for q := range w.dev.queues {
+		if q.vq.Index() == 0 {
+			idle = q
+		}
+	}
+	o := w.dev.open
+	w.dev.mu.Unlock()
+	w.dev.fence(idle, o)
+	if n := w.dev.Status().Fenced; n != 0 {
+		t.Errorf("%d transfers of the other queue were fenced", n)
+	}
+	d.release()
+	if _, _, err := w.rings[1].Wait(); err != nil || w.bytes(read)[0] != statusOK {
+		t.Error(err, w.bytes(read)[0])
+	}
+}
+
+// TestARingThatGoesOnLosesNothing, at whatever moment storage goes on while the other one is stopped.
+func TestARingThatGoesOnLosesNothing(t *testing.T) {
+	eachMode(t, func(t *testing.T, mode reactor.Mode) {
+		for i := range 6 {
+			d := &keeper{hold: true, fill: 0xcc, wrote: map[int64][]byte{}}
+			w, _ := newSuspendBench(t, mode, 2, d.disk, noInflight, func(c *Config) { c.CancelAfter = time.Millisecond })
+			w.readAt(0, 0)
+			var status []virtqtest.Seg
+			for b := range uint64(10) {
+				status = append(status, w.readAt(1, b))
+			}
+			d.await(t, 11)
+			released := make(chan struct{})
+			go func() {
+				defer close(released)
+				// Around the time at which the fence is put up.
+				time.Sleep(cancelFor*cancelEvery + closeWait + time.Duration(i)*time.Millisecond)
+				d.release()
+			}()
+			w.check(w.rings[0].Stop())
+			<-released
+			for range 10 {
+				if _, _, err := w.rings[1].Wait(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for b := range 10 {
+				if got := w.bytes(status[b])[0]; got != statusOK {
+					t.Errorf("request %d has status %#x", b, got)
+				}
+			}
+			w.close()
+		}
+	})
+}
