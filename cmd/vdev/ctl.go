@@ -59,6 +59,14 @@ The socket speaks HTTP with JSON, for programs:
 	fs.StringVar(&c.socket, "socket", "", "the socket at `PATH` that vdev was given with --control")
 	fs.StringVar(&c.device, "device", "", "the `NAME` of the device that is meant, where vdev serves several")
 	fs.BoolVar(&c.json, "json", false, "print JSON")
+	must(cmd.RegisterFlagCompletionFunc("device", func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if c.socket == "" {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		// Where nobody answers there is nothing to choose from.
+		names, _ := control.NewClient(fileName(c.socket)).Devices(cmd.Context())
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}))
 	cmd.AddCommand(c.statusCommand(), c.traceCommand(), c.faultCommand(), c.revokeCommand(), c.resizeCommand(), c.logLevelCommand())
 	return cmd
 }

@@ -48,6 +48,8 @@ A disk is described by the flags of 'vdev blk', without their dashes, and a name
   serial = "scratch"
   num-queues = 4
 
+Paths are from the folder that vdev is started in, as they are for its flags.
+
 The log, the trace and 'vdev ctl' know a disk by its name; vdev ctl --device NAME speaks to it.
 Signals are those of 'vdev blk', for all disks.`,
 		Example: `  vdev serve /etc/vdev.toml
@@ -101,10 +103,18 @@ func severalDisks(fs *pflag.FlagSet, p *processFlags, files, devices []string) (
 				return config{}, fmt.Errorf("devices %s and %s have the same socket-path %s", other.name, d.name, d.socketPath)
 			case d.socketPath == "" && other.socketPath == "" && d.fd == other.fd:
 				return config{}, fmt.Errorf("devices %s and %s have the same fd %d", other.name, d.name, d.fd)
+			case d.locks() && other.locks() && filepath.Clean(d.driver.file) == filepath.Clean(other.driver.file) &&
+				!(d.driver.readOnly && other.driver.readOnly) && !d.incoming && !other.incoming:
+				return config{}, fmt.Errorf("devices %s and %s have the same image %s, and one of them may write to it", other.name, d.name, d.driver.file)
 			}
 		}
 	}
 	return p.config(fs.Changed, disks...)
+}
+
+// locks tells whether the image is locked while the disk is open: from others if the guest may write to it, or from those who may.
+func (c *diskConfig) locks() bool {
+	return (c.driver.name == "vnd" || c.driver.name == "qemu") && !c.driver.qemu.snapshot
 }
 
 // parseDevice reads the value of --device.
@@ -135,6 +145,8 @@ func readConfig(fs *pflag.FlagSet, path string) ([]diskConfig, error) {
 		}
 		return nil, &failure{err} // it has the path in it
 	}
+	keys := pflag.NewFlagSet("keys", pflag.ContinueOnError)
+	newProcessFlags().register(keys)
 	var tables []map[string]any
 	for _, key := range sortedKeys(all) {
 		if key == "device" {
@@ -144,10 +156,10 @@ func readConfig(fs *pflag.FlagSet, path string) ([]diskConfig, error) {
 			}
 			continue
 		}
-		if key == "help" || fs.Lookup(key) == nil {
+		if keys.Lookup(key) == nil {
 			return nil, fmt.Errorf("%s: there is no key %q beside [[device]]; 'vdev serve --help' has them", path, key)
 		}
-		value, err := scalar(all[key])
+		value, err := scalar(keys.Lookup(key), all[key])
 		switch {
 		case err != nil:
 			err = fmt.Errorf("%s: %w", key, err)
@@ -176,7 +188,10 @@ func readConfig(fs *pflag.FlagSet, path string) ([]diskConfig, error) {
 func readDevice(table map[string]any) (diskConfig, error) {
 	d := newDevice()
 	for _, key := range sortedKeys(table) {
-		value, err := scalar(table[key])
+		if err := d.known(key); err != nil {
+			return diskConfig{}, err
+		}
+		value, err := scalar(d.keys.Lookup(key), table[key])
 		if err != nil {
 			return diskConfig{}, fmt.Errorf("%s: %w", key, err)
 		}
@@ -196,17 +211,36 @@ func sortedKeys(table map[string]any) []string {
 	return keys
 }
 
-// scalar gives a TOML value as a flag would have it.
-func scalar(v any) (string, error) {
+// scalar gives a TOML value as a flag would have it. Where the flag is nil, it is a string.
+func scalar(f *pflag.Flag, v any) (string, error) {
+	want, isChoice := "a string", false
+	if f != nil {
+		switch f.Value.(type) {
+		case *number:
+			want = "a whole number"
+		case *choice:
+			isChoice = true // of words, some of which are numbers
+		default:
+			if f.Value.Type() == "bool" {
+				want = "true or false"
+			}
+		}
+	}
 	switch v := v.(type) {
 	case string:
-		return v, nil
+		if want == "a string" {
+			return v, nil
+		}
 	case bool:
-		return strconv.FormatBool(v), nil
+		if want == "true or false" {
+			return strconv.FormatBool(v), nil
+		}
 	case int64:
-		return strconv.FormatInt(v, 10), nil
+		if want == "a whole number" || isChoice {
+			return strconv.FormatInt(v, 10), nil
+		}
 	}
-	return "", errors.New("must be a string, a whole number, true or false")
+	return "", errors.New("must be " + want)
 }
 
 // deviceKeys collects the keys of one disk.
@@ -232,7 +266,18 @@ func (d *deviceKeys) isSwitch(key string) bool {
 // deviceName is what a name looks like: it stands in paths of HTTP and in lines of the log.
 var deviceName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
 
+// known tells whether there is a key of that name.
+func (d *deviceKeys) known(key string) error {
+	if key != "name" && d.keys.Lookup(key) == nil {
+		return fmt.Errorf("there is no key %q; it is the flags of 'vdev blk' that describe a disk, and name", key)
+	}
+	return nil
+}
+
 func (d *deviceKeys) set(key, value string) error {
+	if err := d.known(key); err != nil {
+		return err
+	}
 	if d.seen[key] {
 		return fmt.Errorf("%s is given twice", key)
 	}
@@ -242,9 +287,6 @@ func (d *deviceKeys) set(key, value string) error {
 			return fmt.Errorf("name %q: must be of letters, digits, ., _ and -, and begin with a letter or a digit", value)
 		}
 		return nil
-	}
-	if d.keys.Lookup(key) == nil {
-		return fmt.Errorf("there is no key %q; it is the flags of 'vdev blk' that describe a disk, and name", key)
 	}
 	return setFlag(d.keys, key, value)
 }

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +21,7 @@ import (
 	"vdev/internal/control"
 	"vdev/internal/dev/disk/hangfs"
 	"vdev/internal/load"
+	"vdev/vhostuser/vhostusertest"
 )
 
 // servingAll starts vdev with an argument list, and waits until all of n disks are served.
@@ -100,6 +103,11 @@ num-queues = 2
 	p.refused(in("ctl"), "there are 3 devices, and one has to be named (--device): root, scratch, c", "revoke")
 	p.refused(in("ctl"), "has no faults", "fault", "--device", "root")
 	p.refused(in("ctl"), `there is no device "roof"; there are: root, scratch, c`, "resize", "--device", "roof")
+	var completions bytes.Buffer
+	if run(t.Context(), []string{"__complete", "ctl", "--socket", in("ctl"), "status", "--device", ""}, &completions, io.Discard) != exitOK ||
+		!strings.HasPrefix(completions.String(), "root\nscratch\nc\n") {
+		t.Errorf("the shell completes --device by %q", completions.String())
+	}
 	p.told(in("ctl"), "revoke", "--device", "root")
 	if _, status := g.read(1); status == 0 {
 		t.Error("a device that was revoked answers")
@@ -344,7 +352,7 @@ func awaitSocket(t *testing.T, path string) {
 // TestTheExampleInTheHelpIsAConfiguration serves what the help of serve shows as a file.
 func TestTheExampleInTheHelpIsAConfiguration(t *testing.T) {
 	_, text, begun := strings.Cut(newServeCommand().Long, "in TOML:\n")
-	text, _, ended := strings.Cut(text, "\nThe log,")
+	text, _, ended := strings.Cut(text, "\nPaths ")
 	if !begun || !ended {
 		t.Fatal("the help has no example")
 	}
@@ -362,5 +370,41 @@ func TestTheExampleInTheHelpIsAConfiguration(t *testing.T) {
 	if len(all) != 2 || all[0].Name != "root" || all[1].Name != "vm1-scratch" || all[1].Disk.Serial != "scratch" {
 		t.Errorf("the devices are %+v", all)
 	}
+	p.endsCleanly()
+}
+
+// TestADeviceThatHasEndedLeavesTheOthers: one that has a connected socket ends with its front-end, and can still be asked about.
+func TestADeviceThatHasEndedLeavesTheOthers(t *testing.T) {
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	f, theirs, err := vhostusertest.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := theirs.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, []*os.File{file}, "serve", "--control", in("ctl"), "--device", "fd=3,driver=fault,,lower=md,,size=1M",
+		"--device", "socket-path="+in("b.sock")+",blk-file="+image(t, 4))
+	awaitSocket(t, in("b.sock"))
+	if err := errors.Join(file.Close(), theirs.Close()); err != nil {
+		t.Fatal(err)
+	}
+	newGuest(t, f).start()
+	other := connect(t, in("b.sock"))
+	other.start()
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p.waitFor("msg=ended device=fd3")
+	other.holds(1)
+	if text := p.told(in("ctl"), "status", "--device", "fd3"); !strings.Contains(text, "closed") {
+		t.Errorf("the status of the device that has ended is\n%s", text)
+	}
+	p.refused(in("ctl"), "no such unit", "fault", "--device", "fd3", "hang:read")
+	p.refused(in("ctl"), "no guest uses it", "revoke", "--device", "fd3")
+	p.refused(in("ctl"), "no such unit", "resize", "--device", "fd3")
+	other.holds(2)
 	p.endsCleanly()
 }
