@@ -33,6 +33,9 @@ func (c *Chain) ReadableLen() int { return c.readableLen }
 // WritableLen returns the bytes in all device-writable buffers together, as they were popped.
 func (c *Chain) WritableLen() int { return c.writableLen }
 
+// InFlight tells whether c was popped, and neither pushed, suspended nor given back since.
+func (c *Chain) InFlight() bool { return c.gen != nil }
+
 // Read copies the next bytes from Readable. At its end it returns io.EOF. It implements io.Reader; each Pop starts
 // anew.
 func (c *Chain) Read(p []byte) (int, error) {

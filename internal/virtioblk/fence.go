@@ -90,8 +90,11 @@ func (d *Device) startedQueues() (all []*queue) {
 }
 
 // inDriver tells whether the request is a read or a write that the driver has. On the reactor.
+//
+// A chain that is not in flight may have a request all the same, which nobody ends: Process has lost both in a fault on the guest's
+// memory (vhostuser.Queue.RecoverFault).
 func (r *request) inDriver() bool {
-	return r.status != nil && r.kept == nil && (r.typ == tIn || r.typ == tOut)
+	return r.chain.InFlight() && r.kept == nil && (r.typ == tIn || r.typ == tOut)
 }
 
 // hasTransfers tells whether the driver has a read or a write of this queue.
@@ -128,13 +131,16 @@ func (d *Device) cameBack(r *request) {
 // rehome takes the requests in flight over to the memory that the ring has now. On the reactor.
 func (q *queue) rehome() {
 	for _, r := range q.requests {
-		if r.status == nil {
+		if !r.chain.InFlight() {
 			continue
 		}
-		// Where it fails the ring is broken, and nothing that is done with the request is seen.
-		if moved, ok := q.vq.Rehome(&r.chain, append(slices.Clone(r.data), r.status)); ok {
-			last := len(moved) - 1
-			r.data, r.status = moved[:last:last], moved[last]
+		moved, ok := q.vq.Rehome(&r.chain, append(slices.Clone(r.data), r.status))
+		if !ok {
+			// The ring is broken, and nothing that is done with the request is to be seen.
+			r.status = make([]byte, 1)
+			continue
 		}
+		last := len(moved) - 1
+		r.data, r.status = moved[:last:last], moved[last]
 	}
 }

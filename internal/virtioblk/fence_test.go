@@ -2,10 +2,12 @@ package virtioblk
 
 import (
 	"bytes"
+	"errors"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -435,5 +437,34 @@ func TestARingThatGoesOnLosesNothing(t *testing.T) {
 			}
 			w.close()
 		}
+	})
+}
+
+// TestAFenceLeavesOutWhatAFaultHasLost: a request whose header was cut off is nobody's, when a transfer that hangs is fenced.
+func TestAFenceLeavesOutWhatAFaultHasLost(t *testing.T) {
+	eachMode(t, func(t *testing.T, mode reactor.Mode) {
+		d := &keeper{hold: true, fill: 0xcc, wrote: map[int64][]byte{}}
+		w, _ := newSuspendBench(t, mode, 1, d.disk, everything, nil)
+		far := must(virtqtest.NewMem(virtqtest.Range{GuestPhys: 1 << 40, Size: 1 << 16}))(t)
+		defer far.Close()
+		region := vhostuser.MemoryRegion(far.Regions()[0])
+		region.UserAddr += 1 << 40
+		w.check(w.f.AddMemReg(region, far.FD()))
+		w.readAt(0, 1)
+		d.await(t, 1)
+		w.check(syscall.Ftruncate(far.FD(), 0))
+		lost := virtqtest.Seg{Addr: region.GuestPhys, Len: headerSize}
+		w.rings[0].Add([]virtqtest.Seg{lost}, []virtqtest.Seg{w.buffer(512), w.buffer(1)})
+		w.check(w.rings[0].Notify())
+		var fault *vhostuser.FaultError
+		if err := <-w.ended; !errors.As(err, &fault) {
+			t.Errorf("the session ended with %v", err)
+		}
+		w.ended <- nil
+		w.hangUp()
+		if got := w.dev.Status(); got.Fenced != 1 {
+			t.Errorf("%d transfers are fenced, want 1", got.Fenced)
+		}
+		w.watch(d.release)
 	})
 }

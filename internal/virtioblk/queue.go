@@ -137,7 +137,7 @@ func (q *queue) abandon() {
 	var ops []*request
 	for _, r := range q.requests {
 		switch {
-		case r.status == nil || r.kept != nil:
+		case !r.chain.InFlight() || r.kept != nil:
 		case r.op == nil:
 			return
 		default:
@@ -248,7 +248,7 @@ func (q *queue) drop(r *request) {
 // nothing but the close of the device. On the reactor.
 func (q *queue) cancel() {
 	for _, r := range q.requests {
-		if r.status == nil || r.kept != nil || r.typ != tIn && r.typ != tOut {
+		if !r.inDriver() {
 			continue
 		}
 		_ = q.open.node.CancelBuf(&r.buf)
