@@ -1,28 +1,41 @@
 package sys
 
 import (
+	"io"
 	"net"
+	"os"
+	"sync"
 	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// Stream is a connection of the net package's, as readv(2) and writev(2) see it. One goroutine at a time may read, and one write; the
-// connection may be closed meanwhile. What it gives to the net package is made once, so that a call allocates nothing.
+// Stream is a connection that was taken from the net package, which wakes a thread at whatever comes on each of its own, whoever reads it.
+// It is a net.Conn itself. One goroutine at a time may read, and one write; each that waits holds a thread. Everything else may be
+// called at any time.
 type Stream struct {
-	raw syscall.RawConn
-	in  vectored
-	out vectored
+	in, out side
+	local   net.Addr
+	remote  net.Addr
+
+	mu     sync.Mutex
+	fd     *FD
+	users  int // calls that use the descriptors
+	closed bool
 }
 
-// vectored is one direction.
-type vectored struct {
-	try    func(fd uintptr) (done bool)
-	iov    [][]byte
-	nowait bool
-	n      int
-	err    syscall.Errno
+// side is one direction.
+type side struct {
+	events   int16
+	do       func(fd int, iov [][]byte) (int, syscall.Errno)
+	wake     *FD       // an eventfd: something has changed for who waits
+	deadline time.Time // under mu; zero: none
+	one      [1][]byte
 }
 
-// NewStream gives the Stream of nc, or nil where it is not a connection of the system's.
+// NewStream takes nc over, which must not be used any more. It is nil, and nc as it was, where that is not a connection of the system's,
+// or there are no descriptors left.
 func NewStream(nc net.Conn) *Stream {
 	c, ok := nc.(syscall.Conn)
 	if !ok {
@@ -32,48 +45,187 @@ func NewStream(nc net.Conn) *Stream {
 	if err != nil {
 		return nil
 	}
-	s := &Stream{raw: raw}
-	s.in.does(Readv)
-	s.out.does(Writev)
+	s := &Stream{local: nc.LocalAddr(), remote: nc.RemoteAddr()}
+	if e := raw.Control(func(fd uintptr) { s.fd, err = Dup(int(fd)) }); e != nil || err != nil {
+		return nil
+	}
+	s.in.events, s.in.do = unix.POLLIN, Readv
+	s.out.events, s.out.do = unix.POLLOUT, Writev
+	if s.in.wake, err = NewEventfd(); err != nil {
+		s.fd.Close()
+		return nil
+	}
+	if s.out.wake, err = NewEventfd(); err != nil {
+		s.fd.Close()
+		s.in.wake.Close()
+		return nil
+	}
+	nc.Close()
 	return s
 }
 
-func (v *vectored) does(do func(fd int, iov [][]byte) (int, syscall.Errno)) {
-	v.try = func(fd uintptr) bool {
-		v.n, v.err = do(int(fd), v.iov)
-		return v.nowait || v.err != syscall.EAGAIN
+// enter begins a use of the descriptors.
+func (s *Stream) enter() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return net.ErrClosed
 	}
+	s.users++
+	return nil
+}
+
+func (s *Stream) leave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.users--
+	s.releaseLocked()
+}
+
+func (s *Stream) releaseLocked() {
+	if s.closed && s.users == 0 {
+		s.fd.Close()
+		s.in.wake.Close()
+		s.out.wake.Close()
+	}
+}
+
+// Close closes the connection, and ends the calls that wait with net.ErrClosed.
+func (s *Stream) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return net.ErrClosed
+	}
+	s.closed = true
+	_ = EventfdWrite(s.in.wake.Int())
+	_ = EventfdWrite(s.out.wake.Int())
+	s.releaseLocked()
+	return nil
+}
+
+// CloseWrite shuts down the sending side.
+func (s *Stream) CloseWrite() error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.leave()
+	return os.NewSyscallError("shutdown", unix.Shutdown(s.fd.Int(), unix.SHUT_WR))
 }
 
 // Readv reads into iov, at most its first 1024 elements, once, and returns the number of bytes read: 0 and no error at the end of the
-// stream. With nowait the error is EAGAIN where there is nothing to read; else it waits, for no longer than the connection's deadline.
-func (s *Stream) Readv(iov [][]byte, nowait bool) (int, error) {
-	s.in.iov, s.in.nowait = iov, nowait
-	return s.in.result(s.raw.Read(s.in.try))
-}
+// stream. With nowait the error is EAGAIN where there is nothing to read; else it waits, until the deadline.
+func (s *Stream) Readv(iov [][]byte, nowait bool) (int, error) { return s.transfer(&s.in, iov, nowait) }
 
 // Writev writes iov, at most its first 1024 elements, once, and returns the number of bytes written. With nowait the error is EAGAIN
-// where there is no room; else it waits, for no longer than the connection's deadline.
+// where there is no room; else it waits, until the deadline.
 func (s *Stream) Writev(iov [][]byte, nowait bool) (int, error) {
-	s.out.iov, s.out.nowait = iov, nowait
-	return s.out.result(s.raw.Write(s.out.try))
+	return s.transfer(&s.out, iov, nowait)
 }
 
-func (v *vectored) result(err error) (int, error) {
-	v.iov = nil
-	switch {
-	case err != nil:
+func (s *Stream) transfer(d *side, iov [][]byte, nowait bool) (int, error) {
+	if err := s.enter(); err != nil {
 		return 0, err
-	case v.err != 0:
-		return 0, v.err
 	}
-	return v.n, nil
+	defer s.leave()
+	for {
+		timeout := -1
+		if !nowait {
+			var err error
+			if timeout, err = s.timeout(d); err != nil {
+				return 0, err
+			}
+		}
+		n, e := d.do(s.fd.Int(), iov)
+		switch {
+		case e == 0:
+			return n, nil
+		case e != syscall.EAGAIN || nowait:
+			return 0, e
+		}
+		p := [2]unix.PollFd{{Fd: int32(s.fd.Int()), Events: d.events}, {Fd: int32(d.wake.Int()), Events: unix.POLLIN}}
+		if _, err := unix.Poll(p[:], timeout); err != nil && err != unix.EINTR {
+			return 0, os.NewSyscallError("poll", err)
+		}
+		if p[1].Revents != 0 {
+			_, _ = EventfdRead(d.wake.Int())
+		}
+	}
 }
+
+// timeout tells how long to wait, in milliseconds; -1: for ever.
+func (s *Stream) timeout(d *side) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed:
+		return 0, net.ErrClosed
+	case d.deadline.IsZero():
+		return -1, nil
+	}
+	left := time.Until(d.deadline)
+	if left <= 0 {
+		return 0, os.ErrDeadlineExceeded
+	}
+	return int(left.Milliseconds()) + 1, nil
+}
+
+// Read implements net.Conn.
+func (s *Stream) Read(p []byte) (int, error) {
+	s.in.one[0] = p
+	n, err := s.Readv(s.in.one[:], false)
+	if n == 0 && err == nil && len(p) > 0 {
+		err = io.EOF
+	}
+	return n, err
+}
+
+// Write implements net.Conn.
+func (s *Stream) Write(p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		var k int
+		s.out.one[0] = p[n:]
+		k, err = s.Writev(s.out.one[:], false)
+		n += k
+	}
+	return n, err
+}
+
+func (s *Stream) setDeadline(d *side, t time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return net.ErrClosed
+	}
+	d.deadline = t
+	return EventfdWrite(d.wake.Int())
+}
+
+// SetReadDeadline implements net.Conn.
+func (s *Stream) SetReadDeadline(t time.Time) error { return s.setDeadline(&s.in, t) }
+
+// SetWriteDeadline implements net.Conn.
+func (s *Stream) SetWriteDeadline(t time.Time) error { return s.setDeadline(&s.out, t) }
+
+// SetDeadline implements net.Conn.
+func (s *Stream) SetDeadline(t time.Time) error {
+	if err := s.SetReadDeadline(t); err != nil {
+		return err
+	}
+	return s.SetWriteDeadline(t)
+}
+
+// LocalAddr implements net.Conn.
+func (s *Stream) LocalAddr() net.Addr { return s.local }
+
+// RemoteAddr implements net.Conn.
+func (s *Stream) RemoteAddr() net.Addr { return s.remote }
 
 // Dup makes a descriptor for the connection, which stays when the connection is closed.
-func (s *Stream) Dup() (fd *FD, err error) {
-	if e := s.raw.Control(func(own uintptr) { fd, err = Dup(int(own)) }); e != nil {
-		return nil, e
+func (s *Stream) Dup() (*FD, error) {
+	if err := s.enter(); err != nil {
+		return nil, err
 	}
-	return fd, err
+	defer s.leave()
+	return s.fd.Dup()
 }

@@ -197,7 +197,7 @@ func (cl *client) attach(l *link) *conn {
 	cl.mu.Lock()
 	if cl.givenUp {
 		cl.mu.Unlock()
-		l.raw.Close()
+		c.raw.Close()
 		return nil
 	}
 	cl.conns = append(cl.conns, c)

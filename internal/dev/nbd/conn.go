@@ -75,6 +75,7 @@ type conn struct {
 	current *request      // in the middle of this payload
 }
 
+// newConn takes a link over.
 func newConn(cl *client, l *link) *conn {
 	c := &conn{cl: cl, nc: l.nc, raw: l.raw, exp: l.exp, plain: l.plain, generation: l.generation, flight: make(map[uint64]*request)}
 	c.more.L = &cl.mu
@@ -83,7 +84,9 @@ func newConn(cl *client, l *link) *conn {
 	c.in.buf = make([]byte, bufferSize)
 	c.in.ahead = bufferSize
 	if c.plain {
-		c.stream = sys.NewStream(c.nc)
+		if s := sys.NewStream(l.raw); s != nil {
+			c.nc, c.raw, c.stream = s, s, s
+		}
 	}
 	c.back = make(chan error, 1)
 	return c
@@ -441,9 +444,9 @@ func (c *conn) directLocked(r *request) bool {
 	c.cl.unlock(c.sender())
 	var written int64
 	var err error
-	if c.nowait {
+	if c.stream != nil {
 		var n int
-		n, err = c.stream.Writev(iov, true)
+		n, err = c.stream.Writev(iov, c.nowait)
 		written = int64(n)
 	} else {
 		written, err = c.vec.WriteTo(c.nc)

@@ -70,7 +70,7 @@
 //
 // # Concurrency
 //
-// A connection has a sender and a receiver, each a goroutine; a client has a goroutine for each of its connections beside, which dials
+// A connection has a sender and a receiver, each a goroutine, and without TLS, while it waits, a thread (sys.Stream); a client has a goroutine for each of its connections beside, which dials
 // anew. Transfers end on these.
 //
 // Where transfers come from a context that can look after a connection (devsw.Watcher), and without TLS, the first one has its
