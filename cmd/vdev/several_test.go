@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -21,6 +22,7 @@ import (
 	"vdev/internal/control"
 	"vdev/internal/dev/disk/hangfs"
 	"vdev/internal/load"
+	"vdev/vhostuser"
 	"vdev/vhostuser/vhostusertest"
 )
 
@@ -220,6 +222,52 @@ func TestADeviceThatHangsLeavesTheOthersAsTheyWere(t *testing.T) {
 				<-stopped
 				g.f.Close()
 			})
+		}},
+		{"a close", func() func() {
+			p.told(ctl, "fault", "--device", "h", "hang:close")
+			g := connect(t, socket("h"))
+			g.start()
+			g.read(0)
+			g.f.Close()
+			status("h", func(s control.Status) bool { return s.State == "closing" })
+			return release(func() {})
+		}},
+		{"a command that waits for a flush", func() func() {
+			p.told(ctl, "fault", "--device", "h", "hang:flush:uncancellable")
+			g := connect(t, socket("h"))
+			g.start()
+			g.flush()
+			status("h", inFlight(1))
+			revoked := make(chan error, 1)
+			go func() { revoked <- control.NewClient(ctl).Device("h").Revoke(t.Context()) }()
+			status("h", func(s control.Status) bool { return len(s.Devices) > 0 && s.Devices[0].Closing })
+			return release(func() {
+				if err := <-revoked; err != nil {
+					t.Error(err)
+				}
+				g.f.Close()
+			})
+		}},
+		{"a front-end that does not read", func() func() {
+			g := connect(t, socket("h"))
+			g.start()
+			if err := g.f.Conn().SetWriteDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+				t.Fatal(err)
+			}
+			// GET_FEATURES, without a payload.
+			message := binary.NativeEndian.AppendUint32(nil, uint32(vhostuser.GetFeatures))
+			message = binary.NativeEndian.AppendUint32(message, vhostuser.FlagVersion)
+			message = binary.NativeEndian.AppendUint32(message, 0)
+			for {
+				_, err := g.f.Conn().Write(message)
+				if errors.Is(err, os.ErrDeadlineExceeded) {
+					break // the other side has answers that nobody takes
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			return release(func() { g.f.Close() })
 		}},
 	}
 	if fuse != nil {
