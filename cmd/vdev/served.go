@@ -78,7 +78,7 @@ func (s *served) Status(ctx context.Context) control.Status {
 // addModel adds what the device model knows.
 func (s *served) addModel(st *control.Status, m virtioblk.Status) {
 	st.Disk.Bytes, st.Disk.BlockSize, st.Disk.ReadOnly = m.Disk.Size, m.Disk.SectorSize, m.Disk.ReadOnly
-	st.State = string(m.State)
+	st.State, st.Fenced = string(m.State), m.Fenced
 	if m.Err != nil {
 		st.Error = m.Err.Error()
 	}

@@ -190,7 +190,7 @@ func TestADeviceThatHangsLeavesTheOthersAsTheyWere(t *testing.T) {
 			p.told(ctl, "fault", "clear", "--device", "h")
 			p.told(ctl, "fault", "release", "--device", "h")
 			end()
-			status("h", func(s control.Status) bool { return s.FrontEnd == nil && s.State == "closed" })
+			status("h", func(s control.Status) bool { return s.FrontEnd == nil && s.State == "closed" && s.Fenced == 0 })
 		}
 	}
 	ways := []struct {

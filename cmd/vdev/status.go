@@ -33,6 +33,9 @@ func writeStatus(w io.Writer, st control.Status) error {
 			t.row("", "is being stopped; requests in flight were cancelled %s ago", age(-in))
 		}
 	}
+	if st.Fenced > 0 {
+		t.row("", "waits for %s that storage has not given back, fenced from the guest's memory", count(st.Fenced, "transfer"))
+	}
 	stop := "requests in flight are cancelled after " + age(d.CancelAfter)
 	if !d.Migratable {
 		stop += ", not migratable"

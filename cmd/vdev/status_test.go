@@ -19,7 +19,7 @@ func TestStatusIsReadable(t *testing.T) {
 		FrontEnd: &control.FrontEnd{PID: 7, UID: 1000, Seconds: 61.4, Features: control.Bits{Value: "0x200", Names: []string{"FLUSH"}},
 			Protocol: control.Bits{Value: "0x9", Names: []string{"MQ", "REPLY_ACK"}}, Regions: 2, Memory: 4096, Inflight: true,
 			WaitsFor: "GET_VRING_BASE", WaitSeconds: 1.2345},
-		Waiting: true, State: "closing", Error: "no disk", CancelIn: &in,
+		Waiting: true, State: "closing", Error: "no disk", CancelIn: &in, Fenced: 2,
 		Rings: []control.Ring{
 			{Index: 0, State: "stopping", Size: 128, Why: "base", Answered: true, Next: 65535, Used: 65530, InFlight: 5, Oldest: 90, Kept: 1},
 			{Index: 1, State: "running", Size: 256, Answered: true, Next: 2, Used: 2, Pending: true, Resubmitted: 3},
@@ -43,6 +43,7 @@ disk        fault on vnd, disk.img, 1048576 bytes in blocks of 4096, threads, re
 socket      /run/vm1.sock
 state       closing: no disk
             is being stopped; requests in flight are cancelled in 4s
+            waits for 2 transfers that storage has not given back, fenced from the guest's memory
 on a stop   requests in flight are cancelled after 1s, not migratable
 front-end   process 7 of user 1000, connected for 1m1s
             waits for the answer to GET_VRING_BASE, for 1.23s

@@ -46,9 +46,11 @@ type Status struct {
 	Error    string    `json:"error,omitempty"` // why it could not be opened
 	// CancelIn is when requests in flight will be cancelled by the stop that is under way, negative where they have been.
 	CancelIn *float64 `json:"cancel_in_seconds,omitempty"`
-	Rings    []Ring   `json:"rings"`
-	Devices  []Device `json:"devices"` // those that are open, or being opened or closed
-	Faults   *Faults  `json:"faults,omitempty"`
+	// Fenced is how many reads and writes storage has not given back, which the next start waits for.
+	Fenced  int      `json:"fenced,omitempty"`
+	Rings   []Ring   `json:"rings"`
+	Devices []Device `json:"devices"` // those that are open, or being opened or closed
+	Faults  *Faults  `json:"faults,omitempty"`
 }
 
 // Devices are the names of the devices that are served; none where there is one, without a name.
