@@ -22,7 +22,17 @@ import (
 // A transfer may come back at any moment of this. Up to the split it ends as ever. After it, what it has read is in the guest's memory or
 // is not, and what it has written is on the storage or is not, as with any cancelled transfer; the successor knows nothing of it.
 //
-// All queues of the device are treated alike, those that go on as well: what they have in flight lies in the old memory, too.
+// What else there is at that moment:
+//
+//   - Other queues, those that go on as well, are treated alike: what they have in flight lies in the old memory, too. None of them can
+//     begin anything, since they are parked until the device has been closed, which waits for the driver's halves.
+//   - Requests that have come back already, and operations that go on, are not in the driver's hands as far as memory goes. Their chains
+//     are moved (rehome), for they are yet to be answered.
+//   - A chain popped before the front-end changed the memory is moved from the generation it was popped in. Where its memory is gone,
+//     its ring breaks, and a status byte of nobody's takes the answer.
+//   - The late end of a driver's half is posted to the reactor as ever (cameBack), also when its queue has long been stopped: it lets go
+//     of the old memory, and so in the end of its addresses, and of nothing else. The queue counts it no more.
+//   - A further stop, a lost connection or RESET_DEVICE finds the successors kept, and nothing of the old memory.
 func (d *Device) fence(q *queue, o *opening) {
 	// With this no queue opens the device again meanwhile: what one begins then is not stuck, nor kept. It does not come too late where
 	// the driver still has a transfer of q, and else there is nothing to be fenced for q's sake.
