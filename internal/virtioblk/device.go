@@ -93,7 +93,7 @@ type opening struct {
 	done   chan struct{}      // closed when the open has succeeded or failed
 	err    error              // valid once done is closed
 	gone   chan struct{}      // closed when the close has been done
-	ops    devsw.Localcount   // operations whose requests have not been told of their end
+	ops    devsw.Localcount   // operations whose requests have not been told of their end, and what fence has split off
 
 	// Device.mu:
 

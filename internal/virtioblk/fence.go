@@ -128,14 +128,20 @@ func (q *queue) split(i int) {
 	r.chain, r.status = virtq.Chain{}, nil
 	q.requests[i] = n
 	q.d.lost.Acquire()
+	q.open.ops.Acquire()
 	q.keep(n, devsw.ECANCELED)
 }
 
-// cameBack ends the driver's half of a request. On the reactor.
+// cameBack ends the driver's half of a request. On the reactor, but not for the memory's end: where the front-end has gone meanwhile that
+// gives a whole guest's memory back to the host, and takes time that other devices' queues have no part in.
 func (d *Device) cameBack(r *request) {
-	r.memory.Release()
+	memory, o := r.memory, r.q.open
 	r.memory, r.data = nil, nil
-	d.lost.Release()
+	go func() {
+		memory.Release()
+		d.lost.Release()
+		o.ops.Release()
+	}()
 }
 
 // rehome takes the requests in flight over to the memory that the ring has now. On the reactor.
