@@ -21,7 +21,7 @@ const (
 	bufferSize = 128 << 10
 	// directSize is from how many bytes on a payload goes straight between the socket and the transfer's memory.
 	directSize = 16 << 10
-	// farewell is how long a server that has nothing left to do gets to take the good-bye.
+	// farewell is how long a server that has nothing left to change gets to answer reads, and then to take the good-bye.
 	farewell = 1 * time.Second
 )
 
@@ -161,10 +161,10 @@ func (c *conn) disownLocked(r *request) {
 }
 
 // owedLocked is the number of requests that the server has, whole, and has not answered, and that change the disk, or are flushes: of
-// their errors nobody else would hear.
-func (c *conn) owedLocked() (n int) {
+// their errors nobody else would hear. With reads these count, too.
+func (c *conn) owedLocked(reads bool) (n int) {
 	for _, r := range c.flight {
-		if (r.modifies() || r.cmd == cmdFlush) && !r.retry && r.end <= c.written {
+		if (reads || r.cmd != cmdRead) && !r.retry && r.end <= c.written {
 			n++
 		}
 	}
@@ -237,8 +237,22 @@ func (c *conn) sendLocked(nowait bool) (worked bool) {
 // that has been sent a part of a request learns that there will be no more, and has to hang up by itself: then that is all it has
 // done about it.
 func (c *conn) leaveLocked() {
-	for !c.dead && c.owedLocked() > 0 {
+	for !c.dead && c.owedLocked(false) > 0 {
 		c.more.Wait()
+	}
+	if !c.dead && c.owedLocked(true) > 0 {
+		// Not all servers bear it that somebody leaves without his answers (nbdkit 1.32); but for reads one does not wait long.
+		late := false
+		patience := time.AfterFunc(farewell, func() {
+			c.cl.mu.Lock()
+			defer c.cl.mu.Unlock()
+			late = true
+			c.more.Signal()
+		})
+		for !c.dead && !late && c.owedLocked(true) > 0 {
+			c.more.Wait()
+		}
+		patience.Stop()
 	}
 	if c.dead {
 		return
