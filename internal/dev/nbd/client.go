@@ -339,7 +339,7 @@ func (cl *client) resumeLocked() {
 	}
 }
 
-// enqueueLocked puts a request where it has to wait next: on the connection with the least to do.
+// enqueueLocked puts a request where it has to wait next.
 func (cl *client) enqueueLocked(r *request) {
 	if cl.givenUp {
 		cl.finishLocked(r, devsw.ECANCELED)
@@ -350,12 +350,7 @@ func (cl *client) enqueueLocked(r *request) {
 		cl.held = append(cl.held, r)
 		return
 	}
-	var best *conn
-	for _, c := range cl.conns {
-		if !c.quit && (best == nil || len(c.flight)+len(c.queue) < len(best.flight)+len(best.queue)) {
-			best = c
-		}
-	}
+	best := cl.bestLocked(r)
 	switch {
 	case best != nil:
 		best.queue = append(best.queue, r)
@@ -371,6 +366,35 @@ func (cl *client) enqueueLocked(r *request) {
 			cl.timer = time.AfterFunc(cl.delay, func() { cl.expire(n) })
 		}
 	}
+}
+
+// bestLocked gives the connection for a request, or nil: that of the context it comes from, else one that is no context's, else any, and
+// of several the one with the least to do. A context has nothing from a second connection but more to look after.
+func (cl *client) bestLocked(r *request) (best *conn) {
+	var from devsw.Watcher
+	if r.buf != nil {
+		from, _ = r.buf.AIO.(devsw.Watcher)
+	}
+	strange := func(c *conn) int {
+		switch {
+		case from == nil || c.next == from:
+			return 0
+		case c.next == nil:
+			return 1
+		}
+		return 2
+	}
+	least := 0
+	for _, c := range cl.conns {
+		if c.quit {
+			continue
+		}
+		far, load := strange(c), len(c.flight)+len(c.queue)
+		if best == nil || far < strange(best) || far == strange(best) && load < least {
+			best, least = c, load
+		}
+	}
+	return best
 }
 
 // disturbedLocked tells whether an orphan may still write to the blocks of r.

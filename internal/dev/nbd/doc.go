@@ -12,7 +12,7 @@
 // demands TLS is refused.
 //
 // Where the server says that several connections are as good as one (NBD_FLAG_CAN_MULTI_CONN), there are several, and a request goes
-// to the one with the least to do.
+// to the one with the least to do, or that its context has (see Concurrency).
 //
 // FLUSH and FUA are the server's; a server that has only FLUSH gets one after each write with BMediaFUA; one that has neither has
 // nothing to flush. Zeroes are written with FAST_ZERO first, and with NO_HOLE unless they may be given back.

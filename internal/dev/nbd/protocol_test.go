@@ -673,6 +673,7 @@ func TestConnectionsShareTheRequests(t *testing.T) {
 	f.exp.flags |= canMultiConn
 	r := newRig(t)
 	d, first := f.disk(r, Config{Connections: 3})
+	d.AIO = nil // those of one context stay together
 	conns := []*fakeConn{first, f.next(), f.next()}
 	for r.units > 0 && d.connections() < 3 {
 		time.Sleep(time.Millisecond)
@@ -685,6 +686,32 @@ func TestConnectionsShareTheRequests(t *testing.T) {
 	for _, c := range conns {
 		q, _ := c.request(true)
 		c.send(c.read(q, make([]byte, 512)))
+	}
+	for _, done := range dones {
+		d.Wait(done)
+	}
+}
+
+func TestContextKeepsToOneConnection(t *testing.T) {
+	if contexts == nil {
+		t.Skip("there are no contexts in this run")
+	}
+	f := newFake(t, simpleMode)
+	f.exp.flags |= canMultiConn
+	r := newRig(t)
+	d, first := f.disk(r, Config{Connections: 2})
+	f.next()
+	for d.connections() < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	var dones []chan struct{}
+	for i := range 4 {
+		_, done := d.begin(devsw.BRead, 0, int64(i)*512, make([]byte, 512))
+		dones = append(dones, done)
+	}
+	for range dones {
+		q, _ := first.request(true)
+		first.send(first.read(q, make([]byte, 512)))
 	}
 	for _, done := range dones {
 		d.Wait(done)
