@@ -74,9 +74,9 @@ func TestAnswerToAWriteThatIsGivenUpInTheMiddleCountsOnce(t *testing.T) {
 	_, read := d.begin(devsw.BRead, 0, 0, make([]byte, 512))
 	first, _ := c.request(true)
 	var ends []chan struct{}
-	for i := range 128 {
-		// Small, so that they are gathered; and more than socket and buffer have room for.
-		_, done := d.begin(devsw.BWrite, 0, int64(i+1)<<16, make([]byte, 12<<10))
+	for i := range 2048 {
+		// Small, so that they are gathered; and several times what socket and buffer have room for.
+		_, done := d.begin(devsw.BWrite, 0, int64(i+1)<<14, make([]byte, 12<<10))
 		ends = append(ends, done)
 	}
 	// The sender stands still when the socket is full. Where that is not in the middle of a write, a little more is read.
@@ -101,7 +101,7 @@ func TestAnswerToAWriteThatIsGivenUpInTheMiddleCountsOnce(t *testing.T) {
 			break
 		}
 		if before == after {
-			if _, err := io.ReadFull(c, make([]byte, 4096)); err != nil {
+			if _, err := io.ReadFull(c, make([]byte, 128<<10)); err != nil {
 				t.Fatal(err)
 			}
 		}
