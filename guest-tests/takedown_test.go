@@ -70,13 +70,19 @@ func watched(ts *testscript.TestScript, neg bool, args []string) {
 	p, err := worldOf(ts).proxy(args[0])
 	ts.Check(err)
 	r := p.Report()
-	show(ts, r.String())
-	ts.Logf("%v", r)
+	judge(ts, neg, r, r.Findings, r.Dropped)
+}
+
+// judge shows a report, and ends the script where something was found, or, negated, where nothing was. dropped is how many findings
+// more there are.
+func judge(ts *testscript.TestScript, neg bool, report fmt.Stringer, findings []string, dropped int) {
+	show(ts, report.String())
+	ts.Logf("%v", report)
 	switch {
-	case neg && len(r.Findings) == 0:
+	case neg && len(findings) == 0:
 		ts.Fatalf("nothing was found")
-	case !neg && len(r.Findings) > 0:
-		ts.Fatalf("%s (%d findings in all)", r.Findings[0], len(r.Findings)+r.Dropped)
+	case !neg && len(findings) > 0:
+		ts.Fatalf("%s (%d findings in all)", findings[0], len(findings)+dropped)
 	}
 }
 
