@@ -1,0 +1,72 @@
+package load
+
+import (
+	"context"
+	"fmt"
+	"slices"
+)
+
+// Target is a back-end that is measured.
+type Target struct {
+	Name   string // what it is called in errors and reports
+	Socket string // the path it listens at
+}
+
+// Compare does j on each target in turn, rounds times, in an order that turns round from round to round, so that what drifts on
+// the host weighs on all of them alike. each, where it is not nil, is told of every result as it comes. The outer index of what
+// is returned is the target's, the inner one the round's. The first error ends it.
+func Compare(ctx context.Context, targets []Target, j Job, rounds int, each func(target, round int, r Result)) ([][]Result, error) {
+	results := make([][]Result, len(targets))
+	for round := range rounds {
+		for i := range targets {
+			if round%2 == 1 {
+				i = len(targets) - 1 - i
+			}
+			r, err := Run(ctx, targets[i].Socket, j)
+			if err != nil {
+				return results, fmt.Errorf("%s: %w", targets[i].Name, err)
+			}
+			results[i] = append(results[i], r)
+			if each != nil {
+				each(i, round, r)
+			}
+		}
+	}
+	return results, nil
+}
+
+// Median returns the middle of values in order of size, or the mean of the two in the middle. There must be one.
+func Median(values []float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	n := len(sorted)
+	return (sorted[(n-1)/2] + sorted[n/2]) / 2
+}
+
+// MedianOf returns the median of a figure of results, such as (*Result).IOPS.
+func MedianOf(results []Result, figure func(*Result) float64) float64 { return Median(figures(results, figure)) }
+
+func figures(results []Result, figure func(*Result) float64) []float64 {
+	values := make([]float64, len(results))
+	for i := range results {
+		values[i] = figure(&results[i])
+	}
+	return values
+}
+
+// Ratio is how a figure of one target stands to that of another. Where the other's is 0 it is not finite.
+type Ratio struct {
+	OfMedians      float64
+	MedianOfRatios float64 // of the rounds'
+	Least, Most    float64 // of the rounds'
+}
+
+// Ratios compares a figure of a's results with that of b's, of as many rounds, of which there must be one.
+func Ratios(a, b []Result, figure func(*Result) float64) Ratio {
+	x, y := figures(a, figure), figures(b, figure)
+	of := Ratio{OfMedians: Median(x) / Median(y)}
+	for i := range x {
+		x[i] /= y[i]
+	}
+	of.MedianOfRatios, of.Least, of.Most = Median(x), slices.Min(x), slices.Max(x)
+	return of
+}

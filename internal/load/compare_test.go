@@ -1,0 +1,67 @@
+package load
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"vdev/internal/dev/md"
+)
+
+func TestMedianOfOddAndEvenCounts(t *testing.T) {
+	for _, tt := range []struct {
+		values []float64
+		want   float64
+	}{
+		{[]float64{3}, 3},
+		{[]float64{9, 1, 5}, 5},
+		{[]float64{4, 1, 2, 9}, 3},
+	} {
+		given := slices.Clone(tt.values)
+		if got := Median(tt.values); got != tt.want || !slices.Equal(given, tt.values) {
+			t.Errorf("Median(%v) = %v, want %v; it leaves %v", given, got, tt.want, tt.values)
+		}
+	}
+}
+
+func TestRatiosAreOfMediansAndOfRounds(t *testing.T) {
+	second := func(requests ...uint64) (rs []Result) {
+		for _, n := range requests {
+			rs = append(rs, Result{Length: time.Second, Requests: n})
+		}
+		return rs
+	}
+	got := Ratios(second(100, 200, 300), second(100, 100, 400), (*Result).IOPS)
+	if want := (Ratio{OfMedians: 2, MedianOfRatios: 1, Least: 0.75, Most: 2}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
+func TestTargetsAreComparedInAnOrderThatTurnsRound(t *testing.T) {
+	a, b := serve(t, md.Config{Size: 4 << 20}), serve(t, md.Config{Size: 4 << 20})
+	j := job(RandRead)
+	var order []int
+	results, err := Compare(t.Context(), []Target{{"a", a}, {"b", b}}, j, 3, func(target, round int, r Result) {
+		if round != len(order)/2 || r.Length <= 0 {
+			t.Errorf("target %d, round %d after %d results: %+v", target, round, len(order), r)
+		}
+		order = append(order, target)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []int{0, 1, 1, 0, 0, 1}; !slices.Equal(order, want) {
+		t.Errorf("order %v, want %v", order, want)
+	}
+	if len(results) != 2 || len(results[0]) != 3 || len(results[1]) != 3 {
+		t.Errorf("results of %d targets", len(results))
+	}
+	none := filepath.Join(t.TempDir(), "none")
+	if _, err := Compare(t.Context(), []Target{{"a", a}, {"the other", none}}, j, 1, nil); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "the other") {
+		t.Errorf("error %v", err)
+	}
+}
