@@ -43,7 +43,9 @@ func Median(values []float64) float64 {
 }
 
 // MedianOf returns the median of a figure of results, such as (*Result).IOPS.
-func MedianOf(results []Result, figure func(*Result) float64) float64 { return Median(figures(results, figure)) }
+func MedianOf(results []Result, figure func(*Result) float64) float64 {
+	return Median(figures(results, figure))
+}
 
 func figures(results []Result, figure func(*Result) float64) []float64 {
 	values := make([]float64, len(results))
