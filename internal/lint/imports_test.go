@@ -56,6 +56,7 @@ var layers = map[string][]string{
 	"internal/control":           {"internal/trace", "internal/sys"},
 	"internal/lint":              {},
 	"internal/bench":             {"internal/sys"},
+	"internal/chart":             {},
 	"internal/load":              {"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/guestmem", "internal/sys"},
 }
 
