@@ -6,10 +6,19 @@ import (
 	"slices"
 )
 
-// Target is a back-end that is measured.
+// Target is what is measured: a back-end, or something else that does the same work.
 type Target struct {
 	Name   string // what it is called in errors and reports
-	Socket string // the path it listens at
+	Socket string // the path a back-end listens at
+	// Do, where it is not nil, does a job in place of Run on a back-end, and says what came of it.
+	Do func(ctx context.Context, j Job) (Result, error)
+}
+
+func (t *Target) run(ctx context.Context, j Job) (Result, error) {
+	if t.Do != nil {
+		return t.Do(ctx, j)
+	}
+	return Run(ctx, t.Socket, j)
 }
 
 // Compare does j on each target in turn, rounds times, in an order that turns round from round to round, so that what drifts on
@@ -22,7 +31,7 @@ func Compare(ctx context.Context, targets []Target, j Job, rounds int, each func
 			if round%2 == 1 {
 				i = len(targets) - 1 - i
 			}
-			r, err := Run(ctx, targets[i].Socket, j)
+			r, err := targets[i].run(ctx, j)
 			if err != nil {
 				return results, fmt.Errorf("%s: %w", targets[i].Name, err)
 			}

@@ -1,6 +1,7 @@
 package load
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -45,7 +46,7 @@ func TestTargetsAreComparedInAnOrderThatTurnsRound(t *testing.T) {
 	a, b := serve(t, md.Config{Size: 4 << 20}), serve(t, md.Config{Size: 4 << 20})
 	j := job(RandRead)
 	var order []int
-	results, err := Compare(t.Context(), []Target{{"a", a}, {"b", b}}, j, 3, func(target, round int, r Result) {
+	results, err := Compare(t.Context(), []Target{{Name: "a", Socket: a}, {Name: "b", Socket: b}}, j, 3, func(target, round int, r Result) {
 		if round != len(order)/2 || r.Length <= 0 {
 			t.Errorf("target %d, round %d after %d results: %+v", target, round, len(order), r)
 		}
@@ -61,7 +62,24 @@ func TestTargetsAreComparedInAnOrderThatTurnsRound(t *testing.T) {
 		t.Errorf("results of %d targets", len(results))
 	}
 	none := filepath.Join(t.TempDir(), "none")
-	if _, err := Compare(t.Context(), []Target{{"a", a}, {"the other", none}}, j, 1, nil); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "the other") {
+	if _, err := Compare(t.Context(), []Target{{Name: "a", Socket: a}, {Name: "the other", Socket: none}}, j, 1, nil); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "the other") {
 		t.Errorf("error %v", err)
+	}
+}
+
+func TestATargetCanBeSomethingElse(t *testing.T) {
+	j := job(RandRead)
+	var got Job
+	fails := errors.New("no good")
+	targets := []Target{{Name: "else", Do: func(ctx context.Context, j Job) (Result, error) {
+		got = j
+		return Result{Requests: 3, Length: time.Second}, nil
+	}}, {Name: "broken", Do: func(context.Context, Job) (Result, error) { return Result{}, fails }}}
+	results, err := Compare(t.Context(), targets[:1], j, 2, nil)
+	if err != nil || len(results[0]) != 2 || results[0][1].Requests != 3 || got.BlockSize != j.BlockSize {
+		t.Errorf("%+v, %v; the job was %+v", results, err, got)
+	}
+	if _, err := Compare(t.Context(), targets, j, 1, nil); !errors.Is(err, fails) || !strings.Contains(err.Error(), "broken") {
+		t.Errorf("error %v, want that of broken", err)
 	}
 }

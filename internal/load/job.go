@@ -56,6 +56,10 @@ type Job struct {
 	Warmup time.Duration // not counted
 	Length time.Duration // counted
 
+	// Idle is how long the connection stays when the last request has ended and a second more has passed, with nothing to do:
+	// Result.Idle is of that time. 0: it is not looked at.
+	Idle time.Duration
+
 	// Verify first writes all that is used of the disk, and then looks at everything that is read. It costs much.
 	Verify bool
 	Seed   uint64 // of the random numbers
@@ -79,8 +83,8 @@ func (j *Job) check() error {
 		return fmt.Errorf("%d queues: must be from 1 to %d", j.Queues, MaxQueues)
 	case j.Size < 0:
 		return fmt.Errorf("size %d: must not be negative", j.Size)
-	case j.Warmup < 0 || j.Length <= 0:
-		return errors.New("the length must be more than 0, and the warm-up not less")
+	case j.Warmup < 0 || j.Length <= 0 || j.Idle < 0:
+		return errors.New("the length must be more than 0, and neither the warm-up nor the idle time less")
 	}
 	return nil
 }

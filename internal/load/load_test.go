@@ -113,6 +113,19 @@ func TestEveryPatternKeepsTheDiskBusyAndIsVerified(t *testing.T) {
 	}
 }
 
+func TestABackEndIsWatchedWhenItIsIdle(t *testing.T) {
+	socket := serve(t, md.Config{Size: 4 << 20})
+	j := job(RandRead)
+	if r := runSome(t, socket, j); r.Idle != (Usage{}) {
+		t.Errorf("idle use %+v, and nobody asked for it", r.Idle)
+	}
+	// The back-end is this process, which works to find that out.
+	j.Idle = time.Millisecond
+	if r := runSome(t, socket, j); r.Idle.CPU <= 0 {
+		t.Errorf("idle use %+v", r.Idle)
+	}
+}
+
 func TestSmallLargeAndManyRequests(t *testing.T) {
 	socket := serve(t, md.Config{Size: 4 << 20})
 	for _, j := range []Job{
@@ -165,6 +178,7 @@ func TestWhatIsWrongIsNamed(t *testing.T) {
 		"the disk has 4194304":   change(func(j *Job) { j.Size = 5 << 20 }),
 		"one for each queue":     change(func(j *Job) { j.BlockSize, j.Queues = 4<<20, 2 }),
 		"the length must be":     change(func(j *Job) { j.Length = 0 }),
+		"the idle time less":     change(func(j *Job) { j.Idle = -1 }),
 		"110 per cent":           change(func(j *Job) { j.ReadPercent = 110 }),
 		"sched_setaffinity":      change(func(j *Job) { j.CPUs = []int{1 << 20} }),
 		"size -1":                change(func(j *Job) { j.Size = -1 }),

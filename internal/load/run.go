@@ -22,6 +22,7 @@ type Result struct {
 	Waited  float64
 	Backend Usage // the back-end's process
 	Own     Usage // this process
+	Idle    Usage // the back-end's process, in the time of Job.Idle
 }
 
 // IOPS is requests in a second.
@@ -37,6 +38,9 @@ func (r *Result) Percentile(p float64) time.Duration {
 
 // endPatience is how long what is in flight may take to end, when the load does.
 const endPatience = 10 * time.Second
+
+// idleAfter is when a back-end counts as idle, from its last request on.
+const idleAfter = time.Second
 
 // Run does a Job on the back-end that listens at socket, which must serve nobody else, and leaves it as it was but for what was
 // written. ctx's end ends it early, with its error. Errors name what is wrong: with the Job, with the connection, with an answer.
@@ -105,6 +109,16 @@ func (d *disk) run(ctx context.Context, j *Job) (r Result, err error) {
 	defer cancel()
 	if err := await(ending, failed, drained, 0); err != nil {
 		return r, err
+	}
+	if j.Idle > 0 {
+		if err := await(ctx, failed, nil, idleAfter); err != nil {
+			return r, err
+		}
+		before = usageOf(d.pid)
+		if err := await(ctx, failed, nil, j.Idle); err != nil {
+			return r, err
+		}
+		r.Idle = usageOf(d.pid).since(before)
 	}
 	if err := d.stop(); err != nil {
 		return r, err
