@@ -1,62 +1,111 @@
 package main
 
 import (
+	"context"
+	"errors"
+	"flag"
+	"maps"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"vdev/internal/load"
 )
 
-func TestMedianOfOddAndEvenCounts(t *testing.T) {
+var update = flag.Bool("update", false, "write what the tests compare with")
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestTheWholeSuiteIsPlannedUnlessSomeIsSelected(t *testing.T) {
+	count := func(args ...string) map[string]int {
+		o, err := parse(append([]string{"-vdev", "vdev"}, args...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := map[string]int{}
+		for _, p := range plans(o) {
+			n[p.Target]++
+		}
+		return n
+	}
 	for _, tt := range []struct {
-		values []float64
-		want   float64
+		args string
+		want map[string]int
 	}{
-		{[]float64{3}, 3},
-		{[]float64{9, 1, 5}, 5},
-		{[]float64{4, 1, 2, 9}, 3},
+		{"", map[string]int{"null": 12, "cached": 12, "direct": 6, "sequential": 4, "queues": 6, "mixed": 1, "nbd": 8}},
+		{"-targets null,nbd", map[string]int{"null": 12, "nbd": 8}},
+		{"-targets idle", map[string]int{}},
+		{"-targets null,direct,mixed -ops read -depths 4", map[string]int{"null": 2, "direct": 1, "mixed": 1}},
+		{"-targets cached -clients poll -sizes 4096,8192,512 -ops write", map[string]int{"cached": 9}},
+		{"-quick", map[string]int{"null": 8, "cached": 8, "direct": 4}},
+		{"-quick -targets queues -depths 7", map[string]int{"queues": 6}},
 	} {
-		if got := median(tt.values); got != tt.want {
-			t.Errorf("median(%v) = %v, want %v", tt.values, got, tt.want)
+		if got := count(strings.Fields(tt.args)...); !maps.Equal(got, tt.want) {
+			t.Errorf("%q: %v, want %v", tt.args, got, tt.want)
 		}
 	}
 }
 
-func TestRatiosCompareRightThings(t *testing.T) {
-	r := &result{name: "x", vdev: []float64{100, 200, 300}, qsd: []float64{100, 100, 400}}
-	if got := r.ratioOfMedians(); got != 2 {
-		t.Errorf("ratio of medians = %v, want 2", got)
-	}
-	if got := r.medianOfRatios(); got != 1 {
-		t.Errorf("median of ratios = %v, want 1", got)
-	}
-	var out strings.Builder
-	if err := report(&out, []*result{r}, 2); err != nil {
-		t.Errorf("report fails at the bound: %v", err)
-	}
-	if err := report(&out, []*result{r}, 2.01); err == nil || !strings.Contains(err.Error(), `"x"`) {
-		t.Errorf("report does not name the case below the bound: %v", err)
+func TestQuickLeavesWhatIsGiven(t *testing.T) {
+	o, err := parse([]string{"-vdev", "v", "-quick", "-rounds", "9"})
+	if err != nil || o.rounds != 9 || o.seconds >= 0.8 {
+		t.Errorf("%+v, %v", o, err)
 	}
 }
 
-func TestDurationIsFoundInTheOutput(t *testing.T) {
-	out := "Sending 1000 read requests, 4096 bytes each, 32 in parallel (starting at offset 0, step size 4096)\nRun completed in 0.250 seconds.\n"
-	if got, err := parseRun(out); err != nil || got != 0.25 {
-		t.Errorf("parseRun = %v, %v; want 0.25", got, err)
+func TestSocketsTakePartEverywhereButInNBD(t *testing.T) {
+	o, err := parse([]string{"-vdev", "v", "-socket", "spdk=/run/a", "-socket", "b=/run/b=c"})
+	if err != nil || !slices.EqualFunc(o.sockets, []string{"spdk /run/a", "b /run/b=c"}, func(t load.Target, s string) bool { return t.Name+" "+t.Socket == s }) {
+		t.Fatalf("%+v, %v", o.sockets, err)
 	}
-	for _, bad := range []string{"", "Run completed in", "Run completed in x seconds.", "Run completed in 0.000 seconds."} {
-		if got, err := parseRun(bad); err == nil {
-			t.Errorf("parseRun(%q) = %v, want an error", bad, got)
+	for _, p := range plans(o) {
+		if n := len(p.With); slices.Equal(p.With[n-2:], []string{"spdk", "b"}) == (p.Disk == nbd) {
+			t.Errorf("%s is with %q", p.name(), p.With)
+		}
+	}
+}
+
+func TestWrongArgumentsAreNamed(t *testing.T) {
+	for args, want := range map[string]string{
+		"":                                        "-vdev",
+		"-vdev v -targets null,floppy":            `"floppy" must be one of null, cached`,
+		"-vdev v -depths 1,0":                     `"0" must be`,
+		"-vdev v -socket /run/s":                  "NAME=PATH",
+		"-vdev v -socket vdev=/run/s":             `the name "vdev" is taken`,
+		"-vdev v -rounds 0":                       "-rounds",
+		"-vdev v -server-cpu 1":                   "a core each",
+		"-vdev v -client-cpu 99999":               "a core each",
+		"-vdev v -doc f -depths 1":                "-depths leaves something out",
+		"-vdev v -doc f -quick":                   "-quick leaves something out",
+		"-vdev v null":                            `unexpected argument "null"`,
+		"-vdev v -server-cpu -1 -client-cpu 0":    "a core each",
+		"-vdev v -clients event,interrupt -doc f": `"interrupt" must be`,
+	} {
+		if _, err := parse(strings.Fields(args)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: error %v, want %q", args, err, want)
 		}
 	}
 }
 
 func TestHeldFileIsFullAndStays(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "image")
-	const size = 1<<20 + 4096
+	const size = 1<<20 + 4096 + 512
 	h, err := newHeldFile(name, size)
 	if err != nil {
 		t.Skipf("memory cannot be locked here: %v", err)
+	}
+	if err := h.check(); err != nil {
+		t.Error(err)
+	}
+	missing := heldFile{f: h.f, mem: make([]byte, size+1<<20)}
+	if err := missing.check(); err == nil || !strings.Contains(err.Error(), "of 514 pages the page cache has 258") {
+		t.Errorf("error %v where pages are missing", err)
 	}
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
@@ -65,9 +114,196 @@ func TestHeldFileIsFullAndStays(t *testing.T) {
 	if err != nil || len(data) != size {
 		t.Fatalf("the file has %d bytes, %v; want %d", len(data), err, size)
 	}
-	for off := 0; off < size; off += 4096 {
-		if strings.Count(string(data[off:off+4096]), "\x00") > 1024 {
-			t.Fatalf("the block at %d is nearly empty", off)
+	for page := range slices.Chunk(data, 4096) {
+		if strings.Count(string(page), "\x00") > len(page)/4 {
+			t.Fatal("a page is nearly empty")
 		}
+	}
+	if _, err := newHeldFile(name, size); !errors.Is(err, os.ErrExist) {
+		t.Errorf("a file that is there: error %v", err)
+	}
+}
+
+const fioText = `fio: this is a warning
+{"fio version": "fio-3.33", "jobs": [{"jobname": "bench", "error": 0,
+ "read": {"total_ios": 300, "io_bytes": 1228800, "runtime": 200, "clat_ns": {"bins": {"1000": 200, "5000": 100}}},
+ "write": {"total_ios": 100, "io_bytes": 409600, "runtime": 250, "clat_ns": {"bins": {"0": 1, "9000": 99}}},
+ "usr_cpu": 20.0, "sys_cpu": 60.0, "ctx": 17}]}`
+
+func TestFioIsUnderstood(t *testing.T) {
+	r, err := parseFio([]byte(fioText))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Requests != 400 || r.Writes != 100 || r.Bytes != 1638400 || r.Length != 250*time.Millisecond {
+		t.Errorf("%+v", r)
+	}
+	if r.Backend != (load.Usage{CPU: 200 * time.Millisecond, Switches: 17}) {
+		t.Errorf("usage %+v", r.Backend)
+	}
+	if r.Latency.TotalCount() != 400 || r.Latency.ValueAtQuantile(50) != 1000 || r.Latency.ValueAtQuantile(70)/10 != 500 {
+		t.Errorf("latencies %v", r.Latency.CumulativeDistribution())
+	}
+	for bad, want := range map[string]string{
+		"":             "fio's output",
+		`{"jobs": []}`: "0 jobs",
+		strings.Replace(fioText, `"error": 0`, `"error": 5`, 1):           "error 5",
+		strings.Replace(fioText, `"1000"`, `"soon"`, 1):                   `latency "soon"`,
+		`{"jobs": [{"read": {"total_ios": 0}, "write": {"runtime": 5}}]}`: "nothing",
+	} {
+		if _, err := parseFio([]byte(bad)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want %q of %q", err, want, bad)
+		}
+	}
+}
+
+func TestFioIsToldTheJob(t *testing.T) {
+	j := load.Job{Pattern: load.RandRW, ReadPercent: 70, BlockSize: 4096, Depth: 32, Warmup: time.Second / 5, Length: 2 * time.Second}
+	got := strings.Join(fioArgs("psync", "/f", true, j), " ")
+	for _, want := range []string{"--rw=randrw", "--rwmixread=70", "--bs=4096", "--iodepth=32", "--ramp_time=200ms", "--runtime=2000ms", "--ioengine=psync",
+		"--filename=/f", "--direct=1", "--invalidate=0"} {
+		if !strings.Contains(got+" ", want+" ") {
+			t.Errorf("%q lacks %q", got, want)
+		}
+	}
+	j.Pattern = load.RandRead
+	if got := strings.Join(fioArgs("psync", "/f", false, j), " "); strings.Contains(got, "direct") || strings.Contains(got, "mix") {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestServersThatDoNotComeUpAreNamed(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	for _, cpu := range []int{-1, 0} {
+		if _, err := startServer(t.Context(), cpu, "nobody", socket, "false", nil); err == nil || !strings.Contains(err.Error(), "nobody ended at its start") {
+			t.Errorf("error %v", err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := startServer(ctx, -1, "slow", socket, "sleep", []string{"1000"}); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestServersAreStoppedAndTheirEndIsNoticed(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	s, err := startServer(t.Context(), -1, "one", socket, "sh", []string{"-c", `: >"$0"; exec sleep 1000`, socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.stop(); err != nil {
+		t.Error(err)
+	}
+	if s.cmd.ProcessState == nil {
+		t.Error("it was not waited for")
+	}
+	if err := s.stop(); err == nil || !strings.Contains(err.Error(), "one had ended") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// rounds makes results of the back-end's so many thousand requests per second, µs of CPU for each, and µs of latency.
+func rounds(iops, cpu, latency float64, spread ...float64) []load.Result {
+	var rs []load.Result
+	for _, f := range spread {
+		r := load.Result{Length: time.Second, Requests: uint64(iops * f * 1e3), Waited: 0.5, Latency: noLatency()}
+		r.Bytes = r.Requests * 4096
+		r.Backend = load.Usage{CPU: time.Duration(cpu * float64(r.Requests) * 1e3), Switches: r.Requests / 4}
+		_ = r.Latency.RecordValues(int64(latency*1e3), 99)
+		_ = r.Latency.RecordValues(int64(2*latency*1e3), 1)
+		rs = append(rs, r)
+	}
+	return rs
+}
+
+// some are a few cases of which the bars are known.
+func some() []*measured {
+	job := func(pattern load.Pattern, depth int, poll bool) load.Job {
+		return load.Job{Pattern: pattern, BlockSize: 4096, Depth: depth, Queues: 1, Poll: poll}
+	}
+	mark := rounds(3000, 0.3, 0.3, 1, 1, 1)
+	for i := range mark {
+		mark[i].Waited = 0.01
+	}
+	fio := rounds(500, 1.8, 40, 1, 1, 1)
+	for i := range fio {
+		fio[i].Waited = math.NaN()
+	}
+	return []*measured{
+		{plan{"null", null, job(load.RandRead, 1, true), []string{ours, qsd}}, [][]load.Result{mark, rounds(100, 1, 0.4, 1, 2, 0.5)}},
+		{plan{"null", null, job(load.RandRead, 128, true), []string{ours, qsd}}, [][]load.Result{mark, rounds(2800, 0.25, 40, 1, 1, 1)}},
+		{plan{"cached", cached, job(load.RandRead, 1, true), []string{ours, qsdURing, qsdThreads}},
+			[][]load.Result{rounds(60, 10, 20, 1, 1, 1), rounds(30, 20, 30, 1, 1.1, 0.9), rounds(50, 20, 19, 1, 1, 1)}},
+		{plan{"cached", cached, job(load.RandRead, 32, true), []string{ours, qsdURing, qsdThreads, fioURing}},
+			[][]load.Result{rounds(800, 1.2, 40, 1, 1, 1), rounds(500, 1.9, 60, 1, 1.25, 0.8), rounds(300, 2.5, 90, 1, 1, 1), fio}},
+		{plan{"direct", direct, job(load.RandWrite, 1, false), []string{ours, qsdURing, fioURing}},
+			[][]load.Result{rounds(10, 12, 90, 1, 1, 1), rounds(10.1, 12, 90, 1, 1, 1), rounds(10.6, 6, 90, 1, 1, 1)}},
+	}
+}
+
+func TestBarsSayWhatIsMetAndWhatIsMissed(t *testing.T) {
+	uses := []idleUse{{null, ours, load.Usage{CPU: 10 * time.Millisecond}}, {cached, ours, load.Usage{CPU: 11 * time.Millisecond}},
+		{null, qsd, load.Usage{CPU: time.Second}}}
+	var got strings.Builder
+	for _, b := range bars(some(), uses) {
+		got.WriteString(verdict(b.Met) + "; " + b.What + "; " + b.Needed + "; " + b.Measured + "\n")
+	}
+	want := `missed; cached file, randread, poll client: requests per second; at least 1.50; **1.20 (1.20 to 1.20) at depth 1 against q-s-d threads**; 1.60 (1.28 to 2.00) at depth 32 against q-s-d io_uring
+met; null, randread, poll client: requests per second; at least 1.00; 1.07 (1.07 to 1.07) at depth 128
+met; cached file, randread, poll client: CPU per request; at most 1.00; 0.63 (0.63 to 0.63) at depth 32 against q-s-d io_uring
+missed; cached file, randread, poll client: p50 of the latency; at most 1.00; **1.05 (1.05 to 1.05) at depth 1 against q-s-d threads**
+missed; cached file, randread, poll client: p99 of the latency; at most 1.00; **1.05 (1.05 to 1.05) at depth 1 against q-s-d threads**
+missed; null, randread, poll client: CPU per request; at most 1.00; **1.20 (1.20 to 1.20) at depth 128**
+met; null, randread, poll client: p50 of the latency; at most 1.00; 0.75 (0.75 to 0.75) at depth 1
+met; null, randread, poll client: p99 of the latency; at most 1.00; 0.75 (0.75 to 0.75) at depth 1
+met; cached file, randread, poll client: requests per second against fio on the bare file; at least 1.20; 1.60 (1.60 to 1.60) at depth 32 against fio io_uring
+met; O_DIRECT file, randwrite, event client: requests per second; at least 0.95; 0.99 (0.99 to 0.99) at depth 1 against q-s-d io_uring
+missed; O_DIRECT file, randwrite, event client: requests per second; at least 0.95; **0.94 (0.94 to 0.94) at depth 1 against fio io_uring**
+met; null, vdev: CPU in 10s when idle; at most 10.0 ms; 10.0 ms
+missed; cached file, vdev: CPU in 10s when idle; at most 10.0 ms; 11.0 ms
+`
+	if got.String() != want {
+		t.Errorf("bars:\n%s\nwant:\n%s", got.String(), want)
+	}
+}
+
+func TestDocumentHasAllOfTheRun(t *testing.T) {
+	r := &report{Machine: machine{{"CPU", "one | two"}, {"fio", "fio-3.33"}}, Options: options{serverCPU: 0, clientCPU: 1, rounds: 3, seconds: 1},
+		Begun: time.Date(2020, 2, 3, 4, 5, 6, 0, time.UTC), Took: 61 * time.Second, Cases: some(),
+		Idle: []idleUse{{null, ours, load.Usage{CPU: 3 * time.Millisecond, Switches: 4}}}, Commands: []string{"vdev blk --this", "fio --that"}}
+	file := filepath.Join(t.TempDir(), "doc.md")
+	if err := r.write(file); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden := filepath.Join("testdata", "benchmarks.md")
+	if *update {
+		if err := errors.Join(os.MkdirAll("testdata", 0o755), os.WriteFile(golden, got, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != string(want) {
+		t.Errorf("not as in %s (-update writes it); got:\n%s", golden, got)
+	}
+	if files, err := os.ReadDir(filepath.Dir(file)); err != nil || len(files) != 1 {
+		t.Errorf("beside the document: %v, %v", files, err)
+	}
+}
+
+func TestACaseIsOneLine(t *testing.T) {
+	want := "O_DIRECT file, randwrite 4 KiB, depth 1, event:  vdev 10.0  q-s-d io_uring 10.1 (0.99, 0.99 to 0.99)  fio io_uring 10.6 (0.94, 0.94 to 0.94)"
+	if got := some()[4].line(); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := some()[0].line(); !strings.Contains(got, "vdev 3000†") {
+		t.Errorf("%q does not say that the front-end was the limit", got)
 	}
 }

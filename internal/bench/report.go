@@ -1,62 +1,293 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"fmt"
 	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"text/tabwriter"
+	"time"
+
+	"vdev/internal/load"
 )
 
-// result has the requests per second of one case, a pair for each round.
-type result struct {
-	name string
-	vdev []float64
-	qsd  []float64
-
-	third []float64 // nbdcopy's, where it was measured
+// section is a part of the document: a heading, an introduction, and a table.
+type section struct {
+	Title, Intro string
+	Header       []string
+	Rows         [][]string
 }
 
-// ratioOfMedians is what the comparison is judged by.
-func (r *result) ratioOfMedians() float64 { return median(r.vdev) / median(r.qsd) }
+// machine is what a reader must know to judge the figures: names and what they are.
+type machine [][2]string
 
-// medianOfRatios compares within the rounds, where both met the same conditions.
-func (r *result) medianOfRatios() float64 {
-	ratios := make([]float64, len(r.vdev))
-	for i := range ratios {
-		ratios[i] = r.vdev[i] / r.qsd[i]
-	}
-	return median(ratios)
-}
-
-// median returns the middle of values, or the mean of the two in the middle. It leaves values as they are.
-func median(values []float64) float64 {
-	sorted := slices.Sorted(slices.Values(values))
-	n := len(sorted)
-	return (sorted[(n-1)/2] + sorted[n/2]) / 2
-}
-
-// report prints a line for each case, and fails where a ratio of medians is below least.
-func report(w io.Writer, results []*result, least float64) error {
-	fmt.Fprintln(w)
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "case\tvdev, 1/s\tqsd, 1/s\tratio of medians\tmedian of ratios\tnbdcopy, 1/s\t")
-	var below []string
-	for _, r := range results {
-		third := "-"
-		if len(r.third) > 0 {
-			third = strconv.Itoa(int(median(r.third)))
+// describe asks the machine and the programs.
+func describe(ctx context.Context, o options) machine {
+	m := machine{{"CPU", fmt.Sprintf("%s, %d cores", fieldOf("/proc/cpuinfo", "model name"), runtime.NumCPU())}, {"Memory", fieldOf("/proc/meminfo", "MemTotal")}}
+	for _, c := range []struct {
+		name    string
+		command []string
+	}{
+		{"Kernel", []string{"uname", "-srvm"}},
+		{"File system of the images", []string{"findmnt", "-no", "FSTYPE,OPTIONS", "-T", o.dir}},
+		{"vdev", []string{o.vdev, "version"}},
+		{"qemu-storage-daemon", []string{o.qsd, "--version"}},
+		{"fio", []string{o.fio, "--version"}},
+		{"nbdkit", []string{o.nbdkit, "--version"}},
+		{"nbdcopy", []string{o.nbdcopy, "--version"}},
+	} {
+		out, err := exec.CommandContext(ctx, c.command[0], c.command[1:]...).Output()
+		first, _, _ := strings.Cut(string(out), "\n")
+		if err != nil { // it may not be needed
+			first = err.Error()
 		}
-		fmt.Fprintf(t, "%s\t%.0f\t%.0f\t%.3f\t%.3f\t%s\t\n", r.name, median(r.vdev), median(r.qsd), r.ratioOfMedians(), r.medianOfRatios(), third)
-		if r.ratioOfMedians() < least {
-			below = append(below, r.name)
+		m = append(m, [2]string{c.name, strings.Join(strings.Fields(first), " ")})
+	}
+	return m
+}
+
+// fieldOf finds a value in a file of lines "name : value"; "unknown" where it has none.
+func fieldOf(file, name string) string {
+	text, _ := os.ReadFile(file)
+	for line := range strings.Lines(string(text)) {
+		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == name {
+			return strings.TrimSpace(value)
 		}
 	}
-	if err := t.Flush(); err != nil {
+	return "unknown"
+}
+
+func (m machine) print(w io.Writer) {
+	for _, f := range m {
+		fmt.Fprintf(w, "# %s: %s\n", f[0], f[1])
+	}
+}
+
+// report is what the document is made of.
+type report struct {
+	Machine  machine
+	Options  options
+	Begun    time.Time
+	Took     time.Duration
+	Cases    []*measured
+	Idle     []idleUse
+	Commands []string
+}
+
+// printBars prints which bars are met.
+func (r *report) printBars(w io.Writer) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, b := range bars(r.Cases, r.Idle) {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", verdict(b.Met), b.What, b.Needed, strings.ReplaceAll(b.Measured, "**", ""))
+	}
+	t.Flush()
+}
+
+func verdict(met bool) string {
+	if met {
+		return "met"
+	}
+	return "missed"
+}
+
+// clientLimit is the share of a queue's turns without waiting below which the front-end counts as the limit.
+const clientLimit = 0.05
+
+// thousands is how many thousand requests there were in a second, by the median of the rounds, with a mark where the front-end,
+// and not the back-end, was the limit.
+func thousands(results []load.Result) string {
+	return number(load.MedianOf(results, (*load.Result).IOPS)/1e3) + limitMark(results)
+}
+
+func limitMark(results []load.Result) string {
+	if load.MedianOf(results, func(r *load.Result) float64 { return r.Waited }) < clientLimit {
+		return "†"
+	}
+	return ""
+}
+
+// number writes a value with three digits.
+func number(v float64) string {
+	switch {
+	case v >= 100:
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	case v >= 10:
+		return strconv.FormatFloat(v, 'f', 1, 64)
+	}
+	return strconv.FormatFloat(v, 'f', 2, 64)
+}
+
+// about says what each target is.
+var about = map[string]struct{ title, intro string }{
+	"null":       {"Null", "No data is touched: this is the speed of the rings, and of everything around a request."},
+	"cached":     {"Cached file", "The file's pages are all in the page cache. vdev md beside it is a disk in vdev's own memory; fio does not go through a guest's rings, so that one figure of it stands for both clients."},
+	"direct":     {"O_DIRECT", "The same kind of file without the page cache: the disk is the limit."},
+	"sequential": {"Sequential", "Large requests, one after the other."},
+	"queues":     {"Several queues", "The back-end and the front-end have one core each, however many queues there are."},
+	"mixed":      {"Mixed", "Reads, seven of ten, and writes."},
+	"nbd":        {"NBD", "What nbdkit has in memory, over a Unix socket, one connection for nbdcopy, nothing pinned."},
+}
+
+// sections makes the tables of one target.
+func (r *report) sections(target string) []section {
+	var cases []*measured
+	var names []string
+	for _, m := range r.Cases {
+		if m.Target != target {
+			continue
+		}
+		cases = append(cases, m)
+		for _, name := range m.With {
+			if !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	if len(cases) == 0 {
+		return nil
+	}
+	table := func(title, intro string, wanted func(*measured) bool, cell func(m *measured, name string, results []load.Result) string) []section {
+		s := section{Title: title, Intro: intro, Header: append([]string{"case"}, names...)}
+		for _, m := range cases {
+			if !wanted(m) {
+				continue
+			}
+			row := []string{m.name()}
+			for _, name := range names {
+				text := "-"
+				if results := m.of(name); results != nil {
+					text = cell(m, name, results)
+				}
+				row = append(row, text)
+			}
+			s.Rows = append(s.Rows, row)
+		}
+		if s.Rows == nil {
+			return nil
+		}
+		return []section{s}
+	}
+	every := func(*measured) bool { return true }
+	title := about[target].title
+	all := table(title, about[target].intro+" Thousands of requests per second, or MB/s where that is said; with ×, how many times as fast vdev is.",
+		every, func(m *measured, name string, results []load.Result) string {
+			text := thousands(results)
+			if m.Job.BlockSize >= 64<<10 {
+				text = number(load.MedianOf(results, (*load.Result).BytesPerSecond)/1e6) + " MB/s" + limitMark(results)
+			}
+			if name != ours {
+				ratio := load.Ratios(m.of(ours), results, (*load.Result).IOPS)
+				text += fmt.Sprintf(", ×%.2f (%.2f to %.2f)", ratio.MedianOfRatios, ratio.Least, ratio.Most)
+			}
+			return text
+		})
+	all = append(all, table(title+": what a request costs", "CPU in µs and context switches per request, of the back-end's process. Of fio only what its own thread uses, without the kernel's workers.",
+		every, func(m *measured, name string, results []load.Result) string {
+			return fmt.Sprintf("%.2f, %.3f", load.MedianOf(results, cpuOf), load.MedianOf(results, switchesOf))
+		})...)
+	return append(all, table(title+": latency at depth 1", "p50 and p99 in µs.",
+		func(m *measured) bool { return m.Job.Depth == 1 }, func(m *measured, name string, results []load.Result) string {
+			if results[0].Latency.TotalCount() == 0 {
+				return "-"
+			}
+			return number(load.MedianOf(results, p50Of)) + ", " + number(load.MedianOf(results, p99Of))
+		})...)
+}
+
+// idleSection is the table of what idle back-ends use.
+func (r *report) idleSection() section {
+	s := section{Title: "Idle", Intro: fmt.Sprintf("CPU in %v, from one second after the last request on, with the front-end still connected.", idleTime),
+		Header: []string{"disk", "back-end", "CPU, ms", "context switches"}}
+	for _, u := range r.Idle {
+		s.Rows = append(s.Rows, []string{u.Disk, u.Name, fmt.Sprintf("%.1f", ms(u.Use.CPU)), strconv.FormatUint(u.Use.Switches, 10)})
+	}
+	return s
+}
+
+// document writes the document.
+func (r *report) document(w io.Writer) error {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, `# Benchmarks
+
+This file is written by `+"`./scripts/bench`"+`, with all figures in it. The run began at %s and took %v.
+
+vdev and qemu-storage-daemon (q-s-d) serve the same kind of disk, each pinned to core %d, to the same front-end on core %d, which has
+one queue where nothing else is said. A polling client looks at its rings all the time, an event client sleeps until it is called. fio
+works on the bare file, pinned to the back-ends' core: the limit. Each case has %d rounds of %v after %v of warm-up, in an order that
+turns round; a figure is the median of the rounds, a comparison is the median of the ratios within the rounds, with the least and the
+greatest ratio in brackets. † says that the front-end was the limit: it hardly ever waited.
+
+`, r.Begun.UTC().Format("2006-01-02 15:04 UTC"), r.Took.Round(time.Second), r.Options.serverCPU, r.Options.clientCPU, r.Options.rounds, r.Options.length(), warmup)
+
+	write := func(s section) {
+		fmt.Fprintf(&b, "## %s\n\n%s\n\n", s.Title, s.Intro)
+		fmt.Fprintf(&b, "| %s |\n|%s\n", strings.Join(s.Header, " | "), strings.Repeat(" --- |", len(s.Header)))
+		for _, row := range s.Rows {
+			fmt.Fprintf(&b, "| %s |\n", strings.Join(row, " | "))
+		}
+		b.WriteString("\n")
+	}
+	must := section{Title: "What must be seen", Intro: "Of latencies and of CPU less is better. What is missed is in bold. The polled depth 1 on null is no bar: q-s-d jumps between speeds there.",
+		Header: []string{"what", "needed", "measured", ""}}
+	for _, v := range bars(r.Cases, r.Idle) {
+		must.Rows = append(must.Rows, []string{v.What, v.Needed, v.Measured, verdict(v.Met)})
+	}
+	write(must)
+	for _, target := range allTargets {
+		for _, s := range r.sections(target) {
+			write(s)
+		}
+	}
+	if r.Idle != nil {
+		write(r.idleSection())
+	}
+	m := section{Title: "The machine", Intro: "And the programs.", Header: []string{"", ""}}
+	for _, f := range r.Machine {
+		m.Rows = append(m.Rows, f[:])
+	}
+	write(m)
+	fmt.Fprintf(&b, `## What to mind
+
+- The kernel may take page cache away that nobody looks at (DAMON): the cached files are mapped and locked (mlock), and before and
+  after each case all of their pages must be in the page cache.
+- A sparse file reads holes: the files are full of noise. They are filled by writes of a page, since ext4 makes large folios of larger
+  writes, in which a buffered write of 4 KiB takes many times as long.
+- fio throws a file's page cache away at its start, unless it is told not to (--invalidate=0).
+- q-s-d with a polling client at depth 1 jumps between speeds from run to run: look at the spread.
+- Null touches no data. md does.
+- fio does buffered writes by io_uring with the kernel's worker threads on ext4; psync is beside it for that.
+- After each case that writes, the files are written to the disk, so that the next case has nothing of that to bear.
+
+## Commands
+
+`+"```\n%s\n```\n", strings.Join(r.Commands, "\n"))
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+// write writes the document to a file, at once.
+func (r *report) write(file string) error {
+	tmp, err := os.CreateTemp(filepath.Dir(file), ".bench-")
+	if err != nil {
 		return err
 	}
-	if len(below) > 0 {
-		return fmt.Errorf("the ratio of medians is below %g for %q", least, below)
+	defer os.Remove(tmp.Name())
+	if err := r.document(tmp); err != nil {
+		tmp.Close()
+		return err
 	}
-	return nil
+	if err := tmp.Close(); err != nil {
+		return err
+	}
+	if err := os.Chmod(tmp.Name(), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), file)
 }

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"vdev/internal/load"
+)
+
+// bar is a figure that must be reached.
+type bar struct {
+	What, Needed, Measured string
+	Met                    bool
+}
+
+// idleBar is how much of a core an idle back-end may use in idleTime.
+const idleBar = 10 * time.Millisecond
+
+// check is one comparison of vdev with another, that of one depth.
+type check struct {
+	depth int
+	got   float64 // vdev's figure divided by the other's
+	ratio load.Ratio
+	limit float64
+	least bool // got must be at least limit; else at most
+	who   string
+}
+
+func (c *check) met() bool {
+	if c.least {
+		return c.got >= c.limit
+	}
+	return c.got <= c.limit
+}
+
+func (c *check) String() string {
+	s := fmt.Sprintf("%.2f (%.2f to %.2f) at depth %d", c.got, c.ratio.Least, c.ratio.Most, c.depth)
+	if c.who != "" {
+		s += " against " + c.who
+	}
+	return s
+}
+
+// barOf makes a bar of some comparisons; none where there are none.
+func barOf(what string, checks []check) []bar {
+	if len(checks) == 0 {
+		return nil
+	}
+	b := bar{What: what, Met: true}
+	var needed, got []string
+	for i := range checks {
+		c := &checks[i]
+		word := "at most"
+		if c.least {
+			word = "at least"
+		}
+		needed = append(needed, fmt.Sprintf("%s %.2f", word, c.limit))
+		text := c.String()
+		if !c.met() {
+			b.Met = false
+			text = "**" + text + "**"
+		}
+		got = append(got, text)
+	}
+	b.Needed, b.Measured = strings.Join(slices.Compact(needed), ", "), strings.Join(got, "; ")
+	return []bar{b}
+}
+
+// better names the faster of qemu-storage-daemon's engines.
+func (m *measured) better() string {
+	name, most := "", 0.0
+	for i, other := range m.With {
+		if strings.HasPrefix(other, qsd) {
+			if iops := load.MedianOf(m.Results[i], (*load.Result).IOPS); name == "" || iops > most {
+				name, most = other, iops
+			}
+		}
+	}
+	return name
+}
+
+// Figures of a result.
+func cpuOf(r *load.Result) float64      { return r.Backend.CPU.Seconds() * 1e6 / float64(r.Requests) }
+func switchesOf(r *load.Result) float64 { return float64(r.Backend.Switches) / float64(r.Requests) }
+func p50Of(r *load.Result) float64      { return float64(r.Percentile(50)) / 1e3 }
+func p99Of(r *load.Result) float64      { return float64(r.Percentile(99)) / 1e3 }
+
+// bars judges what was measured. What was not measured has no bar.
+func bars(cases []*measured, idle []idleUse) []bar {
+	var all []bar
+	// each makes a bar for each pattern and client of a target.
+	each := func(target, what string, of func(m *measured) (check, bool)) {
+		checks := map[string][]check{}
+		var order []string
+		for _, m := range cases {
+			if m.Target != target || m.Job.BlockSize != 4<<10 {
+				continue
+			}
+			c, ok := of(m)
+			if !ok {
+				continue
+			}
+			name := fmt.Sprintf("%s, %s, %s client: %s", m.Disk, m.Job.Pattern, m.client(), what)
+			if !slices.Contains(order, name) {
+				order = append(order, name)
+			}
+			checks[name] = append(checks[name], c)
+		}
+		for _, name := range order {
+			all = append(all, barOf(name, checks[name])...)
+		}
+	}
+	against := func(m *measured, other string, figure func(*load.Result) float64, limit float64, least bool) (check, bool) {
+		results := m.of(other)
+		if results == nil {
+			return check{}, false
+		}
+		r := load.Ratios(m.of(ours), results, figure)
+		c := check{depth: m.Job.Depth, got: r.MedianOfRatios, ratio: r, limit: limit, least: least}
+		if other != qsd {
+			c.who = other
+		}
+		return c, true
+	}
+	iops := (*load.Result).IOPS
+
+	each("cached", "requests per second", func(m *measured) (check, bool) { return against(m, m.better(), iops, 1.5, true) })
+	each("null", "requests per second", func(m *measured) (check, bool) {
+		switch {
+		case m.Job.Depth == 1 && m.Job.Poll:
+			return check{}, false // q-s-d's speed jumps
+		case m.Job.Depth == 128:
+			return against(m, qsd, iops, 1, true)
+		}
+		return against(m, qsd, iops, 1.2, true)
+	})
+	for _, target := range []string{"cached", "null"} {
+		each(target, "CPU per request", func(m *measured) (check, bool) {
+			if m.Job.Depth == 1 {
+				return check{}, false
+			}
+			return against(m, m.better(), cpuOf, 1, false)
+		})
+		for _, latency := range []struct {
+			what   string
+			figure func(*load.Result) float64
+		}{{"p50", p50Of}, {"p99", p99Of}} {
+			each(target, latency.what+" of the latency", func(m *measured) (check, bool) {
+				if m.Job.Depth != 1 {
+					return check{}, false
+				}
+				return against(m, m.better(), latency.figure, 1, false)
+			})
+		}
+	}
+	each("cached", "requests per second against fio on the bare file", func(m *measured) (check, bool) {
+		if m.Job.Depth != 32 || !m.Job.Poll {
+			return check{}, false
+		}
+		limit := 1.2
+		if m.Job.Pattern.Writes() {
+			limit = 1
+		}
+		return against(m, fioURing, iops, limit, true)
+	})
+	for _, other := range []string{qsdURing, fioURing} {
+		each("direct", "requests per second", func(m *measured) (check, bool) { return against(m, other, iops, 0.95, true) })
+	}
+	for _, u := range idle {
+		if strings.HasPrefix(u.Name, ours) {
+			all = append(all, bar{What: fmt.Sprintf("%s, %s: CPU in %v when idle", u.Disk, u.Name, idleTime),
+				Needed: fmt.Sprintf("at most %.1f ms", ms(idleBar)), Measured: fmt.Sprintf("%.1f ms", ms(u.Use.CPU)), Met: u.Use.CPU <= idleBar})
+		}
+	}
+	return all
+}
+
+func ms(d time.Duration) float64 { return d.Seconds() * 1e3 }

@@ -1,0 +1,535 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"vdev/internal/load"
+)
+
+// Clients: a front-end that sleeps until it is called, and one that looks at its rings all the time.
+const (
+	event = "event"
+	poll  = "poll"
+)
+
+// What is served.
+const (
+	null   = "null"
+	cached = "cached file"
+	direct = "O_DIRECT file"
+	nbd    = "NBD"
+)
+
+// What is measured.
+const (
+	ours       = "vdev"
+	oursMD     = "vdev md"
+	qsd        = "q-s-d"
+	qsdURing   = "q-s-d io_uring"
+	qsdThreads = "q-s-d threads"
+	fioURing   = "fio io_uring"
+	fioPsync   = "fio psync"
+	nbdcopy    = "nbdcopy"
+)
+
+// known are all of them.
+var known = []string{ours, oursMD, qsd, qsdURing, qsdThreads, fioURing, fioPsync, nbdcopy}
+
+const (
+	nullBytes = 1 << 30
+	nbdBytes  = 64 << 20
+	maxQueues = 4
+	warmup    = 200 * time.Millisecond
+	idleTime  = 10 * time.Second
+)
+
+// plan is a case to be measured.
+type plan struct {
+	Target string // of allTargets
+	Disk   string // what is served
+	Job    load.Job
+	With   []string // what is measured
+}
+
+// measured is a case that was.
+type measured struct {
+	plan
+	Results [][]load.Result // of each of With the rounds'
+}
+
+// name names a case.
+func (p *plan) name() string {
+	j := &p.Job
+	name := fmt.Sprintf("%s, %s %s, depth %d", p.Disk, j.Pattern, sizeName(j.BlockSize), j.Depth)
+	if j.Queues > 1 {
+		name += fmt.Sprintf(", %d queues", j.Queues)
+	}
+	return name + ", " + p.client()
+}
+
+func (p *plan) client() string {
+	if p.Job.Poll {
+		return poll
+	}
+	return event
+}
+
+func sizeName(n int64) string {
+	if n%1024 != 0 {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%d KiB", n>>10)
+}
+
+// of returns the results of one of those that were measured; nil where it was not.
+func (m *measured) of(name string) []load.Result {
+	if i := slices.Index(m.With, name); i >= 0 {
+		return m.Results[i]
+	}
+	return nil
+}
+
+// choice is what a target varies.
+type choice struct {
+	target   string
+	disks    []string
+	patterns []load.Pattern
+	sizes    []int
+	depths   []int
+	queues   []int
+	clients  []string
+}
+
+var choices = []choice{
+	{"null", []string{null}, []load.Pattern{load.RandRead, load.RandWrite}, []int{4 << 10}, []int{1, 32, 128}, []int{1}, allClients},
+	{"cached", []string{cached}, []load.Pattern{load.RandRead, load.RandWrite}, []int{4 << 10}, []int{1, 32, 128}, []int{1}, allClients},
+	{"direct", []string{direct}, []load.Pattern{load.RandRead, load.RandWrite}, []int{4 << 10}, []int{1, 32, 128}, []int{1}, []string{event}},
+	{"sequential", []string{cached, direct}, []load.Pattern{load.Read, load.Write}, []int{128 << 10}, []int{16}, []int{1}, []string{event}},
+	{"queues", []string{null, cached}, []load.Pattern{load.RandRead}, []int{4 << 10}, []int{32}, []int{1, 2, maxQueues}, []string{event}},
+	{"mixed", []string{cached}, []load.Pattern{load.RandRW}, []int{4 << 10}, []int{32}, []int{1}, []string{event}},
+	{"nbd", []string{nbd}, []load.Pattern{load.Read, load.Write}, []int{4 << 10, 128 << 10}, []int{1, 32}, []int{1}, []string{event}},
+}
+
+// plans makes all cases that are selected, by target.
+func plans(o options) []plan {
+	var ps []plan
+	for _, c := range choices {
+		if !selected(o.targets, c.target) {
+			continue
+		}
+		sizes, depths, clients := c.sizes, c.depths, c.clients
+		if o.sizes != nil {
+			sizes = o.sizes
+		}
+		if o.depths != nil {
+			depths = o.depths
+		}
+		if o.clients != nil {
+			clients = o.clients
+		}
+		for _, disk := range c.disks {
+			for _, pattern := range c.patterns {
+				if !(pattern.Reads() && selected(o.ops, "read") || pattern.Writes() && selected(o.ops, "write")) {
+					continue
+				}
+				for _, size := range sizes {
+					for _, client := range clients {
+						for _, queues := range c.queues {
+							for _, depth := range depths {
+								j := load.Job{Pattern: pattern, ReadPercent: 70, BlockSize: int64(size), Depth: depth, Queues: queues,
+									Poll: client == poll, Warmup: warmup, Length: o.length(), Seed: 1}
+								if disk != nbd {
+									j.CPUs = []int{o.clientCPU}
+								}
+								ps = append(ps, plan{Target: c.target, Disk: disk, Job: j, With: with(disk, &j, o.sockets)})
+							}
+						}
+					}
+				}
+			}
+		}
+	}
+	return ps
+}
+
+// with tells what is measured in a case.
+func with(disk string, j *load.Job, sockets []load.Target) []string {
+	var names []string
+	switch disk {
+	case null:
+		names = []string{ours, qsd}
+	case cached:
+		names = []string{ours, qsdURing, qsdThreads, oursMD}
+	case direct:
+		names = []string{ours, qsdURing}
+	case nbd:
+		names = []string{ours, qsd}
+		if j.Pattern == load.Read {
+			names = append(names, nbdcopy)
+		}
+		return names
+	}
+	// fio knows no rings.
+	if disk != null && j.Queues == 1 {
+		names = append(names, fioURing)
+		if disk == cached && j.Depth == 1 {
+			names = append(names, fioPsync)
+		}
+	}
+	for _, s := range sockets {
+		names = append(names, s.Name)
+	}
+	return names
+}
+
+// suite is a run.
+type suite struct {
+	o   options
+	dir string
+	out io.Writer
+
+	cases    []*measured
+	idle     []idleUse
+	commands []string // of what was started, as they were
+}
+
+// idleUse is what a back-end with nothing to do has used of a core.
+type idleUse struct {
+	Disk, Name string
+	Use        load.Usage
+}
+
+// run measures everything that is selected, disk by disk.
+func (s *suite) run(ctx context.Context) error {
+	all := plans(s.o)
+	for _, disk := range []string{null, cached, direct, nbd} {
+		var ps []plan
+		for _, p := range all {
+			if p.Disk == disk {
+				ps = append(ps, p)
+			}
+		}
+		idle := selected(s.o.targets, "idle") && (disk == null || disk == cached)
+		if len(ps) > 0 || idle {
+			if err := s.runDisk(ctx, disk, ps, idle); err != nil {
+				return err
+			}
+		}
+	}
+	slices.SortStableFunc(s.cases, func(a, b *measured) int {
+		return slices.Index(allTargets, a.Target) - slices.Index(allTargets, b.Target)
+	})
+	return nil
+}
+
+// runDisk has everybody serve a disk of one kind, and measures on it.
+func (s *suite) runDisk(ctx context.Context, disk string, ps []plan, idle bool) (err error) {
+	d, err := s.serve(ctx, disk)
+	defer func() { err = errors.Join(err, d.close()) }()
+	if err != nil {
+		return err
+	}
+	for _, p := range ps {
+		m, err := s.measure(ctx, d, p)
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.name(), err)
+		}
+		s.cases = append(s.cases, m)
+		fmt.Fprintln(s.out, m.line())
+	}
+	if !idle {
+		return nil
+	}
+	uses, err := measureIdle(ctx, s.o, disk, d.targets)
+	for _, u := range uses {
+		fmt.Fprintf(s.out, "%s, idle for %v: %s %.1f ms of CPU\n", u.Disk, idleTime, u.Name, ms(u.Use.CPU))
+	}
+	s.idle = append(s.idle, uses...)
+	return err
+}
+
+// measure measures one case, and looks whether the files were in memory all the time.
+func (s *suite) measure(ctx context.Context, d *disks, p plan) (*measured, error) {
+	var targets []load.Target
+	for _, name := range p.With {
+		i := slices.IndexFunc(d.targets, func(t load.Target) bool { return t.Name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("nobody is %q", name)
+		}
+		targets = append(targets, d.targets[i])
+	}
+	if err := d.check(); err != nil {
+		return nil, err
+	}
+	results, err := load.Compare(ctx, targets, p.Job, s.o.rounds, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.check(); err != nil {
+		return nil, err
+	}
+	if p.Job.Pattern.Writes() {
+		// What is written to the disk later would disturb the next case.
+		if err := d.sync(); err != nil {
+			return nil, err
+		}
+	}
+	return &measured{plan: p, Results: results}, nil
+}
+
+// measureIdle measures what the back-ends use with a front-end that has nothing to do any more.
+func measureIdle(ctx context.Context, o options, disk string, targets []load.Target) ([]idleUse, error) {
+	j := load.Job{Pattern: load.RandRead, BlockSize: 4 << 10, Depth: 32, Queues: 1, CPUs: []int{o.clientCPU},
+		Warmup: warmup, Length: warmup, Idle: idleTime, Seed: 1}
+	var uses []idleUse
+	var mu sync.Mutex
+	var errs []error
+	var all sync.WaitGroup
+	for _, t := range targets {
+		if t.Do != nil {
+			continue
+		}
+		all.Go(func() {
+			r, err := load.Run(ctx, t.Socket, j)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s, idle: %w", t.Name, err))
+				return
+			}
+			uses = append(uses, idleUse{disk, t.Name, r.Idle})
+		})
+	}
+	all.Wait()
+	place := func(u idleUse) int {
+		return slices.IndexFunc(targets, func(t load.Target) bool { return t.Name == u.Name })
+	}
+	slices.SortFunc(uses, func(a, b idleUse) int { return place(a) - place(b) })
+	return uses, errors.Join(errs...)
+}
+
+// line tells what came of a case: thousands of requests in a second, and how vdev stands to the others.
+func (m *measured) line() string {
+	var b strings.Builder
+	b.WriteString(m.name() + ":")
+	for i, name := range m.With {
+		fmt.Fprintf(&b, "  %s %s", name, thousands(m.Results[i]))
+		if i > 0 {
+			r := load.Ratios(m.Results[0], m.Results[i], (*load.Result).IOPS)
+			fmt.Fprintf(&b, " (%.2f, %.2f to %.2f)", r.MedianOfRatios, r.Least, r.Most)
+		}
+	}
+	return b.String()
+}
+
+// disks is what serves disks of one kind.
+type disks struct {
+	targets []load.Target
+	servers []*server
+	held    []*heldFile
+}
+
+func (d *disks) check() error {
+	for _, h := range d.held {
+		if err := h.check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *disks) sync() error {
+	for _, h := range d.held {
+		if err := h.f.Sync(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// close ends everything. The files stay.
+func (d *disks) close() error {
+	var errs []error
+	for _, s := range slices.Backward(d.servers) {
+		errs = append(errs, s.stop())
+	}
+	for _, h := range d.held {
+		errs = append(errs, h.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// serve starts what serves disks of one kind. What it returns is to be closed, after an error as well.
+func (s *suite) serve(ctx context.Context, disk string) (*disks, error) {
+	d := &disks{}
+	switch disk {
+	case null:
+		node := fmt.Sprintf("driver=null-co,size=%d,read-zeroes=off", nullBytes)
+		if err := errors.Join(s.startVdev(ctx, d, ours, s.o.serverCPU, "--driver", fmt.Sprintf("null,size=%d", nullBytes)),
+			s.startQSD(ctx, d, qsd, s.o.serverCPU, node)); err != nil {
+			return d, err
+		}
+	case cached, direct:
+		if err := s.serveFiles(ctx, d, disk); err != nil {
+			return d, err
+		}
+	case nbd:
+		return d, s.serveNBD(ctx, d)
+	}
+	d.targets = append(d.targets, s.o.sockets...)
+	return d, nil
+}
+
+// serveFiles has each serve an image of its own, since they lock what they serve.
+func (s *suite) serveFiles(ctx context.Context, d *disks, disk string) error {
+	size := int64(s.o.fileMiB) << 20
+	image := func(name string) (string, error) {
+		path := filepath.Join(s.dir, strings.ReplaceAll(disk+" "+name, " ", "-")+".img")
+		if disk == direct {
+			return path, newUncachedFile(path, size)
+		}
+		h, err := newHeldFile(path, size)
+		if err == nil {
+			d.held = append(d.held, h)
+		}
+		return path, err
+	}
+	path, err := image(ours)
+	if err != nil {
+		return err
+	}
+	args := []string{"--blk-file", path}
+	if disk == direct {
+		args = append(args, "--direct")
+	}
+	if err := s.startVdev(ctx, d, ours, s.o.serverCPU, args...); err != nil {
+		return err
+	}
+	for _, engine := range []string{qsdURing, qsdThreads} {
+		if disk == direct && engine == qsdThreads {
+			continue
+		}
+		if path, err = image(engine); err != nil {
+			return err
+		}
+		cache := "off"
+		if disk == direct {
+			cache = "on"
+		}
+		aio := strings.TrimPrefix(engine, qsd+" ")
+		if err := s.startQSD(ctx, d, engine, s.o.serverCPU, fmt.Sprintf("driver=file,filename=%s,aio=%s,cache.direct=%s", path, aio, cache)); err != nil {
+			return err
+		}
+	}
+	if disk == cached {
+		if err := s.startVdev(ctx, d, oursMD, s.o.serverCPU, "--driver", fmt.Sprintf("md,size=%d", size)); err != nil {
+			return err
+		}
+	}
+	if path, err = image("fio"); err != nil {
+		return err
+	}
+	for _, name := range []string{fioURing, fioPsync} {
+		engine := strings.TrimPrefix(name, "fio ")
+		example := load.Job{Pattern: load.RandRead, BlockSize: 4 << 10, Depth: 32, Warmup: warmup, Length: s.o.length()}
+		s.command("taskset", append([]string{"-c", strconv.Itoa(s.o.serverCPU), s.o.fio}, fioArgs(engine, path, disk == direct, example)...))
+		d.targets = append(d.targets, load.Target{Name: name, Do: func(ctx context.Context, j load.Job) (load.Result, error) {
+			return runFio(ctx, s.o, engine, path, disk == direct, j)
+		}})
+	}
+	return nil
+}
+
+// serveNBD has both serve what an nbdkit has, whose disk is written before, so that all of it is there.
+func (s *suite) serveNBD(ctx context.Context, d *disks) error {
+	socket := filepath.Join(s.dir, "nbd.sock")
+	uri := "nbd+unix:///?socket=" + socket
+	args := []string{"--foreground", "--unix", socket, "memory", strconv.Itoa(nbdBytes)}
+	s.command(s.o.nbdkit, args)
+	server, err := startServer(ctx, -1, "nbdkit", socket, s.o.nbdkit, args)
+	if err != nil {
+		return err
+	}
+	d.servers = append(d.servers, server)
+	if err := errors.Join(s.startVdev(ctx, d, ours, -1, "--driver", "nbd,uri="+uri),
+		s.startQSD(ctx, d, qsd, -1, "driver=nbd,server.type=unix,server.path="+socket)); err != nil {
+		return err
+	}
+	fill := load.Job{Pattern: load.Read, BlockSize: 1 << 20, Depth: 4, Queues: 1, Length: time.Millisecond, Verify: true}
+	if _, err := load.Run(ctx, d.targets[0].Socket, fill); err != nil {
+		return err
+	}
+	d.targets = append(d.targets, load.Target{Name: nbdcopy, Do: func(ctx context.Context, j load.Job) (load.Result, error) {
+		return s.runCopy(ctx, uri, j)
+	}})
+	return nil
+}
+
+// runCopy reads all that an NBD server has once with nbdcopy, which has no other way to do it.
+func (s *suite) runCopy(ctx context.Context, uri string, j load.Job) (load.Result, error) {
+	r := load.Result{Latency: noLatency(), Waited: math.NaN()}
+	cmd := pinned(ctx, -1, s.o.nbdcopy, []string{"--no-extents", "--connections=1", fmt.Sprintf("--requests=%d", j.Depth),
+		fmt.Sprintf("--queue-size=%d", max(int64(j.Depth)*j.BlockSize, 1<<20)), fmt.Sprintf("--request-size=%d", j.BlockSize), uri, "null:"})
+	begun := time.Now()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		if ctx.Err() != nil {
+			return r, context.Cause(ctx)
+		}
+		return r, fmt.Errorf("%s: %w: %s", cmd, err, strings.TrimSpace(string(out)))
+	}
+	r.Length, r.Bytes, r.Requests = time.Since(begun), nbdBytes, uint64(nbdBytes/j.BlockSize)
+	r.Backend.CPU = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	return r, nil
+}
+
+// startVdev starts a vdev that serves what args say.
+func (s *suite) startVdev(ctx context.Context, d *disks, name string, cpu int, args ...string) error {
+	socket := s.socketOf(name)
+	args = slices.Concat([]string{"blk", "--socket-path", socket, "--num-queues", strconv.Itoa(maxQueues), "--log-level", "warn"}, args, s.o.vdevArgs)
+	return s.start(ctx, d, name, cpu, socket, s.o.vdev, args)
+}
+
+// startQSD starts a qemu-storage-daemon that serves what node says, with an iothread, which polls.
+func (s *suite) startQSD(ctx context.Context, d *disks, name string, cpu int, node string) error {
+	socket := s.socketOf(name)
+	return s.start(ctx, d, name, cpu, socket, s.o.qsd, []string{"--blockdev", node + ",node-name=disk", "--object", "iothread,id=io",
+		"--export", fmt.Sprintf("type=vhost-user-blk,id=export,node-name=disk,writable=on,num-queues=%d,iothread=io,addr.type=unix,addr.path=%s",
+			maxQueues, socket)})
+}
+
+func (s *suite) start(ctx context.Context, d *disks, name string, cpu int, socket, command string, args []string) error {
+	if cpu >= 0 {
+		s.command("taskset", append([]string{"-c", strconv.Itoa(cpu), filepath.Base(command)}, args...))
+	} else {
+		s.command(filepath.Base(command), args)
+	}
+	server, err := startServer(ctx, cpu, name, socket, command, args)
+	if err != nil {
+		return err
+	}
+	d.servers = append(d.servers, server)
+	d.targets = append(d.targets, load.Target{Name: name, Socket: socket})
+	return nil
+}
+
+// socketOf is where that back-end listens.
+func (s *suite) socketOf(name string) string {
+	return filepath.Join(s.dir, strings.ReplaceAll(name, " ", "-")+".sock")
+}
+
+// command notes what is started.
+func (s *suite) command(command string, args []string) {
+	line := command + " " + strings.Join(args, " ")
+	s.commands = append(s.commands, strings.ReplaceAll(line, s.dir+string(os.PathSeparator), ""))
+}
