@@ -1,9 +1,13 @@
 package load
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"os"
+	"syscall"
 
 	"vdev/internal/sys"
 	"vdev/vhostuser"
@@ -34,16 +38,17 @@ type disk struct {
 	f      *vhostusertest.Frontend
 	mem    *virtqtest.Mem
 	queues []*queue
-	pid    int // of the back-end
+	pid    int         // of the back-end
+	stay   func() bool // keeps the end of the context from hanging up
 }
 
-// connect connects to the back-end at socket, and makes its rings ready for j.
-func connect(socket string, j *Job) (_ *disk, err error) {
+// connect connects to the back-end at socket, and makes its rings ready for j. When ctx ends, it hangs up.
+func connect(ctx context.Context, socket string, j *Job) (_ *disk, err error) {
 	f, err := vhostusertest.Dial(socket)
 	if err != nil {
 		return nil, err
 	}
-	d := &disk{f: f}
+	d := &disk{f: f, stay: context.AfterFunc(ctx, func() { f.Conn().Close() })}
 	defer func() {
 		if err != nil {
 			d.close()
@@ -56,7 +61,7 @@ func connect(socket string, j *Job) (_ *disk, err error) {
 	d.pid = peer.PID
 	offered, err := f.Handshake(vhostusertest.AllProtocolFeatures)
 	if err != nil {
-		return nil, fmt.Errorf("handshake: %w", err)
+		return nil, fmt.Errorf("handshake: %w%s", err, perhaps(err))
 	}
 	if offered&virtq.FeatureVersion1 == 0 {
 		return nil, errors.New("the back-end does not offer VIRTIO_F_VERSION_1")
@@ -96,6 +101,17 @@ func connect(socket string, j *Job) (_ *disk, err error) {
 	return d, d.start(j, features, size)
 }
 
+// perhaps says what may be the cause where a back-end does not answer.
+func perhaps(err error) string {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return " (does it serve another front-end?)"
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return " (it has hung up: does it serve another front-end, or is it no vhost-user back-end?)"
+	}
+	return ""
+}
+
 // start makes guest memory, and starts the rings in it.
 func (d *disk) start(j *Job, features uint64, size int64) (err error) {
 	const regionAlign = 2 << 20
@@ -129,6 +145,7 @@ func (d *disk) stop() error {
 
 // close hangs up, whatever is in progress.
 func (d *disk) close() {
+	d.stay()
 	d.f.Close()
 	for _, q := range d.queues {
 		q.close()

@@ -80,6 +80,10 @@ type queue struct {
 	start       time.Time    // what times count from
 	state       atomic.Int32 // set by whoever runs the Job
 
+	// Of the one who looks whether the queue stalls: its used index, and since when it is that.
+	seen  uint16
+	since time.Time
+
 	// What came of it, to be read when the thread has ended.
 	hist          *hdrhistogram.Histogram
 	done, written uint64 // requests counted, and those of them that wrote

@@ -2,7 +2,9 @@ package load
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -23,6 +25,7 @@ type Result struct {
 	Backend Usage // the back-end's process
 	Own     Usage // this process
 	Idle    Usage // the back-end's process, in the time of Job.Idle
+	PID     int   // the back-end's process: whoever began to listen on the socket; 0 where it cannot be seen from here
 }
 
 // IOPS is requests in a second.
@@ -36,8 +39,11 @@ func (r *Result) Percentile(p float64) time.Duration {
 	return time.Duration(r.Latency.ValueAtQuantile(p))
 }
 
-// endPatience is how long what is in flight may take to end, when the load does.
-const endPatience = 10 * time.Second
+// LimitedByLoad tells whether the load itself was what went slowest, so that the back-end can do more than is seen here.
+func (r *Result) LimitedByLoad() bool { return r.Waited < 0.1 }
+
+// patience is how long a back-end may take to complete a request.
+const patience = 10 * time.Second
 
 // idleAfter is when a back-end counts as idle, from its last request on.
 const idleAfter = time.Second
@@ -48,12 +54,15 @@ func Run(ctx context.Context, socket string, j Job) (Result, error) {
 	if err := j.check(); err != nil {
 		return Result{}, err
 	}
-	d, err := connect(socket, &j)
-	if err != nil {
-		return Result{}, fmt.Errorf("%s: %w", socket, err)
+	d, err := connect(ctx, socket, &j)
+	var r Result
+	if err == nil {
+		r, err = d.run(ctx, &j)
+		d.close()
 	}
-	defer d.close()
-	r, err := d.run(ctx, &j)
+	if ctx.Err() != nil {
+		err = context.Cause(ctx) // whatever else that has led to
+	}
 	if err != nil {
 		return r, fmt.Errorf("%s: %w", socket, err)
 	}
@@ -61,9 +70,18 @@ func Run(ctx context.Context, socket string, j Job) (Result, error) {
 }
 
 func (d *disk) run(ctx context.Context, j *Job) (r Result, err error) {
+	if len(j.BackendCPUs) > 0 {
+		bound, bindErr := bind(d.pid, j.BackendCPUs)
+		if bindErr != nil {
+			return r, bindErr
+		}
+		defer func() { err = errors.Join(err, bound.undo()) }()
+	}
 	var ready, threads sync.WaitGroup
 	begin := make(chan struct{})
-	failed := make(chan error, len(d.queues))
+	failed := make(chan error, len(d.queues)+1)
+	unwatch := d.watch(failed)
+	defer unwatch()
 	for i, q := range d.queues {
 		cpu := -1
 		if len(j.CPUs) > 0 {
@@ -87,39 +105,38 @@ func (d *disk) run(ctx context.Context, j *Job) (r Result, err error) {
 		set(aborting)
 		<-drained
 	}()
-	err = await(ctx, failed, filled, 0)
+	err = d.await(ctx, failed, filled, 0)
 	close(begin)
 	if err == nil {
-		err = await(ctx, failed, nil, j.Warmup)
+		err = d.await(ctx, failed, nil, j.Warmup)
 	}
 	if err != nil {
 		return r, err
 	}
-	before, own := usageOf(d.pid), usageOf(0)
+	before, own := usageOf(d.pid), usageOf(os.Getpid())
 	start := time.Now()
 	set(measuring)
-	err = await(ctx, failed, nil, j.Length)
+	err = d.await(ctx, failed, nil, j.Length)
 	set(stopping)
 	r.Length = time.Since(start)
-	r.Backend, r.Own = usageOf(d.pid).since(before), usageOf(0).since(own)
+	r.Backend, r.Own = usageOf(d.pid).since(before), usageOf(os.Getpid()).since(own)
 	if err != nil {
 		return r, err
 	}
-	ending, cancel := context.WithTimeoutCause(ctx, endPatience, fmt.Errorf("requests in flight were not answered within %v", endPatience))
-	defer cancel()
-	if err := await(ending, failed, drained, 0); err != nil {
+	if err := d.await(ctx, failed, drained, 0); err != nil {
 		return r, err
 	}
 	if j.Idle > 0 {
-		if err := await(ctx, failed, nil, idleAfter); err != nil {
+		if err := d.await(ctx, failed, nil, idleAfter); err != nil {
 			return r, err
 		}
 		before = usageOf(d.pid)
-		if err := await(ctx, failed, nil, j.Idle); err != nil {
+		if err := d.await(ctx, failed, nil, j.Idle); err != nil {
 			return r, err
 		}
 		r.Idle = usageOf(d.pid).since(before)
 	}
+	unwatch()
 	if err := d.stop(); err != nil {
 		return r, err
 	}
@@ -137,21 +154,70 @@ func closedAfter(wait func()) <-chan struct{} {
 	return done
 }
 
-// await waits until done is closed, or, where that is nil, for that time. A queue that fails, or the end of ctx, ends it with an error.
-func await(ctx context.Context, failed <-chan error, done <-chan struct{}, length time.Duration) error {
+// watch has failed told when the back-end hangs up, which has nothing to say while its rings run, until unwatch is called.
+func (d *disk) watch(failed chan<- error) (unwatch func()) {
+	conn, done := d.f.Conn(), make(chan struct{})
+	conn.SetReadDeadline(time.Time{})
+	go func() {
+		defer close(done)
+		_, err := conn.Read(make([]byte, 1))
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded): // that is unwatch
+		case err == nil:
+			failed <- errors.New("the back-end has sent a message that it was not asked for")
+		default:
+			failed <- fmt.Errorf("the back-end has hung up: %w", err)
+		}
+	}()
+	return func() {
+		conn.SetReadDeadline(time.Unix(1, 0))
+		<-done
+	}
+}
+
+// stalled returns an error where a queue has broken, or completed nothing of what it was asked for since too long. It is called now
+// and then.
+func (d *disk) stalled(now time.Time) error {
+	for _, q := range d.queues {
+		used := q.usedIdx.Load()
+		switch idle := uint16(q.avail.Load()>>16) == used; {
+		case q.ring.Failed():
+			return fmt.Errorf("queue %d: the back-end has given it up as broken", q.index)
+		case idle || used != q.seen || q.since.IsZero():
+			q.seen, q.since = used, now
+		case now.Sub(q.since) >= patience:
+			return fmt.Errorf("queue %d: no request was completed for %v", q.index, patience)
+		}
+	}
+	return nil
+}
+
+// await waits until done is closed, or, where that is nil, for that time. A queue that fails or stalls, or the end of ctx, ends it with
+// an error.
+func (d *disk) await(ctx context.Context, failed <-chan error, done <-chan struct{}, length time.Duration) error {
 	var timeout <-chan time.Time
 	if done == nil {
 		timer := time.NewTimer(length)
 		defer timer.Stop()
 		timeout = timer.C
 	}
-	select {
-	case <-done:
-	case <-timeout:
-	case err := <-failed:
-		return err
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for waiting := true; waiting; {
+		select {
+		case <-done:
+			waiting = false
+		case <-timeout:
+			waiting = false
+		case now := <-tick.C:
+			if err := d.stalled(now); err != nil {
+				return err
+			}
+		case err := <-failed:
+			return err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 	// Who is done may have failed.
 	select {
@@ -164,6 +230,7 @@ func await(ctx context.Context, failed <-chan error, done <-chan struct{}, lengt
 
 // add adds up what the queues have counted.
 func (d *disk) add(r *Result, j *Job) {
+	r.PID = d.pid
 	r.Latency = hdrhistogram.New(1, maxLatency, latencyDigits)
 	var turns, waited uint64
 	for _, q := range d.queues {

@@ -3,7 +3,6 @@ package load
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -22,16 +21,15 @@ func (u Usage) since(before Usage) Usage {
 	return Usage{CPU: u.CPU - before.CPU, Switches: max(u.Switches, before.Switches) - before.Switches}
 }
 
-// usageOf asks the system for a process's usage; 0 is this process. What cannot be had is 0.
+// usageOf asks the system for a process's usage. What cannot be had is 0.
 func usageOf(pid int) Usage {
-	if pid == 0 {
-		pid = os.Getpid()
-	}
 	var u Usage
+	if pid == 0 { // the process is not known, and to the system this would be ourselves
+		return u
+	}
 	u.CPU, _ = sys.ProcessCPU(pid)
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
-	for _, name := range tasks {
-		text, err := os.ReadFile(name)
+	for _, tid := range threads(pid) {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/status", pid, tid))
 		if err != nil {
 			continue
 		}
@@ -43,4 +41,15 @@ func usageOf(pid int) Usage {
 		}
 	}
 	return u
+}
+
+// threads lists the threads of a process.
+func threads(pid int) (tids []int) {
+	entries, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	for _, e := range entries {
+		if tid, err := strconv.Atoi(e.Name()); err == nil {
+			tids = append(tids, tid)
+		}
+	}
+	return tids
 }

@@ -10,14 +10,29 @@ import (
 // Yield gives the processor to whoever else wants it (sched_yield(2)), and returns at once where nobody does.
 func Yield() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
 
-// SetAffinity binds a thread to one processor (sched_setaffinity(2)); tid 0 is the calling one.
-func SetAffinity(tid, cpu int) error {
+// SetAffinity binds a thread to processors (sched_setaffinity(2)); tid 0 is the calling one.
+func SetAffinity(tid int, cpus ...int) error {
 	var set unix.CPUSet
-	set.Set(cpu)
-	if !set.IsSet(cpu) {
-		return os.NewSyscallError("sched_setaffinity", unix.EINVAL)
+	for _, cpu := range cpus {
+		if set.Set(cpu); !set.IsSet(cpu) {
+			return os.NewSyscallError("sched_setaffinity", unix.EINVAL)
+		}
 	}
 	return os.NewSyscallError("sched_setaffinity", unix.SchedSetaffinity(tid, &set))
+}
+
+// Affinity returns the processors that a thread may run on (sched_getaffinity(2)); tid 0 is the calling one.
+func Affinity(tid int) (cpus []int, err error) {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(tid, &set); err != nil {
+		return nil, os.NewSyscallError("sched_getaffinity", err)
+	}
+	for cpu := 0; len(cpus) < set.Count(); cpu++ {
+		if set.IsSet(cpu) {
+			cpus = append(cpus, cpu)
+		}
+	}
+	return cpus, nil
 }
 
 // ProcessCPU is how much CPU time a process has used, all its threads together, since it began (clock_getcpuclockid(3)).
