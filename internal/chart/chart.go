@@ -111,8 +111,9 @@ func (c *canvas) text(x, y float64, anchor string, size float64, colour string, 
 	if bold {
 		weight = ` font-weight="600"`
 	}
-	fmt.Fprintf(&c.b, "<text x=\"%s\" y=\"%s\" text-anchor=\"%s\" font-size=\"%s\" fill=\"%s\"%s>%s</text>\n",
-		num(x), num(y), anchor, num(size), colour, weight, escape(s))
+	// The margin keeps it legible where a line passes.
+	fmt.Fprintf(&c.b, "<text x=\"%s\" y=\"%s\" text-anchor=\"%s\" font-size=\"%s\" fill=\"%s\" stroke=\"%s\" stroke-width=\"3\" paint-order=\"stroke\"%s>%s</text>\n",
+		num(x), num(y), anchor, num(size), colour, paper, weight, escape(s))
 }
 
 func (c *canvas) line(x1, y1, x2, y2 float64, colour string, width float64, dash string) {
