@@ -3,7 +3,11 @@ package load
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
 // Target is what is measured: a back-end, or something else that does the same work.
@@ -80,4 +84,26 @@ func Ratios(a, b []Result, figure func(*Result) float64) Ratio {
 	}
 	of.MedianOfRatios, of.Least, of.Most = Median(x), slices.Min(x), slices.Max(x)
 	return of
+}
+
+// Quantile says that a share of the requests, from 0 to less than 1, took no longer than Latency.
+type Quantile struct {
+	Share   float64
+	Latency time.Duration
+}
+
+// Curve returns how the latencies of results, taken together, are distributed: ten quantiles for each nine of the share (up to 90 %,
+// up to 99 % and so on), as far as there are requests beyond. It returns none where there was no request.
+func Curve(results []Result) (curve []Quantile) {
+	all := hdrhistogram.New(1, maxLatency, latencyDigits)
+	for i := range results {
+		all.Merge(results[i].Latency)
+	}
+	for step := 0; ; step++ {
+		beyond := math.Pow(10, -float64(step)/10)
+		if beyond*float64(all.TotalCount()) < 1 {
+			return curve
+		}
+		curve = append(curve, Quantile{1 - beyond, time.Duration(all.ValueAtQuantile(100 * (1 - beyond)))})
+	}
 }

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/HdrHistogram/hdrhistogram-go"
+
 	"vdev/internal/dev/md"
 )
 
@@ -81,5 +83,34 @@ func TestATargetCanBeSomethingElse(t *testing.T) {
 	}
 	if _, err := Compare(t.Context(), targets, j, 1, nil); !errors.Is(err, fails) || !strings.Contains(err.Error(), "broken") {
 		t.Errorf("error %v, want that of broken", err)
+	}
+}
+
+func TestACurveHasTheLatenciesOfAllRounds(t *testing.T) {
+	taking := func(d time.Duration, n int64) Result {
+		h := hdrhistogram.New(1, maxLatency, latencyDigits)
+		if err := h.RecordValues(int64(d), n); err != nil {
+			t.Fatal(err)
+		}
+		return Result{Latency: h}
+	}
+	curve := Curve([]Result{taking(time.Microsecond, 950), taking(time.Millisecond, 50)})
+	if len(curve) != 31 { // up to 99.9 % of a thousand
+		t.Fatalf("%d quantiles", len(curve))
+	}
+	for i, q := range curve {
+		want := time.Microsecond
+		if q.Share > 0.95 {
+			want = time.Millisecond
+		}
+		if off := float64(q.Latency)/float64(want) - 1; off < -1e-3 || off > 1e-3 || i > 0 && q.Share <= curve[i-1].Share {
+			t.Errorf("quantile %d: %+v, want %v", i, q, want)
+		}
+	}
+	if got := curve[10].Share; got < 0.9-1e-9 || got > 0.9+1e-9 {
+		t.Errorf("the tenth quantile is of %v", got)
+	}
+	if got := Curve([]Result{taking(1, 0)}); got != nil {
+		t.Errorf("of nothing: %v", got)
 	}
 }
