@@ -28,7 +28,8 @@ func TestEveryCommandOfTheReadmeWorks(t *testing.T) {
 	asked := t.TempDir()
 	p := serving(t, nil, "blk", "--socket-path", filepath.Join(asked, "vm1.sock"), "--control", filepath.Join(asked, "vm1.ctl"),
 		"--driver", "fault,lower=md,size=1M")
-	there := strings.NewReplacer("/run/", asked+"/", "life.json", asked+"/life.json")
+	other := serving(t, nil, "blk", "--socket-path", filepath.Join(asked, "vm2.sock"), "--driver", "md,size=1M")
+	there := strings.NewReplacer("/run/", asked+"/", "life.json", asked+"/life.json", "bench.svg", asked+"/bench.svg")
 	seen := 0
 	for line := range strings.Lines(string(text)) {
 		command, indented := strings.CutPrefix(line, "    ./")
@@ -45,19 +46,23 @@ func TestEveryCommandOfTheReadmeWorks(t *testing.T) {
 			continue
 		}
 		ctx := ended
-		if args[1] == "ctl" {
+		if args[1] == "ctl" || args[1] == "bench" {
 			args = strings.Fields(there.Replace(command))
 			if !slices.Contains(args, "--follow") {
 				ctx = t.Context()
 			}
+		}
+		if args[1] == "bench" {
+			args = append(args, "--length", "10ms", "--warmup", "0")
 		}
 		var stdout, stderr bytes.Buffer
 		if status := run(ctx, args[1:], &stdout, &stderr); status != exitOK {
 			t.Errorf("%s: exit status %d: %s", command, status, stderr.String())
 		}
 	}
-	if seen < 12 {
+	if seen < 15 {
 		t.Errorf("the README has %d commands: are they still found?", seen)
 	}
 	p.endsCleanly()
+	other.endsCleanly()
 }

@@ -29,7 +29,7 @@ const (
 // sys; vhostuser -> virtq. devsw and specfs know nothing of virtio, virtq nothing of devices, vhostuser nothing
 // of what stands behind its Device.
 var layers = map[string][]string{
-	"cmd/vdev": {"vhostuser", "specfs", "devsw", "internal/virtioblk", "internal/dev/...", "internal/qemunbd", "internal/trace", "internal/control", "internal/load"},
+	"cmd/vdev": {"vhostuser", "specfs", "devsw", "internal/virtioblk", "internal/dev/...", "internal/qemunbd", "internal/trace", "internal/control", "internal/load", "internal/chart"},
 
 	"vhostuser":               {"virtq", "internal/reactor", "internal/guestmem", "internal/sys"},
 	"vhostuser/vhostusertest": {"vhostuser", "virtq", "virtq/virtqtest", "internal/guestmem", "internal/sys"},

@@ -1,0 +1,320 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"vdev/internal/load"
+)
+
+// benchConfig is a command line of `vdev bench` that was found right.
+type benchConfig struct {
+	targets []load.Target // one, or two that are compared
+	jobs    []load.Job    // one for each case
+	rounds  int
+	json    bool
+	output  string // a file, or empty: the standard output
+	svg     string // a file, or empty: no picture
+}
+
+// benchFlags are the flags of `vdev bench`, as they are given.
+type benchFlags struct {
+	pattern     several[string]
+	blockSize   several[int64]
+	depth       several[int]
+	queues      several[int]
+	client      several[string]
+	readPercent number
+	size        string
+	overwrite   bool
+	verify      bool
+	seed        uint64
+	length      time.Duration
+	warmup      time.Duration
+	rounds      number
+	clientCPUs  cpuList
+	backendCPUs cpuList
+	versus      string
+	name        string
+	versusName  string
+	format      choice
+	output      string
+	svg         string
+}
+
+// The two kinds of clients.
+const clientEvent, clientPoll = "event", "poll"
+
+func newBenchCommand() *cobra.Command {
+	f := newBenchFlags()
+	cmd := &cobra.Command{
+		Use:   "bench [--versus SOCKET] SOCKET",
+		Short: "Measure how fast a disk is served, by vdev or by anybody else",
+		Long: `Plays the guest: connects to the vhost-user-blk back-end that listens on SOCKET (vdev,
+qemu-storage-daemon, SPDK, ...), which must not be serving another one, keeps its disk busy, and
+tells requests per second, latencies, and what the back-end's process needs for a request.
+
+There is a case for each combination of pattern, block size, depth, number of queues and
+client, and each is measured in several rounds; what is printed is the median. With --versus two
+back-ends take turns in each round, so that what drifts on the host weighs on both alike. Both
+are to serve equal disks.
+
+Patterns have the names that fio gives them: read and write are sequential, randread and
+randwrite are not, rw and randrw mix reads and writes. An event client sleeps until the
+back-end calls it, as most guests do; one that polls looks for completions all the time, and
+needs a processor for each queue.
+
+WHATEVER WRITES (all patterns but read and randread, and --verify) DESTROYS WHAT IS ON THE DISK,
+and is refused without --overwrite.
+
+The latency of a request is the time from when the back-end could see it until it was found
+complete. CPU/REQ is the CPU time of all of the back-end's process, the kernel's on its behalf
+included, and CSW/REQ its context switches; both are of the process that began to listen on the
+socket. Figures with a * tell of the load rather than of the back-end: completions were there
+before they were looked for, and the back-end can do more than that. A disk that holds nothing
+(--driver null) is no disk, but tells how fast the rings are.
+
+Other processes on the same processors, and processors that share a core, disturb: bind the
+back-end and the client to processors of their own with --backend-cpus and --client-cpus. The
+back-end's threads are bound for the time of each round, which takes its user's rights or
+root's; the worker threads of its io_uring, which are the kernel's, stay where they are.`,
+		Example: `  vdev blk --socket-path /run/vm1.sock --driver null,size=1G
+  vdev bench /run/vm1.sock
+  vdev bench /run/vm1.sock --versus /run/qsd.sock --client event,poll --backend-cpus 0 --client-cpus 1 \
+      --format json --output bench.json --svg bench.svg
+  vdev bench /run/scratch.sock --pattern randwrite --overwrite --verify --size 256M`,
+		Args: func(_ *cobra.Command, args []string) error {
+			switch {
+			case len(args) == 0:
+				return errors.New("the back-end's socket is missing")
+			case len(args) > 1:
+				return fmt.Errorf("unexpected argument %q; a second back-end is given with --versus", args[1])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := f.config(args[0], cmd.Flags().Changed)
+			if err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+			defer stop()
+			if err := c.run(ctx, cmd.OutOrStdout(), cmd.ErrOrStderr()); err != nil {
+				return &failure{err}
+			}
+			return nil
+		},
+	}
+	fs := cmd.Flags()
+	fs.SortFlags = false
+	f.register(fs)
+	completeChoices(cmd, map[string]*choice{"format": &f.format})
+	must(cmd.RegisterFlagCompletionFunc("pattern", cobra.FixedCompletions(patternNames(), cobra.ShellCompDirectiveNoFileComp)))
+	must(cmd.RegisterFlagCompletionFunc("client", cobra.FixedCompletions([]string{clientEvent, clientPoll, clientEvent + "," + clientPoll}, cobra.ShellCompDirectiveNoFileComp)))
+	completeNothing(cmd, "block-size", "depth", "queues", "read-percent", "size", "seed", "length", "warmup", "rounds", "client-cpus", "backend-cpus",
+		"name", "versus-name")
+	return cmd
+}
+
+func patternNames() (names []string) {
+	for _, p := range load.Patterns {
+		names = append(names, string(p))
+	}
+	return names
+}
+
+func newBenchFlags() *benchFlags {
+	return &benchFlags{
+		pattern: severalChoices(patternNames(), string(load.RandRead)),
+		blockSize: several[int64]{values: []int64{4096}, text: sizeText, kind: "BYTES", parse: func(s string) (int64, error) {
+			n, err := parseSize(s)
+			if err != nil || n < 512 || n > load.MaxBlockSize || n%512 != 0 {
+				return 0, fmt.Errorf("must be a multiple of 512 bytes, at most %s", sizeText(load.MaxBlockSize))
+			}
+			return n, nil
+		}},
+		depth:       severalNumbers(1, load.MaxDepth, 1, 32, 128),
+		queues:      severalNumbers(1, load.MaxQueues, 1),
+		client:      severalChoices([]string{clientEvent, clientPoll}, clientEvent),
+		readPercent: number{value: 70, min: 0, max: 100},
+		rounds:      number{value: 3, min: 1, max: math.MaxInt},
+		format:      choice{value: "text", of: []string{"text", "json"}},
+	}
+}
+
+func (f *benchFlags) register(fs *pflag.FlagSet) {
+	fs.Var(&f.pattern, "pattern", "patterns of the load: "+strings.Join(patternNames(), ", ")+" (`NAME,...`)")
+	fs.Var(&f.blockSize, "block-size", "sizes of a request, such as 4K,128K")
+	fs.Var(&f.depth, "depth", "how many requests are in flight in each queue")
+	fs.Var(&f.queues, "queues", "how many queues are used, each by a thread of its own")
+	fs.Var(&f.client, "client", "how completions are found: event, poll (`NAME,...`)")
+	fs.Var(&f.readPercent, "read-percent", "of the requests of rw and randrw, `N` per cent are reads")
+	fs.StringVar(&f.size, "size", "", "use only the first `BYTES` of the disk, such as 1G (default all)")
+	fs.BoolVar(&f.overwrite, "overwrite", false, "allow what destroys the disk's content: patterns that write, and --verify")
+	fs.BoolVar(&f.verify, "verify", false, "first write all that is used, and look whether everything read is what was written; costs speed")
+	fs.Uint64Var(&f.seed, "seed", 1, "begin random numbers with `N`")
+	fs.DurationVar(&f.length, "length", 2*time.Second, "how long a round counts")
+	fs.DurationVar(&f.warmup, "warmup", 500*time.Millisecond, "how long the load runs before")
+	fs.Var(&f.rounds, "rounds", "measure each case `N` times")
+	fs.Var(&f.clientCPUs, "client-cpus", "bind the threads of the load to these processors in turn, such as 1 or 2-5")
+	fs.Var(&f.backendCPUs, "backend-cpus", "bind the back-end's process to these processors meanwhile")
+	fs.StringVar(&f.versus, "versus", "", "compare with the back-end that listens on `SOCKET`")
+	fs.StringVar(&f.name, "name", "", "call the back-end `NAME` (default by its socket)")
+	fs.StringVar(&f.versusName, "versus-name", "", "call the other one `NAME`")
+	fs.Var(&f.format, "format", "how the figures are written")
+	fs.StringVar(&f.output, "output", "", "write them to `FILE`, and not to the standard output")
+	fs.StringVar(&f.svg, "svg", "", "draw a picture of them into `FILE`")
+}
+
+// config checks what the flags come to together, for the back-end at socket.
+func (f *benchFlags) config(socket string, given func(flag string) bool) (benchConfig, error) {
+	c := benchConfig{rounds: f.rounds.value, json: f.format.value == "json", output: f.output, svg: f.svg}
+	base := load.Job{ReadPercent: f.readPercent.value, CPUs: f.clientCPUs, BackendCPUs: f.backendCPUs, Warmup: f.warmup, Length: f.length,
+		Verify: f.verify, Seed: f.seed}
+	mixes := func(pattern string) bool { p := load.Pattern(pattern); return p.Reads() && p.Writes() }
+	switch {
+	case socket == "":
+		return c, errors.New("the back-end's socket is missing")
+	case len(socket) > maxSocketPath:
+		return c, fmt.Errorf("%s: is %d bytes long, and a socket's path has at most %d", socket, len(socket), maxSocketPath)
+	case len(f.versus) > maxSocketPath:
+		return c, tooLong("versus", f.versus)
+	case given("versus") && f.versus == "":
+		return c, errors.New("--versus: a path is missing")
+	case f.versus == socket:
+		return c, fmt.Errorf("--versus %s: is the same back-end", socket)
+	case given("versus-name") && f.versus == "":
+		return c, errors.New("--versus-name goes with --versus")
+	case f.name != "" && f.versusName == f.name:
+		return c, fmt.Errorf("--versus-name %s: is the name of the first one", f.name)
+	case f.length <= 0:
+		return c, fmt.Errorf("--length %v: must be more than 0", f.length)
+	case f.warmup < 0:
+		return c, fmt.Errorf("--warmup %v: must not be negative", f.warmup)
+	case given("read-percent") && !slices.ContainsFunc(f.pattern.values, mixes):
+		return c, fmt.Errorf("--read-percent: pattern %s does not mix reads and writes; rw and randrw do", &f.pattern)
+	case f.verify && !f.overwrite:
+		return c, errors.New("--verify destroys what is on the disk; --overwrite allows that")
+	}
+	if f.size != "" {
+		var err error
+		if base.Size, err = parseSize(f.size); err == nil && base.Size == 0 {
+			err = fmt.Errorf("size %q: must be more than 0", f.size)
+		}
+		if err != nil {
+			return c, fmt.Errorf("--size: %w", err)
+		}
+	}
+	for _, p := range f.pattern.values {
+		if load.Pattern(p).Writes() && !f.overwrite {
+			return c, fmt.Errorf("--pattern %s destroys what is on the disk; --overwrite allows that", p)
+		}
+		for _, size := range f.blockSize.values {
+			for _, queues := range f.queues.values {
+				for _, client := range f.client.values {
+					for _, depth := range f.depth.values {
+						j := base
+						j.Pattern, j.BlockSize, j.Queues, j.Poll, j.Depth = load.Pattern(p), size, queues, client == clientPoll, depth
+						c.jobs = append(c.jobs, j)
+					}
+				}
+			}
+		}
+	}
+	c.targets = append(c.targets, load.Target{Name: f.name, Socket: socket})
+	if f.versus != "" {
+		c.targets = append(c.targets, load.Target{Name: f.versusName, Socket: f.versus})
+	}
+	nameTargets(c.targets)
+	return c, nil
+}
+
+// nameTargets gives targets without a name that of their socket, and where that would be the other one's, too, its path.
+func nameTargets(targets []load.Target) {
+	names := map[string]int{}
+	nameOf := func(t load.Target) string {
+		if t.Name != "" {
+			return t.Name
+		}
+		return strings.TrimSuffix(filepath.Base(t.Socket), ".sock")
+	}
+	for _, t := range targets {
+		names[nameOf(t)]++
+	}
+	for i, t := range targets {
+		if names[nameOf(t)] > 1 && t.Name == "" {
+			targets[i].Name = t.Socket
+		} else {
+			targets[i].Name = nameOf(t)
+		}
+	}
+}
+
+// run measures all cases, and writes what came of them, also of those before an error.
+func (c *benchConfig) run(ctx context.Context, stdout, stderr io.Writer) (err error) {
+	out := stdout
+	var picture *os.File
+	for name, use := range map[string]func(*os.File){c.output: func(f *os.File) { out = f }, c.svg: func(f *os.File) { picture = f }} {
+		if name == "" {
+			continue
+		}
+		f, createErr := os.Create(name)
+		if createErr != nil {
+			return createErr
+		}
+		defer func() { err = errors.Join(err, f.Close()) }()
+		use(f)
+	}
+	r := newBenchReport(c)
+	err = c.measure(ctx, r, stderr)
+	if err != nil {
+		r.Error = oneLine(err)
+		if len(r.Cases) == 0 {
+			return err
+		}
+	}
+	write := r.text
+	if c.json {
+		write = func(w io.Writer) error { return printJSON(w, r) }
+	}
+	err = errors.Join(err, write(out))
+	if picture != nil {
+		err = errors.Join(err, r.figure().Write(picture))
+	}
+	return err
+}
+
+// measure has the report know of each case, and says on stderr how far it is.
+func (c *benchConfig) measure(ctx context.Context, r *benchReport, stderr io.Writer) error {
+	runs := len(c.jobs) * c.rounds * len(c.targets)
+	fmt.Fprintf(stderr, "%s, %s, %s: about %v\n", count(len(c.jobs), "case"), count(c.rounds, "round"), count(len(c.targets), "back-end"),
+		(time.Duration(runs) * (c.jobs[0].Warmup + c.jobs[0].Length)).Round(time.Second))
+	for i, j := range c.jobs {
+		name := newBenchCase(&j)
+		targets := slices.Clone(c.targets)
+		for k := range targets {
+			targets[k].Socket = fileName(targets[k].Socket)
+		}
+		results, err := load.Compare(ctx, targets, j, c.rounds, func(target, round int, res load.Result) {
+			fmt.Fprintf(stderr, "case %d of %d, round %d of %d: %s, %s: %s IOPS\n", i+1, len(c.jobs), round+1, c.rounds, name, c.targets[target].Name, rate(res.IOPS()))
+		})
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		r.add(&j, results)
+	}
+	return nil
+}

@@ -1,0 +1,230 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"encoding/xml"
+	"errors"
+	"flag"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+	"github.com/google/go-cmp/cmp"
+
+	"vdev/internal/load"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// golden compares what was written with the file of that name in testdata/bench.
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	name = filepath.Join("testdata", "bench", name)
+	if *update {
+		if err := os.WriteFile(name, got, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("%s (-want +got; -update writes it anew):\n%s", name, diff)
+	}
+}
+
+// measured makes the results of rounds of a second with so many requests each.
+func measured(t *testing.T, pid int, waited float64, requests ...uint64) (results []load.Result) {
+	t.Helper()
+	for _, n := range requests {
+		h := hdrhistogram.New(1, int64(time.Minute), 3)
+		for latency, part := range map[time.Duration]float64{3 * time.Microsecond: 0.9, 20 * time.Microsecond: 0.098, 3 * time.Millisecond: 0.002} {
+			if err := h.RecordValues(int64(latency), int64(part*float64(n))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		results = append(results, load.Result{Length: time.Second, Requests: n, Bytes: 4096 * n, Latency: h, Waited: waited, PID: pid,
+			Backend: load.Usage{CPU: time.Duration(n) * 300, Switches: n / 100}, Own: load.Usage{CPU: 900 * time.Millisecond}})
+	}
+	return results
+}
+
+// report makes a report of two cases on two targets. No such processes run.
+func report(t *testing.T) *benchReport {
+	t.Helper()
+	const nobody = -1
+	c := benchConfig{rounds: 3, targets: []load.Target{{Name: "vdev", Socket: "/run/a.sock"}, {Name: "the <other>", Socket: "/run/b.sock"}}}
+	for _, depth := range []int{1, 32} {
+		c.jobs = append(c.jobs, load.Job{Pattern: load.RandRW, ReadPercent: 70, BlockSize: 4096, Depth: depth, Queues: 1, Warmup: time.Second / 2, Length: time.Second,
+			CPUs: []int{1}, BackendCPUs: []int{0}, Seed: 1})
+	}
+	r := newBenchReport(&c)
+	r.Time, r.Vdev, r.Machine = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), "v1", benchMachine{CPU: "a processor", Processors: 2, Kernel: "7.0"}
+	r.add(&c.jobs[0], [][]load.Result{measured(t, nobody, 1, 300000, 310000, 290000), measured(t, 0, 1, 200000, 100000, 150000)})
+	r.add(&c.jobs[1], [][]load.Result{measured(t, nobody, 0.01, 4200000, 4000000, 4100000), measured(t, 0, 0.5, 9000, 0, 12000)})
+	r.Error = "interrupted"
+	return r
+}
+
+func TestAReportAsTextAsJSONAndAsAPicture(t *testing.T) {
+	r := report(t)
+	var text, asJSON, svg bytes.Buffer
+	if err := errors.Join(r.text(&text), printJSON(&asJSON, r), r.figure().Write(&svg)); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "report.txt", text.Bytes())
+	golden(t, "report.json", asJSON.Bytes())
+	for line := range strings.Lines(text.String()) {
+		if len(line) > 121 {
+			t.Errorf("%d columns: %s", len(line), line)
+		}
+	}
+	var back benchReport
+	if err := json.Unmarshal(asJSON.Bytes(), &back); err != nil || len(back.Cases) != 2 {
+		t.Errorf("%d cases, %v", len(back.Cases), err)
+	}
+	wellFormed(t, svg.Bytes(), "vdev and the &lt;other&gt;", "randrw 4K, event: latency", "4.10M*")
+}
+
+func wellFormed(t *testing.T, svg []byte, with ...string) {
+	t.Helper()
+	d := xml.NewDecoder(bytes.NewReader(svg))
+	for {
+		if _, err := d.Token(); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, s := range with {
+		if !bytes.Contains(svg, []byte(s)) {
+			t.Errorf("the picture does not have %q", s)
+		}
+	}
+}
+
+func TestTargetsAreNamedByTheirSockets(t *testing.T) {
+	for _, tt := range []struct{ given, want []load.Target }{
+		{[]load.Target{{Socket: "/run/vm1.sock"}}, []load.Target{{Name: "vm1", Socket: "/run/vm1.sock"}}},
+		{[]load.Target{{Socket: "/a/s"}, {Socket: "/b/s"}}, []load.Target{{Name: "/a/s", Socket: "/a/s"}, {Name: "/b/s", Socket: "/b/s"}}},
+		{[]load.Target{{Socket: "/a/s"}, {Name: "s", Socket: "/b/s"}}, []load.Target{{Name: "/a/s", Socket: "/a/s"}, {Name: "s", Socket: "/b/s"}}},
+	} {
+		if nameTargets(tt.given); !cmp.Equal(tt.given, tt.want) {
+			t.Errorf("got %v, want %v", tt.given, tt.want)
+		}
+	}
+}
+
+// bench runs `vdev bench`, shortly, and returns its exit status and what it wrote.
+func bench(t *testing.T, ctx context.Context, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	var out, err bytes.Buffer
+	status = run(ctx, append([]string{"bench", "--length", "20ms", "--warmup", "5ms"}, args...), &out, &err)
+	return status, out.String(), err.String()
+}
+
+func TestTwoBackEndsAreMeasuredAndCompared(t *testing.T) {
+	dir := t.TempDir()
+	a, b, svg, file := filepath.Join(dir, "a.sock"), filepath.Join(dir, "b.sock"), filepath.Join(dir, "x.svg"), filepath.Join(dir, "x.json")
+	served := []*process{serving(t, nil, "blk", "--socket-path", a, "--driver", "md,size=4M"), serving(t, nil, "blk", "--socket-path", b, "--driver", "md,size=4M")}
+	status, stdout, stderr := bench(t, t.Context(), a, "--versus", b, "--versus-name", "other", "--pattern", "randrw,read", "--overwrite", "--verify", "--size", "256K", "--depth", "1,8",
+		"--client", "event,poll", "--queues", "2", "--block-size", "512", "--rounds", "2", "--backend-cpus", "0", "--format", "json", "--output", file, "--svg", svg)
+	if status != exitOK || stdout != "" {
+		t.Fatalf("status %d: %s%s", status, stdout, stderr)
+	}
+	if got := strings.Count(stderr, "IOPS"); got != 2*2*2*2*2 {
+		t.Errorf("%d results were told of:\n%s", got, stderr)
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r benchReport
+	if err := json.Unmarshal(text, &r); err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Cases) != 8 || r.Targets[0].Name != "a" || r.Targets[1].Name != "other" {
+		t.Fatalf("%d cases of %+v", len(r.Cases), r.Targets)
+	}
+	for i, p := range served {
+		if target := r.Targets[i]; target.PID != p.cmd.Process.Pid || !strings.Contains(target.Command, "md,size=4M") {
+			t.Errorf("%+v is process %d", target, p.cmd.Process.Pid)
+		}
+	}
+	for _, c := range r.Cases {
+		if len(c.Results) != 2 || len(c.Results[0].Rounds) != 2 || c.Ratios == nil || c.Queues != 2 {
+			t.Errorf("%+v", c)
+		}
+	}
+	picture, err := os.ReadFile(svg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wellFormed(t, picture, "randrw 512, 2 queues, event: latency", "a / other")
+
+	if status, stdout, stderr := bench(t, t.Context(), a, "--depth", "4", "--rounds", "1"); status != exitOK || !strings.Contains(stdout, "randread") {
+		t.Errorf("status %d: %s%s", status, stdout, stderr)
+	}
+}
+
+func TestABenchmarkThatCannotGoOnTellsWhyAndWhatItHas(t *testing.T) {
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "a.sock")
+	p := serving(t, nil, "blk", "--socket-path", socket, "--driver", "md,size=4M", "--read-only", "--num-queues", "2")
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{filepath.Join(dir, "none")}, "no such file or directory"},
+		{[]string{socket, "--pattern", "randwrite", "--overwrite"}, "the disk is read-only"},
+		{[]string{socket, "--queues", "3"}, "3 queues are wanted, and the back-end has 2"},
+		{[]string{socket, "--size", "8M"}, "the disk has 4194304"},
+		{[]string{socket, "--client-cpus", "8000"}, "sched_setaffinity"},
+		{[]string{socket, "--backend-cpus", "8000"}, "cannot be bound to processors"},
+		{[]string{socket, "--output", filepath.Join(dir, "no", "file")}, "no such file or directory"},
+	} {
+		status, stdout, stderr := bench(t, t.Context(), append(tt.args, "--rounds", "1", "--depth", "1")...)
+		last := regexp.MustCompile(`vdev: .*\n$`).FindString(stderr)
+		if status != exitFailure || stdout != "" || !strings.Contains(last, tt.want) {
+			t.Errorf("%q: status %d, %s%s; want %q", tt.args, status, stdout, stderr, tt.want)
+		}
+	}
+	// The second case is one too many: the first is told of.
+	status, stdout, stderr := bench(t, t.Context(), socket, "--rounds", "1", "--depth", "1", "--queues", "1,5")
+	if status != exitFailure || !strings.Contains(stdout, "randread") || !strings.Contains(stdout, "It ended early") {
+		t.Errorf("status %d: %s%s", status, stdout, stderr)
+	}
+	// It dies in the middle.
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	time.AfterFunc(50*time.Millisecond, func() { p.cmd.Process.Kill() })
+	if status, _, stderr := bench(t, ctx, socket, "--length", "1h"); status != exitFailure || !strings.Contains(stderr, "hung up") {
+		t.Errorf("status %d: %s", status, stderr)
+	}
+}
+
+func TestAnInterruptEndsABenchmark(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "a.sock")
+	serving(t, nil, "blk", "--socket-path", socket, "--driver", "md,size=4M")
+	p := start(t, nil, "bench", socket, "--depth", "1", "--client", "event,poll", "--rounds", "1", "--length", "50ms")
+	p.waitFor("case 1 of 2")
+	p.signal(os.Interrupt)
+	if status := p.wait(); status != exitFailure && status != exitOK { // it may just have ended
+		t.Errorf("status %d", status)
+	}
+	q := start(t, nil, "bench", socket, "--depth", "1", "--length", "1h")
+	q.waitFor("1 case")
+	q.signal(os.Interrupt)
+	if status := q.wait(); status != exitFailure {
+		t.Errorf("status %d", status)
+	}
+	q.waitFor("vdev: randread 4K, event, depth 1: a: ")
+}

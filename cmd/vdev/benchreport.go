@@ -1,0 +1,427 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+
+	"vdev/internal/chart"
+	"vdev/internal/load"
+)
+
+// benchReport is what `vdev bench` has measured. Its JSON is what --format json prints: members may be added, and one that changes
+// its meaning makes it another Format.
+type benchReport struct {
+	Format        int           `json:"format"` // 1
+	Time          time.Time     `json:"time"`   // when it began
+	Vdev          string        `json:"vdev"`   // the version of what measured
+	Machine       benchMachine  `json:"machine"`
+	Targets       []benchTarget `json:"targets"`
+	Rounds        int           `json:"rounds"`
+	WarmupSeconds float64       `json:"warmup_seconds"`
+	LengthSeconds float64       `json:"length_seconds"` // of a round
+	Cases         []*benchCase  `json:"cases"`
+	Error         string        `json:"error,omitempty"` // why there are no more cases, where it ended early
+}
+
+// benchMachine is where it was measured.
+type benchMachine struct {
+	CPU        string `json:"cpu"`        // the model
+	Processors int    `json:"processors"` // that vdev could use
+	Kernel     string `json:"kernel"`     // Linux's release
+}
+
+// benchTarget is a back-end.
+type benchTarget struct {
+	Name    string `json:"name"`
+	Socket  string `json:"socket"`
+	PID     int    `json:"pid,omitempty"`     // not there: it could not be seen from here
+	Command string `json:"command,omitempty"` // how it was called
+}
+
+// benchCase is one kind of load.
+type benchCase struct {
+	Pattern     string        `json:"pattern"`
+	ReadPercent *int          `json:"read_percent,omitempty"` // where the pattern mixes reads and writes
+	BlockSize   int64         `json:"block_size"`             // bytes
+	Queues      int           `json:"queues"`
+	Depth       int           `json:"depth"` // requests in flight in each queue
+	Client      string        `json:"client"`
+	Size        int64         `json:"size,omitempty"` // bytes of the disk that were used; not there: all
+	Verify      bool          `json:"verify,omitempty"`
+	Seed        uint64        `json:"seed"`
+	ClientCPUs  []int         `json:"client_cpus,omitempty"`
+	BackendCPUs []int         `json:"backend_cpus,omitempty"`
+	Results     []benchResult `json:"results"`          // one for each target
+	Ratios      *benchRatios  `json:"ratios,omitempty"` // of the first target to the second
+}
+
+// benchResult is what one target has done in a case.
+type benchResult struct {
+	Median        benchFigures    `json:"median"` // of the rounds, each figure for itself; but of the greatest latency the greatest
+	IOPSLeast     float64         `json:"iops_least"`
+	IOPSMost      float64         `json:"iops_most"`
+	LimitedByLoad bool            `json:"limited_by_load"` // the figures are the load's, and the back-end can do more
+	Rounds        []benchFigures  `json:"rounds"`
+	Percentiles   []benchQuantile `json:"percentiles"` // of all rounds together
+}
+
+// benchFigures are the figures of a round. Times are in nanoseconds.
+type benchFigures struct {
+	IOPS           float64  `json:"iops"`
+	BytesPerSecond float64  `json:"bytes_per_second"`
+	Mean           float64  `json:"latency_mean_ns"`
+	P50            float64  `json:"latency_p50_ns"`
+	P99            float64  `json:"latency_p99_ns"`
+	P999           float64  `json:"latency_p99_9_ns"`
+	Max            float64  `json:"latency_max_ns"`
+	CPU            *float64 `json:"backend_cpu_ns_per_request"`           // null where the process cannot be seen
+	Switches       *float64 `json:"backend_context_switches_per_request"` // likewise
+	OwnCPU         float64  `json:"client_cpu_ns_per_request"`
+	Waited         float64  `json:"waited"` // in how many of its turns the load had to wait for completions, from 0 to 1
+}
+
+// benchQuantile is a point of the curve of latencies.
+type benchQuantile struct {
+	Percentile float64 `json:"percentile"`
+	Latency    int64   `json:"latency_ns"`
+}
+
+// benchRatios are figures of the first target in parts of the second one's; null where that has none.
+type benchRatios struct {
+	IOPS *benchRatio `json:"iops"`
+	P50  *benchRatio `json:"latency_p50"`
+	P99  *benchRatio `json:"latency_p99"`
+	CPU  *benchRatio `json:"backend_cpu_per_request"`
+}
+
+// benchRatio is how one figure compares.
+type benchRatio struct {
+	OfMedians      float64 `json:"of_medians"`
+	MedianOfRatios float64 `json:"median_of_ratios"` // of the rounds'
+	Least          float64 `json:"least"`            // of the rounds'
+	Most           float64 `json:"most"`
+}
+
+func newBenchReport(c *benchConfig) *benchReport {
+	r := &benchReport{
+		Format: 1, Time: time.Now().Round(time.Second), Vdev: version(), Machine: thisMachine(),
+		Rounds: c.rounds, WarmupSeconds: c.jobs[0].Warmup.Seconds(), LengthSeconds: c.jobs[0].Length.Seconds(), Cases: []*benchCase{},
+	}
+	for _, t := range c.targets {
+		r.Targets = append(r.Targets, benchTarget{Name: t.Name, Socket: t.Socket})
+	}
+	return r
+}
+
+// thisMachine says where it is measured, as far as the system tells.
+func thisMachine() benchMachine {
+	m := benchMachine{CPU: runtime.GOARCH, Processors: runtime.NumCPU()}
+	release, _ := os.ReadFile("/proc/sys/kernel/osrelease")
+	m.Kernel = strings.TrimSpace(string(release))
+	info, _ := os.ReadFile("/proc/cpuinfo")
+	for line := range strings.Lines(string(info)) {
+		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "model name" {
+			m.CPU = strings.TrimSpace(value)
+			break
+		}
+	}
+	return m
+}
+
+// commandOf returns how a process was called, as far as the system tells.
+func commandOf(pid int) string {
+	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return string(bytes.ReplaceAll(bytes.TrimRight(line, "\x00"), []byte{0}, []byte{' '}))
+}
+
+func newBenchCase(j *load.Job) *benchCase {
+	c := &benchCase{
+		Pattern: string(j.Pattern), BlockSize: j.BlockSize, Queues: j.Queues, Depth: j.Depth, Client: clientEvent, Size: j.Size, Verify: j.Verify,
+		Seed: j.Seed, ClientCPUs: j.CPUs, BackendCPUs: j.BackendCPUs,
+	}
+	if j.Poll {
+		c.Client = clientPoll
+	}
+	if j.Pattern.Reads() && j.Pattern.Writes() {
+		c.ReadPercent = &j.ReadPercent
+	}
+	return c
+}
+
+// kind says what cases that differ in their depth only have in common.
+func (c *benchCase) kind() string {
+	s := c.Pattern + " " + sizeText(c.BlockSize)
+	if c.Queues > 1 {
+		s += fmt.Sprintf(", %d queues", c.Queues)
+	}
+	return s + ", " + c.Client
+}
+
+func (c *benchCase) String() string { return fmt.Sprintf("%s, depth %d", c.kind(), c.Depth) }
+
+// add takes in what came of a case.
+func (r *benchReport) add(j *load.Job, results [][]load.Result) {
+	c := newBenchCase(j)
+	for i, of := range results {
+		if t := &r.Targets[i]; t.PID == 0 && of[0].PID != 0 {
+			t.PID, t.Command = of[0].PID, commandOf(of[0].PID)
+		}
+		c.Results = append(c.Results, newBenchResult(of))
+	}
+	if len(results) == 2 {
+		ratio := func(figure func(*load.Result) float64) *benchRatio {
+			return newBenchRatio(results[0], results[1], figure)
+		}
+		c.Ratios = &benchRatios{IOPS: ratio((*load.Result).IOPS), P50: ratio(percentile(50)), P99: ratio(percentile(99))}
+		if c.Results[0].Median.CPU != nil && c.Results[1].Median.CPU != nil {
+			c.Ratios.CPU = ratio(cpuPerRequest)
+		}
+	}
+	r.Cases = append(r.Cases, c)
+}
+
+// Figures of a result.
+func percentile(p float64) func(*load.Result) float64 {
+	return func(r *load.Result) float64 { return float64(r.Percentile(p)) }
+}
+
+func cpuPerRequest(r *load.Result) float64 { return perRequest(r, float64(r.Backend.CPU)) }
+
+func perRequest(r *load.Result, v float64) float64 { return v / float64(max(r.Requests, 1)) }
+
+func newBenchResult(of []load.Result) benchResult {
+	median := func(figure func(*load.Result) float64) float64 { return load.MedianOf(of, figure) }
+	var r benchResult
+	for i := range of {
+		one := of[i : i+1]
+		r.Rounds = append(r.Rounds, figuresOf(one, func(figure func(*load.Result) float64) float64 { return figure(&one[0]) }))
+		iops := of[i].IOPS()
+		if i == 0 || iops < r.IOPSLeast {
+			r.IOPSLeast = iops
+		}
+		r.IOPSMost = max(r.IOPSMost, iops)
+		r.Median.Max = max(r.Median.Max, float64(of[i].Latency.Max()))
+	}
+	most := r.Median.Max
+	r.Median = figuresOf(of, median)
+	r.Median.Max = most
+	r.LimitedByLoad = median(func(r *load.Result) float64 {
+		if r.LimitedByLoad() {
+			return 1
+		}
+		return 0
+	}) > 0
+	for _, q := range load.Curve(of) {
+		r.Percentiles = append(r.Percentiles, benchQuantile{100 * q.Share, int64(q.Latency)})
+	}
+	return r
+}
+
+// figuresOf takes all figures with take.
+func figuresOf(of []load.Result, take func(func(*load.Result) float64) float64) benchFigures {
+	f := benchFigures{
+		IOPS:           take((*load.Result).IOPS),
+		BytesPerSecond: take((*load.Result).BytesPerSecond),
+		Mean:           take(func(r *load.Result) float64 { return r.Latency.Mean() }),
+		P50:            take(percentile(50)),
+		P99:            take(percentile(99)),
+		P999:           take(percentile(99.9)),
+		Max:            take(func(r *load.Result) float64 { return float64(r.Latency.Max()) }),
+		OwnCPU:         take(func(r *load.Result) float64 { return perRequest(r, float64(r.Own.CPU)) }),
+		Waited:         take(func(r *load.Result) float64 { return r.Waited }),
+	}
+	if of[0].PID != 0 {
+		cpu, switches := take(cpuPerRequest), take(func(r *load.Result) float64 { return perRequest(r, float64(r.Backend.Switches)) })
+		f.CPU, f.Switches = &cpu, &switches
+	}
+	return f
+}
+
+// newBenchRatio is nil where a round of b has nothing to compare with.
+func newBenchRatio(a, b []load.Result, figure func(*load.Result) float64) *benchRatio {
+	for i := range b {
+		if figure(&b[i]) == 0 {
+			return nil
+		}
+	}
+	r := benchRatio(load.Ratios(a, b, figure))
+	return &r
+}
+
+// rate writes a number of requests per second, shortly.
+func rate(v float64) string {
+	switch {
+	case v >= 1e6:
+		return fmt.Sprintf("%.2fM", v/1e6)
+	case v >= 1e4:
+		return fmt.Sprintf("%.1fk", v/1e3)
+	}
+	return fmt.Sprintf("%.0f", v)
+}
+
+// latency writes a time in nanoseconds to three digits or so.
+func latency(ns float64) string {
+	v, unit := ns/1e3, "us"
+	switch {
+	case ns >= 1e9:
+		v, unit = ns/1e9, "s"
+	case ns >= 1e6:
+		v, unit = ns/1e6, "ms"
+	}
+	digits := 2
+	if v >= 100 {
+		digits = 0
+	} else if v >= 10 {
+		digits = 1
+	}
+	return fmt.Sprintf("%.*f%s", digits, v, unit)
+}
+
+// orDash writes what may be missing.
+func orDash(v *float64, text func(float64) string) string {
+	if v == nil {
+		return "-"
+	}
+	return text(*v)
+}
+
+// starred says of whom the figures tell.
+const starred = "* The load was the limit here: completions were there before they were looked for. The back-end can do more."
+
+// text writes the report as tables, of 120 columns where names are short.
+func (r *benchReport) text(w io.Writer) error {
+	t := &table{w: w}
+	t.row("machine", "%s, %s, Linux %s", r.Machine.CPU, count(r.Machine.Processors, "processor"), r.Machine.Kernel)
+	for _, target := range r.Targets {
+		t.row("back-end", "%s: %s", target.Name, cmp.Or(target.Command, target.Socket))
+	}
+	t.row("measured", "by vdev %s, in %s of %gs after %gs", r.Vdev, count(r.Rounds, "round"), r.LengthSeconds, r.WarmupSeconds)
+	names := len("TARGET")
+	for _, target := range r.Targets {
+		names = max(names, len(target.Name))
+	}
+	const caseForm = "%-9s %5s %5s %2s %-6s"
+	caseHead := []any{"PATTERN", "BLOCK", "DEPTH", "Q", "CLIENT"}
+	caseOf := func(c *benchCase) []any {
+		return []any{c.Pattern, sizeText(c.BlockSize), fmt.Sprint(c.Depth), fmt.Sprint(c.Queues), c.Client}
+	}
+	line := func(form string, fields ...any) {
+		if t.err == nil {
+			_, t.err = fmt.Fprintf(w, form+"\n", fields...)
+		}
+	}
+
+	form := caseForm + " %-" + fmt.Sprint(names) + "s %7s %5s %6s %6s %6s %6s %6s %6s %7s %6s"
+	line("")
+	line(form, append(caseHead, "TARGET", "IOPS", "+-", "MB/S", "MEAN", "P50", "P99", "P99.9", "MAX", "CPU/REQ", "CSW/REQ")...)
+	stars := false
+	for _, c := range r.Cases {
+		for i, res := range c.Results {
+			m := res.Median
+			spread := "-"
+			if m.IOPS > 0 {
+				spread = fmt.Sprintf("%.0f%%", 50*(res.IOPSMost-res.IOPSLeast)/m.IOPS)
+			}
+			iops := rate(m.IOPS)
+			if res.LimitedByLoad {
+				iops, stars = iops+"*", true
+			}
+			line(form, append(caseOf(c), r.Targets[i].Name, iops, spread, fmt.Sprintf("%.0f", m.BytesPerSecond/1e6), latency(m.Mean), latency(m.P50), latency(m.P99),
+				latency(m.P999), latency(m.Max), orDash(m.CPU, latency), orDash(m.Switches, func(v float64) string { return fmt.Sprintf("%.3f", v) }))...)
+		}
+	}
+	if len(r.Targets) == 2 {
+		form := caseForm + " %8s %8s %8s %8s %8s %8s %8s"
+		line("")
+		line("%s in parts of %s:", r.Targets[0].Name, r.Targets[1].Name)
+		line(form, append(caseHead, "IOPS", "ROUNDS", "LEAST", "MOST", "P50", "P99", "CPU/REQ")...)
+		part := func(r *benchRatio, of func(*benchRatio) float64) string {
+			if r == nil {
+				return "-"
+			}
+			return fmt.Sprintf("%.2f", of(r))
+		}
+		medians := func(r *benchRatio) float64 { return r.OfMedians }
+		for _, c := range r.Cases {
+			iops := part(c.Ratios.IOPS, medians)
+			if c.Ratios.IOPS != nil && (c.Results[0].LimitedByLoad || c.Results[1].LimitedByLoad) {
+				iops += "*"
+			}
+			line(form, append(caseOf(c), iops, part(c.Ratios.IOPS, func(r *benchRatio) float64 { return r.MedianOfRatios }),
+				part(c.Ratios.IOPS, func(r *benchRatio) float64 { return r.Least }), part(c.Ratios.IOPS, func(r *benchRatio) float64 { return r.Most }),
+				part(c.Ratios.P50, medians), part(c.Ratios.P99, medians), part(c.Ratios.CPU, medians))...)
+		}
+		line("")
+		line("IOPS, P50, P99 and CPU/REQ are ratios of the medians; ROUNDS is the median of each round's own ratio of IOPS, and LEAST")
+		line("and MOST are the ends of those.")
+	}
+	if stars {
+		line("\n%s", starred)
+	}
+	if r.Error != "" {
+		line("\nIt ended early: %s", r.Error)
+	}
+	return t.err
+}
+
+// figure draws the report: for each kind of load bars of IOPS and, of two targets, of their ratios, and beside them the latencies.
+func (r *benchReport) figure() *chart.Figure {
+	var names []string
+	for _, t := range r.Targets {
+		names = append(names, t.Name)
+	}
+	f := &chart.Figure{Title: strings.Join(names, " and "), Notes: []string{
+		fmt.Sprintf("%s, %s, Linux %s; vdev %s, %s", r.Machine.CPU, count(r.Machine.Processors, "processor"), r.Machine.Kernel, r.Vdev, r.Time.Format(time.DateOnly)),
+		fmt.Sprintf("Bars: medians of %s of %gs, and the least and the most of them.", count(r.Rounds, "round"), r.LengthSeconds),
+	}}
+	stars := false
+	for from := 0; from < len(r.Cases); {
+		to := from + 1
+		for to < len(r.Cases) && r.Cases[to].kind() == r.Cases[from].kind() {
+			to++
+		}
+		kind := r.Cases[from].kind()
+		iops := &chart.Bars{Title: kind + ": requests per second", Series: names, Format: rate}
+		ratios := &chart.Bars{Title: kind + ": requests per second, " + strings.Join(names, " / "), Series: []string{""}, Line: 1,
+			Format: func(v float64) string { return fmt.Sprintf("%.2f", v) }}
+		curves := &chart.Curves{Title: kind + ": latency"}
+		for i, c := range r.Cases[from:to] {
+			depth := fmt.Sprintf("depth %d", c.Depth)
+			g := chart.Group{Name: depth}
+			mark := ""
+			for k, res := range c.Results {
+				bar := chart.Bar{Value: res.Median.IOPS, Least: res.IOPSLeast, Most: res.IOPSMost}
+				if res.LimitedByLoad {
+					bar.Mark, mark, stars = "*", "*", true
+				}
+				g.Bars = append(g.Bars, bar)
+				curve := chart.Curve{Name: names[k] + ", " + depth, Hue: k, Dash: i}
+				for _, q := range res.Percentiles {
+					curve.Points = append(curve.Points, chart.Point{Share: q.Percentile / 100, Latency: time.Duration(q.Latency)})
+				}
+				curves.Curves = append(curves.Curves, curve)
+			}
+			iops.Groups = append(iops.Groups, g)
+			if c.Ratios != nil && c.Ratios.IOPS != nil {
+				of := c.Ratios.IOPS
+				ratios.Groups = append(ratios.Groups, chart.Group{Name: depth, Bars: []chart.Bar{{Value: of.OfMedians, Least: of.Least, Most: of.Most, Mark: mark}}})
+			}
+		}
+		left := chart.Stack{iops}
+		if len(ratios.Groups) > 0 {
+			left = append(left, ratios)
+		}
+		f.Rows = append(f.Rows, []chart.Panel{left, curves})
+		from = to
+	}
+	if stars {
+		f.Notes = append(f.Notes, starred)
+	}
+	return f
+}
