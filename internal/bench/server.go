@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"vdev/internal/sys"
 )
 
 // server is a process that listens at a Unix socket.
@@ -53,9 +55,6 @@ func startServer(ctx context.Context, cpu int, name, socket, command string, arg
 	}
 }
 
-// pid is the server's process.
-func (s *server) pid() int { return s.cmd.Process.Pid }
-
 // stop ends the server and waits for it. Where it has ended by itself, that is an error.
 func (s *server) stop() error {
 	select {
@@ -84,7 +83,7 @@ func pinned(ctx context.Context, cpu int, command string, args []string) *exec.C
 	}
 	cmd := exec.CommandContext(ctx, command, args...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = sys.GroupAttr()
 	cmd.WaitDelay = 5 * time.Second
 	return cmd
 }
