@@ -43,7 +43,8 @@ type queue struct {
 	j     *Job
 	index int
 	ring  *vhostusertest.Ring
-	call  *sys.FD // blocking
+	call  *sys.FD    // non-blocking, as QEMU's is
+	calls *sys.Epoll // of call
 
 	// The ring in memory.
 	mask     uint16
@@ -99,10 +100,15 @@ func newQueue(d *disk, j *Job, i int, features uint64, size int64) (*queue, erro
 	}
 	n = max(n, 4)
 	var err error
-	if q.call, err = sys.NewBlockingEventfd(); err != nil {
+	if q.call, err = sys.NewEventfd(); err != nil {
+		return nil, err
+	}
+	if q.calls, err = sys.NewEpoll(); err != nil {
+		q.call.Close()
 		return nil, err
 	}
 	if q.ring, err = d.f.NewRing(d.mem, i, n); err != nil {
+		q.calls.Close()
 		q.call.Close()
 		return nil, err
 	}
@@ -117,7 +123,7 @@ func newQueue(d *disk, j *Job, i int, features uint64, size int64) (*queue, erro
 	}
 	q.rng = rand.NewPCG(j.Seed, uint64(i))
 	q.hist = hdrhistogram.New(1, maxLatency, latencyDigits)
-	err = errors.Join(q.ring.Setup(), d.f.SetVringCall(i, q.call.Int()), d.f.SetVringKick(i, q.ring.KickFD()), d.f.SetVringEnable(i, true))
+	err = errors.Join(q.calls.Add(q.call.Int(), 0), q.ring.Setup(), d.f.SetVringCall(i, q.call.Int()), d.f.SetVringKick(i, q.ring.KickFD()), d.f.SetVringEnable(i, true))
 	if err != nil {
 		q.close()
 		return nil, err
@@ -127,6 +133,7 @@ func newQueue(d *disk, j *Job, i int, features uint64, size int64) (*queue, erro
 
 func (q *queue) close() {
 	q.ring.Close()
+	q.calls.Close()
 	q.call.Close()
 }
 
@@ -236,7 +243,9 @@ func (q *queue) work() error {
 		}
 		q.listen()
 		if q.usedIdx.Load() == q.lastUsed {
-			_, _ = sys.EventfdRead(q.call.Int())
+			if err := q.calls.Wait(-1, func(uint64) {}); err != nil {
+				return err
+			}
 			if q.state.Load() == aborting {
 				return errAborted
 			}
