@@ -27,13 +27,22 @@ type op struct {
 	cancelled bool
 	forced    bool // not to be tried in line, or not again
 	mayBlock  bool // devsw.BMayBlock
-	inLane    bool
+	place     place
 
-	// How it ended, where that was elsewhere (threads, lane).
+	// How it ended, where that was elsewhere (threads, a call that stalled).
 	next  *op
 	res   int
 	errno syscall.Errno
 }
+
+// place is where an op in flight is.
+type place uint8
+
+const (
+	inQueue  place = iota // in Reactor.queue
+	inEngine              // the engine has it
+	inCall                // a thread is in the middle of its system call
+)
 
 // ReadAt implements devsw.AIO. On the reactor.
 func (r *Reactor) ReadAt(b *devsw.Buf, fd int, off int64, done devsw.AIODone) {
@@ -59,11 +68,20 @@ func (r *Reactor) begin(b *devsw.Buf, fd int, off int64, done devsw.AIODone, wri
 	o.mayBlock = b.Flags&devsw.BMayBlock != 0
 	o.moved, o.cancelled, o.forced = 0, false, o.mayBlock
 	r.inflight++
-	if write {
-		r.launch(o)
-	} else {
-		r.eng.start(o)
+	if r.takesInline(o) {
+		o.place = inQueue
+		r.queue = append(r.queue, o)
+		r.queued += b.Bcount
+		return
 	}
+	o.start()
+}
+
+// start hands o to the engine.
+func (o *op) start() {
+	o.place = inEngine
+	o.r.inEngine++
+	o.r.eng.start(o)
 }
 
 // CancelAll implements devsw.AIO. Any goroutine; it does not wait.
@@ -83,28 +101,23 @@ func (r *Reactor) cancel(o *op) {
 		return
 	}
 	o.cancelled = true
-	if !o.inLane {
+	if o.place == inEngine {
 		r.eng.cancel(o)
-		return
 	}
-	// What the lane is in the middle of ends by itself.
-	r.lane.takeBack(func(o *op) {
-		if o.cancelled {
-			o.ended(0, syscall.ECANCELED)
-			return
-		}
-		r.eng.start(o)
-	})
+	// What is queued ends when its turn comes, and what a thread is in the middle of by itself.
 }
 
 // ended takes the result of one system call's worth of o: the number of bytes or an errno. It goes on with the rest of a
 // short transfer, and else tells the driver.
 func (o *op) ended(n int, errno syscall.Errno) {
+	if o.place == inEngine {
+		o.r.inEngine--
+	}
 	switch {
 	case errno == syscall.EAGAIN || errno == syscall.EINTR:
 		if !o.cancelled {
 			o.forced = true
-			o.r.eng.start(o)
+			o.start()
 			return
 		}
 		errno = syscall.ECANCELED
@@ -113,7 +126,7 @@ func (o *op) ended(n int, errno syscall.Errno) {
 		if o.moved < o.buf.Bcount {
 			if !o.cancelled {
 				o.advance(n)
-				o.r.eng.start(o)
+				o.start()
 				return
 			}
 			errno = syscall.ECANCELED

@@ -13,7 +13,6 @@ import (
 type threadsEngine struct {
 	r      *Reactor
 	ep     *sys.Epoll
-	wakeFD *sys.FD
 	w      *crew
 	looked time.Time // when the descriptors were looked at last
 	fired  bool
@@ -24,28 +23,21 @@ const lookEvery = 50 * time.Microsecond
 
 const wakeTag = 0 // Sources' tags start at 1
 
-func newThreadsEngine(r *Reactor, w *crew) (*threadsEngine, error) {
+func newThreadsEngine(r *Reactor) (*threadsEngine, error) {
 	ep, err := sys.NewEpoll()
 	if err != nil {
 		return nil, err
 	}
-	wakeFD, err := sys.NewEventfd()
-	if err != nil {
+	if err := ep.Add(r.wakeFD.Int(), wakeTag); err != nil {
 		ep.Close()
 		return nil, err
 	}
-	if err := ep.Add(wakeFD.Int(), wakeTag); err != nil {
-		wakeFD.Close()
-		ep.Close()
-		return nil, err
-	}
-	return &threadsEngine{r: r, ep: ep, wakeFD: wakeFD, w: w}, nil
+	return &threadsEngine{r: r, ep: ep, w: r.crew}, nil
 }
 
 func (e *threadsEngine) watch(fd int, tag uint64) error   { return e.ep.Add(fd, tag) }
 func (e *threadsEngine) unwatch(fd int, tag uint64) error { return e.ep.Remove(fd) }
 func (e *threadsEngine) start(o *op)                      { e.w.of(o).put(o) }
-func (e *threadsEngine) wake()                            { _ = sys.EventfdWrite(e.wakeFD.Int()) }
 
 func (e *threadsEngine) cancel(o *op) {
 	if e.w.of(o).take(o) {
@@ -80,7 +72,6 @@ func (e *threadsEngine) woken(tag uint64) {
 
 func (e *threadsEngine) close() {
 	e.ep.Close()
-	e.wakeFD.Close()
 }
 
 const (

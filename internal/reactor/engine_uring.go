@@ -5,7 +5,6 @@ import (
 	"syscall"
 	"time"
 
-	"vdev/internal/sys"
 	"vdev/internal/uring"
 )
 
@@ -26,10 +25,9 @@ const (
 
 // uringEngine sleeps and transfers by io_uring.
 type uringEngine struct {
-	r      *Reactor
-	ring   *uring.Ring
-	wakeFD *sys.FD
-	fds    map[uint64]int // watches by tag, to renew those that the kernel ends
+	r    *Reactor
+	ring *uring.Ring
+	fds  map[uint64]int // watches by tag, to renew those that the kernel ends
 }
 
 func newUringEngine(r *Reactor) (*uringEngine, error) {
@@ -39,13 +37,8 @@ func newUringEngine(r *Reactor) (*uringEngine, error) {
 	}
 	// Without it the ring works as well, as long as no storage hangs.
 	_ = ring.SetWorkers(maxStuck)
-	wakeFD, err := sys.NewEventfd()
-	if err != nil {
-		ring.Close()
-		return nil, err
-	}
-	e := &uringEngine{r: r, ring: ring, wakeFD: wakeFD, fds: make(map[uint64]int)}
-	e.poll(wakeFD.Int(), kindWake<<kindShift)
+	e := &uringEngine{r: r, ring: ring, fds: make(map[uint64]int)}
+	e.poll(r.wakeFD.Int(), kindWake<<kindShift)
 	return e, nil
 }
 
@@ -164,15 +157,12 @@ func (e *uringEngine) reap() (worked bool) {
 			e.r.woken(number)
 		case kindWake:
 			if c.Flags&uring.CQEMore == 0 {
-				e.poll(e.wakeFD.Int(), c.UserData)
+				e.poll(e.r.wakeFD.Int(), c.UserData)
 			}
 		}
 	}
 }
 
-func (e *uringEngine) wake() { _ = sys.EventfdWrite(e.wakeFD.Int()) }
-
 func (e *uringEngine) close() {
 	e.ring.Close()
-	e.wakeFD.Close()
 }

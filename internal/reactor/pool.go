@@ -14,7 +14,7 @@ const (
 )
 
 // DefaultPoll is how long a reactor looks for work at most before it sleeps, unless told otherwise.
-const DefaultPoll = 32 * time.Microsecond
+const DefaultPoll = 100 * time.Microsecond
 
 // Pool is a fixed set of reactors that devices share.
 type Pool struct {
@@ -85,9 +85,9 @@ func (p *Pool) Close() {
 	}
 }
 
-func newEngine(mode Mode, r *Reactor, w *crew) (engine, error) {
-	if mode == ModeThreads {
-		return newThreadsEngine(r, w)
+func newEngine(r *Reactor) (engine, error) {
+	if r.mode == ModeThreads {
+		return newThreadsEngine(r)
 	}
 	return newUringEngine(r)
 }

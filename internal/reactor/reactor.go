@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"vdev/internal/sys"
@@ -68,27 +69,31 @@ type engine interface {
 	turn() bool
 	// sleep is turn, waiting for at most timeout (negative: no limit) for a completion, a watched descriptor or wake.
 	sleep(timeout time.Duration)
-	// wake ends a sleep, from any goroutine.
-	wake()
+	// A sleep ends when Reactor.wakeFD is signalled, too.
 	close()
 }
 
 // Reactor is one event loop. It implements devsw.AIO.
 type Reactor struct {
-	eng     engine
+	mode    Mode
+	crew    *crew
 	pollMax time.Duration
-	load    atomic.Int64  // Sources, for Pick
-	ended   chan struct{} // closed when the loop has ended
+	load    atomic.Int64   // Sources, for Pick
+	wakeFD  *sys.FD        // ends a sleep
+	threads sync.WaitGroup // goroutines that have the reactor, or had it
+	ended   chan struct{}  // closed when the last of them has ended
 
 	mu     sync.Mutex
 	posted []func()
 
-	completed atomic.Pointer[op] // ended elsewhere (threads, lane), linked by next, newest first
+	completed atomic.Pointer[op] // ended elsewhere (threads, a call that stalled), linked by next, newest first
+	guard     guard
 
 	hasPosted atomic.Bool
 	asleep    atomic.Bool
 
 	// The reactor's own.
+	eng      engine
 	sources  map[uint64]*Source // by tag, for watches
 	nextTag  uint64
 	active   []*Source
@@ -97,20 +102,43 @@ type Reactor struct {
 	ops      []*op
 	freeOps  []*op
 	inflight int
+	inEngine int   // of those
+	queue    []*op // to be made in line, from next on
+	next     int
+	queued   int64 // bytes of those
+	calling  *op   // the last one whose call might have waited
+	files    []file
 	stop     bool
 	pollFor  time.Duration // how long to look for work before sleeping, adapted
 	clock    time.Duration // see Clock
 	rounds   uint32
 	spare    []func()
-	lanes    bool  // the engine gains by a lane
-	lane     *lane // nil until a file needs it
-	files    []file
+
+	write func(fd int, iov []sys.Iovec, off int64, nowait bool) (int, syscall.Errno) // sys.Write, but in tests
 }
 
 func newReactor(mode Mode, w *crew, pollMax time.Duration) (*Reactor, error) {
-	r := &Reactor{pollMax: pollMax, ended: make(chan struct{}), sources: make(map[uint64]*Source)}
+	r := &Reactor{mode: mode, crew: w, pollMax: pollMax, ended: make(chan struct{}), sources: make(map[uint64]*Source), write: sys.Write}
+	var err error
+	if r.wakeFD, err = sys.NewEventfd(); err != nil {
+		return nil, err
+	}
 	ready := make(chan error)
-	go r.run(mode, w, ready)
+	r.threads.Go(func() {
+		eng, err := r.newThread()
+		if err != nil {
+			ready <- err
+			return
+		}
+		r.eng = eng
+		close(ready)
+		r.loop(eng)
+	})
+	go func() {
+		r.threads.Wait()
+		r.wakeFD.Close()
+		close(r.ended)
+	}()
 	if err := <-ready; err != nil {
 		<-r.ended
 		return nil, err
@@ -142,7 +170,7 @@ func (r *Reactor) nudge() {
 	// Store: under the race detector a Store is no full barrier.)
 	r.hasPosted.Swap(true)
 	if r.asleep.Load() && r.asleep.Swap(false) {
-		r.eng.wake()
+		_ = sys.EventfdWrite(r.wakeFD.Int())
 	}
 }
 
@@ -222,28 +250,25 @@ func (r *Reactor) Remove(s *Source) {
 	r.load.Add(-1)
 }
 
-// run is the loop.
-func (r *Reactor) run(mode Mode, w *crew, ready chan<- error) {
-	defer close(r.ended)
-	// Never unlocked: the thread ends with the goroutine, and the ring's tasks with it.
+// newThread makes the calling goroutine, and its thread, one that can have a reactor. The thread is never given back: it ends with the
+// goroutine, and the ring's tasks with it.
+func (r *Reactor) newThread() (engine, error) {
 	runtime.LockOSThread()
 	debug.SetPanicOnFault(true)
-	eng, err := newEngine(mode, r, w)
-	if err != nil {
-		ready <- err
-		return
-	}
-	r.eng = eng
-	r.lanes = mode != ModeThreads
-	defer func() {
-		if r.lane != nil {
-			r.lane.close()
-		}
-		eng.close()
-	}()
-	ready <- nil
-	close(ready)
+	return newEngine(r)
+}
 
+// loop is the reactor's, on a thread of newThread, with its engine. It returns when the reactor has ended, or another thread has it.
+func (r *Reactor) loop(eng engine) {
+	lost := r.turns()
+	eng.close()
+	if lost != nil {
+		r.complete(lost)
+	}
+}
+
+// turns makes one round after the other, and returns the transfer over which another thread has taken the reactor, or nil at its end.
+func (r *Reactor) turns() (lost *op) {
 	for {
 		worked := false
 		if r.hasPosted.Load() {
@@ -251,23 +276,25 @@ func (r *Reactor) run(mode Mode, w *crew, ready chan<- error) {
 			worked = true
 		}
 		if r.stop && r.inflight == 0 {
-			return
+			r.guard.stop()
+			return nil
 		}
-		if r.round() {
-			worked = true
+		more, lost := r.round()
+		if !worked && !more {
+			more, lost = r.linger()
 		}
-		if worked {
-			continue
+		switch {
+		case lost != nil:
+			return lost
+		case !worked && !more:
+			r.rest()
 		}
-		if r.linger() {
-			continue
-		}
-		r.rest()
 	}
 }
 
-// round polls every active Source, submits, completes and flushes, and tells whether there was anything.
-func (r *Reactor) round() (worked bool) {
+// round polls every active Source, makes and submits transfers, completes and flushes, and tells whether there was anything. Where a
+// transfer was lost, the reactor is another thread's.
+func (r *Reactor) round() (worked bool, lost *op) {
 	if r.rounds++; r.rounds%clockRounds == 0 {
 		r.Now()
 	}
@@ -284,15 +311,17 @@ func (r *Reactor) round() (worked bool) {
 	}
 	clear(r.active[n:])
 	r.active = r.active[:n]
-	if r.lane != nil && r.lane.pending > 0 {
-		r.lane.kick()
-		r.lane.watch()
+	if len(r.queue) > 0 {
+		if lost := r.runQueue(); lost != nil {
+			return true, lost
+		}
+		worked = true
 	}
 	if r.eng.turn() {
 		worked = true
 	}
 	r.flush()
-	return worked
+	return worked, nil
 }
 
 func (r *Reactor) flush() {
@@ -311,18 +340,21 @@ func (r *Reactor) flush() {
 }
 
 // linger looks for work for the adapted time, without asking for notification, and tells whether it found any.
-func (r *Reactor) linger() bool {
-	if r.pollFor <= 0 || len(r.active) == 0 || r.inflight > 0 {
-		return false
+func (r *Reactor) linger() (worked bool, lost *op) {
+	if r.pollFor <= 0 || len(r.active) == 0 || r.inEngine > 0 {
+		return false, nil
 	}
 	for start := time.Now(); ; {
 		for range 8 {
-			if r.hasPosted.Load() || r.round() {
-				return true
+			if r.hasPosted.Load() {
+				return true, nil
+			}
+			if worked, lost := r.round(); worked {
+				return true, lost
 			}
 		}
 		if time.Since(start) >= r.pollFor {
-			return false
+			return false, nil
 		}
 		// Where cores are few, whoever would give us work may be waiting for this one.
 		sys.Yield()
@@ -361,11 +393,8 @@ func (r *Reactor) rest() {
 	if r.noKick > 0 {
 		timeout = polledPause
 	}
-	if r.lane != nil && r.lane.pending > 0 && !r.lane.stuck {
-		timeout = laneStall // to see whether it makes progress
-	}
 	r.asleep.Swap(true)
-	if r.hasPosted.Load() {
+	if r.hasPosted.Load() || len(r.queue) > 0 {
 		r.asleep.Store(false)
 		return
 	}
@@ -405,10 +434,6 @@ func (r *Reactor) runPosted() {
 	for o := reverse(r.completed.Swap(nil)); o != nil; {
 		next := o.next
 		o.next = nil
-		if o.inLane {
-			o.inLane = false
-			r.lane.pending--
-		}
 		o.ended(o.res, o.errno)
 		o = next
 	}

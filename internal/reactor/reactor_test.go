@@ -403,7 +403,7 @@ func TestTransfersAllocateNothing(t *testing.T) {
 			*d = 0
 			r.ReadAt(b, fd, 0, d)
 			for *d == 0 {
-				r.eng.turn()
+				r.round()
 			}
 		})
 	})
@@ -441,7 +441,7 @@ func BenchmarkRead4K(b *testing.B) {
 						r.ReadAt(buf, fd, int64(i)*4096, d)
 					}
 					for int(*d) < depth {
-						r.eng.turn()
+						r.round()
 					}
 				}
 			})

@@ -66,16 +66,6 @@ func Pwritev(fd int, iov [][]byte, off int64, dsync bool) (int, syscall.Errno) {
 	}
 }
 
-// PwritevNowait is Pwritev that does not block (RWF_NOWAIT): EAGAIN where it would have to, EOPNOTSUPP where the file system
-// cannot tell.
-func PwritevNowait(fd int, iov [][]byte, off int64) (int, syscall.Errno) {
-	n, err := unix.Pwritev2(fd, iov[:min(len(iov), 1024)], off, unix.RWF_NOWAIT)
-	if err != nil {
-		return 0, err.(syscall.Errno)
-	}
-	return n, 0
-}
-
 // Buffered tells whether transfers of fd go by the page cache: it was not opened with O_DIRECT.
 func Buffered(fd int) bool {
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)

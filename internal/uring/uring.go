@@ -6,6 +6,8 @@
 // so no other work is interrupted by them.
 package uring
 
+import "vdev/internal/sys"
+
 // Op is the opcode of a submission queue entry (enum io_uring_op).
 type Op uint8
 
@@ -68,7 +70,4 @@ type CQE struct {
 }
 
 // Iovec is struct iovec: what OpReadv and OpWritev take an array of.
-type Iovec struct {
-	Base *byte
-	Len  uint64
-}
+type Iovec = sys.Iovec

@@ -1,0 +1,291 @@
+package reactor
+
+import (
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"vdev/devsw"
+	"vdev/internal/sys"
+)
+
+// stalling gives a pool's reactor, whose writes without RWF_NOWAIT are those that may wait on every file system, and do so where hold
+// says so.
+func stalling(t *testing.T, p *Pool, hold func(off int64)) *Reactor {
+	r := p.Pick()
+	r.Do(func() {
+		r.write = func(fd int, iov []sys.Iovec, off int64, nowait bool) (int, syscall.Errno) {
+			hold(off)
+			return sys.Write(fd, iov, off, nowait)
+		}
+	})
+	return r
+}
+
+// newFile gives an empty file that the reactor takes for one whose writes may wait.
+func newFile(t *testing.T, r *Reactor, d devsw.AIODone) *os.File {
+	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	r.Do(func() {
+		of := r.of(&op{fd: int(f.Fd()), done: d})
+		of.buffered, of.write = true, guarded
+		r.startGuard()
+	})
+	return f
+}
+
+func write(r *Reactor, f *os.File, d devsw.AIODone, off int64) *devsw.Buf {
+	b := &devsw.Buf{Op: devsw.BWrite, Data: [][]byte{[]byte("0123456789abcdef")}, Bcount: 16}
+	r.Do(func() { r.WriteAt(b, int(f.Fd()), off, d) })
+	return b
+}
+
+// put starts a write and does not wait until the reactor has taken it.
+func put(r *Reactor, f *os.File, d devsw.AIODone, off int64) {
+	b := &devsw.Buf{Op: devsw.BWrite, Data: [][]byte{[]byte("0123456789abcdef")}, Bcount: 16}
+	r.Post(func() { r.WriteAt(b, int(f.Fd()), off, d) })
+}
+
+// counter is a Source that counts its Polls.
+type pollCounter struct{ polls chan struct{} }
+
+func (c *pollCounter) Poll() bool {
+	select {
+	case c.polls <- struct{}{}:
+	default:
+	}
+	return false
+}
+func (c *pollCounter) Arm() bool { return false }
+func (c *pollCounter) Disarm()   {}
+func (c *pollCounter) Flush()    {}
+
+func TestAWriteThatStallsHoldsUpNoOther(t *testing.T) {
+	modes(t, func(t *testing.T, p *Pool) {
+		release := make(chan struct{})
+		held := make(chan struct{}, 1)
+		r := stalling(t, p, func(off int64) {
+			if off == 0 {
+				held <- struct{}{}
+				<-release
+			}
+		})
+		slow, d := &result{ch: make(chan struct{}, 100)}, &result{ch: make(chan struct{}, 100)}
+		stuck, f := newFile(t, r, slow), newFile(t, r, d)
+		kick, err := sys.NewEventfd()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer kick.Close()
+		c := &pollCounter{polls: make(chan struct{}, 1)}
+		var s *Source
+		r.Do(func() { s, err = r.Add(c, kick.Int()) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Do(func() { r.Remove(s) })
+
+		for round := range 3 { // it can be taken over more than once
+			put(r, stuck, slow, 0)
+			<-held
+			// The same file's writes, another one's, and a kick, while the first thread is stuck.
+			write(r, stuck, slow, 16)
+			<-slow.ch
+			for i := range 10 {
+				write(r, f, d, int64(i+1)*16)
+				<-d.ch
+			}
+			if d.err != 0 || d.n != 16 || slow.err != 0 || slow.n != 16 {
+				t.Fatal(d.n, d.err, slow.n, slow.err)
+			}
+			for len(c.polls) > 0 {
+				<-c.polls
+			}
+			if err := sys.EventfdWrite(kick.Int()); err != nil {
+				t.Fatal(err)
+			}
+			<-c.polls
+			select {
+			case <-slow.ch:
+				t.Fatalf("round %d: a write has ended that is stuck", round)
+			default:
+			}
+			release <- struct{}{}
+			<-slow.ch
+			if slow.err != 0 || slow.n != 16 {
+				t.Fatal(slow.n, slow.err)
+			}
+			// Its writes go by the engine for a time, and are then made in line again.
+			for again := false; !again; {
+				r.Do(func() { r.Now(); again = r.mayStall(r.of(&op{fd: int(stuck.Fd()), done: slow})) })
+			}
+		}
+	})
+}
+
+func TestAStuckWriteIsWaitedForAtTheEnd(t *testing.T) {
+	p, err := NewPool(Config{Mode: ModeThreads})
+	if err != nil {
+		t.Fatal(err)
+	}
+	release, held := make(chan struct{}), make(chan struct{})
+	r := stalling(t, p, func(int64) {
+		close(held)
+		<-release
+	})
+	d := newResult()
+	f := newFile(t, r, d)
+	put(r, f, d, 0)
+	<-held
+	r.Do(func() {}) // another thread has it
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		p.Close()
+	}()
+	r.Do(func() {})
+	select {
+	case <-closed:
+		t.Fatal("the reactor has ended with a write in progress")
+	default:
+	}
+	close(release)
+	<-closed
+	<-d.ch
+}
+
+func TestWhatIsQueuedIsCancelled(t *testing.T) {
+	modes(t, func(t *testing.T, p *Pool) {
+		r := p.Pick()
+		d := newResult()
+		f := newFile(t, r, d)
+		r.Do(func() {
+			b := &devsw.Buf{Op: devsw.BWrite, Data: [][]byte{make([]byte, 16)}, Bcount: 16}
+			r.WriteAt(b, int(f.Fd()), 16, d)
+			r.Cancel(b)
+		})
+		<-d.ch
+		if d.err != syscall.ECANCELED {
+			t.Fatal(d.err)
+		}
+	})
+}
+
+func TestTheFileSystemIsFoundOutByTheFirstWrite(t *testing.T) {
+	modes(t, func(t *testing.T, p *Pool) {
+		r := p.Pick()
+		f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		probe := []byte{1}
+		iov := sys.Iovec{Base: &probe[0], Len: 1}
+		_, errno := sys.Write(int(f.Fd()), []sys.Iovec{iov}, 0, true)
+		d := newResult()
+		for i := range 20 {
+			write(r, f, d, int64(i)*16)
+			<-d.ch
+			if d.err != 0 || d.n != 16 {
+				t.Fatal(d.n, d.err)
+			}
+		}
+		r.Do(func() {
+			if got := r.of(&op{fd: int(f.Fd()), done: d}).write; (got == guarded) != (errno == syscall.EOPNOTSUPP) {
+				t.Errorf("%d, and the file system says %v", got, errno)
+			}
+		})
+	})
+}
+
+func TestReadsThatFailInLineAreTriedLessAndLess(t *testing.T) {
+	var s skip
+	tries := 0
+	for range 1000 {
+		if s.try() {
+			tries++
+			s.failed()
+		}
+	}
+	if tries > 1000/maxSkip+6 {
+		t.Errorf("%d tries", tries)
+	}
+	for !s.try() {
+	}
+	s.worked()
+	if !s.try() {
+		t.Error("no try after one that has worked")
+	}
+}
+
+func TestTheGuardSleepsWhereNothingIsWritten(t *testing.T) {
+	r := newPool(t, ModeThreads).Pick()
+	d := newResult()
+	f := newFile(t, r, d)
+	for range 3 {
+		write(r, f, d, 0)
+		<-d.ch
+		for !r.guard.asleep.Load() {
+			time.Sleep(guardTick)
+		}
+	}
+}
+
+// flushCounter counts its Flushes.
+type flushCounter struct {
+	pollCounter
+	flushes int
+}
+
+func (c *flushCounter) Flush() { c.flushes++ }
+
+// marker marks its Source at each end of a transfer.
+type marker struct {
+	s    *Source
+	left int
+}
+
+func (m *marker) AIODone(*devsw.Buf, int64, devsw.Errno) {
+	m.s.MarkDirty()
+	m.left--
+}
+
+func TestALongBatchIsShownBeforeItsEnd(t *testing.T) {
+	modes(t, func(t *testing.T, p *Pool) {
+		r := p.Pick()
+		f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := f.Write(make([]byte, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+		for n, want := range map[int]int{1: 1, 16: 1, 32: 2, 128: 2} {
+			r.Do(func() {
+				c := &flushCounter{pollCounter: pollCounter{polls: make(chan struct{}, 1)}}
+				s, err := r.Add(c, -1)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer r.Remove(s)
+				m := &marker{s: s, left: n}
+				for i := range n {
+					r.ReadAt(&devsw.Buf{Data: [][]byte{make([]byte, 4096)}, Bcount: 4096}, int(f.Fd()), int64(i)*4096, m)
+				}
+				for m.left > 0 {
+					r.round()
+				}
+				if c.flushes != want {
+					t.Errorf("%d reads were shown in %d parts, want %d", n, c.flushes, want)
+				}
+			})
+		}
+	})
+}
