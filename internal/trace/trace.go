@@ -86,15 +86,17 @@ func (e *Event) UnmarshalJSON(b []byte) error {
 type Log struct {
 	start time.Time
 
+	size uint64 // of ring when it is full
+
 	mu   sync.Mutex
-	ring []Event
+	ring []Event       // grows up to size: most devices' lives are short of events
 	next uint64        // Seq of the event to come
 	more chan struct{} // closed by the next Add; nil while nobody waits for it
 }
 
 // New returns a Log that keeps the newest size events. A size below 1 is taken as 1.
 func New(size int) *Log {
-	return &Log{start: time.Now(), ring: make([]Event, max(size, 1))}
+	return &Log{start: time.Now(), size: uint64(max(size, 1))}
 }
 
 // frozen is an error with the text that it had at a moment: some tell how long something has lasted until they are asked.
@@ -116,7 +118,11 @@ func (l *Log) Add(e Event) Event {
 	defer l.mu.Unlock()
 	// The time is taken with mu held, so that events are in the order of their times.
 	e.Seq, e.Time = l.next, time.Since(l.start)
-	l.ring[l.next%uint64(len(l.ring))] = e
+	if l.next < l.size {
+		l.ring = append(l.ring, e)
+	} else {
+		l.ring[l.next%l.size] = e
+	}
 	l.next++
 	if l.more != nil {
 		close(l.more)
@@ -148,11 +154,10 @@ func (l *Log) Since(seq uint64) (events []Event, more <-chan struct{}) {
 }
 
 func (l *Log) sinceLocked(seq uint64) []Event {
-	size := uint64(len(l.ring))
-	first := min(max(seq, l.next-min(l.next, size)), l.next)
+	first := min(max(seq, l.next-min(l.next, l.size)), l.next)
 	events := make([]Event, 0, l.next-first)
 	for seq := first; seq < l.next; seq++ {
-		events = append(events, l.ring[seq%size])
+		events = append(events, l.ring[seq%l.size])
 	}
 	return events
 }
