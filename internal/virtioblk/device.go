@@ -293,11 +293,12 @@ func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 	if why != vhostuser.StopBase || travels {
 		after = 0
 	}
-	o, deadline := d.beginStop(q, after)
+	o, deadline, quiet := d.beginStop(q, after)
 
-	if why != vhostuser.StopBase {
+	switch {
+	case why != vhostuser.StopBase:
 		d.takeDown(o, true)
-	} else {
+	case !quiet:
 		ctx, cancel := context.WithDeadline(vq.Context(), deadline)
 		err := q.wait(ctx)
 		cancel()
@@ -315,12 +316,14 @@ func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 			d.log("requests were cancelled, and fail: they did not complete in time after the ring was stopped", nil)
 		}
 	}
-	d.awaitCancelled(q, o)
 	suspended := 0
-	q.do(func() {
-		q.settle(suspend)
-		suspended = vq.Suspended()
-	})
+	if !quiet {
+		d.awaitCancelled(q, o)
+		q.do(func() {
+			q.settle(suspend)
+			suspended = vq.Suspended()
+		})
+	}
 	q.counter.Release()
 	vq.Data = nil
 
@@ -343,12 +346,14 @@ func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 	d.tellLate(o)
 }
 
-// beginStop parks q and gives its open, and the deadline of the stop that is under way, or else of a new one.
-func (d *Device) beginStop(q *queue, after time.Duration) (o *opening, deadline time.Time) {
+// beginStop parks q and gives its open, and the deadline of the stop that is under way, or else of a new one. quiet says that nothing
+// of q is in flight, nor kept: then that is how it stays.
+func (d *Device) beginStop(q *queue, after time.Duration) (o *opening, deadline time.Time, quiet bool) {
 	var fetched uint64
 	q.do(func() {
 		q.park()
 		fetched = q.fetched
+		quiet = q.vq.InFlight() == 0
 	})
 	d.mu.Lock()
 	o = q.open
@@ -359,16 +364,18 @@ func (d *Device) beginStop(q *queue, after time.Duration) (o *opening, deadline 
 	queues := slices.Collect(maps.Keys(d.queues))
 	d.mu.Unlock()
 	if begun {
-		return o, deadline
+		return o, deadline, quiet
 	}
-	s := &stop{deadline: time.Now().Add(after), fetched: make(map[*queue]uint64)}
-	for _, q := range queues {
-		q.do(func() { s.fetched[q] = q.fetched })
+	s := &stop{deadline: time.Now().Add(after), fetched: map[*queue]uint64{q: fetched}}
+	for _, other := range queues {
+		if other != q {
+			other.do(func() { s.fetched[other] = other.fetched })
+		}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.stop = s
-	return o, s.deadline
+	return o, s.deadline, quiet
 }
 
 // A queue that is stopped alone has its requests cancelled this often, since one may go by unseen, and for this long before
