@@ -93,9 +93,13 @@ func (q *Queue) Features() uint64 { return q.features }
 // Reactor returns the reactor that owns q. Any goroutine.
 func (q *Queue) Reactor() *Reactor { return q.reactor }
 
-// Context is done when the front-end has hung up, the session has failed or the Backend is to end: also while StopQueue
-// waits, which then need not wait for the guest's sake any longer. Any goroutine.
-func (q *Queue) Context() context.Context { return q.s.ctx }
+// Context is done when the front-end has hung up, the session has failed or the Backend is to end. A StopQueue that is to wait asks for it
+// then: it is from that moment on that a hang-up is seen in the midst of a stop, after which it need not wait for the guest's sake any
+// longer. Any goroutine.
+func (q *Queue) Context() context.Context {
+	q.s.watchHangup()
+	return q.s.ctx
+}
 
 // Post runs fn on the reactor, soon. Any goroutine. It also runs after the ring has stopped, when Push, Suspend and Unpop only
 // keep count.

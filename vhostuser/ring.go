@@ -361,9 +361,7 @@ func (s *session) stop(r *ring, why StopReason) {
 	r.why = why
 	s.publish()
 	if why == StopBase {
-		done := s.watchHangup()
-		s.dev.StopQueue(q, why)
-		done()
+		s.stopQueue(q)
 	} else {
 		s.dev.StopQueue(q, why)
 	}

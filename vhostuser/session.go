@@ -31,6 +31,8 @@ type session struct {
 	mu          sync.Mutex
 	interrupted bool          // the connection's reads and writes fail from now on
 	ended       chan struct{} // closed when interrupted was set
+	waited      bool          // the front-end waits for a StopQueue
+	watch       chan struct{} // closed by the goroutine that watches for its hang-up meanwhile; nil where nobody has asked for it
 
 	look look // what Backend.Status shows; it has a lock of its own
 
@@ -128,15 +130,20 @@ func (s *session) serve() error {
 	}
 }
 
-// watchHangup ends the session when the front-end hangs up while no message of it is read; the function it returns ends the
-// watch. It is for the time in which StopQueue waits. A front-end that has sent something further is not seen to hang up: it
-// is not one that waits for the answer.
-func (s *session) watchHangup() (stop func()) {
+// watchHangup has the session end when the front-end hangs up while StopQueue waits, and no message of it is read; it does nothing at other
+// times. A front-end that has sent something further is not seen to hang up: it is not one that waits for the answer. Any goroutine.
+func (s *session) watchHangup() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.waited || s.watch != nil {
+		return
+	}
 	raw, err := s.c.uc.SyscallConn()
 	if err != nil {
-		return func() {}
+		return
 	}
 	done := make(chan struct{})
+	s.watch = done
 	go func() {
 		defer close(done)
 		hung := false
@@ -149,16 +156,29 @@ func (s *session) watchHangup() (stop func()) {
 			s.end(errHangup)
 		}
 	}()
-	return func() {
-		s.mu.Lock()
+}
+
+// stopQueue is StopQueue for a front-end that waits for it.
+func (s *session) stopQueue(q *Queue) {
+	s.mu.Lock()
+	s.waited = true
+	s.mu.Unlock()
+	s.dev.StopQueue(q, StopBase)
+	s.mu.Lock()
+	watch := s.watch
+	s.waited, s.watch = false, nil
+	if watch != nil {
 		_ = s.c.uc.SetReadDeadline(time.Unix(1, 0))
-		s.mu.Unlock()
-		<-done
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if !s.interrupted {
-			_ = s.c.uc.SetReadDeadline(time.Time{})
-		}
+	}
+	s.mu.Unlock()
+	if watch == nil {
+		return
+	}
+	<-watch
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.interrupted {
+		_ = s.c.uc.SetReadDeadline(time.Time{})
 	}
 }
 
