@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"math"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -80,12 +79,17 @@ func nullDisk(t testing.TB, table *devsw.Table) (devsw.Dev, func() (devsw.DiskIn
 }
 
 func vndDisk(t testing.TB, table *devsw.Table) (devsw.Dev, func() (devsw.DiskInfo, error)) {
-	path := filepath.Join(t.TempDir(), "disk")
-	if err := os.WriteFile(path, make([]byte, diskSize), 0o600); err != nil {
+	return vndWith(t, table, t.TempDir(), vnd.Config{Discard: true})
+}
+
+// vndWith makes a vnd of a new file in dir.
+func vndWith(t testing.TB, table *devsw.Table, dir string, conf vnd.Config) (devsw.Dev, func() (devsw.DiskInfo, error)) {
+	conf.Path = filepath.Join(dir, "disk")
+	if err := os.WriteFile(conf.Path, make([]byte, diskSize), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	d := must(vnd.New(table))(t)
-	dev := must(d.Create(0, vnd.Config{Path: path, Discard: true}))(t)
+	dev := must(d.Create(0, conf))(t)
 	t.Cleanup(func() {
 		if err := d.Destroy(0); err != nil {
 			t.Errorf("the device is still open: %v", err)
@@ -476,100 +480,5 @@ func TestTheDeviceIsOpenFromTheFirstRingsStartToTheLastOnesStop(t *testing.T) {
 	}
 	if len(got) != 16 {
 		t.Fatalf("%d events: %v", len(got), got)
-	}
-}
-
-// TestRequestsAllocateNothing counts over the whole way, from the kick to the used ring, with the front-end's side polling.
-func TestRequestsAllocateNothing(t *testing.T) {
-	for name, d := range map[string]disk{"md": mdDisk(md.Config{Size: diskSize}), "vnd": vndDisk, "null": nullDisk} {
-		t.Run(name, func(t *testing.T) {
-			w := newBench(t, reactor.ModeURing, 1, d, nil)
-			w.start(w.all())
-			b := newLoad(w, 16)
-			b.run(tIn, 2000)
-			b.run(tOut, 2000)
-			// Not testing.AllocsPerRun: it leaves one processor to both sides. The few that are left are the runtime's,
-			// and those of lists that grow, once, when the machine is busy and more than ever is on its way.
-			least := uint64(math.MaxUint64)
-			for range 5 {
-				var before, after runtime.MemStats
-				runtime.ReadMemStats(&before)
-				b.run(tIn, 5000)
-				b.run(tOut, 5000)
-				runtime.ReadMemStats(&after)
-				if least = min(least, after.Mallocs-before.Mallocs); least <= 50 {
-					return
-				}
-			}
-			t.Errorf("%d allocations in 10000 requests", least)
-		})
-	}
-}
-
-// load keeps a number of 4 KiB requests in flight, in prepared buffers, and polls for their end.
-type load struct {
-	w     *bench
-	depth int
-	hdr   []virtqtest.Seg
-	out   [][]virtqtest.Seg // header and data
-	in    [][]virtqtest.Seg // data and status
-}
-
-func newLoad(w *bench, depth int) *load {
-	b := &load{w: w, depth: depth}
-	for i := range depth {
-		h, d, s := w.header(tIn, uint64(i*8)), w.buffer(4096), w.buffer(1)
-		b.hdr = append(b.hdr, h)
-		b.out = append(b.out, []virtqtest.Seg{h, d})
-		b.in = append(b.in, []virtqtest.Seg{d, s})
-	}
-	return b
-}
-
-func (b *load) run(typ uint32, n int) {
-	r := b.w.rings[0]
-	r.DisableCalls()
-	for _, h := range b.hdr {
-		binary.LittleEndian.PutUint32(b.w.bytes(h), typ)
-	}
-	for done := 0; done < n; {
-		for i := range b.depth {
-			if typ == tIn {
-				r.Add(b.out[i][:1], b.in[i])
-			} else {
-				r.Add(b.out[i], b.in[i][1:])
-			}
-		}
-		if err := r.Notify(); err != nil {
-			b.w.t.Fatal(err)
-		}
-		for range b.depth {
-			for !r.PendingUsed() {
-				runtime.Gosched()
-			}
-			r.Used()
-			done++
-		}
-	}
-}
-
-func BenchmarkRequest(b *testing.B) {
-	for _, d := range []struct {
-		name string
-		d    disk
-	}{{"null", nullDisk}, {"md", mdDisk(md.Config{Size: diskSize})}, {"vnd", vndDisk}} {
-		for _, depth := range []int{1, 32} {
-			b.Run(map[int]string{1: d.name + "/QD1", 32: d.name + "/QD32"}[depth], func(b *testing.B) {
-				w := newBench(b, reactor.ModeURing, 1, d.d, nil)
-				w.start(w.all())
-				l := newLoad(w, depth)
-				l.run(tIn, 100)
-				b.ReportAllocs()
-				b.ResetTimer()
-				l.run(tIn, b.N)
-				b.StopTimer()
-				w.close()
-			})
-		}
 	}
 }

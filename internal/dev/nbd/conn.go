@@ -209,10 +209,8 @@ func (c *conn) sendLocked(nowait bool) (worked bool) {
 			c.payloadLocked()
 		case len(c.queue) > 0:
 			r := c.queue[0]
-			c.queue[0] = nil
-			if c.queue = c.queue[1:]; len(c.queue) == 0 {
-				c.queue = nil
-			}
+			// Not queue[1:], which would give its room away bit by bit.
+			c.queue = slices.Delete(c.queue, 0, 1)
 			c.issueLocked(r)
 		case len(c.out) > 0:
 			c.flushLocked()
