@@ -8,7 +8,7 @@ import (
 
 // BenchmarkDevice is the device's own part for one chain: Pop, Push and its share of Publish. Entries of the
 // available ring are offered once, and from then on only avail.idx moves, so that hardly any driver's work is
-// measured. With inflight there is an in-flight region.
+// measured. With inflight there is an in-flight region, with logged a dirty log.
 func BenchmarkDevice(b *testing.B) {
 	for _, bc := range []struct {
 		name     string
@@ -16,21 +16,34 @@ func BenchmarkDevice(b *testing.B) {
 		indirect bool
 		batch    int
 		tracked  bool
+		logged   bool
 	}{
-		{"direct/batch=1", modern, false, 1, false},
-		{"direct/batch=32", modern, false, 32, false},
-		{"indirect/batch=1", modern, true, 1, false},
-		{"indirect/batch=32", modern, true, 32, false},
-		{"flags/batch=1", 0, false, 1, false},
-		{"flags/batch=32", 0, false, 32, false},
-		{"inflight/batch=1", modern, false, 1, true},
-		{"inflight/batch=32", modern, false, 32, true},
+		{"direct/batch=1", modern, false, 1, false, false},
+		{"direct/batch=32", modern, false, 32, false, false},
+		{"direct/batch=128", modern, false, 128, false, false},
+		{"indirect/batch=1", modern, true, 1, false, false},
+		{"indirect/batch=32", modern, true, 32, false, false},
+		{"indirect/batch=128", modern, true, 128, false, false},
+		{"flags/batch=1", 0, false, 1, false, false},
+		{"flags/batch=32", 0, false, 32, false, false},
+		{"inflight/batch=1", modern, false, 1, true, false},
+		{"inflight/batch=32", modern, false, 32, true, false},
+		{"logged/batch=1", modern, false, 1, false, true},
+		{"logged/batch=32", modern, false, 32, false, true},
 	} {
 		b.Run(bc.name, func(b *testing.B) {
-			const size, heads = 128, 32
+			const size, heads = 512, 128
 			r := newRing(b, size, bc.features)
 			if bc.tracked {
 				r = r.restart(b, make([]byte, virtq.InflightSize(size)))
+			}
+			if bc.logged {
+				l := newBitmap(b, 8<<20/page/8)
+				defer l.close()
+				if err := r.queue.SetLog(virtq.DirtyLog{Log: l.Log, Data: true, Used: true, UsedAddr: r.driver.UsedPhys()}); err != nil {
+					b.Fatal(err)
+				}
+				defer r.queue.SetLog(virtq.DirtyLog{})
 			}
 			readable, writable := r.blkSegs()
 			add := r.driver.Add

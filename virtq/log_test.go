@@ -560,23 +560,3 @@ func TestSpoiltDescriptorsInFlightAreNotFollowedForEver(t *testing.T) {
 		}
 	})
 }
-
-func BenchmarkDeviceLogged(b *testing.B) {
-	r := newRing(b, 128, modern)
-	readable, writable := r.blkSegs()
-	l := newBitmap(b, 8<<20/page/8)
-	defer l.close()
-	if err := r.queue.SetLog(virtq.DirtyLog{Log: l.Log, Data: true, Used: true, UsedAddr: r.driver.UsedPhys()}); err != nil {
-		b.Fatal(err)
-	}
-	var c virtq.Chain
-	b.ReportAllocs()
-	for b.Loop() {
-		r.driver.Add(readable, writable)
-		r.driver.Kick()
-		r.pop(b, &c)
-		r.queue.Push(&c, 4097)
-		r.queue.Publish()
-		r.driver.Used()
-	}
-}

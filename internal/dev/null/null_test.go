@@ -173,3 +173,14 @@ func TestATransferAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations for each", n)
 	}
 }
+
+func BenchmarkStrategy4K(b *testing.B) {
+	d, table := driver(b)
+	dev := open(b, d, table, 0, null.Config{Size: 1 << 20})
+	buf := &devsw.Buf{Dev: dev, Data: [][]byte{make([]byte, 4096)}, Bcount: 4096}
+	b.ReportAllocs()
+	for b.Loop() {
+		table.BdevStrategy(buf)
+		buf.Rearm()
+	}
+}
