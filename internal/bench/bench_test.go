@@ -272,7 +272,7 @@ func TestDocumentHasAllOfTheRun(t *testing.T) {
 	r := &report{Machine: machine{{"CPU", "one | two"}, {"fio", "fio-3.33"}}, Options: options{serverCPU: 0, clientCPU: 1, rounds: 3, seconds: 1},
 		Begun: time.Date(2020, 2, 3, 4, 5, 6, 0, time.UTC), Took: 61 * time.Second, Cases: some(),
 		Idle: []idleUse{{null, ours, load.Usage{CPU: 3 * time.Millisecond, Switches: 4}}}, Commands: []string{"vdev blk --this", "fio --that"}}
-	file := filepath.Join(t.TempDir(), "doc.md")
+	file := filepath.Join(t.TempDir(), "benchmarks.md")
 	if err := r.write(file); err != nil {
 		t.Fatal(err)
 	}
@@ -293,8 +293,18 @@ func TestDocumentHasAllOfTheRun(t *testing.T) {
 	if string(got) != string(want) {
 		t.Errorf("not as in %s (-update writes it); got:\n%s", golden, got)
 	}
-	if files, err := os.ReadDir(filepath.Dir(file)); err != nil || len(files) != 1 {
-		t.Errorf("beside the document: %v, %v", files, err)
+	if files, err := os.ReadDir(filepath.Dir(file)); err != nil || len(files) != 3 {
+		t.Errorf("with the document: %v, %v", files, err)
+	}
+	for picture, want := range map[string]string{throughputFile: "randwrite, depth 1", latencyFile: "q-s-d threads, randread"} {
+		name := "benchmarks" + picture
+		svg, err := os.ReadFile(filepath.Join(filepath.Dir(file), name))
+		if err != nil || !strings.Contains(string(svg), want) {
+			t.Errorf("%s does not have %q, %v", name, want, err)
+		}
+		if !strings.Contains(string(got), "("+name+")") {
+			t.Errorf("the document does not show %s", name)
+		}
 	}
 }
 

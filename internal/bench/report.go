@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -211,8 +212,8 @@ func (r *report) idleSection() section {
 	return s
 }
 
-// document writes the document.
-func (r *report) document(w io.Writer) error {
+// document writes the document, whose pictures' names begin with base.
+func (r *report) document(w io.Writer, base string) error {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, `# Benchmarks
 
@@ -234,12 +235,13 @@ greatest ratio in brackets. † says that the front-end was the limit: it hardly
 		}
 		b.WriteString("\n")
 	}
-	must := section{Title: "What must be seen", Intro: "Of latencies and of CPU less is better. What is missed is in bold. The polled depth 1 on null is no bar: q-s-d jumps between speeds there.",
+	must := section{Title: "What must be seen", Intro: "vdev's figure divided by that of q-s-d's faster engine, or of fio, in the same rounds: of requests per second more is better, of CPU and latency less. What is missed is in bold. The polled depth 1 on null is no bar: q-s-d jumps between speeds there.",
 		Header: []string{"what", "needed", "measured", ""}}
 	for _, v := range bars(r.Cases, r.Idle) {
 		must.Rows = append(must.Rows, []string{v.What, v.Needed, v.Measured, verdict(v.Met)})
 	}
 	write(must)
+	fmt.Fprintf(&b, "![Requests per second](%s%s)\n\n![Latency](%s%s)\n\n", base, throughputFile, base, latencyFile)
 	for _, target := range allTargets {
 		for _, s := range r.sections(target) {
 			write(s)
@@ -272,22 +274,30 @@ greatest ratio in brackets. † says that the front-end was the limit: it hardly
 	return err
 }
 
-// write writes the document to a file, at once.
+// write writes the document to a file, and its pictures beside it.
 func (r *report) write(file string) error {
-	tmp, err := os.CreateTemp(filepath.Dir(file), ".bench-")
+	base := strings.TrimSuffix(file, ".md")
+	return errors.Join(
+		writeFile(base+throughputFile, r.throughput().Write),
+		writeFile(base+latencyFile, r.latency().Write),
+		writeFile(file, func(w io.Writer) error { return r.document(w, filepath.Base(base)) }))
+}
+
+// What the pictures' names have after the document's.
+const (
+	throughputFile = "-throughput.svg"
+	latencyFile    = "-latency.svg"
+)
+
+// writeFile writes a file that is never there in part.
+func writeFile(name string, write func(io.Writer) error) error {
+	f, err := os.CreateTemp(filepath.Dir(name), ".bench-")
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name())
-	if err := r.document(tmp); err != nil {
-		tmp.Close()
+	defer os.Remove(f.Name())
+	if err := errors.Join(write(f), f.Chmod(0o644), f.Close()); err != nil {
 		return err
 	}
-	if err := tmp.Close(); err != nil {
-		return err
-	}
-	if err := os.Chmod(tmp.Name(), 0o644); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), file)
+	return os.Rename(f.Name(), name)
 }

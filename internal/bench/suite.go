@@ -432,13 +432,14 @@ func (s *suite) serveFiles(ctx context.Context, d *disks, disk string) error {
 			return err
 		}
 	}
-	if disk == cached {
-		if err := s.startVdev(ctx, d, oursMD, s.o.serverCPU, "--driver", fmt.Sprintf("md,size=%d", size)); err != nil {
-			return err
-		}
-	}
 	if path, err = image("fio"); err != nil {
 		return err
+	}
+	if disk == cached {
+		// Memory that was never written would be one page of zeroes.
+		if err := s.startVdev(ctx, d, oursMD, s.o.serverCPU, "--driver", fmt.Sprintf("md,size=%d,file=%s", size, path)); err != nil {
+			return err
+		}
 	}
 	for _, name := range []string{fioURing, fioPsync} {
 		engine := strings.TrimPrefix(name, "fio ")

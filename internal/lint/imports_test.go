@@ -55,7 +55,7 @@ var layers = map[string][]string{
 	"internal/trace":             {},
 	"internal/control":           {"internal/trace", "internal/sys"},
 	"internal/lint":              {},
-	"internal/bench":             {"internal/load", "internal/sys"},
+	"internal/bench":             {"internal/chart", "internal/load", "internal/sys"},
 	"internal/chart":             {},
 	"internal/load":              {"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/guestmem", "internal/sys"},
 }
