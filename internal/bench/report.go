@@ -231,7 +231,11 @@ greatest ratio in brackets. † says that the front-end was the limit: it hardly
 		fmt.Fprintf(&b, "## %s\n\n%s\n\n", s.Title, s.Intro)
 		fmt.Fprintf(&b, "| %s |\n|%s\n", strings.Join(s.Header, " | "), strings.Repeat(" --- |", len(s.Header)))
 		for _, row := range s.Rows {
-			fmt.Fprintf(&b, "| %s |\n", strings.Join(row, " | "))
+			b.WriteString("|")
+			for _, cell := range row {
+				fmt.Fprintf(&b, " %s |", strings.ReplaceAll(cell, "|", "\\|"))
+			}
+			b.WriteString("\n")
 		}
 		b.WriteString("\n")
 	}
