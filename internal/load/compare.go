@@ -60,6 +60,12 @@ func MedianOf(results []Result, figure func(*Result) float64) float64 {
 	return Median(figures(results, figure))
 }
 
+// LimitedByLoad tells whether the load itself was what went slowest in most of the results, so that the back-end can do more than
+// is seen in them.
+func LimitedByLoad(results []Result) bool {
+	return MedianOf(results, func(r *Result) float64 { return r.Waited }) < 0.05
+}
+
 func figures(results []Result, figure func(*Result) float64) []float64 {
 	values := make([]float64, len(results))
 	for i := range results {

@@ -39,9 +39,6 @@ func (r *Result) Percentile(p float64) time.Duration {
 	return time.Duration(r.Latency.ValueAtQuantile(p))
 }
 
-// LimitedByLoad tells whether the load itself was what went slowest, so that the back-end can do more than is seen here.
-func (r *Result) LimitedByLoad() bool { return r.Waited < 0.1 }
-
 // patience is how long a back-end may take to complete a request.
 const patience = 10 * time.Second
 
