@@ -200,6 +200,8 @@ func (f *benchFlags) config(socket string, given func(flag string) bool) (benchC
 		return c, errors.New("--versus-name goes with --versus")
 	case f.name != "" && f.versusName == f.name:
 		return c, fmt.Errorf("--versus-name %s: is the name of the first one", f.name)
+	case f.output != "" && f.svg == f.output:
+		return c, fmt.Errorf("--svg %s: is the file of --output", f.svg)
 	case f.length <= 0:
 		return c, fmt.Errorf("--length %v: must be more than 0", f.length)
 	case f.warmup < 0:

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"runtime"
 	"strings"
@@ -63,7 +64,7 @@ type benchCase struct {
 
 // benchResult is what one target has done in a case.
 type benchResult struct {
-	Median        benchFigures    `json:"median"` // of the rounds, each figure for itself; but of the greatest latency the greatest
+	Median        benchFigures    `json:"median"` // of the rounds, each figure for itself; the greatest latency is that of all
 	IOPSLeast     float64         `json:"iops_least"`
 	IOPSMost      float64         `json:"iops_most"`
 	LimitedByLoad bool            `json:"limited_by_load"` // the figures are the load's, and the back-end can do more
@@ -196,27 +197,16 @@ func cpuPerRequest(r *load.Result) float64 { return perRequest(r, float64(r.Back
 func perRequest(r *load.Result, v float64) float64 { return v / float64(max(r.Requests, 1)) }
 
 func newBenchResult(of []load.Result) benchResult {
-	median := func(figure func(*load.Result) float64) float64 { return load.MedianOf(of, figure) }
-	var r benchResult
-	for i := range of {
-		one := of[i : i+1]
-		r.Rounds = append(r.Rounds, figuresOf(one, func(figure func(*load.Result) float64) float64 { return figure(&one[0]) }))
-		iops := of[i].IOPS()
-		if i == 0 || iops < r.IOPSLeast {
-			r.IOPSLeast = iops
-		}
-		r.IOPSMost = max(r.IOPSMost, iops)
-		r.Median.Max = max(r.Median.Max, float64(of[i].Latency.Max()))
+	r := benchResult{
+		Median:        figuresOf(of, func(figure func(*load.Result) float64) float64 { return load.MedianOf(of, figure) }),
+		IOPSLeast:     math.Inf(1),
+		LimitedByLoad: load.LimitedByLoad(of),
 	}
-	most := r.Median.Max
-	r.Median = figuresOf(of, median)
-	r.Median.Max = most
-	r.LimitedByLoad = median(func(r *load.Result) float64 {
-		if r.LimitedByLoad() {
-			return 1
-		}
-		return 0
-	}) > 0
+	for i := range of {
+		f := figuresOf(of[i:i+1], func(figure func(*load.Result) float64) float64 { return figure(&of[i]) })
+		r.IOPSLeast, r.IOPSMost, r.Median.Max = min(r.IOPSLeast, f.IOPS), max(r.IOPSMost, f.IOPS), max(r.Median.Max, f.Max)
+		r.Rounds = append(r.Rounds, f)
+	}
 	for _, q := range load.Curve(of) {
 		r.Percentiles = append(r.Percentiles, benchQuantile{100 * q.Share, int64(q.Latency)})
 	}
