@@ -61,7 +61,7 @@ func connect(ctx context.Context, socket string, j *Job) (_ *disk, err error) {
 	d.pid = peer.PID
 	offered, err := f.Handshake(vhostusertest.AllProtocolFeatures)
 	if err != nil {
-		return nil, fmt.Errorf("handshake: %w%s", err, perhaps(err))
+		return nil, fmt.Errorf("handshake: %w", err)
 	}
 	if offered&virtq.FeatureVersion1 == 0 {
 		return nil, errors.New("the back-end does not offer VIRTIO_F_VERSION_1")
@@ -101,7 +101,7 @@ func connect(ctx context.Context, socket string, j *Job) (_ *disk, err error) {
 	return d, d.start(j, features, size)
 }
 
-// perhaps says what may be the cause where a back-end does not answer.
+// perhaps says what may be the cause where a back-end cannot be connected to.
 func perhaps(err error) string {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):

@@ -228,10 +228,15 @@ func TestABackEndThatGoesEndsTheLoad(t *testing.T) {
 		socket, end := serveUntil(t, md.Config{Size: 4 << 20})
 		j := job(RandRead)
 		j.Length, j.Poll = time.Hour, poll
-		time.AfterFunc(20*time.Millisecond, end)
-		if _, err := Run(t.Context(), socket, j); err == nil || !strings.Contains(err.Error(), "hung up") {
+		d, err := connect(t.Context(), socket, &j)
+		if err != nil {
+			t.Fatal(err)
+		}
+		end()
+		if _, err := d.run(t.Context(), &j); err == nil || !strings.Contains(err.Error(), "hung up") {
 			t.Error(err)
 		}
+		d.close()
 	}
 }
 

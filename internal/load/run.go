@@ -53,7 +53,9 @@ func Run(ctx context.Context, socket string, j Job) (Result, error) {
 	}
 	d, err := connect(ctx, socket, &j)
 	var r Result
-	if err == nil {
+	if err != nil {
+		err = fmt.Errorf("%w%s", err, perhaps(err))
+	} else {
 		r, err = d.run(ctx, &j)
 		d.close()
 	}
