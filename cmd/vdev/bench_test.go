@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"encoding/xml"
 	"errors"
@@ -124,10 +123,10 @@ func TestTargetsAreNamedByTheirSockets(t *testing.T) {
 }
 
 // bench runs `vdev bench`, shortly, and returns its exit status and what it wrote.
-func bench(t *testing.T, ctx context.Context, args ...string) (status int, stdout, stderr string) {
+func bench(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	var out, err bytes.Buffer
-	status = run(ctx, append([]string{"bench", "--length", "20ms", "--warmup", "5ms"}, args...), &out, &err)
+	status = run(t.Context(), append([]string{"bench", "--length", "20ms", "--warmup", "5ms"}, args...), &out, &err)
 	return status, out.String(), err.String()
 }
 
@@ -135,7 +134,7 @@ func TestTwoBackEndsAreMeasuredAndCompared(t *testing.T) {
 	dir := t.TempDir()
 	a, b, svg, file := filepath.Join(dir, "a.sock"), filepath.Join(dir, "b.sock"), filepath.Join(dir, "x.svg"), filepath.Join(dir, "x.json")
 	served := []*process{serving(t, nil, "blk", "--socket-path", a, "--driver", "md,size=4M"), serving(t, nil, "blk", "--socket-path", b, "--driver", "md,size=4M")}
-	status, stdout, stderr := bench(t, t.Context(), a, "--versus", b, "--versus-name", "other", "--pattern", "randrw,read", "--overwrite", "--verify", "--size", "256K", "--depth", "1,8",
+	status, stdout, stderr := bench(t, a, "--versus", b, "--versus-name", "other", "--pattern", "randrw,read", "--overwrite", "--verify", "--size", "256K", "--depth", "1,8",
 		"--client", "event,poll", "--queues", "2", "--block-size", "512", "--rounds", "2", "--backend-cpus", "0", "--format", "json", "--output", file, "--svg", svg)
 	if status != exitOK || stdout != "" {
 		t.Fatalf("status %d: %s%s", status, stdout, stderr)
@@ -170,7 +169,7 @@ func TestTwoBackEndsAreMeasuredAndCompared(t *testing.T) {
 	}
 	wellFormed(t, picture, "randrw 512, 2 queues, event: latency", "a / other")
 
-	if status, stdout, stderr := bench(t, t.Context(), a, "--depth", "4", "--rounds", "1"); status != exitOK || !strings.Contains(stdout, "randread") {
+	if status, stdout, stderr := bench(t, a, "--depth", "4", "--rounds", "1"); status != exitOK || !strings.Contains(stdout, "randread") {
 		t.Errorf("status %d: %s%s", status, stdout, stderr)
 	}
 }
@@ -178,7 +177,7 @@ func TestTwoBackEndsAreMeasuredAndCompared(t *testing.T) {
 func TestABenchmarkThatCannotGoOnTellsWhyAndWhatItHas(t *testing.T) {
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "a.sock")
-	p := serving(t, nil, "blk", "--socket-path", socket, "--driver", "md,size=4M", "--read-only", "--num-queues", "2")
+	serving(t, nil, "blk", "--socket-path", socket, "--driver", "md,size=4M", "--read-only", "--num-queues", "2")
 	for _, tt := range []struct {
 		args []string
 		want string
@@ -191,24 +190,29 @@ func TestABenchmarkThatCannotGoOnTellsWhyAndWhatItHas(t *testing.T) {
 		{[]string{socket, "--backend-cpus", "8000"}, "cannot be bound to processors"},
 		{[]string{socket, "--output", filepath.Join(dir, "no", "file")}, "no such file or directory"},
 	} {
-		status, stdout, stderr := bench(t, t.Context(), append(tt.args, "--rounds", "1", "--depth", "1")...)
+		status, stdout, stderr := bench(t, append(tt.args, "--rounds", "1", "--depth", "1")...)
 		last := regexp.MustCompile(`vdev: .*\n$`).FindString(stderr)
 		if status != exitFailure || stdout != "" || !strings.Contains(last, tt.want) {
 			t.Errorf("%q: status %d, %s%s; want %q", tt.args, status, stdout, stderr, tt.want)
 		}
 	}
 	// The second case is one too many: the first is told of.
-	status, stdout, stderr := bench(t, t.Context(), socket, "--rounds", "1", "--depth", "1", "--queues", "1,5")
+	status, stdout, stderr := bench(t, socket, "--rounds", "1", "--depth", "1", "--queues", "1,5")
 	if status != exitFailure || !strings.Contains(stdout, "randread") || !strings.Contains(stdout, "It ended early") {
 		t.Errorf("status %d: %s%s", status, stdout, stderr)
 	}
-	// It dies in the middle.
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	time.AfterFunc(50*time.Millisecond, func() { p.cmd.Process.Kill() })
-	if status, _, stderr := bench(t, ctx, socket, "--length", "1h"); status != exitFailure || !strings.Contains(stderr, "hung up") {
-		t.Errorf("status %d: %s", status, stderr)
+}
+
+func TestABackEndThatDiesEndsABenchmark(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "a.sock")
+	p := serving(t, nil, "blk", "--socket-path", socket, "--driver", "md,size=4M")
+	q := start(t, nil, "bench", socket, "--depth", "1", "--length", "1h")
+	p.waitFor("a front-end has connected")
+	p.signal(os.Kill)
+	if status := q.wait(); status != exitFailure {
+		t.Errorf("status %d", status)
 	}
+	q.waitFor("hung up")
 }
 
 func TestAnInterruptEndsABenchmark(t *testing.T) {
