@@ -1,8 +1,11 @@
 package reactor
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -288,4 +291,61 @@ func TestALongBatchIsShownBeforeItsEnd(t *testing.T) {
 			})
 		}
 	})
+}
+
+// TestEveryWriteEndsOnceWhateverStalls has many writes of several files in flight, some of which stall, several at a time.
+func TestEveryWriteEndsOnceWhateverStalls(t *testing.T) {
+	modes(t, func(t *testing.T, p *Pool) {
+		const files, writes, stalls = 4, 64, 3
+		var calls atomic.Int32
+		r := stalling(t, p, func(int64) {
+			// Once in a while, more than the guard has patience for.
+			if n := calls.Add(1); n%16 == 0 && n <= 16*stalls*files {
+				time.Sleep(4 * guardTick)
+			}
+		})
+		var left sync.WaitGroup
+		var ends [files][writes]atomic.Int32
+		for i := range files {
+			d := &tally{left: &left, ends: ends[i][:]}
+			f := newFile(t, r, d)
+			left.Add(writes)
+			for k := range writes {
+				block := bytes.Repeat([]byte{byte(i), byte(k)}, 256)
+				b := &devsw.Buf{Op: devsw.BWrite, Blkno: int64(k), Data: split(block, 1+k%3), Bcount: 512}
+				r.Post(func() { r.WriteAt(b, int(f.Fd()), int64(k)*512, d) })
+				if k%8 == 0 {
+					r.Do(func() { r.of(&op{fd: int(f.Fd()), done: d}).stalled = -afterStall }) // in line again
+				}
+			}
+			defer func() {
+				got, err := os.ReadFile(f.Name())
+				if err != nil || len(got) != writes*512 {
+					t.Fatalf("%d bytes, %v", len(got), err)
+				}
+				for k := range writes {
+					if n := ends[i][k].Load(); n != 1 {
+						t.Errorf("write %d of file %d has ended %d times", k, i, n)
+					}
+					if want := bytes.Repeat([]byte{byte(i), byte(k)}, 256); !bytes.Equal(got[k*512:][:512], want) {
+						t.Errorf("block %d of file %d is not what was written", k, i)
+					}
+				}
+			}()
+		}
+		left.Wait()
+	})
+}
+
+// tally counts the ends of each write, by its block.
+type tally struct {
+	left *sync.WaitGroup
+	ends []atomic.Int32
+}
+
+func (c *tally) AIODone(b *devsw.Buf, n int64, err devsw.Errno) {
+	if err == 0 && n == b.Bcount {
+		c.ends[b.Blkno].Add(1)
+	}
+	c.left.Done()
 }
