@@ -267,18 +267,22 @@ func nameTargets(targets []load.Target) {
 
 // run measures all cases, and writes what came of them, also of those before an error.
 func (c *benchConfig) run(ctx context.Context, stdout, stderr io.Writer) (err error) {
+	// The files are made now, so that what is wrong with them is known before everything is measured.
 	out := stdout
-	var picture *os.File
-	for name, use := range map[string]func(*os.File){c.output: func(f *os.File) { out = f }, c.svg: func(f *os.File) { picture = f }} {
-		if name == "" {
-			continue
-		}
-		f, createErr := os.Create(name)
+	if c.output != "" {
+		f, createErr := os.Create(c.output)
 		if createErr != nil {
 			return createErr
 		}
 		defer func() { err = errors.Join(err, f.Close()) }()
-		use(f)
+		out = f
+	}
+	var picture *os.File
+	if c.svg != "" {
+		if picture, err = os.Create(c.svg); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, picture.Close()) }()
 	}
 	r := newBenchReport(c)
 	err = c.measure(ctx, r, stderr)

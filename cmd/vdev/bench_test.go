@@ -218,12 +218,6 @@ func TestABackEndThatDiesEndsABenchmark(t *testing.T) {
 func TestAnInterruptEndsABenchmark(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "a.sock")
 	serving(t, nil, "blk", "--socket-path", socket, "--driver", "md,size=4M")
-	p := start(t, nil, "bench", socket, "--depth", "1", "--client", "event,poll", "--rounds", "1", "--length", "50ms")
-	p.waitFor("case 1 of 2")
-	p.signal(os.Interrupt)
-	if status := p.wait(); status != exitFailure && status != exitOK { // it may just have ended
-		t.Errorf("status %d", status)
-	}
 	q := start(t, nil, "bench", socket, "--depth", "1", "--length", "1h")
 	q.waitFor("1 case")
 	q.signal(os.Interrupt)
