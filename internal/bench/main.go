@@ -54,7 +54,7 @@ func (o *options) length() time.Duration { return time.Duration(o.seconds * floa
 
 // What can be selected.
 var (
-	allTargets = []string{"null", "cached", "direct", "sequential", "queues", "mixed", "nbd", "idle"}
+	allTargets = []string{"null", "cached", "direct", "sequential", "queues", "mixed", "nbd", "idle", "scale"}
 	allOps     = []string{"read", "write"}
 	allClients = []string{event, poll}
 )
@@ -193,7 +193,14 @@ func bench(ctx context.Context, o options, out *os.File) (err error) {
 	if err := s.run(ctx); err != nil {
 		return err
 	}
-	r := &report{Machine: m, Options: o, Begun: begun, Took: time.Since(begun), Cases: s.cases, Idle: s.idle, Commands: s.commands}
+	r := &report{Machine: m, Options: o, Begun: begun, Cases: s.cases, Idle: s.idle, Commands: s.commands}
+	if selected(o.targets, "scale") {
+		say := func(format string, args ...any) { fmt.Fprintf(out, format, args...) }
+		if r.Scale, r.ScaleBars, err = scaleSections(ctx, o, dir, say); err != nil {
+			return err
+		}
+	}
+	r.Took = time.Since(begun)
 	r.printBars(out)
 	if o.doc == "" {
 		return nil

@@ -80,12 +80,18 @@ type report struct {
 	Cases    []*measured
 	Idle     []idleUse
 	Commands []string
+
+	// Of scaleSections.
+	Scale     []section
+	ScaleBars []bar
 }
+
+func (r *report) bars() []bar { return append(bars(r.Cases, r.Idle), r.ScaleBars...) }
 
 // printBars prints which bars are met.
 func (r *report) printBars(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, b := range bars(r.Cases, r.Idle) {
+	for _, b := range r.bars() {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", verdict(b.Met), b.What, b.Needed, strings.ReplaceAll(b.Measured, "**", ""))
 	}
 	t.Flush()
@@ -241,7 +247,7 @@ greatest ratio in brackets. † says that the front-end was the limit: it hardly
 	}
 	must := section{Title: "What must be seen", Intro: "vdev's figure divided by that of q-s-d's faster engine, or of fio, in the same rounds: of requests per second more is better, of CPU and latency less. What is missed is in bold. The polled depth 1 on null is no bar: q-s-d jumps between speeds there.",
 		Header: []string{"what", "needed", "measured", ""}}
-	for _, v := range bars(r.Cases, r.Idle) {
+	for _, v := range r.bars() {
 		must.Rows = append(must.Rows, []string{v.What, v.Needed, v.Measured, verdict(v.Met)})
 	}
 	write(must)
@@ -253,6 +259,9 @@ greatest ratio in brackets. † says that the front-end was the limit: it hardly
 	}
 	if r.Idle != nil {
 		write(r.idleSection())
+	}
+	for _, s := range r.Scale {
+		write(s)
 	}
 	m := section{Title: "The machine", Intro: "And the programs.", Header: []string{"", ""}}
 	for _, f := range r.Machine {

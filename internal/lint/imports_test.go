@@ -55,8 +55,9 @@ var layers = map[string][]string{
 	"internal/trace":             {},
 	"internal/control":           {"internal/trace", "internal/sys"},
 	"internal/lint":              {},
-	"internal/bench":             {"internal/chart", "internal/load", "internal/sys"},
+	"internal/bench":             {"internal/chart", "internal/load", "internal/scale", "internal/sys"},
 	"internal/chart":             {},
+	"internal/scale":             {"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/sys"},
 	"internal/load":              {"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/guestmem", "internal/sys"},
 }
 
