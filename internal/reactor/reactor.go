@@ -97,6 +97,7 @@ type Reactor struct {
 	sources  map[uint64]*Source // by tag, for watches
 	nextTag  uint64
 	active   []*Source
+	at       int // of active, whose turn it is
 	dirty    []*Source
 	noKick   int // active Sources without a kick descriptor
 	ops      []*op
@@ -292,25 +293,33 @@ func (r *Reactor) turns() (lost *op) {
 	}
 }
 
-// round polls every active Source, makes and submits transfers, completes and flushes, and tells whether there was anything. Where a
+// roundBytes is after how many bytes to be transferred in line no further Source is polled in a round: they come first in the next one,
+// and what has ended is shown before.
+const roundBytes = 1 << 20
+
+// round polls the active Sources, makes and submits transfers, completes and flushes, and tells whether there was anything. Where a
 // transfer was lost, the reactor is another thread's.
 func (r *Reactor) round() (worked bool, lost *op) {
 	if r.rounds++; r.rounds%clockRounds == 0 {
 		r.Now()
 	}
-	n := 0
-	for i := 0; i < len(r.active); i++ { // grows when a Poll wakes another
-		s := r.active[i]
+	// A Poll may wake others, which are then behind those of this round.
+	for left := len(r.active); left > 0 && r.queued < roundBytes; left-- {
+		if r.at >= len(r.active) {
+			r.at = 0
+		}
+		s := r.active[r.at]
 		if s.active && s.p.Poll() {
 			worked = true
 		}
 		if s.active {
-			r.active[n] = s
-			n++
+			r.at++
+			continue
 		}
+		last := len(r.active) - 1
+		r.active[r.at], r.active[last] = r.active[last], nil
+		r.active = r.active[:last]
 	}
-	clear(r.active[n:])
-	r.active = r.active[:n]
 	if len(r.queue) > 0 {
 		if lost := r.runQueue(); lost != nil {
 			return true, lost
