@@ -1,0 +1,72 @@
+package scale
+
+import (
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// config builds vdev.
+func config(t *testing.T) Config {
+	t.Helper()
+	c := Config{VDev: filepath.Join(t.TempDir(), "vdev"), Dir: t.TempDir()}
+	if out, err := exec.Command("go", "build", "-o", c.VDev, "vdev/cmd/vdev").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return c
+}
+
+func TestEverythingIsMeasured(t *testing.T) {
+	c := config(t)
+	command := []string{c.VDev, "blk", "--fd", "3", "--driver", "md,size=1M"}
+
+	idle, err := MeasureIdle(c, "null,size=1G", 20, 10*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The socket, the connection, guest memory, three descriptors of the ring and the back-end's channel, for each.
+	if idle.Private < idle.Anonymous || idle.Anonymous <= 0 || idle.Descriptors < 7*20 || idle.Threads < 2 {
+		t.Errorf("idle: %+v", idle)
+	}
+	if d, err := MeasureStart(c, command); err != nil || d <= 0 {
+		t.Errorf("start: %v, %v", d, err)
+	}
+	for _, depth := range []int{0, 128} {
+		if all, err := MeasureStop(c, command, depth, 3); err != nil || len(all) != 3 {
+			t.Errorf("stop at depth %d: %v, %v", depth, all, err)
+		}
+		if all, err := MeasureStopAll(c, "md,size=1M", 10, depth); err != nil || len(all) != 10 || all[0] <= 0 || all[9] < all[0] {
+			t.Errorf("stop of all at depth %d: %v, %v", depth, all, err)
+		}
+	}
+	// A terabyte, of which nothing is touched: what is private then is the message's own.
+	if h, err := MeasureHuge(c, command, 1<<40); err != nil || h.Added <= 0 || h.Private > 1<<20 {
+		t.Errorf("huge: %+v, %v", h, err)
+	}
+}
+
+// TestADeepQueueDoesNotStarveOthers counts requests, and no time.
+func TestADeepQueueDoesNotStarveOthers(t *testing.T) {
+	b, err := MeasureBusy(config(t), "null,size=1G", 50, 128, 200*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// One look at a ring is at most 128 requests.
+	if b.Least == 0 || b.Most > 3*b.Least || b.First > 3*128*b.Least {
+		t.Errorf("%+v", b)
+	}
+}
+
+func TestABackEndThatDoesNotStartIsNamed(t *testing.T) {
+	c := Config{Dir: t.TempDir()}
+	_, err := MeasureStart(c, []string{"sh", "-c", "echo no such disk; exit 3"})
+	if err == nil || !strings.Contains(err.Error(), "no such disk") {
+		t.Errorf("error %v", err)
+	}
+}
