@@ -163,13 +163,19 @@ func (b *Backend) Serve(ctx context.Context, ln net.Listener) error {
 
 // accept takes connections, and tells by accepted that one waits. It returns why it ended.
 func (b *Backend) accept(ctx context.Context, ln net.Listener, accepted chan<- struct{}) error {
+	told := false // that the host is short of something
 	for {
 		c, err := ln.Accept()
 		switch {
 		case err == nil:
+			told = false
 		case ctx.Err() == nil && (errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
 			errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ECONNABORTED)):
 			// The host is short of something; the connection waits in its queue.
+			if !told && !errors.Is(err, syscall.ECONNABORTED) {
+				told = true
+				b.event(Event{Kind: EventShort, Ring: -1, Err: err})
+			}
 			select {
 			case <-time.After(100 * time.Millisecond):
 			case <-ctx.Done():

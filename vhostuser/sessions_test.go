@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -122,6 +123,15 @@ type server struct {
 
 func serve(t *testing.T, dev *reverser) *server {
 	t.Helper()
+	s := newServer(t, dev)
+	var ln net.Listener
+	ln, s.path = listen(t)
+	return s.serve(t, ln)
+}
+
+// newServer makes a server that has no socket yet.
+func newServer(t *testing.T, dev *reverser) *server {
+	t.Helper()
 	checkFDs(t)
 	s := &server{dev: dev, served: make(chan error, 1)}
 	var err error
@@ -129,8 +139,11 @@ func serve(t *testing.T, dev *reverser) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var ln net.Listener
-	ln, s.path = listen(t)
+	return s
+}
+
+// serve serves what comes from ln, until the end of the test.
+func (s *server) serve(t *testing.T, ln net.Listener) *server {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	go func() { s.served <- s.backend.Serve(ctx, ln) }()
@@ -233,6 +246,33 @@ func TestFrontEndWaitsForThePredecessorsEnd(t *testing.T) {
 	close(goOn)
 	if h, _, err := second.Receive(); err != nil || h.Request != uint32(vhostuser.GetFeatures) {
 		t.Errorf("the second front-end: %+v, %v", h, err)
+	}
+}
+
+// shortListener cannot accept the first times.
+type shortListener struct {
+	net.Listener
+	fails int
+}
+
+func (l *shortListener) Accept() (net.Conn, error) {
+	if l.fails > 0 {
+		l.fails--
+		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+	}
+	return l.Listener.Accept()
+}
+
+func TestFrontEndWaitsUntilThereAreDescriptorsAgain(t *testing.T) {
+	s := newServer(t, newReverser(1))
+	ln, path := listen(t)
+	s.path = path
+	s.serve(t, &shortListener{ln, 3})
+	if _, err := s.dial(t).GetFeatures(); err != nil {
+		t.Fatal(err)
+	}
+	if told := s.rec.find(vhostuser.EventShort); len(told) != 1 || !errors.Is(told[0].Err, syscall.EMFILE) {
+		t.Errorf("told %v, want EMFILE once", told)
 	}
 }
 

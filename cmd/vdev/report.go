@@ -73,6 +73,8 @@ func (r *reporter) vhostuser(e vhostuser.Event) {
 		}
 	case vhostuser.EventRefuse:
 		r.log.Warn("a second front-end was refused: one is being served")
+	case vhostuser.EventShort:
+		r.log.Error("a front-end has to wait: it cannot be accepted now (look at 'ulimit -Hn' for descriptors)", "cause", e.Err)
 	case vhostuser.EventFail:
 		r.log.Error("a message was refused", "message", e.Message, "cause", e.Err)
 	case vhostuser.EventBreak:
