@@ -54,7 +54,7 @@ func (o *options) length() time.Duration { return time.Duration(o.seconds * floa
 
 // What can be selected.
 var (
-	allTargets = []string{"null", "cached", "direct", "sequential", "queues", "mixed", "nbd", "idle", "scale"}
+	allTargets = []string{"null", "cached", "direct", "sequential", "queues", "mixed", "nbd", "idle", "scale", "allocs"}
 	allOps     = []string{"read", "write"}
 	allClients = []string{event, poll}
 )
@@ -196,9 +196,16 @@ func bench(ctx context.Context, o options, out *os.File) (err error) {
 	r := &report{Machine: m, Options: o, Begun: begun, Cases: s.cases, Idle: s.idle, Commands: s.commands}
 	if selected(o.targets, "scale") {
 		say := func(format string, args ...any) { fmt.Fprintf(out, format, args...) }
-		if r.Scale, r.ScaleBars, err = scaleSections(ctx, o, dir, say); err != nil {
+		if r.Scale, r.MoreBars, err = scaleSections(ctx, o, dir, say); err != nil {
 			return err
 		}
+	}
+	if selected(o.targets, "allocs") {
+		b, err := checkAllocs(ctx)
+		if err != nil {
+			return err
+		}
+		r.MoreBars = append(r.MoreBars, b)
 	}
 	r.Took = time.Since(begun)
 	r.printBars(out)

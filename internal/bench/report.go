@@ -81,12 +81,12 @@ type report struct {
 	Idle     []idleUse
 	Commands []string
 
-	// Of scaleSections.
-	Scale     []section
-	ScaleBars []bar
+	Scale    []section // of scaleSections
+	MoreBars []bar     // that are not of Cases and Idle
 }
 
-func (r *report) bars() []bar { return append(bars(r.Cases, r.Idle), r.ScaleBars...) }
+// bars are all that could be judged.
+func (r *report) bars() []bar { return append(bars(r.Cases, r.Idle), r.MoreBars...) }
 
 // printBars prints which bars are met.
 func (r *report) printBars(w io.Writer) {
@@ -104,9 +104,6 @@ func verdict(met bool) string {
 	return "missed"
 }
 
-// clientLimit is the share of a queue's turns without waiting below which the front-end counts as the limit.
-const clientLimit = 0.05
-
 // thousands is how many thousand requests there were in a second, by the median of the rounds, with a mark where the front-end,
 // and not the back-end, was the limit.
 func thousands(results []load.Result) string {
@@ -114,7 +111,7 @@ func thousands(results []load.Result) string {
 }
 
 func limitMark(results []load.Result) string {
-	if load.MedianOf(results, func(r *load.Result) float64 { return r.Waited }) < clientLimit {
+	if load.LimitedByLoad(results) {
 		return "†"
 	}
 	return ""
