@@ -45,6 +45,7 @@ type Queue struct {
 	last     *virtq.Chain // the newest popped, for a fault while it is looked at
 	lost     *virtq.Chain // given back because Process lost it in a fault; a Push of it comes too late
 	pops     uint64
+	pushes   uint64
 	paused   bool // not handed over yet, disabled or homeless
 	homeless bool // not in the session's guest memory at the moment
 	sawEmpty bool // Pop found nothing, in this call of Process
@@ -133,8 +134,12 @@ func (q *Queue) Pop(c *virtq.Chain) bool {
 	return false
 }
 
+// showEvery is after how many chains of a batch the driver is shown what was pushed, so that one that looks for it need not wait
+// for the batch's end. It is called for the whole of it.
+const showEvery = 16
+
 // Push gives c back used, with written bytes at the start of its writable buffers. The driver sees it at the end of the
-// reactor's batch, when it is also called if it wants to be. On a ring that broke or has stopped, only the count of what
+// reactor's batch at the latest, when it is also called if it wants to be. On a ring that broke or has stopped, only the count of what
 // is in flight is kept.
 func (q *Queue) Push(c *virtq.Chain, written uint32) {
 	defer q.RecoverFault()
@@ -143,6 +148,9 @@ func (q *Queue) Push(c *virtq.Chain, written uint32) {
 		return
 	}
 	q.vq.Push(c, written)
+	if q.pushes++; q.pushes%showEvery == 0 {
+		q.vq.Show()
+	}
 	if q.src != nil {
 		q.src.MarkDirty()
 	}

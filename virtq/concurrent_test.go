@@ -229,6 +229,9 @@ func (r *ring) device(total int, kick, call chan struct{}, calls *int) error {
 			r.queue.Push(c, 8)
 			idle = append(idle, c)
 			served++
+			if rng.IntN(8) == 0 {
+				r.queue.Show() // which calls nobody
+			}
 		}
 		if r.queue.Publish() {
 			*calls++

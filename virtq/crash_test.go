@@ -108,6 +108,7 @@ func testLives(t *testing.T, size int) {
 			"pushAll": l.pushAll,
 			"unpop":   l.unpop,
 			"publish": func(*rapid.T) { l.do(func() { l.queue.Publish() }) },
+			"show":    func(*rapid.T) { l.do(func() { l.queue.Show() }) },
 			"take":    func(*rapid.T) { l.driver.Used() },
 			"stop":    l.stop,
 			"kill":    func(t *rapid.T) { l.killAt = rapid.IntRange(1, 12).Draw(t, "stores") },

@@ -241,6 +241,7 @@ func TestAMigratedGuestHasAllThatTheDeviceWrote(t *testing.T) {
 				}
 			},
 			"publish": func(t *rapid.T) { q.Publish() },
+			"show":    func(t *rapid.T) { q.Show() },
 			"notify":  func(t *rapid.T) { q.EnableNotify(); q.DisableNotify() },
 			"reap": func(t *rapid.T) {
 				for {

@@ -127,6 +127,7 @@ func TestEveryChainIsUsedOnceWithItsOwnContents(t *testing.T) {
 			"push":    m.push,
 			"unpop":   m.unpop,
 			"publish": m.publish,
+			"show":    m.show,
 			"take":    m.takeUsed,
 			"memory":  m.newMemory,
 			"notify":  m.notify,
@@ -253,6 +254,11 @@ func (m *machine) unpop(t *rapid.T) {
 
 func (m *machine) publish(*rapid.T) {
 	m.queue.Publish()
+	m.public = len(m.ended)
+}
+
+func (m *machine) show(*rapid.T) {
+	m.queue.Show()
 	m.public = len(m.ended)
 }
 

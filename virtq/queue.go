@@ -56,7 +56,8 @@ type Queue struct {
 	nextAvail uint16 // next entry to take, free-running
 	availIdx  uint16 // avail.idx when it was last read
 	usedNext  uint16 // next element to store
-	usedIdx   uint16 // used.idx as published
+	usedIdx   uint16 // used.idx as the driver sees it
+	told      uint16 // used.idx as of the last Publish, and what the driver was called for
 	mask      uint16 // size-1
 	usedFlags uint16 // used.flags as published
 	eventIdx  bool
@@ -105,6 +106,7 @@ func New(mem *Memory, cfg Config) (*Queue, error) {
 		availIdx:  next,
 		usedNext:  used,
 		usedIdx:   used,
+		told:      used,
 		mask:      uint16(cfg.Size - 1),
 		eventIdx:  cfg.Features&FeatureEventIdx != 0,
 		indirect:  cfg.Features&FeatureIndirectDesc != 0,

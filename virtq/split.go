@@ -301,13 +301,12 @@ func (q *Queue) Unpop(c *Chain) {
 	}
 }
 
-// Publish shows the driver all that was pushed, with one store, and tells whether the driver wants a call for it: by
-// used_event where VIRTIO_F_EVENT_IDX was negotiated, else by avail.flags (virtio 1.2, 2.7.7.2). Without anything
-// new, or on a broken or closed ring, it does nothing and returns false.
-func (q *Queue) Publish() (call bool) {
+// Show shows the driver all that was pushed, with one store. A driver that looks sees it; one that waits to be called does not until
+// Publish says so. Without anything new, or on a broken or closed ring, it does nothing.
+func (q *Queue) Show() {
 	from, to := q.usedIdx, q.usedNext
 	if from == to || q.err != nil {
-		return false
+		return
 	}
 	q.usedIdx = to
 	if q.records {
@@ -315,8 +314,20 @@ func (q *Queue) Publish() (call bool) {
 	} else {
 		q.storeUsed()
 	}
+}
+
+// Publish is Show, and tells whether the driver wants a call for what was shown since the last Publish: by used_event where
+// VIRTIO_F_EVENT_IDX was negotiated, else by avail.flags (virtio 1.2, 2.7.7.2). Without anything new, or on a broken or closed ring,
+// it does nothing and returns false.
+func (q *Queue) Publish() (call bool) {
+	q.Show()
+	from := q.told
+	if from == q.usedIdx || q.err != nil {
+		return false
+	}
+	q.told = q.usedIdx
 	if q.eventIdx {
-		return needEvent(q.ring.usedEvent.Load(), to, from)
+		return needEvent(q.ring.usedEvent.Load(), q.usedIdx, from)
 	}
 	return q.ring.availFlags.Load()&availNoInterrupt == 0
 }
