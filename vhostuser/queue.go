@@ -115,12 +115,13 @@ func (q *Queue) Post(fn func()) {
 func (q *Queue) Wake() { q.reactor.Post(q.wake) }
 
 // Pop takes the next available chain into c, and returns false when there is none: the ring is empty, disabled or broken.
-// What breaks a ring the Backend has told already.
+// What breaks a ring the Backend has told already. It is called in Process or in what was given to Post, which a fault on the
+// guest's memory ends (see RecoverFault).
 func (q *Queue) Pop(c *virtq.Chain) bool {
 	if q.paused || q.broken != nil {
 		return false
 	}
-	defer q.RecoverFault()
+	q.last = nil // whose request somebody else may have by now
 	ok, err := q.vq.Pop(c)
 	if ok {
 		q.pops++

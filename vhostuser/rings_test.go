@@ -831,7 +831,13 @@ func TestDeviceCanGiveARingUp(t *testing.T) {
 
 // A Process that hands a chain on before it looks at it, and is cut short by a fault, may push the chain all the same.
 func TestChainLostInAFaultMayStillBePushed(t *testing.T) {
-	d := &hasty{}
+	endedByFault(t, &hasty{}, func(r *vhostusertest.Ring, far uint64) {
+		r.Add([]virtqtest.Seg{{Addr: far, Len: 16}}, nil)
+	})
+}
+
+// endedByFault serves one ring, on which add puts something that leads to an address far off, where there is no memory any more.
+func endedByFault(t *testing.T, d vhostuser.Device, add func(r *vhostusertest.Ring, far uint64)) {
 	checkFDs(t)
 	b, err := vhostuser.New(vhostuser.Config{Device: d, Reactors: newReactors(t)})
 	if err != nil {
@@ -847,8 +853,7 @@ func TestChainLostInAFaultMayStillBePushed(t *testing.T) {
 	defer f.Close()
 	g.handshake()
 	r := g.start(0, 8)
-	far := uint64(1<<32 + 1<<20 - 4096) // the last page of the file
-	r.Add([]virtqtest.Seg{{Addr: far, Len: 16}}, nil)
+	add(r, 1<<32+1<<20-4096) // the last page of the file
 	file := os.NewFile(uintptr(mustDup(t, g.mem.FD())), "mem")
 	defer file.Close()
 	g.must(file.Truncate(2<<20 - 4096))
@@ -857,6 +862,38 @@ func TestChainLostInAFaultMayStillBePushed(t *testing.T) {
 	if err := <-served; !errors.As(err, &fe) {
 		t.Errorf("ServeConn: %v, want a FaultError", err)
 	}
+}
+
+// A chain that was popped before is its owner's, whoever that may be by then: a fault in the next Pop leaves it in flight.
+func TestAFaultInPopLeavesEarlierChainsInFlight(t *testing.T) {
+	d := &keeper{left: -1}
+	endedByFault(t, d, func(r *vhostusertest.Ring, far uint64) {
+		r.Add([]virtqtest.Seg{{Addr: 0, Len: 16}}, nil)
+		head, _ := r.AddIndirect([]virtqtest.Seg{{Addr: 0, Len: 16}}, nil)
+		r.SetDesc(int(head), virtqtest.Desc{Addr: far, Len: virtqtest.DescSize, Flags: virtqtest.DescIndirect})
+	})
+	if d.left != 1 {
+		t.Errorf("%d chains in flight after the fault, want 1", d.left)
+	}
+}
+
+// keeper takes two chains, and pushes the first when the ring is stopped.
+type keeper struct {
+	vhostuser.BaseDevice
+	chains [2]virtq.Chain
+	left   int // in flight by then
+}
+
+func (d *keeper) Process(q *vhostuser.Queue) bool {
+	return q.Pop(&d.chains[0]) && q.Pop(&d.chains[1])
+}
+
+func (d *keeper) StopQueue(q *vhostuser.Queue, _ vhostuser.StopReason) {
+	q.Reactor().Do(func() {
+		if d.left = q.InFlight(); d.chains[0].InFlight() {
+			q.Push(&d.chains[0], 0)
+		}
+	})
 }
 
 type hasty struct {
