@@ -144,6 +144,29 @@ const showEvery = 16
 // is in flight is kept.
 func (q *Queue) Push(c *virtq.Chain, written uint32) {
 	defer q.RecoverFault()
+	q.push(c, written)
+}
+
+// PushStatus is Push for a device that answers with a status byte, which it writes to at, memory of c, before.
+func (q *Queue) PushStatus(c *virtq.Chain, written uint32, at []byte, status uint8) {
+	defer q.recoverPush(c)
+	at[0] = status
+	q.push(c, written)
+}
+
+// recoverPush is RecoverFault for PushStatus: c is pushed all the same, or it would count as in flight for ever.
+func (q *Queue) recoverPush(c *virtq.Chain) {
+	r := recover()
+	if r == nil {
+		return
+	}
+	q.fault(r)
+	if c.InFlight() {
+		q.Push(c, 0)
+	}
+}
+
+func (q *Queue) push(c *virtq.Chain, written uint32) {
 	if q.broken != nil && c == q.lost {
 		q.lost = nil
 		return
@@ -334,7 +357,8 @@ func (q *Queue) close() {
 // panic goes on.
 //
 // Queue's own methods need no such care, nor does a Process that has at most its newest chain in its hands. What completes a
-// request later puts the access into a function of its own, and pushes the chain behind it, fault or not.
+// request later puts the access into a function of its own, and pushes the chain behind it, fault or not; for a status byte there is
+// PushStatus.
 func (q *Queue) RecoverFault() {
 	if r := recover(); r != nil {
 		q.fault(r)

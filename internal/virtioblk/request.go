@@ -451,19 +451,11 @@ func (r *request) finish(err error) {
 		status = statusOf(r.typ, err)
 	}
 	q := r.q
-	r.answer(status)
+	q.vq.PushStatus(&r.chain, uint32(r.in), r.status, status)
 	if q.d.trace != nil {
 		q.d.trace(Request{Queue: q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes, Status: status, Err: err})
 	}
-	q.vq.Push(&r.chain, uint32(r.in))
 	q.put(r)
-}
-
-// answer writes the status byte. A fault ends here and not in the caller, who has to push the chain all the same: else it would
-// count as in flight for ever.
-func (r *request) answer(status uint8) {
-	defer r.q.vq.RecoverFault()
-	r.status[0] = status
 }
 
 // statusOf maps an error to a status of the protocol.
