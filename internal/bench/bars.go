@@ -165,9 +165,14 @@ func bars(cases []*measured, idle []idleUse) []bar {
 		}
 		return against(m, fioURing, iops, limit, true)
 	})
-	for _, other := range []string{qsdURing, fioURing} {
-		each("direct", "requests per second", func(m *measured) (check, bool) { return against(m, other, iops, 0.95, true) })
-	}
+	each("direct", "requests per second", func(m *measured) (check, bool) { return against(m, qsdURing, iops, 0.95, true) })
+	each("direct", "requests per second against fio on the bare file", func(m *measured) (check, bool) {
+		// With the other client, it is the time to wake up that is the limit, and not the disk.
+		if !m.Job.Poll {
+			return check{}, false
+		}
+		return against(m, fioURing, iops, 0.95, true)
+	})
 	for _, u := range idle {
 		if strings.HasPrefix(u.Name, ours) {
 			all = append(all, bar{What: fmt.Sprintf("%s, %s: CPU in %v when idle", u.Disk, u.Name, idleTime),

@@ -132,7 +132,7 @@ func number(v float64) string {
 var about = map[string]struct{ title, intro string }{
 	"null":       {"Null", "No data is touched: this is the speed of the rings, and of everything around a request."},
 	"cached":     {"Cached file", "The file's pages are all in the page cache. vdev md beside it is a disk in vdev's own memory; fio does not go through a guest's rings, so that one figure of it stands for both clients."},
-	"direct":     {"O_DIRECT", "The same kind of file without the page cache: the disk is the limit."},
+	"direct":     {"O_DIRECT", "The same kind of file without the page cache: the disk is the limit, but where the front-end sleeps at depth 1. Against fio, which never has to be woken by another core, the polling client is judged."},
 	"sequential": {"Sequential", "Large requests, one after the other."},
 	"queues":     {"Several queues", "The back-end and the front-end have one core each, however many queues there are."},
 	"mixed":      {"Mixed", "Reads, seven of ten, and writes."},

@@ -114,7 +114,7 @@ type choice struct {
 var choices = []choice{
 	{"null", []string{null}, []load.Pattern{load.RandRead, load.RandWrite}, []int{4 << 10}, []int{1, 32, 128}, []int{1}, allClients},
 	{"cached", []string{cached}, []load.Pattern{load.RandRead, load.RandWrite}, []int{4 << 10}, []int{1, 32, 128}, []int{1}, allClients},
-	{"direct", []string{direct}, []load.Pattern{load.RandRead, load.RandWrite}, []int{4 << 10}, []int{1, 32, 128}, []int{1}, []string{event}},
+	{"direct", []string{direct}, []load.Pattern{load.RandRead, load.RandWrite}, []int{4 << 10}, []int{1, 32, 128}, []int{1}, allClients},
 	{"sequential", []string{cached, direct}, []load.Pattern{load.Read, load.Write}, []int{128 << 10}, []int{16}, []int{1}, []string{event}},
 	{"queues", []string{null, cached}, []load.Pattern{load.RandRead}, []int{4 << 10}, []int{32}, []int{1, 2, maxQueues}, []string{event}},
 	{"mixed", []string{cached}, []load.Pattern{load.RandRW}, []int{4 << 10}, []int{32}, []int{1}, []string{event}},
