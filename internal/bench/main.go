@@ -5,6 +5,9 @@
 // their order turns round, so that what drifts on the host weighs on all alike. What counts is the median of the ratios within
 // the rounds.
 //
+// Beside that it measures what idle back-ends use, what a thousand devices, a start and a stop cost (scale.go), and whether the
+// tests find allocations. It judges what was measured, and makes a document of a whole run.
+//
 // With nbd, the disk is what one nbdkit has in memory, over a Unix socket. Since three processes take part, none is pinned there.
 //
 // scripts/bench runs it with a QEMU that has what it needs.
@@ -15,6 +18,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -78,10 +82,11 @@ func main() {
 	}
 }
 
-// parse reads the command line.
+// parse reads the command line. Where that asks for help, it prints that and returns flag.ErrHelp.
 func parse(args []string) (options, error) {
 	var o options
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
+	f.SetOutput(io.Discard) // an error is said once, by the caller
 	f.StringVar(&o.vdev, "vdev", "", "the vdev to measure (`path`)")
 	f.StringVar(&o.qsd, "qsd", "qemu-storage-daemon", "qemu-storage-daemon to measure it against (`command`)")
 	f.StringVar(&o.fio, "fio", "fio", "fio, for the bare file (`command`)")
@@ -116,6 +121,10 @@ func parse(args []string) (options, error) {
 	f.Func("depths", "these queue `depths` in place of each target's own", numbersOf(&o.depths))
 	f.Func("sizes", "requests of these `sizes` in bytes in place of each target's own", numbersOf(&o.sizes))
 	if err := f.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			f.SetOutput(os.Stdout)
+			f.Usage()
+		}
 		return o, err
 	}
 	given := map[string]bool{}
@@ -180,7 +189,7 @@ func numbersOf(to *[]int) func(string) error {
 func selected(list []string, name string) bool { return list == nil || slices.Contains(list, name) }
 
 // bench measures what is selected, and tells out of each case at once. What it starts and makes is gone when it returns.
-func bench(ctx context.Context, o options, out *os.File) (err error) {
+func bench(ctx context.Context, o options, out io.Writer) (err error) {
 	dir, err := os.MkdirTemp(o.dir, "vdev-bench-")
 	if err != nil {
 		return err
