@@ -133,7 +133,7 @@ func (r *Reactor) transfer(o *op) (kept bool) {
 	o.iov = uring.Fill(o.iov, o.data[:min(len(o.data), maxIovecs)])
 	f := r.of(o)
 	if !o.write {
-		n, errno := sys.Read(o.fd, o.iov, o.off, true)
+		n, errno := sys.Read(o.fd, o.iov, o.off)
 		if errno != 0 {
 			// EAGAIN: it is not in memory. Else the engine shall tell what is wrong.
 			f.reads.failed()
@@ -145,7 +145,7 @@ func (r *Reactor) transfer(o *op) (kept bool) {
 		return true
 	}
 	if f.write != guarded {
-		n, errno := sys.Write(o.fd, o.iov, o.off, true)
+		n, errno := sys.Write(o.fd, o.iov, o.off)
 		if errno == 0 {
 			f.write = nowait
 			o.ended(n, 0)
@@ -163,7 +163,7 @@ func (r *Reactor) transfer(o *op) (kept bool) {
 	o.place = inCall
 	r.calling = o
 	word := r.guard.enter()
-	n, errno := r.write(o.fd, o.iov, o.off, false)
+	n, errno := r.write(o.fd, o.iov, o.off)
 	if !r.guard.leave(word) {
 		o.res, o.errno = n, errno
 		return false

@@ -19,9 +19,9 @@ import (
 func stalling(t *testing.T, p *Pool, hold func(off int64)) *Reactor {
 	r := p.Pick()
 	r.Do(func() {
-		r.write = func(fd int, iov []sys.Iovec, off int64, nowait bool) (int, syscall.Errno) {
+		r.write = func(fd int, iov []sys.Iovec, off int64) (int, syscall.Errno) {
 			hold(off)
-			return sys.Write(fd, iov, off, nowait)
+			return sys.WriteWaiting(fd, iov, off)
 		}
 	})
 	return r
@@ -189,7 +189,7 @@ func TestTheFileSystemIsFoundOutByTheFirstWrite(t *testing.T) {
 		defer f.Close()
 		probe := []byte{1}
 		iov := sys.Iovec{Base: &probe[0], Len: 1}
-		_, errno := sys.Write(int(f.Fd()), []sys.Iovec{iov}, 0, true)
+		_, errno := sys.Write(int(f.Fd()), []sys.Iovec{iov}, 0)
 		d := newResult()
 		for i := range 20 {
 			write(r, f, d, int64(i)*16)

@@ -113,13 +113,14 @@ type Reactor struct {
 	pollFor  time.Duration // how long to look for work before sleeping, adapted
 	clock    time.Duration // see Clock
 	rounds   uint32
+	yielded  time.Duration // when the runtime had a look, by clock
 	spare    []func()
 
-	write func(fd int, iov []sys.Iovec, off int64, nowait bool) (int, syscall.Errno) // sys.Write, but in tests
+	write func(fd int, iov []sys.Iovec, off int64) (int, syscall.Errno) // sys.WriteWaiting, but in tests
 }
 
 func newReactor(mode Mode, w *crew, pollMax time.Duration) (*Reactor, error) {
-	r := &Reactor{mode: mode, crew: w, pollMax: pollMax, ended: make(chan struct{}), sources: make(map[uint64]*Source), write: sys.Write}
+	r := &Reactor{mode: mode, crew: w, pollMax: pollMax, ended: make(chan struct{}), sources: make(map[uint64]*Source), write: sys.WriteWaiting}
 	var err error
 	if r.wakeFD, err = sys.NewEventfd(); err != nil {
 		return nil, err
@@ -188,7 +189,7 @@ func (r *Reactor) Now() time.Duration {
 // for those to whom a few batches do not matter, and that costs nothing. On the reactor.
 func (r *Reactor) Clock() time.Duration { return r.clock }
 
-const clockRounds = 32
+const clockRounds = 8
 
 // Add makes p a Source. kick is a descriptor that becomes readable (an eventfd; it is never read, nor are its flags
 // changed) when p has work, or -1: then p is polled all the time, with pauses of at most a millisecond. The first Poll
@@ -293,6 +294,10 @@ func (r *Reactor) turns() (lost *op) {
 	}
 }
 
+// yieldEvery is after how long a busy loop lets the runtime have its way. Who has not after 10 ms, and makes system calls, loses its P in
+// one of them, and the runtime looks every 20 us after that whether it can take away more.
+const yieldEvery = 5 * time.Millisecond
+
 // roundBytes is after how many bytes to be transferred in line no further Source is polled in a round: they come first in the next one,
 // and what has ended is shown before.
 const roundBytes = 1 << 20
@@ -300,8 +305,9 @@ const roundBytes = 1 << 20
 // round polls the active Sources, makes and submits transfers, completes and flushes, and tells whether there was anything. Where a
 // transfer was lost, the reactor is another thread's.
 func (r *Reactor) round() (worked bool, lost *op) {
-	if r.rounds++; r.rounds%clockRounds == 0 {
-		r.Now()
+	if r.rounds++; r.rounds%clockRounds == 0 && r.Now()-r.yielded >= yieldEvery {
+		r.yielded = r.clock
+		runtime.Gosched()
 	}
 	// A Poll may wake others, which are then behind those of this round.
 	for left := len(r.active); left > 0 && r.queued < roundBytes; left-- {

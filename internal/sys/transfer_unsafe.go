@@ -10,24 +10,31 @@ import (
 // Iovec is struct iovec.
 type Iovec = unix.Iovec
 
-// Read is Preadv for who has the iovecs, at most 1024, and does not want to block: with nowait (RWF_NOWAIT) it fails with EAGAIN
-// where it would have to, and with EOPNOTSUPP where the file system cannot tell. EINTR is not tried again. It does not allocate.
-func Read(fd int, iov []Iovec, off int64, nowait bool) (int, syscall.Errno) {
-	return transfer(unix.SYS_PREADV2, fd, iov, off, nowait)
+// Read is Preadv for who has the iovecs, at most 1024, and does not want to block (RWF_NOWAIT): it fails with EAGAIN where it would
+// have to, and with EOPNOTSUPP where the file system cannot tell. EINTR is not tried again. It does not allocate.
+//
+// Since it does not wait, it keeps the calling thread's P: the runtime takes for idle who makes one system call after the other
+// otherwise, and looks every 20 us whether it can take that away, which on one CPU costs a tenth of the time.
+func Read(fd int, iov []Iovec, off int64) (int, syscall.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_PREADV2, uintptr(fd), first(iov), uintptr(len(iov)), uintptr(off), 0, unix.RWF_NOWAIT)
+	return count(n, errno)
 }
 
 // Write is Read's counterpart.
-func Write(fd int, iov []Iovec, off int64, nowait bool) (int, syscall.Errno) {
-	return transfer(unix.SYS_PWRITEV2, fd, iov, off, nowait)
+func Write(fd int, iov []Iovec, off int64) (int, syscall.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_PWRITEV2, uintptr(fd), first(iov), uintptr(len(iov)), uintptr(off), 0, unix.RWF_NOWAIT)
+	return count(n, errno)
 }
 
-func transfer(call uintptr, fd int, iov []Iovec, off int64, nowait bool) (int, syscall.Errno) {
-	flags := uintptr(0)
-	if nowait {
-		flags = unix.RWF_NOWAIT
-	}
-	// The offset's upper half, of 64 bits, is for machines that have no such registers.
-	n, _, errno := unix.Syscall6(call, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(iov))), uintptr(len(iov)), uintptr(off), 0, flags)
+// WriteWaiting is Write where it may block.
+func WriteWaiting(fd int, iov []Iovec, off int64) (int, syscall.Errno) {
+	n, _, errno := unix.Syscall6(unix.SYS_PWRITEV2, uintptr(fd), first(iov), uintptr(len(iov)), uintptr(off), 0, 0)
+	return count(n, errno)
+}
+
+func first(iov []Iovec) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(iov))) }
+
+func count(n uintptr, errno syscall.Errno) (int, syscall.Errno) {
 	if errno != 0 {
 		return 0, errno
 	}
