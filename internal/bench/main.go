@@ -94,7 +94,7 @@ func parse(args []string) (options, error) {
 	f.StringVar(&o.nbdcopy, "nbdcopy", "nbdcopy", "nbdcopy, for nbd (`command`)")
 	f.StringVar(&o.dir, "dir", os.TempDir(), "`folder` for the image files: on a disk, and not in memory")
 	f.StringVar(&o.doc, "doc", "", "write the document to this `file`, and pictures beside it; everything must be measured then")
-	f.IntVar(&o.fileMiB, "file-mib", 256, "size of each image file in `MiB`; four are held in memory")
+	f.IntVar(&o.fileMiB, "file-mib", 256, "size of the image files in `MiB`; one is held in memory")
 	f.IntVar(&o.rounds, "rounds", 5, "rounds of each case")
 	f.Float64Var(&o.seconds, "seconds", 0.8, "length of one measurement")
 	f.IntVar(&o.serverCPU, "server-cpu", 0, "core of the back-ends, and of fio")

@@ -271,6 +271,7 @@ greatest ratio in brackets. † says that the front-end was the limit: it hardly
   after each case all of their pages must be in the page cache.
 - A sparse file reads holes: the files are full of noise. They are filled by writes of a page, since ext4 makes large folios of larger
   writes, in which a buffered write of 4 KiB takes many times as long.
+- Two files of the same make may differ by a quarter, with where in memory their pages are: all serve the same one, in turn.
 - fio throws a file's page cache away at its start, unless it is told not to (--invalidate=0).
 - q-s-d with a polling client at depth 1 jumps between speeds from run to run: look at the spread.
 - Null touches no data. md does.
