@@ -126,8 +126,8 @@ func TestHeldFileIsFullAndStays(t *testing.T) {
 
 const fioText = `fio: this is a warning
 {"fio version": "fio-3.33", "jobs": [{"jobname": "bench", "error": 0,
- "read": {"total_ios": 300, "io_bytes": 1228800, "runtime": 200, "clat_ns": {"bins": {"1000": 200, "5000": 100}}},
- "write": {"total_ios": 100, "io_bytes": 409600, "runtime": 250, "clat_ns": {"bins": {"0": 1, "9000": 99}}},
+ "read": {"total_ios": 300, "io_bytes": 1228800, "runtime": 200, "lat_ns": {"bins": {"1000": 200, "5000": 100}}},
+ "write": {"total_ios": 100, "io_bytes": 409600, "runtime": 250, "lat_ns": {"bins": {"0": 1, "9000": 99}}},
  "usr_cpu": 20.0, "sys_cpu": 60.0, "ctx": 17}]}`
 
 func TestFioIsUnderstood(t *testing.T) {

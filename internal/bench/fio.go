@@ -20,8 +20,8 @@ import (
 // held there, and a map of the blocks that were done would cost time that the front-end does not spend either.
 func fioArgs(engine, file string, direct bool, j load.Job) []string {
 	args := []string{"--name=bench", "--filename=" + file, "--rw=" + string(j.Pattern), fmt.Sprintf("--bs=%d", j.BlockSize),
-		"--ioengine=" + engine, fmt.Sprintf("--iodepth=%d", j.Depth), "--norandommap", "--invalidate=0", "--disable_slat=1",
-		"--time_based", fmt.Sprintf("--ramp_time=%dms", j.Warmup.Milliseconds()), fmt.Sprintf("--runtime=%dms", j.Length.Milliseconds()),
+		"--ioengine=" + engine, fmt.Sprintf("--iodepth=%d", j.Depth), "--norandommap", "--invalidate=0",
+		"--disable_slat=1", "--clat_percentiles=0", "--lat_percentiles=1", "--time_based", fmt.Sprintf("--ramp_time=%dms", j.Warmup.Milliseconds()), fmt.Sprintf("--runtime=%dms", j.Length.Milliseconds()),
 		"--output-format=json+"}
 	if j.Pattern.Reads() && j.Pattern.Writes() {
 		args = append(args, fmt.Sprintf("--rwmixread=%d", j.ReadPercent))
@@ -68,7 +68,7 @@ type fioSide struct {
 	Runtime  uint64 `json:"runtime"` // ms
 	Latency  struct {
 		Bins map[string]int64 `json:"bins"` // by ns
-	} `json:"clat_ns"`
+	} `json:"lat_ns"` // from before it is submitted: what is in memory is read by then
 }
 
 // parseFio reads what fio says of one job, in JSON. Before that it may print warnings.
