@@ -13,16 +13,16 @@ type Iovec = unix.Iovec
 // Read is Preadv for who has the iovecs, at most 1024, and does not want to block (RWF_NOWAIT): it fails with EAGAIN where it would
 // have to, and with EOPNOTSUPP where the file system cannot tell. EINTR is not tried again. It does not allocate.
 //
-// Since it does not wait, it keeps the calling thread's P: the runtime takes for idle who makes one system call after the other
-// otherwise, and looks every 20 us whether it can take that away, which on one CPU costs a tenth of the time.
+// Not a raw system call: starting a readahead, or a page of the caller's that is not there, may have it wait all the same, and then it
+// must not hold up a garbage collection.
 func Read(fd int, iov []Iovec, off int64) (int, syscall.Errno) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_PREADV2, uintptr(fd), first(iov), uintptr(len(iov)), uintptr(off), 0, unix.RWF_NOWAIT)
+	n, _, errno := unix.Syscall6(unix.SYS_PREADV2, uintptr(fd), first(iov), uintptr(len(iov)), uintptr(off), 0, unix.RWF_NOWAIT)
 	return count(n, errno)
 }
 
 // Write is Read's counterpart.
 func Write(fd int, iov []Iovec, off int64) (int, syscall.Errno) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_PWRITEV2, uintptr(fd), first(iov), uintptr(len(iov)), uintptr(off), 0, unix.RWF_NOWAIT)
+	n, _, errno := unix.Syscall6(unix.SYS_PWRITEV2, uintptr(fd), first(iov), uintptr(len(iov)), uintptr(off), 0, unix.RWF_NOWAIT)
 	return count(n, errno)
 }
 
