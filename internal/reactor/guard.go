@@ -116,7 +116,8 @@ func (r *Reactor) takeOver(word uint64) {
 // goOn makes the reactor, whose thread is stuck in r.calling, that of the calling goroutine and of eng.
 func (r *Reactor) goOn(eng engine) {
 	r.eng = eng
-	r.of(r.calling).stalled = r.Now()
+	r.Now()
+	r.of(r.calling).stuck++
 	for tag, s := range r.sources {
 		if err := eng.watch(s.kick, tag); err != nil {
 			// Without a watch, it is looked at all the time.

@@ -23,7 +23,8 @@ type file struct {
 	buffered bool
 	reads    skip
 	write    writes
-	stalled  time.Duration // when a write was last given up, by Clock
+	stuck    int           // writes that threads are still in, who lost the reactor over them
+	stalled  time.Duration // when there was one last, by Clock
 }
 
 // writes is how a file's writes are tried in line.
@@ -35,7 +36,7 @@ const (
 	guarded        // without, since the file system does not know it
 )
 
-// afterStall is how long a file's writes go by the engine once one of them has stalled.
+// afterStall is how long a file's writes go by the engine once one that has stalled is back.
 const afterStall = 100 * time.Millisecond
 
 // skip counts tries that are not worth making: the more have failed in a row, the more are left out.
@@ -90,7 +91,7 @@ func (r *Reactor) takesInline(o *op) bool {
 
 // mayStall tells whether a write that may wait can be made on the reactor: the engine's transfers would wait with it.
 func (r *Reactor) mayStall(f *file) bool {
-	return r.inEngine == 0 && r.clock-f.stalled >= afterStall
+	return r.inEngine == 0 && f.stuck == 0 && r.clock-f.stalled >= afterStall
 }
 
 // A long batch is shown to the drivers of the queues when no more than showLeft bytes of it are left: who is to wake up for what has

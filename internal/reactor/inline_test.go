@@ -118,6 +118,11 @@ func TestAWriteThatStallsHoldsUpNoOther(t *testing.T) {
 				t.Fatalf("round %d: a write has ended that is stuck", round)
 			default:
 			}
+			r.Do(func() {
+				if r.mayStall(r.of(&op{fd: int(stuck.Fd()), done: slow})) {
+					t.Error("a file's writes are made in line while one of them is stuck")
+				}
+			})
 			release <- struct{}{}
 			<-slow.ch
 			if slow.err != 0 || slow.n != 16 {

@@ -449,6 +449,11 @@ func (r *Reactor) runPosted() {
 	for o := reverse(r.completed.Swap(nil)); o != nil; {
 		next := o.next
 		o.next = nil
+		if o.place == inCall {
+			f := r.of(o)
+			f.stuck--
+			f.stalled = r.clock
+		}
 		o.ended(o.res, o.errno)
 		o = next
 	}
