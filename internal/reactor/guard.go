@@ -119,6 +119,10 @@ func (r *Reactor) goOn(eng engine) {
 	r.Now()
 	r.of(r.calling).stuck++
 	for tag, s := range r.sources {
+		if s.polledOnly { // for want of a watch, in the engine before
+			s.polledOnly = false
+			r.noKick--
+		}
 		if err := eng.watch(s.kick, tag); err != nil {
 			// Without a watch, it is looked at all the time.
 			s.polledOnly = true
@@ -127,4 +131,6 @@ func (r *Reactor) goOn(eng engine) {
 		// What woke the old engine last may have got lost with it.
 		s.Wake()
 	}
+	// What ended before the one that is stuck.
+	r.flush()
 }

@@ -72,9 +72,12 @@ func (r *Reactor) of(o *op) *file {
 	return f
 }
 
+// inlineMost is how many bytes a transfer in line may have: a longer write would pass for one that stalls.
+const inlineMost = 1 << 20
+
 // takesInline tells whether o is to be made by the reactor itself.
 func (r *Reactor) takesInline(o *op) bool {
-	if o.forced || o.sync || o.fd < 0 {
+	if o.forced || o.sync || o.fd < 0 || o.buf.Bcount > inlineMost {
 		return false
 	}
 	f := r.of(o)

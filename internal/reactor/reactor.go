@@ -322,6 +322,8 @@ func (r *Reactor) round() (worked bool, lost *op) {
 			r.at++
 			continue
 		}
+		// It was the last one's turn instead, which may have come by: there is another round.
+		worked = true
 		last := len(r.active) - 1
 		r.active[r.at], r.active[last] = r.active[last], nil
 		r.active = r.active[:last]
