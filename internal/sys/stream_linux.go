@@ -103,6 +103,8 @@ func (s *Stream) Close() error {
 		return net.ErrClosed
 	}
 	s.closed = true
+	// The peer is told now, whoever else has the connection open: an io_uring keeps hold of what it watches.
+	_ = unix.Shutdown(s.fd.Int(), unix.SHUT_RDWR)
 	_ = EventfdWrite(s.in.wake.Int())
 	_ = EventfdWrite(s.out.wake.Int())
 	s.releaseLocked()

@@ -98,3 +98,21 @@ func TestStreamThatWaitsIsWoken(t *testing.T) {
 		})
 	}
 }
+
+func TestCloseIsSeenByThePeerWhoeverElseHoldsTheConnection(t *testing.T) {
+	s, peer := newStream(t)
+	held, err := Dup(s.fd.Int())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := peer.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := peer.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the peer reads %v, not the end", err)
+	}
+}
