@@ -372,7 +372,7 @@ func faultError(r any) error {
 		Addr() uintptr
 	}
 	err, ok := r.(error)
-	if !ok || !errors.As(err, &fault) || !sys.InSharedMapping(fault.Addr()) {
+	if !ok || !errors.As(err, &fault) || !guestmem.Mapped(fault.Addr()) {
 		panic(r)
 	}
 	return &FaultError{Addr: fault.Addr()}

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"runtime"
 	"runtime/debug"
+	"syscall"
 	"testing"
 
+	"vdev/internal/guestmem"
 	"vdev/internal/sys"
 )
 
@@ -18,19 +20,28 @@ func caught(f func()) (r any) {
 
 func TestOnlyFaultsOnGuestMemoryAreErrors(t *testing.T) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	file, err := sys.NewMemfd("short", 1)
+	// Two files that end before their mappings do: a front-end's, and somebody else's.
+	file, err := sys.NewMemfd("short", int64(2*sys.PageSize()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer file.Close()
-	mem, err := sys.Mmap(file.Int(), 0, 2*sys.PageSize(), true)
+	region, err := guestmem.Map(0, uint64(2*sys.PageSize()), 0, 0, file)
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer region.Release()
+	own, err := sys.Mmap(file.Int(), 0, 2*sys.PageSize(), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Ftruncate(file.Int(), 1); err != nil {
+		t.Fatal(err)
+	}
+	mem := region.Bytes()
 	var sink byte
 	var fault *FaultError
 	if err := faultError(caught(func() { sink = mem[len(mem)-1] })); !errors.As(err, &fault) {
-		t.Errorf("a fault on a mapped file: %v, want a FaultError", err)
+		t.Errorf("a fault on a front-end's file: %v, want a FaultError", err)
 	}
 
 	// Everything else goes on as it was.
@@ -38,6 +49,7 @@ func TestOnlyFaultsOnGuestMemoryAreErrors(t *testing.T) {
 	for name, r := range map[string]any{
 		"nil pointer":           caught(func() { sink = nothing[0] }),
 		"nil pointer, far away": caught(func() { sink = nothing[32<<20] }),
+		"a file of our own":     caught(func() { sink = own[len(own)-1] }),
 		"index":                 caught(func() { sink = mem[len(mem)] }),
 		"error":                 errors.New("no fault"),
 		"string":                "no fault",
@@ -51,7 +63,7 @@ func TestOnlyFaultsOnGuestMemoryAreErrors(t *testing.T) {
 		}
 	}
 	_ = sink
-	if err := sys.Munmap(mem); err != nil {
+	if err := sys.Munmap(own); err != nil {
 		t.Error(err)
 	}
 }

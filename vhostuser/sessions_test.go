@@ -668,6 +668,13 @@ func TestFaultOnTruncatedMemoryEndsOnlyThatConnection(t *testing.T) {
 			cut(t, mem, 1<<16-4096)
 			g.must(r.Notify())
 		}},
+		{"buffer, with no descriptor left", func(t *testing.T, g *rig, r *vhostusertest.Ring, mem *virtqtest.Mem, b buffers) {
+			far := uint64(1<<16 - 4096)
+			r.Add([]virtqtest.Seg{{Addr: far, Len: 16}}, b.out)
+			cut(t, mem, 1<<16-4096)
+			noDescriptors(t)
+			g.must(r.Notify())
+		}},
 		{"buffer of a careless device", func(t *testing.T, g *rig, r *vhostusertest.Ring, mem *virtqtest.Mem, b buffers) {
 			far := uint64(1<<16 - 4096)
 			g.dev.setCareless()
@@ -735,6 +742,28 @@ func TestFaultOnTruncatedMemoryEndsOnlyThatConnection(t *testing.T) {
 			}
 			healthy.io(good, 10)
 		})
+	}
+}
+
+// noDescriptors has the host refuse the process any new descriptor, until the test's end.
+func noDescriptors(t testing.TB) {
+	t.Helper()
+	var was syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
+			t.Fatal(err)
+		}
+	})
+	// Standard input, output and error are open.
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 3, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := os.Open(os.DevNull); !errors.Is(err, syscall.EMFILE) {
+		f.Close()
+		t.Fatalf("open: %v, want EMFILE", err)
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -63,6 +65,36 @@ func TestMapShowsTheFileFromItsOffset(t *testing.T) {
 	b := make([]byte, 1)
 	if _, err := syscall.Pread(r.FD().Int(), b, 2*page+7); err != nil || b[0] != 77 {
 		t.Errorf("the file has %d, %v; want 77: not shared", b[0], err)
+	}
+}
+
+func TestMappedKnowsWhatAFrontEndShares(t *testing.T) {
+	at := func(b []byte) uintptr { return reflect.ValueOf(b).Pointer() }
+	r := mustMap(t, 0x1000, 3*page, 0x7000, 0, file(t, "mapped", 4*page))
+	other := mustMap(t, 0x8000, page, 0x9000, 0, file(t, "mappedtoo", page))
+	defer other.Release()
+	first := at(r.Bytes())
+	own := make([]byte, page)
+	for _, tc := range []struct {
+		what string
+		addr uintptr
+		want bool
+	}{
+		{"the first byte", first, true},
+		{"the last byte", first + 3*page - 1, true},
+		{"Go's memory", at(own), false},
+		{"0", 0, false},
+		{"the first page", 8, false},
+		{"the last address", math.MaxUint, false},
+	} {
+		if got := guestmem.Mapped(tc.addr); got != tc.want {
+			t.Errorf("%s: %v, want %v", tc.what, got, tc.want)
+		}
+	}
+	runtime.KeepAlive(own)
+	r.Release()
+	if guestmem.Mapped(first) || !guestmem.Mapped(at(other.Bytes())) {
+		t.Error("the region that is gone is mapped, or the one that is left is not")
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"sync/atomic"
-	"syscall"
 
 	"vdev/internal/sys"
 )
@@ -74,45 +73,6 @@ func (r *Region) mmap() error {
 	}
 	r.mapping, r.mem = mapping, mem
 	return nil
-}
-
-// mapFile maps size bytes of fd from offset on, shared and writable: mem, within mapping, which is whole pages around
-// it and what unmap needs.
-func mapFile(fd *sys.FD, size, offset uint64) (mapping, mem []byte, err error) {
-	if size == 0 {
-		return nil, nil, ErrSize
-	}
-	align, err := sys.MapAlign(fd.Int())
-	if err != nil {
-		return nil, nil, err
-	}
-	a := uint64(align)
-	if size > math.MaxInt64-offset || offset > math.MaxInt64-a || offset+size > math.MaxInt64-a {
-		return nil, nil, ErrOverflow
-	}
-	fileSize, regular, err := fd.Size()
-	if err != nil {
-		return nil, nil, err
-	}
-	if regular && uint64(fileSize) < offset+size {
-		return nil, nil, fmt.Errorf("%w: it has %#x bytes", ErrShort, fileSize)
-	}
-	start := offset &^ (a - 1)
-	skip := offset - start
-	length := (skip + size + a - 1) &^ (a - 1)
-	m, err := sys.Mmap(fd.Int(), int64(start), int(length), true)
-	if err != nil {
-		return nil, nil, err
-	}
-	return m, m[skip : skip+size : skip+size], nil
-}
-
-// unmap ends a mapping.
-func unmap(mapping []byte) {
-	// ENOMEM: the kernel had joined the mapping with a neighbour and may not split it. Then it stays, unused.
-	if err := sys.Munmap(mapping); err != nil && !errors.Is(err, syscall.ENOMEM) {
-		panic(fmt.Sprintf("guestmem: %v", err))
-	}
 }
 
 func (r *Region) error(err error) error {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net"
 	"path/filepath"
-	"reflect"
 	"syscall"
 	"testing"
 	"time"
@@ -135,30 +134,5 @@ func TestDrainEventfdNeverBlocksAndLeavesTheFlags(t *testing.T) {
 	}
 	if nonblock, _ := sys.Nonblocking(e.Int()); nonblock {
 		t.Error("O_NONBLOCK was set")
-	}
-}
-
-func TestInSharedMappingKnowsGuestMemoryFromGos(t *testing.T) {
-	f, err := sys.NewMemfd("shared", int64(sys.PageSize()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	m, err := sys.Mmap(f.Int(), 0, sys.PageSize(), true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	last := reflect.ValueOf(m).Pointer() + uintptr(len(m)-1)
-	if !sys.InSharedMapping(last) {
-		t.Error("a mapped memory file is not shared")
-	}
-	if sys.InSharedMapping(reflect.ValueOf(new(int)).Pointer()) {
-		t.Error("Go's heap is shared")
-	}
-	if sys.InSharedMapping(8) {
-		t.Error("the first page is shared")
-	}
-	if err := sys.Munmap(m); err != nil {
-		t.Fatal(err)
 	}
 }

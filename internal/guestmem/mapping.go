@@ -1,0 +1,77 @@
+package guestmem
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"sync"
+	"syscall"
+
+	"vdev/internal/sys"
+)
+
+// mappings are all there are, of regions and of logs.
+var mappings = struct {
+	mu    sync.Mutex
+	sizes map[uintptr]uintptr // in bytes, by address
+}{sizes: make(map[uintptr]uintptr)}
+
+// Mapped tells whether addr, an address of this process, lies in memory that a front-end shares and that is mapped by Map or NewLog: a
+// fault there is the front-end's doing. It asks nobody and looks at each mapping; it is for the rare case that somebody has to know.
+// Any goroutine.
+func Mapped(addr uintptr) bool {
+	mappings.mu.Lock()
+	defer mappings.mu.Unlock()
+	for start, size := range mappings.sizes {
+		if addr-start < size {
+			return true
+		}
+	}
+	return false
+}
+
+// mapFile maps size bytes of fd from offset on, shared and writable: mem, within mapping, which is whole pages around
+// it and what unmap needs.
+func mapFile(fd *sys.FD, size, offset uint64) (mapping, mem []byte, err error) {
+	if size == 0 {
+		return nil, nil, ErrSize
+	}
+	align, err := sys.MapAlign(fd.Int())
+	if err != nil {
+		return nil, nil, err
+	}
+	a := uint64(align)
+	if size > math.MaxInt64-offset || offset > math.MaxInt64-a || offset+size > math.MaxInt64-a {
+		return nil, nil, ErrOverflow
+	}
+	fileSize, regular, err := fd.Size()
+	if err != nil {
+		return nil, nil, err
+	}
+	if regular && uint64(fileSize) < offset+size {
+		return nil, nil, fmt.Errorf("%w: it has %#x bytes", ErrShort, fileSize)
+	}
+	start := offset &^ (a - 1)
+	skip := offset - start
+	length := (skip + size + a - 1) &^ (a - 1)
+	m, err := sys.Mmap(fd.Int(), int64(start), int(length), true)
+	if err != nil {
+		return nil, nil, err
+	}
+	mappings.mu.Lock()
+	mappings.sizes[address(m)] = uintptr(len(m))
+	mappings.mu.Unlock()
+	return m, m[skip : skip+size : skip+size], nil
+}
+
+// unmap ends a mapping.
+func unmap(mapping []byte) {
+	// Before somebody else's mapping has the address.
+	mappings.mu.Lock()
+	delete(mappings.sizes, address(mapping))
+	mappings.mu.Unlock()
+	// ENOMEM: the kernel had joined the mapping with a neighbour and may not split it. Then it stays, unused.
+	if err := sys.Munmap(mapping); err != nil && !errors.Is(err, syscall.ENOMEM) {
+		panic(fmt.Sprintf("guestmem: %v", err))
+	}
+}
