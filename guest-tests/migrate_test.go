@@ -6,10 +6,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"vdev/guest-tests/internal/vm"
@@ -18,7 +21,7 @@ import (
 // migrate is "migrate [-bandwidth BYTES] [-downtime DURATION] [-meanwhile COMMAND] NAME=OTHER...": a second machine is started whose
 // disk NAME is the back-end OTHER, the guest moves there while it works, at so many bytes a second, and the first machine ends. It is
 // stopped when what is left to be copied fits into that time; not before the guest's agent has done the command, which it is given
-// when all memory has been copied once.
+// when all memory has been copied once (both have to be QEMU 8.1 or later for that).
 func migrate(w *world, args []string) (string, error) {
 	flags := flag.NewFlagSet("migrate", flag.ContinueOnError)
 	bandwidth := flags.Int64("bandwidth", 1<<30, "")
@@ -65,11 +68,21 @@ func migrate(w *world, args []string) (string, error) {
 		return err
 	}
 	err = func() error {
+		var consent *returnPath
 		if *meanwhile != "" {
-			// A guest that does anything at all never has so little left.
+			// With so little to be left, what has changed is not asked for again before all has been copied.
 			if err := parameters(time.Millisecond, 30e6); err != nil {
 				return err
 			}
+			// A guest that is slow at the moment changes even less. It is not stopped all the same before the target has consented.
+			if err := errors.Join(switchoverAck(ctx, source), switchoverAck(ctx, target)); err != nil {
+				return err
+			}
+			if consent, err = holdReturnPath(socket); err != nil {
+				return err
+			}
+			defer consent.close()
+			socket = consent.path
 		} else if err := parameters(*downtime, *bandwidth); err != nil {
 			return err
 		}
@@ -83,6 +96,7 @@ func migrate(w *world, args []string) (string, error) {
 			if _, err := source.Console.Guest(ctx, *meanwhile); err != nil {
 				return err
 			}
+			consent.release()
 			if err := parameters(*downtime, *bandwidth); err != nil {
 				return err
 			}
@@ -100,6 +114,75 @@ func migrate(w *world, args []string) (string, error) {
 	source.Kill()
 	w.machine, w.last = target, c
 	return "", nil
+}
+
+// switchoverAck has a machine's migration wait, before the guest is stopped, until the target says on the return path that it may be.
+func switchoverAck(ctx context.Context, m *vm.Machine) error {
+	var on []map[string]any
+	for _, name := range []string{"return-path", "switchover-ack"} {
+		on = append(on, map[string]any{"capability": name, "state": true})
+	}
+	_, err := m.Do(ctx, "migrate-set-capabilities", map[string]any{"capabilities": on})
+	return err
+}
+
+// returnPath stands between a migration's source and its target, and holds back what the target says until it is released.
+type returnPath struct {
+	path     string // of the socket for the source
+	listener *net.UnixListener
+	released chan struct{}
+	closed   context.Context
+	cancel   func()
+	forwards sync.WaitGroup
+}
+
+func holdReturnPath(target string) (*returnPath, error) {
+	p := &returnPath{path: target + ".source", released: make(chan struct{})}
+	var err error
+	if p.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: p.path, Net: "unix"}); err != nil {
+		return nil, err
+	}
+	p.closed, p.cancel = context.WithCancel(context.Background())
+	p.forwards.Go(func() { p.forward(target) })
+	return p, nil
+}
+
+// forward serves one source. Where it fails, the migration fails with it, and says so.
+func (p *returnPath) forward(target string) {
+	source, err := p.listener.AcceptUnix()
+	if err != nil {
+		return
+	}
+	defer source.Close()
+	to, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: target, Net: "unix"})
+	if err != nil {
+		return
+	}
+	defer to.Close()
+	defer context.AfterFunc(p.closed, func() {
+		source.Close()
+		to.Close()
+	})()
+	p.forwards.Go(func() {
+		select {
+		case <-p.released:
+			_, _ = io.Copy(source, to)
+			_ = source.CloseWrite()
+		case <-p.closed.Done():
+		}
+	})
+	_, _ = io.Copy(to, source)
+	_ = to.CloseWrite()
+	<-p.closed.Done()
+}
+
+func (p *returnPath) release() { close(p.released) }
+
+// close ends it, when the migration has ended or has to.
+func (p *returnPath) close() {
+	p.listener.Close()
+	p.cancel()
+	p.forwards.Wait()
 }
 
 // migration is what QEMU says of one.
