@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -158,6 +159,34 @@ func TestCancelEndsAReadThatWouldNeverEnd(t *testing.T) {
 		if d.err != syscall.ECANCELED {
 			t.Fatalf("%s: %v", how, d.err)
 		}
+	}
+}
+
+func TestABatchIsSubmittedByDoublingParts(t *testing.T) {
+	p := newPool(t, ModeURing)
+	rd, wr, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rd.Close()
+	const n = 20
+	r, done := p.Pick(), &result{ch: make(chan struct{}, n)}
+	r.Do(func() {}) // what the engine has to ask for at its start is asked for before the next Do
+	var left []int  // to be submitted, after each start
+	r.Do(func() {
+		ring := r.eng.(*uringEngine).ring
+		for range n {
+			r.ReadAt(&devsw.Buf{Flags: devsw.BMayBlock, Data: [][]byte{make([]byte, 1)}, Bcount: 1}, int(rd.Fd()), 0, done)
+			left = append(left, ring.Pending())
+		}
+	})
+	want := []int{1, 1, 1, 2, 1, 2, 3, 4, 1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4}
+	if !slices.Equal(left, want) {
+		t.Errorf("to be submitted after each of %d: %v, want %v", n, left, want)
+	}
+	wr.Close()
+	for range n {
+		<-done.ch
 	}
 }
 
