@@ -10,7 +10,7 @@
 // looks once more, and sleeps until a kick, a completion or a Post. A Source without work costs nothing.
 //
 // What is in the page cache the reactor transfers itself. A write there may have to wait, on some file systems: then another
-// thread becomes the reactor, and leaves the first one nothing but that write. So a Reactor's goroutine is not always the same,
+// thread, which stands by with all it needs, becomes the reactor, and leaves the first one nothing but that write. So a Reactor's goroutine is not always the same,
 // but there is one at a time.
 //
 // Other transfers and sleeping go by io_uring, or, where the host refuses it, by epoll and a bounded pool of threads

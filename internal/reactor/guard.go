@@ -5,11 +5,15 @@ import (
 	"time"
 )
 
-// guard watches a reactor's thread while it is in a write that may wait, and says when it has waited too long.
+// guard watches a reactor's thread while it is in a write that may wait, and has another one, which stands by, take the reactor over
+// when it has waited too long.
 type guard struct {
 	// word is odd while a write is in progress and even between them, and never the same again. Who counts it up from an odd
-	// value owns the reactor: the thread, when it is back, or another one, which has lost patience.
-	word   atomic.Uint64
+	// value owns the reactor: the thread, when it is back, or the standby, once the guard has lost patience.
+	word atomic.Uint64
+	// ready: there is a standby. Without one no write is begun that may wait. The guard sets it, the standby clears it when it takes the
+	// reactor.
+	ready  atomic.Bool
 	asleep atomic.Bool
 	wake   chan struct{} // of capacity 1
 	quit   chan struct{}
@@ -21,19 +25,35 @@ const (
 	guardTick = 2 * time.Millisecond
 	// guardIdle is after how many looks without a write the guard goes to sleep.
 	guardIdle = 5
+	// standbyRetry is how long the guard waits at least where the host has refused a standby.
+	standbyRetry = time.Second
 )
 
-// enter begins a write. On the reactor.
+// wanted tells whether a write that may wait can be made, and has the guard see to it that a later one can. On the reactor.
+func (g *guard) wanted() (ready bool) {
+	if g.ready.Load() {
+		return true
+	}
+	g.rouse()
+	return false
+}
+
+// enter begins a write; the guard is ready. On the reactor.
 func (g *guard) enter() (word uint64) {
 	word = g.word.Add(1)
-	if g.asleep.Load() && g.asleep.Swap(false) {
-		g.wake <- struct{}{}
-	}
+	g.rouse()
 	return word
 }
 
 // leave ends it. It is false where the reactor was taken over meanwhile.
 func (g *guard) leave(word uint64) bool { return g.word.CompareAndSwap(word, word+1) }
+
+// rouse wakes the guard if it sleeps. On the reactor.
+func (g *guard) rouse() {
+	if g.asleep.Load() && g.asleep.Swap(false) {
+		g.wake <- struct{}{}
+	}
+}
 
 // startGuard starts the guard, once. On the reactor.
 func (r *Reactor) startGuard() {
@@ -45,7 +65,8 @@ func (r *Reactor) startGuard() {
 	go r.watchOver(g)
 }
 
-// stop ends the guard, if there is one. On the reactor.
+// stop ends the guard and its standby, if there are any. When it returns, no more threads are made; the standby's, which is one of
+// Reactor.threads, is about to end. On the reactor.
 func (g *guard) stop() {
 	if g.gone != nil {
 		close(g.quit)
@@ -56,13 +77,43 @@ func (g *guard) stop() {
 // watchOver is the guard's goroutine.
 func (r *Reactor) watchOver(g *guard) {
 	defer close(g.gone)
+	for goesOn := true; goesOn; {
+		s := r.newStandby()
+		if s == nil {
+			goesOn = g.awaitWish()
+			continue
+		}
+		g.ready.Store(true)
+		goesOn = g.watch(s)
+	}
+}
+
+// awaitWish returns after standbyRetry, once a write has wanted a standby. It is false where the guard is to end. The guard's.
+func (g *guard) awaitWish() (goesOn bool) {
+	select {
+	case <-g.quit:
+		return false
+	case <-time.After(standbyRetry):
+	}
+	g.asleep.Store(true)
+	select {
+	case <-g.quit:
+		return false
+	case <-g.wake:
+		return true
+	}
+}
+
+// watch returns when s has taken the reactor, or, with false, when the guard is to end; then s is dismissed. The guard's.
+func (g *guard) watch(s *standby) (goesOn bool) {
 	tick := time.NewTicker(guardTick)
 	defer tick.Stop()
 	last, idle := g.word.Load(), 0
 	for {
 		select {
 		case <-g.quit:
-			return
+			close(s.words)
+			return false
 		case <-tick.C:
 		}
 		word := g.word.Load()
@@ -70,7 +121,9 @@ func (r *Reactor) watchOver(g *guard) {
 		case word != last:
 			last, idle = word, 0
 		case word%2 == 1:
-			r.takeOver(word)
+			if s.words <- word; <-s.answers {
+				return true
+			}
 		default:
 			if idle++; idle < guardIdle {
 				continue
@@ -80,7 +133,8 @@ func (r *Reactor) watchOver(g *guard) {
 			if g.word.Load() == last || !g.asleep.Swap(false) {
 				select {
 				case <-g.quit:
-					return
+					close(s.words)
+					return false
 				case <-g.wake:
 				}
 			}
@@ -90,27 +144,44 @@ func (r *Reactor) watchOver(g *guard) {
 	}
 }
 
-// takeOver has another thread go on with the reactor, if the write of that word is still in progress. The thread that is stuck
-// in it keeps nothing but the transfer, and hands that in when it is back; its ring has nothing but watches, which are made anew.
-// The guard's.
-func (r *Reactor) takeOver(word uint64) {
-	begun := make(chan struct{})
-	r.threads.Go(func() {
-		eng, err := r.newThread()
-		if err != nil {
-			close(begun) // the next tick tries again
-			return
+// standby is a thread with an engine of its own, which waits to take the reactor over: when it has to, there may be no descriptor left to
+// make an engine with, and the reactor would hang with the write.
+type standby struct {
+	words   chan uint64 // of writes to take the reactor over for; closed when it is not needed any more
+	answers chan bool   // first whether it has an engine, then to each word whether it has the reactor
+}
+
+// newStandby makes a standby. It is nil where the host refuses the engine. The guard's.
+func (r *Reactor) newStandby() *standby {
+	s := &standby{words: make(chan uint64), answers: make(chan bool)}
+	r.threads.Go(func() { r.standBy(s) })
+	if !<-s.answers {
+		return nil
+	}
+	return s
+}
+
+// standBy is the standby's goroutine. It goes on with the reactor if a write is still in progress when it is given its word. The thread
+// that is stuck in that keeps nothing but the transfer, and hands that in when it is back; its ring has nothing but watches, which are
+// made anew.
+func (r *Reactor) standBy(s *standby) {
+	eng, err := r.newThread()
+	s.answers <- err == nil
+	if err != nil {
+		return
+	}
+	for word := range s.words {
+		if !r.guard.word.CompareAndSwap(word, word+1) {
+			s.answers <- false
+			continue
 		}
-		taken := r.guard.word.CompareAndSwap(word, word+1)
-		close(begun)
-		if !taken {
-			eng.close()
-			return
-		}
+		r.guard.ready.Store(false)
+		s.answers <- true
 		r.goOn(eng)
 		r.loop(eng)
-	})
-	<-begun
+		return
+	}
+	eng.close()
 }
 
 // goOn makes the reactor, whose thread is stuck in r.calling, that of the calling goroutine and of eng.

@@ -14,7 +14,7 @@ import (
 //
 // Reads are tried with RWF_NOWAIT, and so are writes, where the file system knows it. ext4, for one, does not for buffered writes,
 // and io_uring hands each of those to a thread of the kernel's, which takes several times as long as the write. Such a write the
-// reactor makes all the same: it hardly ever waits, and where it does, see Reactor.takeOver.
+// reactor makes all the same: it hardly ever waits, and where it does, see Reactor.standBy.
 
 // file is what the reactor has learnt of a file.
 type file struct {
@@ -92,9 +92,10 @@ func (r *Reactor) takesInline(o *op) bool {
 	return true
 }
 
-// mayStall tells whether a write that may wait can be made on the reactor: the engine's transfers would wait with it.
+// mayStall tells whether a write that may wait can be made on the reactor: the engine's transfers would wait with it, and so would all
+// else if no other thread stood by.
 func (r *Reactor) mayStall(f *file) bool {
-	return r.inEngine == 0 && f.stuck == 0 && r.clock-f.stalled >= afterStall
+	return r.inEngine == 0 && f.stuck == 0 && r.clock-f.stalled >= afterStall && r.guard.wanted()
 }
 
 // A long batch is shown to the drivers of the queues when no more than showLeft bytes of it are left: who is to wake up for what has
@@ -105,7 +106,7 @@ const (
 	showLeast = 32 << 10
 )
 
-// runQueue makes the transfers that are queued. lost is one that took so long that another thread has the reactor now (see takeOver).
+// runQueue makes the transfers that are queued. lost is one that took so long that another thread has the reactor now (see standBy).
 func (r *Reactor) runQueue() (lost *op) {
 	show := r.queued >= showLeft+showLeast
 	for r.next < len(r.queue) {

@@ -2,6 +2,7 @@ package reactor
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"sync"
@@ -27,7 +28,7 @@ func stalling(t *testing.T, p *Pool, hold func(off int64)) *Reactor {
 	return r
 }
 
-// newFile gives an empty file that the reactor takes for one whose writes may wait.
+// newFile gives an empty file that the reactor takes for one whose writes may wait, when it can make the first one in line.
 func newFile(t *testing.T, r *Reactor, d devsw.AIODone) *os.File {
 	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
 	if err != nil {
@@ -39,7 +40,15 @@ func newFile(t *testing.T, r *Reactor, d devsw.AIODone) *os.File {
 		of.buffered, of.write = true, guarded
 		r.startGuard()
 	})
+	awaitStandby(r)
 	return f
+}
+
+// awaitStandby waits for the reactor's standby, wanting it.
+func awaitStandby(r *Reactor) {
+	for ready := false; !ready; time.Sleep(guardTick) {
+		r.Do(func() { ready = r.guard.wanted() })
+	}
 }
 
 func write(r *Reactor, f *os.File, d devsw.AIODone, off int64) *devsw.Buf {
@@ -134,6 +143,141 @@ func TestAWriteThatStallsHoldsUpNoOther(t *testing.T) {
 			}
 		}
 	})
+}
+
+// noDescriptors has the host refuse the process any new descriptor, until restore is called.
+func noDescriptors(t *testing.T) (restore func()) {
+	t.Helper()
+	var was syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	// Standard input, output and error are open.
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 3, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	restore = sync.OnceFunc(func() {
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(restore)
+	if f, err := os.Open(os.DevNull); !errors.Is(err, syscall.EMFILE) {
+		f.Close()
+		t.Fatalf("open: %v, want EMFILE", err)
+	}
+	return restore
+}
+
+// TestTheReactorIsTakenOverWithoutADescriptor, and goes on without a standby until it can have one again.
+func TestTheReactorIsTakenOverWithoutADescriptor(t *testing.T) {
+	modes(t, func(t *testing.T, p *Pool) {
+		release, held := make(chan struct{}), make(chan struct{}, 1)
+		r := stalling(t, p, func(int64) {
+			held <- struct{}{}
+			<-release
+		})
+		slow, d := newResult(), newResult()
+		stuck, f := newFile(t, r, slow), newFile(t, r, d)
+		kick, err := sys.NewEventfd()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer kick.Close()
+		c := &pollCounter{polls: make(chan struct{}, 1)}
+		var s *Source
+		r.Do(func() { s, err = r.Add(c, kick.Int()) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Do(func() { r.Remove(s) })
+
+		restore := noDescriptors(t)
+		put(r, stuck, slow, 0)
+		<-held
+		// Another thread has it, or this would not return. It makes no write that may wait: nobody could take over from it.
+		for i := range 10 {
+			write(r, f, d, int64(i)*16)
+			<-d.ch
+			if d.err != 0 || d.n != 16 {
+				t.Fatal(d.n, d.err)
+			}
+		}
+		r.Do(func() {
+			if r.mayStall(r.of(&op{fd: int(f.Fd()), done: d})) {
+				t.Error("a write is made in line for which nobody stands by")
+			}
+		})
+		for len(c.polls) > 0 {
+			<-c.polls
+		}
+		if err := sys.EventfdWrite(kick.Int()); err != nil {
+			t.Fatal(err)
+		}
+		<-c.polls
+		for !r.guard.asleep.Load() { // it tries no more before somebody writes
+			time.Sleep(guardTick)
+		}
+		restore()
+		awaitStandby(r)
+		// So the next write may stall again.
+		put(r, f, d, 0)
+		<-held
+		r.Do(func() {})
+		release <- struct{}{}
+		release <- struct{}{}
+		<-slow.ch
+		<-d.ch
+		if slow.err != 0 || slow.n != 16 || d.err != 0 || d.n != 16 {
+			t.Fatal(slow.n, slow.err, d.n, d.err)
+		}
+	})
+}
+
+func TestTheReactorEndsWithoutAStandby(t *testing.T) {
+	modes(t, func(t *testing.T, p *Pool) {
+		r := p.Pick()
+		restore := noDescriptors(t)
+		defer restore()
+		r.Do(func() {
+			r.startGuard()
+			if r.guard.wanted() {
+				t.Error("there is a standby, and no descriptor to make it with")
+			}
+		})
+		p.Close()
+	})
+}
+
+// TestAStandbyLeavesNothingBehind: its engine's descriptor goes with the reactor, as its goroutine does.
+func TestAStandbyLeavesNothingBehind(t *testing.T) {
+	count := func(dir string) int {
+		all, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	for _, mode := range []Mode{ModeURing, ModeThreads} {
+		t.Run(string(mode), func(t *testing.T) {
+			newPool(t, mode).Pick().Do(func() {}) // what is opened once for the process is open
+			before := count("/proc/self/fd")
+			p, err := NewPool(Config{Mode: mode})
+			if err != nil {
+				t.Fatal(err)
+			}
+			running := count("/proc/self/fd")
+			f := newFile(t, p.Pick(), newResult())
+			if got := count("/proc/self/fd"); got != running+2 {
+				t.Errorf("%d descriptors with a file and a standby, %d without", got, running)
+			}
+			p.Close()
+			f.Close()
+			if got := count("/proc/self/fd"); got != before {
+				t.Errorf("%d descriptors at the end, %d before", got, before)
+			}
+		})
+	}
 }
 
 func TestAStuckWriteIsWaitedForAtTheEnd(t *testing.T) {
