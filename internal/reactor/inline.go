@@ -24,7 +24,8 @@ type file struct {
 	reads    skip
 	write    writes
 	stuck    int           // writes that threads are still in, who lost the reactor over them
-	stalled  time.Duration // when there was one last, by Clock
+	resume   time.Duration // when the next one may be made in line, by Clock
+	pause    time.Duration // how long before that the last of them came back
 }
 
 // writes is how a file's writes are tried in line.
@@ -36,8 +37,24 @@ const (
 	guarded        // without, since the file system does not know it
 )
 
-// afterStall is how long a file's writes go by the engine once one that has stalled is back.
-const afterStall = 100 * time.Millisecond
+// For how long a file's writes go by the engine once one that has stalled is back. A file that stalls again soon is one that is written
+// faster than its disk can take, and each stall holds up the others on the reactor: it is left alone twice as long each time.
+const (
+	leastPause = 100 * time.Millisecond
+	mostPause  = 6400 * time.Millisecond
+	soon       = time.Second
+)
+
+// back says that a write that had stalled is back. On the reactor.
+func (f *file) back(now time.Duration) {
+	f.stuck--
+	if again := now-f.resume < max(f.pause, soon); again && f.pause > 0 {
+		f.pause = min(2*f.pause, mostPause)
+	} else {
+		f.pause = leastPause
+	}
+	f.resume = now + f.pause
+}
 
 // skip counts tries that are not worth making: the more have failed in a row, the more are left out.
 type skip struct{ left, length uint8 }
@@ -67,7 +84,7 @@ func (r *Reactor) of(o *op) *file {
 	}
 	f := &r.files[o.fd]
 	if f.done != o.done {
-		*f = file{done: o.done, buffered: sys.Buffered(o.fd), stalled: -afterStall}
+		*f = file{done: o.done, buffered: sys.Buffered(o.fd)}
 	}
 	return f
 }
@@ -95,7 +112,7 @@ func (r *Reactor) takesInline(o *op) bool {
 // mayStall tells whether a write that may wait can be made on the reactor: the engine's transfers would wait with it, and so would all
 // else if no other thread stood by.
 func (r *Reactor) mayStall(f *file) bool {
-	return r.inEngine == 0 && f.stuck == 0 && r.clock-f.stalled >= afterStall && r.guard.wanted()
+	return r.inEngine == 0 && f.stuck == 0 && r.clock >= f.resume && r.guard.wanted()
 }
 
 // A long batch is shown to the drivers of the queues when no more than showLeft bytes of it are left: who is to wake up for what has

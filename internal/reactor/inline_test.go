@@ -280,6 +280,30 @@ func TestAStandbyLeavesNothingBehind(t *testing.T) {
 	}
 }
 
+func TestAFileThatStallsAgainSoonIsLeftAloneLonger(t *testing.T) {
+	f, now := &file{}, time.Hour
+	stall := func(after, length time.Duration) time.Duration {
+		now = max(now, f.resume) + after + length
+		f.stuck++
+		f.back(now)
+		return f.resume - now
+	}
+	for _, want := range []time.Duration{100, 200, 400, 800, 1600, 3200, 6400, 6400} {
+		if got := stall(5*time.Millisecond, 200*time.Millisecond); got != want*time.Millisecond {
+			t.Errorf("left alone for %v, want %v ms", got, int(want))
+		}
+	}
+	if got := stall(mostPause, 0); got != leastPause {
+		t.Errorf("after a time without a stall: left alone for %v", got)
+	}
+	if got := stall(0, 10*time.Second); got != leastPause {
+		t.Errorf("after a stall that was long, and hardly the first of many: left alone for %v", got)
+	}
+	if f.stuck != 0 {
+		t.Errorf("%d writes are stuck", f.stuck)
+	}
+}
+
 func TestAStuckWriteIsWaitedForAtTheEnd(t *testing.T) {
 	p, err := NewPool(Config{Mode: ModeThreads})
 	if err != nil {
@@ -464,7 +488,7 @@ func TestEveryWriteEndsOnceWhateverStalls(t *testing.T) {
 				b := &devsw.Buf{Op: devsw.BWrite, Blkno: int64(k), Data: split(block, 1+k%3), Bcount: 512}
 				r.Post(func() { r.WriteAt(b, int(f.Fd()), int64(k)*512, d) })
 				if k%8 == 0 {
-					r.Do(func() { r.of(&op{fd: int(f.Fd()), done: d}).stalled = -afterStall }) // in line again
+					r.Do(func() { r.of(&op{fd: int(f.Fd()), done: d}).resume = 0 }) // in line again
 				}
 			}
 			defer func() {

@@ -452,9 +452,7 @@ func (r *Reactor) runPosted() {
 		next := o.next
 		o.next = nil
 		if o.place == inCall {
-			f := r.of(o)
-			f.stuck--
-			f.stalled = r.clock
+			r.of(o).back(r.clock)
 		}
 		o.ended(o.res, o.errno)
 		o = next
