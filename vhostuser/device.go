@@ -61,8 +61,8 @@ type Device interface {
 	Process(q *Queue) (more bool)
 	// StopQueue ends what StartQueue began. When it is called, Process is not called any more. When it returns, every
 	// chain that was popped has been pushed, suspended or given back with Unpop. It may wait for that, within the device's own
-	// bound; the front-end waits as long, unless it has gone, as q.Context() tells. The Backend then publishes
-	// what was pushed, signals it, and touches the ring no more.
+	// bound; the front-end waits as long, unless it has gone: q.Context(), asked for in this call, tells. The Backend
+	// then publishes what was pushed, signals it, and touches the ring no more.
 	StopQueue(q *Queue, why StopReason)
 	// SessionEnd says that the session is over, by a disconnect or a new SET_OWNER. All rings have stopped.
 	SessionEnd()
