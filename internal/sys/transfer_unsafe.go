@@ -13,14 +13,14 @@ type Iovec = unix.Iovec
 // Read is Preadv for who has the iovecs, at most 1024, and does not want to block (RWF_NOWAIT): it fails with EAGAIN where it would
 // have to, and with EOPNOTSUPP where the file system cannot tell. EINTR is not tried again. It does not allocate.
 //
-// Not a raw system call: starting a readahead, or a page of the caller's that is not there, may have it wait all the same, and then it
-// must not hold up a garbage collection.
+// It is a raw system call: since RWF_NOWAIT begins no I/O, not even a readahead (from Linux 5.11 on), it waits for nothing but the
+// caller's pages, as any access to those may.
 func Read(fd int, iov []Iovec, off int64) (int, syscall.Errno) {
-	n, _, errno := unix.Syscall6(unix.SYS_PREADV2, uintptr(fd), first(iov), uintptr(len(iov)), uintptr(off), 0, unix.RWF_NOWAIT)
+	n, _, errno := unix.RawSyscall6(unix.SYS_PREADV2, uintptr(fd), first(iov), uintptr(len(iov)), uintptr(off), 0, unix.RWF_NOWAIT)
 	return count(n, errno)
 }
 
-// Write is Read's counterpart.
+// Write is Read's counterpart. Not a raw system call: making room in the page cache may wait, and must not hold up a garbage collection.
 func Write(fd int, iov []Iovec, off int64) (int, syscall.Errno) {
 	n, _, errno := unix.Syscall6(unix.SYS_PWRITEV2, uintptr(fd), first(iov), uintptr(len(iov)), uintptr(off), 0, unix.RWF_NOWAIT)
 	return count(n, errno)
