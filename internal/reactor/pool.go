@@ -2,6 +2,8 @@ package reactor
 
 import (
 	"fmt"
+	"math"
+	"slices"
 	"time"
 )
 
@@ -64,12 +66,22 @@ func NewPool(c Config) (*Pool, error) {
 // Mode tells how the Pool's reactors work.
 func (p *Pool) Mode() Mode { return p.mode }
 
-// Pick returns the reactor with the fewest Sources. Any goroutine.
+// newSource is what a new Source is expected to take of a reactor until that has been counted.
+const newSource = 0.25
+
+// usageSteps is into how many steps usage is divided: in what is smaller reactors do not differ.
+const usageSteps = 8
+
+// Pick returns the reactor that has worked least in the last second or so, of several the one with the fewest Sources: many that are idle
+// are less than one that is busy. Any goroutine.
 func (p *Pool) Pick() *Reactor {
-	best := p.reactors[0]
-	for _, r := range p.reactors[1:] {
-		if r.load.Load() < best.load.Load() {
-			best = r
+	now := time.Since(epoch)
+	var best *Reactor
+	var least [2]int64
+	for _, r := range p.reactors {
+		load := [2]int64{int64(math.Round(usageSteps * r.usage.now(now))), r.load.Load()}
+		if best == nil || slices.Compare(load[:], least[:]) < 0 {
+			best, least = r, load
 		}
 	}
 	return best

@@ -79,6 +79,7 @@ type Reactor struct {
 	crew    *crew
 	pollMax time.Duration
 	load    atomic.Int64   // Sources, for Pick
+	usage   usage          // for Pick
 	wakeFD  *sys.FD        // ends a sleep
 	threads sync.WaitGroup // goroutines that have the reactor, or had it
 	ended   chan struct{}  // closed when the last of them has ended
@@ -114,6 +115,8 @@ type Reactor struct {
 	clock    time.Duration // see Clock
 	rounds   uint32
 	yielded  time.Duration // when the runtime had a look, by clock
+	counted  time.Duration // when usage was, by clock
+	slept    time.Duration // since then
 	spare    []func()
 
 	write func(fd int, iov []sys.Iovec, off int64) (int, syscall.Errno) // sys.WriteWaiting, but in tests
@@ -133,6 +136,8 @@ func newReactor(mode Mode, w *crew, pollMax time.Duration) (*Reactor, error) {
 			return
 		}
 		r.eng = eng
+		r.counted = r.Now()
+		r.usage.set(r.clock, 0)
 		close(ready)
 		r.loop(eng)
 	})
@@ -200,6 +205,7 @@ func (r *Reactor) Add(p Poller, kick int) (*Source, error) {
 		return nil, err
 	}
 	r.load.Add(1)
+	r.usage.expect(r.Now(), newSource)
 	s.p.Disarm()
 	return s, nil
 }
@@ -307,6 +313,7 @@ const roundBytes = 1 << 20
 func (r *Reactor) round() (worked bool, lost *op) {
 	if r.rounds++; r.rounds%clockRounds == 0 && r.Now()-r.yielded >= yieldEvery {
 		r.yielded = r.clock
+		r.count()
 		runtime.Gosched()
 	}
 	// A Poll may wake others, which are then behind those of this round.
@@ -418,8 +425,21 @@ func (r *Reactor) rest() {
 	start := r.Now()
 	r.eng.sleep(timeout)
 	r.asleep.Store(false)
-	r.adapt(r.Now() - start)
+	slept := r.Now() - start
+	r.adapt(slept)
+	r.slept += slept
+	r.count()
 	r.flush()
+}
+
+// count counts what there was to do, now and then.
+func (r *Reactor) count() {
+	since := r.clock - r.counted
+	if since < yieldEvery {
+		return
+	}
+	r.usage.count(r.clock, 1-r.slept.Seconds()/since.Seconds())
+	r.counted, r.slept = r.clock, 0
 }
 
 // polledPause is how long a Source without a kick descriptor waits at most for its next Poll.

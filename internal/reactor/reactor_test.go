@@ -31,8 +31,10 @@ func modes(t *testing.T, f func(t *testing.T, p *Pool)) {
 	}
 }
 
-func newPool(t testing.TB, mode Mode) *Pool {
-	p, err := NewPool(Config{Mode: mode})
+func newPool(t testing.TB, mode Mode) *Pool { return newPoolOf(t, Config{Mode: mode}) }
+
+func newPoolOf(t testing.TB, c Config) *Pool {
+	p, err := NewPool(c)
 	if errors.Is(err, syscall.ENOSYS) || errors.Is(err, syscall.EPERM) {
 		t.Skipf("the host refuses io_uring: %v", err)
 	}
