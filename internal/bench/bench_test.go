@@ -60,7 +60,7 @@ func TestQuickLeavesWhatIsGiven(t *testing.T) {
 }
 
 func TestSocketsTakePartEverywhereButInNBD(t *testing.T) {
-	o, err := parse([]string{"-vdev", "v", "-socket", "spdk=/run/a", "-socket", "b=/run/b=c"})
+	o, err := parse([]string{"-vdev", "v", "-socket", "spdk=/run/a", "-socket", "b=/run/b=c", "-overwrite"})
 	if err != nil || !slices.EqualFunc(o.sockets, []string{"spdk /run/a", "b /run/b=c"}, func(t load.Target, s string) bool { return t.Name+" "+t.Socket == s }) {
 		t.Fatalf("%+v, %v", o.sockets, err)
 	}
@@ -71,21 +71,55 @@ func TestSocketsTakePartEverywhereButInNBD(t *testing.T) {
 	}
 }
 
+func TestSocketsAreNotWrittenToUnasked(t *testing.T) {
+	for args, want := range map[string]bool{
+		"":                                    false,
+		"-quick":                              false,
+		"-ops write":                          false,
+		"-ops write,read":                     false,
+		"-targets mixed":                      false,
+		"-targets sequential -overwrite=0":    false,
+		"-overwrite":                          true,
+		"-ops read":                           true,
+		"-targets queues":                     true, // has no writes
+		"-targets idle,nbd":                   true,
+		"-targets mixed,queues -ops read":     true,
+		"-quick -ops read -depths 1 -sizes 8": true,
+	} {
+		o, err := parse(append([]string{"-vdev", "v", "-socket", "s=/run/s"}, strings.Fields(args)...))
+		if (err == nil) != want || err != nil && !strings.Contains(err.Error(), "-overwrite") {
+			t.Errorf("%q: error %v", args, err)
+		}
+		for _, p := range plans(o) {
+			if err == nil && !o.overwrite && p.Job.Pattern.Writes() && slices.Contains(p.With, "s") {
+				t.Errorf("%q: %s writes", args, p.name())
+			}
+		}
+	}
+}
+
 func TestWrongArgumentsAreNamed(t *testing.T) {
 	for args, want := range map[string]string{
-		"":                                        "-vdev",
-		"-vdev v -targets null,floppy":            `"floppy" must be one of null, cached`,
-		"-vdev v -depths 1,0":                     `"0" must be`,
-		"-vdev v -socket /run/s":                  "NAME=PATH",
-		"-vdev v -socket vdev=/run/s":             `the name "vdev" is taken`,
-		"-vdev v -rounds 0":                       "-rounds",
-		"-vdev v -server-cpu 1":                   "a core each",
-		"-vdev v -client-cpu 99999":               "a core each",
-		"-vdev v -doc f -depths 1":                "-depths leaves something out",
-		"-vdev v -doc f -quick":                   "-quick leaves something out",
-		"-vdev v null":                            `unexpected argument "null"`,
-		"-vdev v -server-cpu -1 -client-cpu 0":    "a core each",
-		"-vdev v -clients event,interrupt -doc f": `"interrupt" must be`,
+		"":                             "-vdev",
+		"-vdev v -targets null,floppy": `"floppy" must be one of null, cached`,
+		"-vdev v -depths 1,0":          `"0" must be`,
+		"-vdev v -socket /run/s":       "NAME=PATH",
+		"-vdev v -socket vdev=/run/s":  `the name "vdev" is taken`,
+		"-vdev v -socket a=/run/s -socket a=/run/t":               "a=/run/s is there already",
+		"-vdev v -socket a=/run/s -socket b=/run/s":               "a=/run/s is there already",
+		"-vdev v -overwrite -targets nbd,allocs -socket a=/run/s": "-socket a: has no part",
+		"-vdev v -ops read -targets mixed -socket a=/run/s":       "-socket a: has no part",
+		"-vdev v -depths 1,32,1":                                  `"1" is there twice`,
+		"-vdev v -sizes 4096 -sizes 4096":                         `"4096" is there twice`,
+		"-vdev v -targets null,null":                              `"null" is there twice`,
+		"-vdev v -rounds 0":                                       "-rounds",
+		"-vdev v -server-cpu 1":                                   "a core each",
+		"-vdev v -client-cpu 99999":                               "a core each",
+		"-vdev v -doc f -depths 1":                                "-depths leaves something out",
+		"-vdev v -doc f -quick":                                   "-quick leaves something out",
+		"-vdev v null":                                            `unexpected argument "null"`,
+		"-vdev v -server-cpu -1 -client-cpu 0":                    "a core each",
+		"-vdev v -clients event,interrupt -doc f":                 `"interrupt" must be`,
 	} {
 		if _, err := parse(strings.Fields(args)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: error %v, want %q", args, err, want)

@@ -37,6 +37,7 @@ type options struct {
 	nbdkit, nbdcopy string
 	vdevArgs        []string
 	sockets         []load.Target
+	overwrite       bool // what the sockets' disks hold
 	dir             string
 	doc             string
 	fileMiB         int
@@ -103,7 +104,7 @@ func parse(args []string) (options, error) {
 		o.vdevArgs = strings.Fields(s)
 		return nil
 	})
-	f.Func("socket", "measure what listens at a socket, too, but for nbd: `NAME=PATH`; can be given again", func(s string) error {
+	f.Func("socket", "measure what listens at a socket, too, but for nbd: `NAME=PATH`; can be given again; takes -overwrite, or -ops read", func(s string) error {
 		name, path, ok := strings.Cut(s, "=")
 		if !ok || name == "" || path == "" {
 			return errors.New("must be NAME=PATH")
@@ -111,9 +112,15 @@ func parse(args []string) (options, error) {
 		if slices.Contains(known, name) {
 			return fmt.Errorf("the name %q is taken", name)
 		}
+		for _, t := range o.sockets {
+			if t.Name == name || t.Socket == path {
+				return fmt.Errorf("%s=%s is there already", t.Name, t.Socket)
+			}
+		}
 		o.sockets = append(o.sockets, load.Target{Name: name, Socket: path})
 		return nil
 	})
+	f.BoolVar(&o.overwrite, "overwrite", false, "write to the disks behind -socket: WHAT THEY HOLD IS LOST")
 	quick := f.Bool("quick", false, "the cases that say most, three short rounds of each: some minutes")
 	f.Func("targets", "only these of "+strings.Join(allTargets, ","), wordsOf(&o.targets, allTargets))
 	f.Func("ops", "only these of "+strings.Join(allOps, ","), wordsOf(&o.ops, allOps))
@@ -157,14 +164,37 @@ func parse(args []string) (options, error) {
 			return o, fmt.Errorf("-doc: the document has everything, and -%s leaves something out", name)
 		}
 	}
-	return o, nil
+	return o, checkSockets(o)
 }
+
+// checkSockets looks whether the disks behind -socket would be written to unasked, and whether they take part at all.
+func checkSockets(o options) error {
+	for _, t := range o.sockets {
+		part := false
+		for _, p := range plans(o) {
+			part = part || slices.Contains(p.With, t.Name)
+			if p.Disk != nbd && p.Job.Pattern.Writes() && !o.overwrite && !onlyReads(o) {
+				return fmt.Errorf("-socket %s: its disk would be written to (%s), and what it holds lost; allow it with -overwrite, or leave it out with -ops read", t.Name, p.name())
+			}
+		}
+		if !part && !selected(o.targets, "idle") {
+			return fmt.Errorf("-socket %s: has no part in anything that is selected", t.Name)
+		}
+	}
+	return nil
+}
+
+// onlyReads tells whether nothing is to be written, where that can be left out.
+func onlyReads(o options) bool { return slices.Equal(o.ops, []string{"read"}) }
 
 func wordsOf(to *[]string, all []string) func(string) error {
 	return func(list string) error {
 		for w := range strings.SplitSeq(list, ",") {
 			if !slices.Contains(all, w) {
 				return fmt.Errorf("%q must be one of %s", w, strings.Join(all, ", "))
+			}
+			if slices.Contains(*to, w) {
+				return fmt.Errorf("%q is there twice", w)
 			}
 			*to = append(*to, w)
 		}
@@ -178,6 +208,9 @@ func numbersOf(to *[]int) func(string) error {
 			n, err := strconv.Atoi(w)
 			if err != nil || n < 1 {
 				return fmt.Errorf("%q must be a number, 1 or more", w)
+			}
+			if slices.Contains(*to, n) {
+				return fmt.Errorf("%q is there twice", w)
 			}
 			*to = append(*to, n)
 		}

@@ -152,7 +152,7 @@ func plans(o options) []plan {
 								if disk != nbd {
 									j.CPUs = []int{o.clientCPU}
 								}
-								ps = append(ps, plan{Target: c.target, Disk: disk, Job: j, With: with(disk, &j, o.sockets)})
+								ps = append(ps, plan{Target: c.target, Disk: disk, Job: j, With: with(disk, &j, o)})
 							}
 						}
 					}
@@ -164,7 +164,7 @@ func plans(o options) []plan {
 }
 
 // with tells what is measured in a case.
-func with(disk string, j *load.Job, sockets []load.Target) []string {
+func with(disk string, j *load.Job, o options) []string {
 	var names []string
 	switch disk {
 	case null:
@@ -187,8 +187,11 @@ func with(disk string, j *load.Job, sockets []load.Target) []string {
 			names = append(names, fioPsync)
 		}
 	}
-	for _, s := range sockets {
-		names = append(names, s.Name)
+	// Of those that only reads are selected for, mixed has writes all the same.
+	if !j.Pattern.Writes() || o.overwrite || !onlyReads(o) {
+		for _, s := range o.sockets {
+			names = append(names, s.Name)
+		}
 	}
 	return names
 }
