@@ -302,24 +302,6 @@ missed; cached file, vdev: CPU in 10s when idle; at most 10.0 ms; 11.0 ms
 	}
 }
 
-func TestAllocationsAreJudgedByTheirTests(t *testing.T) {
-	pass, fail := "\n--- PASS: TestA (0.00s)\n    --- PASS: TestA/sub (0.00s)\nPASS", "\n--- FAIL: TestB (0.00s)\nFAIL"
-	for _, tt := range []struct {
-		out  string
-		err  error
-		met  bool
-		want string
-	}{
-		{pass + pass, nil, true, "2 tests pass"},
-		{pass + fail, errors.New("exit status 1"), false, "**1 tests pass, 1 fail: exit status 1**"},
-		{"ok\n", nil, false, "**0 tests pass, 0 fail: <nil>**"},
-	} {
-		if b := allocBar(tt.out, tt.err); b.Met != tt.met || b.Measured != tt.want {
-			t.Errorf("%q, %v: %+v", tt.out, tt.err, b)
-		}
-	}
-}
-
 func TestDocumentHasAllOfTheRun(t *testing.T) {
 	r := &report{Machine: machine{{"CPU", "one | two"}, {"fio", "fio-3.33"}}, Options: options{serverCPU: 0, clientCPU: 1, rounds: 3, seconds: 1},
 		Begun: time.Date(2020, 2, 3, 4, 5, 6, 0, time.UTC), Took: 61 * time.Second, Cases: some(),
