@@ -169,7 +169,7 @@ func TestFioIsUnderstood(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.Requests != 400 || r.Writes != 100 || r.Bytes != 1638400 || r.Length != 250*time.Millisecond {
+	if r.Requests != 400 || r.Bytes != 1638400 || r.Length != 250*time.Millisecond {
 		t.Errorf("%+v", r)
 	}
 	if r.Backend != (load.Usage{CPU: 200 * time.Millisecond, Switches: 17}) {
@@ -241,7 +241,7 @@ func TestServersAreStoppedAndTheirEndIsNoticed(t *testing.T) {
 func rounds(iops, cpu, latency float64, spread ...float64) []load.Result {
 	var rs []load.Result
 	for _, f := range spread {
-		r := load.Result{Length: time.Second, Requests: uint64(iops * f * 1e3), Waited: 0.5, Latency: noLatency()}
+		r := load.Result{Length: time.Second, Requests: uint64(iops * f * 1e3), Waited: 0.5, Latency: load.NewLatency()}
 		r.Bytes = r.Requests * 4096
 		r.Backend = load.Usage{CPU: time.Duration(cpu * float64(r.Requests) * 1e3), Switches: r.Requests / 4}
 		_ = r.Latency.RecordValues(int64(latency*1e3), 99)

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/HdrHistogram/hdrhistogram-go"
-
 	"vdev/internal/load"
 )
 
@@ -73,7 +71,7 @@ type fioSide struct {
 
 // parseFio reads what fio says of one job, in JSON. Before that it may print warnings.
 func parseFio(text []byte) (load.Result, error) {
-	r := load.Result{Latency: noLatency(), Waited: math.NaN()}
+	r := load.Result{Latency: load.NewLatency(), Waited: math.NaN()}
 	var out fioOutput
 	if err := json.Unmarshal(text[max(bytes.IndexByte(text, '{'), 0):], &out); err != nil {
 		return r, fmt.Errorf("fio's output: %w", err)
@@ -85,7 +83,7 @@ func parseFio(text []byte) (load.Result, error) {
 	if j.Error != 0 {
 		return r, fmt.Errorf("fio ended with error %d", j.Error)
 	}
-	r.Requests, r.Writes, r.Bytes = j.Read.Requests+j.Write.Requests, j.Write.Requests, j.Read.Bytes+j.Write.Bytes
+	r.Requests, r.Bytes = j.Read.Requests+j.Write.Requests, j.Read.Bytes+j.Write.Bytes
 	r.Length = time.Duration(max(j.Read.Runtime, j.Write.Runtime)) * time.Millisecond
 	if r.Requests == 0 || r.Length == 0 {
 		return r, errors.New("fio has done nothing")
@@ -95,7 +93,7 @@ func parseFio(text []byte) (load.Result, error) {
 		for ns, n := range side.Latency.Bins {
 			v, err := strconv.ParseInt(ns, 10, 64)
 			if err == nil {
-				err = r.Latency.RecordValues(min(max(v, 1), int64(time.Minute)), n)
+				err = r.Latency.RecordValues(min(max(v, 1), r.Latency.HighestTrackableValue()), n)
 			}
 			if err != nil {
 				return r, fmt.Errorf("fio's latency %q: %w", ns, err)
@@ -104,6 +102,3 @@ func parseFio(text []byte) (load.Result, error) {
 	}
 	return r, nil
 }
-
-// noLatency is a histogram like those of package load.
-func noLatency() *hdrhistogram.Histogram { return hdrhistogram.New(1, int64(time.Minute), 3) }

@@ -462,7 +462,7 @@ func (s *suite) serveNBD(ctx context.Context, d *disks) error {
 
 // runCopy reads all that an NBD server has once with nbdcopy, which has no other way to do it.
 func (s *suite) runCopy(ctx context.Context, uri string, j load.Job) (load.Result, error) {
-	r := load.Result{Latency: noLatency(), Waited: math.NaN()}
+	r := load.Result{Latency: load.NewLatency(), Waited: math.NaN()}
 	cmd := pinned(ctx, -1, s.o.nbdcopy, []string{"--no-extents", "--connections=1", fmt.Sprintf("--requests=%d", j.Depth),
 		fmt.Sprintf("--queue-size=%d", max(int64(j.Depth)*j.BlockSize, 1<<20)), fmt.Sprintf("--request-size=%d", j.BlockSize), uri, "null:"})
 	begun := time.Now()

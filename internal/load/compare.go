@@ -6,8 +6,6 @@ import (
 	"math"
 	"slices"
 	"time"
-
-	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
 // Target is what is measured: a back-end, or something else that does the same work.
@@ -101,7 +99,7 @@ type Quantile struct {
 // Curve returns how the latencies of results, taken together, are distributed: ten quantiles for each nine of the share (up to 90 %,
 // up to 99 % and so on), as far as there are requests beyond. It returns none where there was no request.
 func Curve(results []Result) (curve []Quantile) {
-	all := hdrhistogram.New(1, maxLatency, latencyDigits)
+	all := NewLatency()
 	for i := range results {
 		all.Merge(results[i].Latency)
 	}

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/HdrHistogram/hdrhistogram-go"
-
 	"vdev/internal/dev/md"
 )
 
@@ -88,7 +86,7 @@ func TestATargetCanBeSomethingElse(t *testing.T) {
 
 func TestACurveHasTheLatenciesOfAllRounds(t *testing.T) {
 	taking := func(d time.Duration, n int64) Result {
-		h := hdrhistogram.New(1, maxLatency, latencyDigits)
+		h := NewLatency()
 		if err := h.RecordValues(int64(d), n); err != nil {
 			t.Fatal(err)
 		}

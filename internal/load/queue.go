@@ -27,12 +27,6 @@ const (
 	aborting               // leave it
 )
 
-// Latencies are kept in nanoseconds up to a minute, to three digits.
-const (
-	maxLatency    = int64(time.Minute)
-	latencyDigits = 3
-)
-
 // maxDirect is the largest ring whose requests are three descriptors in it; a larger one has them in indirect tables.
 // QEMU's back-ends take no more.
 const maxDirect = 1024
@@ -87,7 +81,7 @@ type queue struct {
 
 	// What came of it, to be read when the thread has ended.
 	hist          *hdrhistogram.Histogram
-	done, written uint64 // requests counted, and those of them that wrote
+	done          uint64 // requests counted
 	turns, waited uint64 // looks at the used ring that found something, and those of them that had to look again
 }
 
@@ -122,7 +116,7 @@ func newQueue(d *disk, j *Job, i int, features uint64, size int64) (*queue, erro
 		q.part = q.all - q.first
 	}
 	q.rng = rand.NewPCG(j.Seed, uint64(i))
-	q.hist = hdrhistogram.New(1, maxLatency, latencyDigits)
+	q.hist = NewLatency()
 	err = errors.Join(q.calls.Add(q.call.Int(), 0), q.ring.Setup(), d.f.SetVringCall(i, q.call.Int()), d.f.SetVringKick(i, q.ring.KickFD()), d.f.SetVringEnable(i, true))
 	if err != nil {
 		q.close()
@@ -301,9 +295,6 @@ func (q *queue) take(used uint16, looked bool) error {
 			// In range by the bounds, so it does not fail.
 			_ = q.hist.RecordValue(min(max(int64(now-q.issued[s]), 1), maxLatency))
 			q.done++
-			if !q.reads[s] {
-				q.written++
-			}
 		}
 		if q.j.Verify && q.reads[s] {
 			if err := q.verify(s); err != nil {

@@ -15,9 +15,9 @@ import (
 type Result struct {
 	Length   time.Duration
 	Requests uint64
-	Writes   uint64 // of them
 	Bytes    uint64
-	// Latency has a request's time from when it was shown to the back-end until it was found complete, in nanoseconds.
+	// Latency has a request's time from when it was shown to the back-end until it was found complete, in nanoseconds; NewLatency
+	// makes one.
 	Latency *hdrhistogram.Histogram
 	// Waited is in how many of the turns in which a queue found completions it had looked in vain before, from 0 to 1. Near 0 the
 	// load, and not the back-end, is the limit.
@@ -38,6 +38,12 @@ func (r *Result) BytesPerSecond() float64 { return float64(r.Bytes) / r.Length.S
 func (r *Result) Percentile(p float64) time.Duration {
 	return time.Duration(r.Latency.ValueAtQuantile(p))
 }
+
+// NewLatency makes a histogram for Result.Latency: from a nanosecond to a minute (its HighestTrackableValue), to three digits.
+func NewLatency() *hdrhistogram.Histogram { return hdrhistogram.New(1, maxLatency, 3) }
+
+// maxLatency is what a latency that is longer counts as.
+const maxLatency = int64(time.Minute)
 
 // patience is how long a back-end may take to complete a request.
 const patience = 10 * time.Second
@@ -230,11 +236,10 @@ func (d *disk) await(ctx context.Context, failed <-chan error, done <-chan struc
 // add adds up what the queues have counted.
 func (d *disk) add(r *Result, j *Job) {
 	r.PID = d.pid
-	r.Latency = hdrhistogram.New(1, maxLatency, latencyDigits)
+	r.Latency = NewLatency()
 	var turns, waited uint64
 	for _, q := range d.queues {
 		r.Requests += q.done
-		r.Writes += q.written
 		r.Latency.Merge(q.hist)
 		turns += q.turns
 		waited += q.waited
