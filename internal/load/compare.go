@@ -25,10 +25,12 @@ func (t *Target) run(ctx context.Context, j Job) (Result, error) {
 
 // Compare does j on each target in turn, rounds times, in an order that turns round from round to round, so that what drifts on
 // the host weighs on all of them alike. each, where it is not nil, is told of every result as it comes. The outer index of what
-// is returned is the target's, the inner one the round's. The first error ends it.
+// is returned is the target's, the inner one the round's. The first error, or the end of ctx, ends it: what is returned with an
+// error are the rounds that all targets have done, of which there may be none.
 func Compare(ctx context.Context, targets []Target, j Job, rounds int, each func(target, round int, r Result)) ([][]Result, error) {
 	results := make([][]Result, len(targets))
 	for round := range rounds {
+		done := make([]Result, len(targets))
 		for i := range targets {
 			if round%2 == 1 {
 				i = len(targets) - 1 - i
@@ -37,10 +39,13 @@ func Compare(ctx context.Context, targets []Target, j Job, rounds int, each func
 			if err != nil {
 				return results, fmt.Errorf("%s: %w", targets[i].Name, err)
 			}
-			results[i] = append(results[i], r)
+			done[i] = r
 			if each != nil {
 				each(i, round, r)
 			}
+		}
+		for i, r := range done {
+			results[i] = append(results[i], r)
 		}
 	}
 	return results, nil

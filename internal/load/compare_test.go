@@ -67,6 +67,31 @@ func TestTargetsAreComparedInAnOrderThatTurnsRound(t *testing.T) {
 	}
 }
 
+func TestAnErrorLeavesTheRoundsThatAllTargetsHaveDone(t *testing.T) {
+	const failing = 2
+	fails := errors.New("no good")
+	for bad := range 2 { // the one that fails
+		runs := [2]int{}
+		do := func(target int) func(context.Context, Job) (Result, error) {
+			return func(context.Context, Job) (Result, error) {
+				if runs[target]++; target == bad && runs[target] == failing+1 {
+					return Result{}, fails
+				}
+				return Result{Requests: uint64(10*target + runs[target])}, nil
+			}
+		}
+		results, err := Compare(t.Context(), []Target{{Name: "a", Do: do(0)}, {Name: "b", Do: do(1)}}, job(Read), 5, nil)
+		if !errors.Is(err, fails) {
+			t.Errorf("error %v", err)
+		}
+		for i, of := range results {
+			if len(of) != failing || of[0].Requests != uint64(10*i+1) || of[1].Requests != uint64(10*i+2) {
+				t.Errorf("target %d: %+v", i, of)
+			}
+		}
+	}
+}
+
 func TestATargetCanBeSomethingElse(t *testing.T) {
 	j := job(RandRead)
 	var got Job
