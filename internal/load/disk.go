@@ -1,6 +1,7 @@
 package load
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -33,101 +34,140 @@ const (
 	headerSize      = 16
 )
 
-// disk is a connection to a back-end, with guest memory and its queues.
+// disk is a connection to a back-end, with what that offers; later with guest memory and queues.
 type disk struct {
-	f      *vhostusertest.Frontend
+	f    *vhostusertest.Frontend
+	pid  int         // of the back-end
+	stay func() bool // keeps the end of the context from hanging up
+
+	features  uint64 // those that are used
+	size      int64  // bytes
+	block     int64  // logical blocks, bytes
+	maxQueues int
+
 	mem    *virtqtest.Mem
 	queues []*queue
-	pid    int         // of the back-end
-	stay   func() bool // keeps the end of the context from hanging up
 }
 
-// connect connects to the back-end at socket, and makes its rings ready for j. When ctx ends, it hangs up.
-func connect(ctx context.Context, socket string, j *Job) (_ *disk, err error) {
+// with connects to the back-end at socket, and hangs up when do has returned or ctx has ended.
+func with(ctx context.Context, socket string, do func(d *disk) error) error {
+	d, err := dial(ctx, socket)
+	if err == nil {
+		err = do(d)
+		d.close()
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx) // whatever else that has led to
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", socket, err)
+	}
+	return nil
+}
+
+// dial connects to the back-end at socket, and asks what it offers. When ctx ends, it hangs up.
+func dial(ctx context.Context, socket string) (*disk, error) {
 	f, err := vhostusertest.Dial(socket)
 	if err != nil {
 		return nil, err
 	}
 	d := &disk{f: f, stay: context.AfterFunc(ctx, func() { f.Conn().Close() })}
-	defer func() {
-		if err != nil {
-			d.close()
-		}
-	}()
-	peer, err := sys.PeerOf(f.Conn())
-	if err != nil {
-		return nil, err
+	if err := d.ask(); err != nil {
+		d.close()
+		return nil, perhaps(err)
 	}
-	d.pid = peer.PID
-	offered, err := f.Handshake(vhostusertest.AllProtocolFeatures)
-	if err != nil {
-		return nil, fmt.Errorf("handshake: %w", err)
-	}
-	if offered&virtq.FeatureVersion1 == 0 {
-		return nil, errors.New("the back-end does not offer VIRTIO_F_VERSION_1")
-	}
-	features := offered & (vhostuser.FProtocolFeatures | virtq.FeatureVersion1 | virtq.FeatureEventIdx | virtq.FeatureIndirectDesc |
-		featReadOnly | featBlkSize | featFlush | featMQ)
-	if err := f.SetFeatures(features); err != nil {
-		return nil, err
-	}
-	conf, err := f.GetConfig(0, configSize)
-	if err != nil {
-		return nil, fmt.Errorf("configuration space: %w", err)
-	}
-	size, queues, block := int64(binary.LittleEndian.Uint64(conf))*sectorSize, 1, int64(sectorSize)
-	if features&featMQ != 0 {
-		queues = int(binary.LittleEndian.Uint16(conf[offNumQueues:]))
-	}
-	if features&featBlkSize != 0 {
-		block = int64(binary.LittleEndian.Uint32(conf[offBlkSize:]))
-	}
-	if j.Size > 0 {
-		if j.Size > size {
-			return nil, fmt.Errorf("%d bytes are to be used, and the disk has %d", j.Size, size)
-		}
-		size = j.Size
-	}
-	switch {
-	case features&featReadOnly != 0 && (j.Pattern.Writes() || j.Verify):
-		return nil, errors.New("the disk is read-only")
-	case j.Queues > queues:
-		return nil, fmt.Errorf("%d queues are wanted, and the back-end has %d", j.Queues, queues)
-	case block > 0 && j.BlockSize%block != 0:
-		return nil, fmt.Errorf("block size %d: the disk has blocks of %d", j.BlockSize, block)
-	case size/j.BlockSize < int64(j.Queues):
-		return nil, fmt.Errorf("%d bytes have no %d blocks of %d, one for each queue", size, j.Queues, j.BlockSize)
-	}
-	return d, d.start(j, features, size)
+	return d, nil
 }
 
-// perhaps says what may be the cause where a back-end cannot be connected to.
-func perhaps(err error) string {
+// ask asks what the back-end offers, and who it is.
+func (d *disk) ask() error {
+	peer, err := sys.PeerOf(d.f.Conn())
+	if err != nil {
+		return err
+	}
+	d.pid = peer.PID
+	offered, err := d.f.Handshake(vhostusertest.AllProtocolFeatures)
+	if err != nil {
+		return fmt.Errorf("handshake: %w", err)
+	}
+	if offered&virtq.FeatureVersion1 == 0 {
+		return errors.New("the back-end does not offer VIRTIO_F_VERSION_1")
+	}
+	d.features = offered & (vhostuser.FProtocolFeatures | virtq.FeatureVersion1 | virtq.FeatureEventIdx | virtq.FeatureIndirectDesc |
+		featReadOnly | featBlkSize | featFlush | featMQ)
+	if err := d.f.SetFeatures(d.features); err != nil {
+		return err
+	}
+	conf, err := d.f.GetConfig(0, configSize)
+	if err != nil {
+		return fmt.Errorf("configuration space: %w", err)
+	}
+	d.size, d.block, d.maxQueues = int64(binary.LittleEndian.Uint64(conf))*sectorSize, sectorSize, 1
+	if d.features&featMQ != 0 {
+		d.maxQueues = int(binary.LittleEndian.Uint16(conf[offNumQueues:]))
+	}
+	if d.features&featBlkSize != 0 {
+		d.block = int64(binary.LittleEndian.Uint32(conf[offBlkSize:]))
+	}
+	return nil
+}
+
+// perhaps adds what may be the cause where a back-end does not answer as it should.
+func perhaps(err error) error {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return " (does it serve another front-end?)"
+		return fmt.Errorf("%w (does it serve another front-end?)", err)
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return " (it has hung up: does it serve another front-end, or is it no vhost-user back-end?)"
+		return fmt.Errorf("%w (it has hung up: does it serve another front-end, or is it no vhost-user back-end?)", err)
 	}
-	return ""
+	return err
+}
+
+// used is how many bytes of the disk j uses.
+func (d *disk) used(j *Job) int64 { return cmp.Or(j.Size, d.size) }
+
+// fits returns an error where the back-end's disk is none for j.
+func (d *disk) fits(j *Job) error {
+	used := d.used(j)
+	switch {
+	case used > d.size:
+		return fmt.Errorf("%d bytes are to be used, and the disk has %d", used, d.size)
+	case d.features&featReadOnly != 0 && (j.Pattern.Writes() || j.Verify):
+		return errors.New("the disk is read-only")
+	case j.Queues > d.maxQueues:
+		return fmt.Errorf("%d queues are wanted, and the back-end has %d", j.Queues, d.maxQueues)
+	case d.block > 0 && j.BlockSize%d.block != 0:
+		return fmt.Errorf("block size %d: the disk has blocks of %d", j.BlockSize, d.block)
+	case d.size < j.BlockSize:
+		return fmt.Errorf("block size %d: the disk has only %d bytes", j.BlockSize, d.size)
+	case used < j.BlockSize:
+		return fmt.Errorf("block size %d: only %d bytes of the disk are to be used", j.BlockSize, used)
+	case used/j.BlockSize < int64(j.Queues):
+		return fmt.Errorf("%d bytes have no %d blocks of %d, one for each queue", used, j.Queues, j.BlockSize)
+	}
+	return nil
 }
 
 // start makes guest memory, and starts the rings in it.
-func (d *disk) start(j *Job, features uint64, size int64) (err error) {
+func (d *disk) start(j *Job) error {
+	if err := d.fits(j); err != nil {
+		return err
+	}
 	const regionAlign = 2 << 20
 	slots := uint64(j.Queues) * uint64(j.Depth)
 	// Rings, tables, headers and status bytes are well below this.
 	room := slots*(uint64(j.BlockSize)+512) + uint64(j.Queues)*(1<<20)
+	var err error
 	if d.mem, err = virtqtest.NewMem(virtqtest.Range{GuestPhys: 0, Size: (room + regionAlign - 1) &^ (regionAlign - 1)}); err != nil {
 		return err
 	}
 	if err := d.f.AddMemory(d.mem); err != nil {
-		return fmt.Errorf("guest memory: %w", err)
+		return perhaps(fmt.Errorf("guest memory: %w", err))
 	}
 	for i := range j.Queues {
-		q, err := newQueue(d, j, i, features, size)
+		q, err := newQueue(d, j, i)
 		if err != nil {
-			return fmt.Errorf("queue %d: %w", i, err)
+			return perhaps(fmt.Errorf("queue %d: %w", i, err))
 		}
 		d.queues = append(d.queues, q)
 	}

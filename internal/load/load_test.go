@@ -149,12 +149,22 @@ func TestSmallLargeAndManyRequests(t *testing.T) {
 	}
 }
 
-func TestWhatWasNotWrittenIsFoundOut(t *testing.T) {
-	socket := serve(t, md.Config{Size: 4 << 20})
-	d, err := connect(t.Context(), socket, &Job{Pattern: Read, BlockSize: 4096, Depth: 1, Queues: 1})
+// connect makes a connection that is ready for j.
+func connect(t *testing.T, socket string, j *Job) *disk {
+	t.Helper()
+	d, err := dial(t.Context(), socket)
+	if err == nil {
+		err = d.start(j)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
+	return d
+}
+
+func TestWhatWasNotWrittenIsFoundOut(t *testing.T) {
+	socket := serve(t, md.Config{Size: 4 << 20})
+	d := connect(t, socket, &Job{Pattern: Read, BlockSize: 4096, Depth: 1, Queues: 1})
 	defer d.close()
 	q := d.queues[0]
 	q.fill(0, 3)
@@ -186,6 +196,7 @@ func TestWhatIsWrongIsNamed(t *testing.T) {
 		"the back-end has 4":     change(func(j *Job) { j.Queues = 5 }),
 		"read-only":              change(func(j *Job) { j.Pattern = RandWrite }),
 		"the disk has 4194304":   change(func(j *Job) { j.Size = 5 << 20 }),
+		"to be used":             change(func(j *Job) { j.Size = 2048 }),
 		"one for each queue":     change(func(j *Job) { j.BlockSize, j.Queues = 4<<20, 2 }),
 		"the length must be":     change(func(j *Job) { j.Length = 0 }),
 		"the idle time less":     change(func(j *Job) { j.Idle = -1 }),
@@ -197,6 +208,23 @@ func TestWhatIsWrongIsNamed(t *testing.T) {
 		if _, err := Run(t.Context(), socket, j); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: error %v, want %q", j, err, want)
 		}
+		if want == "sched_setaffinity" {
+			continue
+		}
+		if _, err := Check(t.Context(), Target{Name: "a", Socket: socket}, []Job{job(RandRead), j}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: checked: error %v, want %q", j, err, want)
+		}
+	}
+	small := serve(t, md.Config{Size: 2048})
+	if _, err := Check(t.Context(), Target{Socket: small}, []Job{job(RandRead)}); err == nil || !strings.Contains(err.Error(), "the disk has only 2048 bytes") {
+		t.Error(err)
+	}
+	if pid, err := Check(t.Context(), Target{Socket: socket}, []Job{job(RandRead), job(Read)}); err != nil || pid != os.Getpid() {
+		t.Errorf("what can be done, by process %d: %v", pid, err)
+	}
+	somebody := func(context.Context, Job) (Result, error) { return Result{}, nil }
+	if pid, err := Check(t.Context(), Target{Do: somebody}, []Job{job(RandWrite)}); err != nil || pid != 0 {
+		t.Errorf("somebody else, process %d: %v", pid, err)
 	}
 	if _, err := Run(t.Context(), socket, job(RandRead)); err != nil {
 		t.Errorf("after all this: %v", err)
@@ -227,10 +255,7 @@ func TestABackEndThatGoesEndsTheLoad(t *testing.T) {
 		socket, end := serveUntil(t, md.Config{Size: 4 << 20})
 		j := job(RandRead)
 		j.Length, j.Poll = time.Hour, poll
-		d, err := connect(t.Context(), socket, &j)
-		if err != nil {
-			t.Fatal(err)
-		}
+		d := connect(t, socket, &j)
 		end()
 		if _, err := d.run(t.Context(), &j); err == nil || !strings.Contains(err.Error(), "hung up") {
 			t.Error(err)

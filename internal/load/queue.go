@@ -86,10 +86,10 @@ type queue struct {
 }
 
 // newQueue makes queue i, and starts its ring.
-func newQueue(d *disk, j *Job, i int, features uint64, size int64) (*queue, error) {
-	q := &queue{d: d, j: j, index: i, eventIdx: features&virtq.FeatureEventIdx != 0, step: 3}
+func newQueue(d *disk, j *Job, i int) (*queue, error) {
+	q := &queue{d: d, j: j, index: i, eventIdx: d.features&virtq.FeatureEventIdx != 0, step: 3}
 	n := 1 << bits.Len(uint(3*j.Depth-1))
-	if n > maxDirect && features&virtq.FeatureIndirectDesc != 0 {
+	if n > maxDirect && d.features&virtq.FeatureIndirectDesc != 0 {
 		q.step, n = 1, 1<<bits.Len(uint(j.Depth-1))
 	}
 	n = max(n, 4)
@@ -109,7 +109,7 @@ func newQueue(d *disk, j *Job, i int, features uint64, size int64) (*queue, erro
 	q.mask = uint16(n - 1)
 	q.attach(n)
 	q.layOut()
-	q.all = size / j.BlockSize
+	q.all = d.used(j) / j.BlockSize
 	q.part = q.all / int64(j.Queues)
 	q.first = q.part * int64(i)
 	if i == j.Queues-1 {

@@ -57,21 +57,42 @@ func Run(ctx context.Context, socket string, j Job) (Result, error) {
 	if err := j.check(); err != nil {
 		return Result{}, err
 	}
-	d, err := connect(ctx, socket, &j)
 	var r Result
-	if err != nil {
-		err = fmt.Errorf("%w%s", err, perhaps(err))
-	} else {
+	err := with(ctx, socket, func(d *disk) (err error) {
+		if err := d.start(&j); err != nil {
+			return err
+		}
 		r, err = d.run(ctx, &j)
-		d.close()
+		return err
+	})
+	return r, err
+}
+
+// Check looks whether t can do jobs, before any of them is begun: by one connection, which moves no data. pid is Result.PID. Where
+// t is no back-end (Target.Do), only the Jobs themselves are looked at, and pid is 0. The error names what is wrong with the first
+// Job that cannot be done, or with the connection.
+func Check(ctx context.Context, t Target, jobs []Job) (pid int, err error) {
+	for i := range jobs {
+		if err := jobs[i].check(); err != nil {
+			return 0, err
+		}
 	}
-	if ctx.Err() != nil {
-		err = context.Cause(ctx) // whatever else that has led to
+	if t.Do != nil {
+		return 0, nil
 	}
+	err = with(ctx, t.Socket, func(d *disk) error {
+		pid = d.pid
+		for i := range jobs {
+			if err := d.fits(&jobs[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	if err != nil {
-		return r, fmt.Errorf("%s: %w", socket, err)
+		err = fmt.Errorf("%s: %w", t.Name, err)
 	}
-	return r, nil
+	return pid, err
 }
 
 func (d *disk) run(ctx context.Context, j *Job) (r Result, err error) {
