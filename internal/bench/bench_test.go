@@ -172,7 +172,7 @@ func TestFioIsUnderstood(t *testing.T) {
 	if r.Requests != 400 || r.Bytes != 1638400 || r.Length != 250*time.Millisecond {
 		t.Errorf("%+v", r)
 	}
-	if r.Backend != (load.Usage{CPU: 200 * time.Millisecond, Switches: 17}) {
+	if r.Backend != (load.Usage{Known: true, CPU: 200 * time.Millisecond, Switches: 17}) {
 		t.Errorf("usage %+v", r.Backend)
 	}
 	if r.Latency.TotalCount() != 400 || r.Latency.ValueAtQuantile(50) != 1000 || r.Latency.ValueAtQuantile(70)/10 != 500 {

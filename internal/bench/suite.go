@@ -473,7 +473,7 @@ func (s *suite) runCopy(ctx context.Context, uri string, j load.Job) (load.Resul
 		return r, fmt.Errorf("%s: %w: %s", cmd, err, strings.TrimSpace(string(out)))
 	}
 	r.Length, r.Bytes, r.Requests = time.Since(begun), nbdBytes, uint64(nbdBytes/j.BlockSize)
-	r.Backend.CPU = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	r.Backend = load.Usage{Known: true, CPU: cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()}
 	return r, nil
 }
 

@@ -18,10 +18,11 @@ type binding struct {
 // has beside them, cannot be bound from outside. Where it fails, nothing is bound.
 func bind(pid int, cpus []int) (*binding, error) {
 	if pid == 0 {
-		return nil, errors.New("the back-end cannot be bound to processors: its process cannot be seen from here")
+		return nil, errors.New("the back-end cannot be bound to processors: its process cannot be seen from here, or who listened on the socket has ended")
 	}
 	b := &binding{pid: pid, former: map[int][]int{}}
 	// A thread that is not bound yet may start another one meanwhile.
+	bound := false
 	for more := true; more; {
 		more = false
 		for _, tid := range threads(pid) {
@@ -35,11 +36,15 @@ func bind(pid int, cpus []int) (*binding, error) {
 				err = sys.SetAffinity(tid, cpus...)
 			}
 			// The first thread is none of the kernel's.
+			bound = bound || err == nil
 			if err == nil || errors.Is(err, syscall.ESRCH) || tid != pid && errors.Is(err, syscall.EINVAL) {
 				continue
 			}
 			return nil, errors.Join(fmt.Errorf("the back-end's process %d cannot be bound to processors %v: %w", pid, cpus, err), b.undo())
 		}
+	}
+	if !bound {
+		return nil, fmt.Errorf("the back-end cannot be bound to processors: its process %d has ended", pid)
 	}
 	return b, nil
 }

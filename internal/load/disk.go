@@ -37,7 +37,7 @@ const (
 // disk is a connection to a back-end, with what that offers; later with guest memory and queues.
 type disk struct {
 	f    *vhostusertest.Frontend
-	pid  int         // of the back-end
+	pid  int         // of the back-end; 0: not known
 	stay func() bool // keeps the end of the context from hanging up
 
 	features  uint64 // those that are used
@@ -85,7 +85,9 @@ func (d *disk) ask() error {
 	if err != nil {
 		return err
 	}
-	d.pid = peer.PID
+	if alive(peer.PID) {
+		d.pid = peer.PID
+	}
 	offered, err := d.f.Handshake(vhostusertest.AllProtocolFeatures)
 	if err != nil {
 		return fmt.Errorf("handshake: %w", err)

@@ -115,7 +115,7 @@ func TestEveryPatternKeepsTheDiskBusyAndIsVerified(t *testing.T) {
 				if r.Bytes != 4096*r.Requests || r.Latency.TotalCount() != int64(r.Requests) {
 					t.Errorf("%d requests, %d bytes, %d latencies", r.Requests, r.Bytes, r.Latency.TotalCount())
 				}
-				if r.Backend.CPU <= 0 || r.Length <= 0 || r.Waited < 0 || r.Waited > 1 {
+				if !r.Backend.Known || r.Backend.CPU <= 0 || r.Length <= 0 || r.Waited < 0 || r.Waited > 1 {
 					t.Errorf("usage %+v in %v, waited %v", r.Backend, r.Length, r.Waited)
 				}
 			})
@@ -131,7 +131,7 @@ func TestABackEndIsWatchedWhenItIsIdle(t *testing.T) {
 	}
 	// The back-end is this process, which works to find that out.
 	j.Idle = time.Millisecond
-	if r := runSome(t, socket, j); r.Idle.CPU <= 0 {
+	if r := runSome(t, socket, j); !r.Idle.Known || r.Idle.CPU <= 0 {
 		t.Errorf("idle use %+v", r.Idle)
 	}
 }

@@ -25,7 +25,8 @@ type Result struct {
 	Backend Usage // the back-end's process
 	Own     Usage // this process
 	Idle    Usage // the back-end's process, in the time of Job.Idle
-	PID     int   // the back-end's process: whoever began to listen on the socket; 0 where it cannot be seen from here
+	// PID is the back-end's process: whoever began to listen on the socket; 0 where it cannot be seen from here, or has ended.
+	PID int
 }
 
 // IOPS is requests in a second.
@@ -146,6 +147,10 @@ func (d *disk) run(ctx context.Context, j *Job) (r Result, err error) {
 	set(stopping)
 	r.Length = time.Since(start)
 	r.Backend, r.Own = usageOf(d.pid).since(before), usageOf(os.Getpid()).since(own)
+	if r.Backend.CPU == 0 {
+		// It has done nothing for the load: the back-end is another one, which it has started.
+		r.Backend = Usage{}
+	}
 	if err != nil {
 		return r, err
 	}
@@ -160,7 +165,9 @@ func (d *disk) run(ctx context.Context, j *Job) (r Result, err error) {
 		if err := d.await(ctx, failed, nil, j.Idle); err != nil {
 			return r, err
 		}
-		r.Idle = usageOf(d.pid).since(before)
+		if r.Backend.Known {
+			r.Idle = usageOf(d.pid).since(before)
+		}
 	}
 	unwatch()
 	if err := d.stop(); err != nil {

@@ -10,24 +10,31 @@ import (
 	"vdev/internal/sys"
 )
 
-// Usage is what a process has used of the machine.
+// Usage is what a process has used of the machine. The zero value is: not known.
 type Usage struct {
+	Known    bool          // else the process cannot be seen, has ended, or is not the one that works
 	CPU      time.Duration // of all its threads, those that have ended and the kernel's on its behalf included
 	Switches uint64        // of context, of the threads it has
 }
 
 func (u Usage) since(before Usage) Usage {
+	if !u.Known || !before.Known {
+		return Usage{}
+	}
 	// A thread that has ended takes its switches along.
-	return Usage{CPU: u.CPU - before.CPU, Switches: max(u.Switches, before.Switches) - before.Switches}
+	return Usage{Known: true, CPU: u.CPU - before.CPU, Switches: max(u.Switches, before.Switches) - before.Switches}
 }
 
-// usageOf asks the system for a process's usage. What cannot be had is 0.
+// usageOf asks the system for a process's usage; pid 0 is nobody.
 func usageOf(pid int) Usage {
-	var u Usage
-	if pid == 0 { // the process is not known, and to the system this would be ourselves
-		return u
+	if pid == 0 { // to the system this would be ourselves
+		return Usage{}
 	}
-	u.CPU, _ = sys.ProcessCPU(pid)
+	cpu, err := sys.ProcessCPU(pid)
+	if err != nil {
+		return Usage{}
+	}
+	u := Usage{Known: true, CPU: cpu}
 	for _, tid := range threads(pid) {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/status", pid, tid))
 		if err != nil {
@@ -41,6 +48,21 @@ func usageOf(pid int) Usage {
 		}
 	}
 	return u
+}
+
+// alive tells whether a process is there and has not ended. pid 0 is nobody.
+func alive(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(text)) {
+		// One that its parent has not waited for yet (proc_pid_status(5)).
+		if state, ok := strings.CutPrefix(line, "State:"); ok {
+			return !strings.HasPrefix(strings.TrimSpace(state), "Z")
+		}
+	}
+	return false
 }
 
 // threads lists the threads of a process.
