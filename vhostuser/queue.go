@@ -111,6 +111,14 @@ func (q *Queue) Post(fn func()) {
 	})
 }
 
+// Do is Post, and returns when fn has run. Not on the reactor.
+func (q *Queue) Do(fn func()) {
+	q.reactor.Do(func() {
+		defer q.RecoverFault()
+		fn()
+	})
+}
+
 // Wake makes the reactor call Process again. Any goroutine.
 func (q *Queue) Wake() { q.reactor.Post(q.wake) }
 

@@ -154,31 +154,50 @@ func newReactor(mode Mode, w *crew, pollMax time.Duration) (*Reactor, error) {
 }
 
 // Post runs fn on the reactor, soon, in the order of the calls. Any goroutine.
-func (r *Reactor) Post(fn func()) {
+func (r *Reactor) Post(fn func()) { r.post(fn) }
+
+// post is Post, and tells whether the reactor had to be woken.
+func (r *Reactor) post(fn func()) (woke bool) {
 	r.mu.Lock()
 	r.posted = append(r.posted, fn)
 	r.mu.Unlock()
-	r.nudge()
+	return r.nudge()
 }
 
 // Do runs fn on the reactor and returns when it has run: a barrier behind all that was posted before. Any goroutine but
 // the reactor's own.
+//
+// It is soon there, as a rule, and to be put to sleep and woken up costs more: so Do looks for a moment before it sleeps.
 func (r *Reactor) Do(fn func()) {
+	var ran atomic.Bool
 	done := make(chan struct{})
-	r.Post(func() {
-		defer close(done)
+	woke := r.post(func() {
+		defer func() {
+			ran.Store(true)
+			close(done)
+		}()
 		fn()
 	})
+	for begun := time.Now(); woke && time.Since(begun) < doPoll; sys.Yield() {
+		if ran.Load() {
+			return
+		}
+	}
 	<-done
 }
 
-func (r *Reactor) nudge() {
+// doPoll is for how long Do looks.
+const doPoll = 100 * time.Microsecond
+
+func (r *Reactor) nudge() (woke bool) {
 	// The loop publishes asleep before it looks at hasPosted the last time: one of the two sees the other. (Swap and not
 	// Store: under the race detector a Store is no full barrier.)
 	r.hasPosted.Swap(true)
-	if r.asleep.Load() && r.asleep.Swap(false) {
+	woke = r.asleep.Load() && r.asleep.Swap(false)
+	if woke {
 		_ = sys.EventfdWrite(r.wakeFD.Int())
 	}
+	return woke
 }
 
 // epoch is what clocks count from.
@@ -426,6 +445,7 @@ func (r *Reactor) rest() {
 	r.eng.sleep(timeout)
 	r.asleep.Store(false)
 	slept := r.Now() - start
+	r.yielded = r.clock
 	r.adapt(slept)
 	r.slept += slept
 	r.count()
