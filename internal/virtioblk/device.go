@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -319,7 +320,7 @@ func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 	suspended := 0
 	if !quiet {
 		d.awaitCancelled(q, o)
-		q.do(func() {
+		q.vq.Do(func() {
 			q.settle(suspend)
 			suspended = vq.Suspended()
 		})
@@ -350,7 +351,7 @@ func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 // of q is in flight, nor kept: then that is how it stays.
 func (d *Device) beginStop(q *queue, after time.Duration) (o *opening, deadline time.Time, quiet bool) {
 	var fetched uint64
-	q.do(func() {
+	q.vq.Do(func() {
 		q.park()
 		fetched = q.fetched
 		quiet = q.vq.InFlight() == 0
@@ -369,7 +370,7 @@ func (d *Device) beginStop(q *queue, after time.Duration) (o *opening, deadline 
 	s := &stop{deadline: time.Now().Add(after), fetched: map[*queue]uint64{q: fetched}}
 	for _, other := range queues {
 		if other != q {
-			other.do(func() { s.fetched[other] = other.fetched })
+			other.vq.Do(func() { s.fetched[other] = other.fetched })
 		}
 	}
 	d.mu.Lock()
@@ -388,7 +389,7 @@ const (
 // cancelAlone cancels the requests of a queue that is parked, with the device open, and returns when they have come back.
 func (d *Device) cancelAlone(q *queue, o *opening) {
 	for range cancelFor {
-		q.do(q.cancel)
+		q.vq.Do(q.cancel)
 		ctx, cancel := context.WithTimeout(context.Background(), cancelEvery)
 		err := q.wait(ctx)
 		cancel()
@@ -417,7 +418,7 @@ func (d *Device) takeDown(o *opening, revoke bool) {
 		return
 	}
 	for _, q := range queues {
-		q.do(q.park)
+		q.vq.Do(q.park)
 	}
 	o.cancel()
 	d.closes.Acquire()
@@ -439,6 +440,12 @@ func (d *Device) takeDown(o *opening, revoke bool) {
 
 // await waits for the close of o, but not for long.
 func (o *opening) await() {
+	runtime.Gosched() // it has begun by then, and as a rule ended
+	select {
+	case <-o.gone:
+		return
+	default:
+	}
 	timeout := time.NewTimer(closeWait)
 	defer timeout.Stop()
 	select {
@@ -492,7 +499,7 @@ func (d *Device) awaitCancelled(q *queue, o *opening) {
 	for {
 		if o.late {
 			d.fence(q, o)
-			q.do(q.abandon)
+			q.vq.Do(q.abandon)
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), closeWait)
 		err := q.wait(ctx)

@@ -52,7 +52,7 @@ func (d *Device) fence(q *queue, o *opening) {
 	var stuck []vhostuser.Stuck
 	reads, writes := 0, 0
 	for _, q := range queues {
-		q.do(func() {
+		q.vq.Do(func() {
 			for i, r := range q.requests {
 				if !r.inDriver() {
 					continue
@@ -74,7 +74,7 @@ func (d *Device) fence(q *queue, o *opening) {
 	}
 	err := q.vq.Fence(stuck, func() {
 		for _, q := range queues {
-			q.do(q.rehome)
+			q.vq.Do(q.rehome)
 		}
 	})
 	for _, s := range stuck {
@@ -109,7 +109,7 @@ func (r *request) inDriver() bool {
 
 // hasTransfers tells whether the driver has a read or a write of this queue.
 func (q *queue) hasTransfers() (has bool) {
-	q.do(func() {
+	q.vq.Do(func() {
 		for _, r := range q.requests {
 			has = has || r.inDriver()
 		}

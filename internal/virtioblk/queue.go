@@ -40,16 +40,6 @@ func newQueue(d *Device, vq *vhostuser.Queue) *queue {
 		stable: d.negotiated&fFlush == 0}
 }
 
-// do runs fn on the reactor and returns when it has run. Not on a reactor, and not with Device.mu held.
-func (q *queue) do(fn func()) {
-	done := make(chan struct{})
-	q.vq.Post(func() {
-		defer close(done)
-		fn()
-	})
-	<-done
-}
-
 // opened lets the queue's requests go, or fail, according to how the open went: first those that were kept. On the reactor.
 func (q *queue) opened(o *opening) {
 	if o != q.open || q.parking {
@@ -106,7 +96,7 @@ func (q *queue) takeParked() []*request {
 // wait waits until nothing is in flight but what is parked, or ctx is done, whose error it then returns. Not on a reactor.
 func (q *queue) wait(ctx context.Context) error {
 	idle := make(chan struct{})
-	q.do(func() {
+	q.vq.Do(func() {
 		q.idle = idle
 		q.checkIdle()
 	})
@@ -115,7 +105,7 @@ func (q *queue) wait(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 	}
-	q.do(func() { q.idle = nil })
+	q.vq.Do(func() { q.idle = nil })
 	select {
 	case <-idle:
 		return nil
