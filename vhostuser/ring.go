@@ -343,6 +343,9 @@ func (s *session) detach(r *ring) {
 		return
 	}
 	q.stopping = true
+	if !q.enabled {
+		return // it is not fetched from, and stop takes it from the reactor
+	}
 	q.reactor.Do(func() {
 		q.paused = true
 		q.reactor.Remove(q.src)
