@@ -450,7 +450,7 @@ func (s *suite) serveNBD(ctx context.Context, d *disks) error {
 		s.startQSD(ctx, d, qsd, -1, "driver=nbd,server.type=unix,server.path="+socket)); err != nil {
 		return err
 	}
-	fill := load.Job{Pattern: load.Read, BlockSize: 1 << 20, Depth: 4, Queues: 1, Length: time.Millisecond, Verify: true}
+	fill := load.Job{Pattern: load.Read, BlockSize: 1 << 20, Depth: 4, Queues: 1, Verify: true}
 	if _, err := load.Run(ctx, d.targets[0].Socket, fill); err != nil {
 		return err
 	}

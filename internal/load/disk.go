@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"syscall"
 
@@ -45,6 +46,7 @@ type disk struct {
 	block     int64  // logical blocks, bytes
 	maxQueues int
 
+	nonce  uint64 // what Job.Verify tells this run's data by
 	mem    *virtqtest.Mem
 	queues []*queue
 }
@@ -71,7 +73,7 @@ func dial(ctx context.Context, socket string) (*disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &disk{f: f, stay: context.AfterFunc(ctx, func() { f.Conn().Close() })}
+	d := &disk{f: f, nonce: rand.Uint64(), stay: context.AfterFunc(ctx, func() { f.Conn().Close() })}
 	if err := d.ask(); err != nil {
 		d.close()
 		return nil, perhaps(err)
@@ -146,6 +148,9 @@ func (d *disk) fits(j *Job) error {
 		return fmt.Errorf("block size %d: only %d bytes of the disk are to be used", j.BlockSize, used)
 	case used/j.BlockSize < int64(j.Queues):
 		return fmt.Errorf("%d bytes have no %d blocks of %d, one for each queue", used, j.Queues, j.BlockSize)
+	case j.Verify && j.Pattern.Writes() && used/j.BlockSize/int64(j.Queues) < int64(j.Depth):
+		return fmt.Errorf("%d bytes have no %d blocks of %d for each of %d queues: to verify what is written, each request in flight needs a block of its own",
+			used, j.Depth, j.BlockSize, j.Queues)
 	}
 	return nil
 }

@@ -57,13 +57,16 @@ type Job struct {
 	BackendCPUs []int
 
 	Warmup time.Duration // not counted
-	Length time.Duration // counted
+	Length time.Duration // counted; 0 with Verify: the disk is written, read and looked at, and nothing is measured
 
 	// Idle is how long the connection stays when the last request has ended and a second more has passed, with nothing to do:
 	// Result.Idle is of that time. 0: it is not looked at.
 	Idle time.Duration
 
-	// Verify first writes all that is used of the disk, and then looks at everything that is read. It costs much.
+	// Verify finds out whether the disk keeps what is written to it. Each queue has a part of the disk for itself, in the random
+	// patterns, too, and a part has no less blocks than Depth where the pattern writes. Before the load all of the part is written,
+	// and after it read; whatever is read, by the load as well, must be what this Run has written there last. It costs much, and
+	// some memory for each block.
 	Verify bool
 	Seed   uint64 // of the random numbers
 }
@@ -86,7 +89,7 @@ func (j *Job) check() error {
 		return fmt.Errorf("%d queues: must be from 1 to %d", j.Queues, MaxQueues)
 	case j.Size < 0:
 		return fmt.Errorf("size %d: must not be negative", j.Size)
-	case j.Warmup < 0 || j.Length <= 0 || j.Idle < 0:
+	case j.Warmup < 0 || j.Length < 0 || j.Length == 0 && !j.Verify || j.Idle < 0:
 		return errors.New("the length must be more than 0, and neither the warm-up nor the idle time less")
 	}
 	return nil

@@ -27,6 +27,13 @@ const (
 	aborting               // leave it
 )
 
+// The passes over the disk. Those but the first are for Job.Verify, before and after the load.
+const (
+	loading  = iota // what the Job says
+	filling         // write all of the queue's part
+	checking        // read all of it
+)
+
 // maxDirect is the largest ring whose requests are three descriptors in it; a larger one has them in indirect tables.
 // QEMU's back-ends take no more.
 const maxDirect = 1024
@@ -67,10 +74,11 @@ type queue struct {
 	lastUsed uint16
 	inFlight int
 
-	first, part int64 // the queue's part of the disk in blocks, for what is sequential
-	all         int64 // blocks of the disk
-	next        int64 // of the part
-	filling     bool  // the part is written once, before the load
+	pass        int
+	first, part int64   // the queue's part of the disk in blocks, for what is sequential
+	from, span  int64   // what is random is of these blocks
+	next        int64   // of the part
+	ledger      *ledger // nil but with Job.Verify
 	rng         *rand.PCG
 	start       time.Time    // what times count from
 	state       atomic.Int32 // set by whoever runs the Job
@@ -109,11 +117,15 @@ func newQueue(d *disk, j *Job, i int) (*queue, error) {
 	q.mask = uint16(n - 1)
 	q.attach(n)
 	q.layOut()
-	q.all = d.used(j) / j.BlockSize
-	q.part = q.all / int64(j.Queues)
+	q.span = d.used(j) / j.BlockSize
+	q.part = q.span / int64(j.Queues)
 	q.first = q.part * int64(i)
 	if i == j.Queues-1 {
-		q.part = q.all - q.first
+		q.part = q.span - q.first
+	}
+	if j.Verify {
+		q.from, q.span = q.first, q.part
+		q.ledger = newLedger(d.nonce, q.first, q.part, j.BlockSize)
 	}
 	q.rng = rand.NewPCG(j.Seed, uint64(i))
 	q.hist = NewLatency()
@@ -196,25 +208,32 @@ func (q *queue) run(cpu int, ready func(), begin <-chan struct{}) error {
 		}
 	}
 	q.start = time.Now()
-	if q.j.Verify {
-		q.filling = true
-		err := q.work()
-		q.filling, q.next = false, 0
-		if err != nil {
+	if q.ledger != nil {
+		if err := q.work(filling); err != nil {
 			ready()
 			return err
 		}
 	}
 	ready()
 	<-begin
-	return q.work()
+	if err := q.work(loading); err != nil || q.ledger == nil {
+		return err
+	}
+	return q.work(checking)
 }
 
-// work keeps as many requests in flight as there are to be, until the queue is to stop and none is left.
-func (q *queue) work() error {
+// work makes a pass: it keeps as many requests in flight as there are to be, until the queue is to stop, or all of the part was
+// passed over, and none is left.
+func (q *queue) work(pass int) error {
+	q.pass, q.next = pass, 0
 	now := time.Since(q.start)
 	for s := range q.j.Depth {
-		q.issue(s, now)
+		switch state := q.state.Load(); {
+		case state == aborting:
+			return errAborted
+		case q.goesOn(state):
+			q.issue(s, now)
+		}
 	}
 	q.show()
 	looked := false // in vain, since the last that was found
@@ -249,6 +268,11 @@ func (q *queue) work() error {
 	return nil
 }
 
+// goesOn tells whether there are to be more requests.
+func (q *queue) goesOn(state int32) bool {
+	return state < stopping || state == stopping && q.pass == checking
+}
+
 var errAborted = errors.New("requests in flight were given up")
 
 // listen asks for a call at the next completion.
@@ -270,7 +294,7 @@ func (q *queue) hush() {
 // take takes what has completed up to used, and asks for more. looked says that the one look before found nothing.
 func (q *queue) take(used uint16, looked bool) error {
 	now, state := time.Since(q.start), q.state.Load()
-	measure, more := state == measuring && !q.filling, state < stopping
+	measure, more := state == measuring, q.goesOn(state)
 	if measure {
 		q.turns++
 		if looked {
@@ -296,7 +320,7 @@ func (q *queue) take(used uint16, looked bool) error {
 			_ = q.hist.RecordValue(min(max(int64(now-q.issued[s]), 1), maxLatency))
 			q.done++
 		}
-		if q.j.Verify && q.reads[s] {
+		if q.ledger != nil {
 			if err := q.verify(s); err != nil {
 				return err
 			}
@@ -308,24 +332,33 @@ func (q *queue) take(used uint16, looked bool) error {
 	return nil
 }
 
-// issue enters the request of slot s into the available ring, for the block that comes next; none where everything is filled.
+// issue enters the request of slot s into the available ring, for the block that comes next; none where all were passed over.
 func (q *queue) issue(s int, now time.Duration) {
-	read := !q.filling && q.j.Pattern.Reads()
+	var read bool
 	var block int64
-	if q.filling || !q.j.Pattern.random() {
-		if q.filling && q.next == q.part {
-			return
+	if q.pass == loading {
+		read = q.j.Pattern.Reads()
+		if q.j.Pattern.random() {
+			hi, _ := bits.Mul64(q.rng.Uint64(), uint64(q.span))
+			block = q.from + int64(hi)
+		} else {
+			block = q.first + q.next
+			if q.next++; q.next == q.part {
+				q.next = 0
+			}
 		}
-		block = q.first + q.next
-		if q.next++; !q.filling && q.next == q.part {
-			q.next = 0
+		if read && q.j.Pattern.Writes() {
+			read = q.rng.Uint64()%100 < uint64(q.j.ReadPercent)
 		}
 	} else {
-		hi, _ := bits.Mul64(q.rng.Uint64(), uint64(q.all))
-		block = int64(hi)
+		if q.next == q.part {
+			return
+		}
+		read, block = q.pass == checking, q.first+q.next
+		q.next++
 	}
-	if read && q.j.Pattern.Writes() {
-		read = q.rng.Uint64()%100 < uint64(q.j.ReadPercent)
+	if q.ledger != nil {
+		block = q.prepare(s, block, read)
 	}
 	h := q.headers[headerSize*s:][:headerSize]
 	if read {
@@ -334,9 +367,6 @@ func (q *queue) issue(s int, now time.Duration) {
 	} else {
 		h[0] = typeOut
 		q.flags[s][0] = virtqtest.DescNext
-		if q.j.Verify {
-			q.fill(s, block)
-		}
 	}
 	binary.LittleEndian.PutUint64(h[8:], uint64(block*(q.j.BlockSize/sectorSize)))
 	q.status[s] = 0xff
@@ -368,28 +398,27 @@ func (q *queue) show() {
 	_ = sys.EventfdWrite(q.ring.KickFD())
 }
 
-// fill writes what belongs into a block into the memory of slot s: in each sector its number, mixed with the seed.
-func (q *queue) fill(s int, block int64) {
-	p := q.data[int64(s)*q.j.BlockSize:][:q.j.BlockSize]
-	sector := uint64(block * (q.j.BlockSize / sectorSize))
-	for i := 0; i < len(p); i += 8 {
-		binary.LittleEndian.PutUint64(p[i:], stamp(q.j.Seed, sector+uint64(i/sectorSize), i%sectorSize))
+// prepare returns a block that slot s may be used for, which is block if possible, and makes the slot's memory ready for that.
+func (q *queue) prepare(s int, block int64, read bool) int64 {
+	block = q.ledger.claim(block, read)
+	if read {
+		clear(q.memory(s)) // what was there may be what is to be read
+	} else {
+		q.ledger.fill(q.memory(s), block)
 	}
+	return block
 }
 
-func stamp(seed, sector uint64, off int) uint64 {
-	return (sector<<9|uint64(off))*0x9e3779b97f4a7c15 ^ seed
-}
-
-// verify looks whether the memory of slot s, which was read, has what belongs into its block.
+// verify looks whether slot s, whose request has ended, has read what it should.
 func (q *queue) verify(s int) error {
-	p := q.data[int64(s)*q.j.BlockSize:][:q.j.BlockSize]
-	sector := uint64(q.blocks[s] * (q.j.BlockSize / sectorSize))
-	for i := 0; i < len(p); i += 8 {
-		if got, want := binary.LittleEndian.Uint64(p[i:]), stamp(q.j.Seed, sector+uint64(i/sectorSize), i%sectorSize); got != want {
-			return fmt.Errorf("sector %d, byte %d: read %#x, and %#x was written", sector+uint64(i/sectorSize), i%sectorSize, got, want)
-		}
+	q.ledger.release(q.blocks[s])
+	switch {
+	case !q.reads[s]:
+		return nil
+	case q.state.Load() == aborting: // many large requests may have ended
+		return errAborted
 	}
-	clear(p) // nothing that was read before is to be found again
-	return nil
+	return q.ledger.check(q.memory(s), q.blocks[s])
 }
+
+func (q *queue) memory(s int) []byte { return q.data[int64(s)*q.j.BlockSize:][:q.j.BlockSize] }

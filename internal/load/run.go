@@ -133,23 +133,12 @@ func (d *disk) run(ctx context.Context, j *Job) (r Result, err error) {
 		<-drained
 	}()
 	err = d.await(ctx, failed, filled, 0)
+	if j.Length == 0 {
+		set(stopping) // before there is any load
+	}
 	close(begin)
-	if err == nil {
-		err = d.await(ctx, failed, nil, j.Warmup)
-	}
-	if err != nil {
-		return r, err
-	}
-	before, own := usageOf(d.pid), usageOf(os.Getpid())
-	start := time.Now()
-	set(measuring)
-	err = d.await(ctx, failed, nil, j.Length)
-	set(stopping)
-	r.Length = time.Since(start)
-	r.Backend, r.Own = usageOf(d.pid).since(before), usageOf(os.Getpid()).since(own)
-	if r.Backend.CPU == 0 {
-		// It has done nothing for the load: the back-end is another one, which it has started.
-		r.Backend = Usage{}
+	if err == nil && j.Length > 0 {
+		err = d.measure(ctx, failed, set, j, &r)
 	}
 	if err != nil {
 		return r, err
@@ -161,7 +150,7 @@ func (d *disk) run(ctx context.Context, j *Job) (r Result, err error) {
 		if err := d.await(ctx, failed, nil, idleAfter); err != nil {
 			return r, err
 		}
-		before = usageOf(d.pid)
+		before := usageOf(d.pid)
 		if err := d.await(ctx, failed, nil, j.Idle); err != nil {
 			return r, err
 		}
@@ -175,6 +164,25 @@ func (d *disk) run(ctx context.Context, j *Job) (r Result, err error) {
 	}
 	d.add(&r, j)
 	return r, nil
+}
+
+// measure has the queues warm up, counts for as long as is to be counted, and stops them.
+func (d *disk) measure(ctx context.Context, failed <-chan error, set func(state int32), j *Job, r *Result) error {
+	if err := d.await(ctx, failed, nil, j.Warmup); err != nil {
+		return err
+	}
+	before, own := usageOf(d.pid), usageOf(os.Getpid())
+	start := time.Now()
+	set(measuring)
+	err := d.await(ctx, failed, nil, j.Length)
+	set(stopping)
+	r.Length = time.Since(start)
+	r.Backend, r.Own = usageOf(d.pid).since(before), usageOf(os.Getpid()).since(own)
+	if r.Backend.CPU == 0 {
+		// It has done nothing for the load: the back-end is another one, which it has started.
+		r.Backend = Usage{}
+	}
+	return err
 }
 
 // closedAfter returns a channel that is closed when wait returns.
