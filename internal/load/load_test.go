@@ -1,12 +1,16 @@
 package load
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"fmt"
+	"math"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -25,7 +29,16 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// listening is set for a process that is to listen on the socket that is its descriptor 3, and then waits to be ended.
+const listening = "VDEV_LOAD_TEST_LISTENS"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(listening) != "" {
+		fmt.Println(syscall.Listen(3, 16))
+		_ = syscall.Pause()
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // serve serves a memory disk with four queues, and returns its socket.
 func serve(t *testing.T, conf md.Config) string {
@@ -37,6 +50,17 @@ func serve(t *testing.T, conf md.Config) string {
 // serveUntil is serve, and end has the back-end end before the test does.
 func serveUntil(t *testing.T, conf md.Config) (socket string, end func()) {
 	t.Helper()
+	socket = filepath.Join(t.TempDir(), "s")
+	ln, err := vhostuser.Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return socket, serveOn(t, ln, conf)
+}
+
+// serveOn serves a memory disk with four queues on a socket, until end is called or the test ends.
+func serveOn(t *testing.T, ln net.Listener, conf md.Config) (end func()) {
+	t.Helper()
 	table := devsw.NewTable()
 	driver, err := md.New(table)
 	if err != nil {
@@ -46,16 +70,11 @@ func serveUntil(t *testing.T, conf md.Config) (socket string, end func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	socket = filepath.Join(t.TempDir(), "s")
-	listener, err := vhostuser.Listen(socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return socket, serveDisk(t, listener, table, dev, func() (devsw.DiskInfo, error) { return driver.Info(0) }, driver.Detach)
+	return serveDisk(t, ln, table, dev, func() (devsw.DiskInfo, error) { return driver.Info(0) }, driver.Detach)
 }
 
 // serveDisk serves a disk with four queues, until end is called or the test ends; detach takes it away.
-func serveDisk(t *testing.T, listener net.Listener, table *devsw.Table, dev devsw.Dev, info func() (devsw.DiskInfo, error), detach func() error) (end func()) {
+func serveDisk(t *testing.T, ln net.Listener, table *devsw.Table, dev devsw.Dev, info func() (devsw.DiskInfo, error), detach func() error) (end func()) {
 	t.Helper()
 	device, err := virtioblk.New(virtioblk.Config{FS: specfs.New(table), Dev: dev, NumQueues: 4, Info: info})
 	if err != nil {
@@ -71,7 +90,7 @@ func serveDisk(t *testing.T, listener net.Listener, table *devsw.Table, dev devs
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
-	go func() { served <- backend.Serve(ctx, listener) }()
+	go func() { served <- backend.Serve(ctx, ln) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-served; err != nil {
@@ -366,5 +385,101 @@ func TestTheBackEndIsBoundAndLetGo(t *testing.T) {
 		if got, err := sys.Affinity(tid); err == nil && !slices.Equal(got, former) {
 			t.Errorf("a thread remains bound to %v", got)
 		}
+	}
+}
+
+// listener has another process listen on a socket for this one, which is to serve there.
+func listener(t *testing.T) (by *exec.Cmd, ln net.Listener, socket string) {
+	t.Helper()
+	socket = filepath.Join(t.TempDir(), "s")
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), socket)
+	defer f.Close()
+	if err := syscall.Bind(fd, &syscall.SockaddrUnix{Name: socket}); err != nil {
+		t.Fatal(err)
+	}
+	by = exec.Command(os.Args[0])
+	by.Env, by.ExtraFiles = append(os.Environ(), listening+"=1"), []*os.File{f}
+	out, err := by.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := by.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		by.Process.Kill()
+		by.Wait()
+	})
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "<nil>\n" {
+		t.Fatalf("listen: %s%v", line, err)
+	}
+	if ln, err = net.FileListener(f); err != nil {
+		t.Fatal(err)
+	}
+	return by, ln, socket
+}
+
+func TestWhoListenedNeedNotBeWhoServes(t *testing.T) {
+	by, ln, socket := listener(t)
+	serveOn(t, ln, md.Config{Size: 4 << 20})
+	j, bound := job(RandRead), job(RandRead)
+	j.Idle, bound.BackendCPUs = time.Millisecond, []int{0}
+
+	// It is stopped, and so uses no CPU time.
+	if err := by.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", by.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(status), "State:\tT") {
+			break
+		}
+	}
+	if r := runSome(t, socket, j); r.PID != by.Process.Pid || r.Backend != (Usage{}) || r.Idle != (Usage{}) {
+		t.Errorf("process %d uses %+v, and %+v when idle; it is %d that listened", r.PID, r.Backend, r.Idle, by.Process.Pid)
+	}
+	if _, err := Run(t.Context(), socket, bound); err == nil || !strings.Contains(err.Error(), "is not the one that serves") {
+		t.Error(err)
+	}
+
+	// It has ended, and nobody has waited for it.
+	if err := by.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for alive(by.Process.Pid) {
+		runtime.Gosched()
+	}
+	for range 2 {
+		if r := runSome(t, socket, j); r.PID != 0 || r.Backend != (Usage{}) || r.Idle != (Usage{}) {
+			t.Errorf("process %d uses %+v, and %+v when idle; who listened has ended", r.PID, r.Backend, r.Idle)
+		}
+		if _, err := Run(t.Context(), socket, bound); err == nil || !strings.Contains(err.Error(), "who listened on the socket has ended") {
+			t.Error(err)
+		}
+		by.Wait() // once more, when nothing of it is there
+	}
+}
+
+func TestNoRequestInTheTimeThatCountsIsAnError(t *testing.T) {
+	m, socket := serveMemory(t)
+	j := job(RandRead)
+	d := connect(t, socket, &j)
+	defer d.close()
+	m.now(func(_ devsw.Op, _ int, at []byte) []byte {
+		for d.queues[0].state.Load() < stopping {
+			runtime.Gosched()
+		}
+		return at
+	})
+	if r, err := d.run(t.Context(), &j); err == nil || !strings.Contains(err.Error(), "no request was completed in the 30ms that count: a longer length is needed") ||
+		!math.IsNaN(r.Waited) || LimitedByLoad([]Result{r}) {
+		t.Errorf("waited %v, %v", r.Waited, err)
 	}
 }

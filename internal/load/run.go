@@ -20,7 +20,7 @@ type Result struct {
 	// makes one.
 	Latency *hdrhistogram.Histogram
 	// Waited is in how many of the turns in which a queue found completions it had looked in vain before, from 0 to 1. Near 0 the
-	// load, and not the back-end, is the limit.
+	// load, and not the back-end, is the limit. NaN where there was no such turn.
 	Waited  float64
 	Backend Usage // the back-end's process
 	Own     Usage // this process
@@ -163,6 +163,12 @@ func (d *disk) run(ctx context.Context, j *Job) (r Result, err error) {
 		return r, err
 	}
 	d.add(&r, j)
+	if r.Requests == 0 && j.Length > 0 {
+		return r, fmt.Errorf("no request was completed in the %v that count: a longer length is needed", j.Length)
+	}
+	if len(j.BackendCPUs) > 0 && j.Length > 0 && !r.Backend.Known {
+		return r, fmt.Errorf("the back-end was not bound to processors: process %d, which listened on the socket, is not the one that serves", d.pid)
+	}
 	return r, nil
 }
 
@@ -281,7 +287,5 @@ func (d *disk) add(r *Result, j *Job) {
 		waited += q.waited
 	}
 	r.Bytes = r.Requests * uint64(j.BlockSize)
-	if turns > 0 {
-		r.Waited = float64(waited) / float64(turns)
-	}
+	r.Waited = float64(waited) / float64(turns)
 }
