@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 type bar struct {
 	What, Needed, Measured string
 	Met                    bool
+	Disturbed              bool // so that it is neither met nor missed
 }
 
 // idleBar is how much of a core an idle back-end may use in idleTime.
@@ -21,8 +23,8 @@ const idleBar = 10 * time.Millisecond
 // check is one comparison of vdev with another, that of one depth.
 type check struct {
 	depth int
-	got   float64 // vdev's figure divided by the other's
-	ratio load.Ratio
+	got   comparison // vdev's figure divided by the other's
+	seen  disturbance
 	limit float64
 	least bool // got must be at least limit; else at most
 	who   string
@@ -30,17 +32,17 @@ type check struct {
 
 func (c *check) met() bool {
 	if c.least {
-		return c.got >= c.limit
+		return c.got.Median >= c.limit
 	}
-	return c.got <= c.limit
+	return c.got.Median <= c.limit
 }
 
 func (c *check) String() string {
-	s := fmt.Sprintf("%.2f (%.2f to %.2f) at depth %d", c.got, c.ratio.Least, c.ratio.Most, c.depth)
+	s := fmt.Sprintf("%v at depth %d", c.got, c.depth)
 	if c.who != "" {
 		s += " against " + c.who
 	}
-	return s
+	return s + c.seen.mark()
 }
 
 // barOf makes a bar of some comparisons; none where there are none.
@@ -58,7 +60,10 @@ func barOf(what string, checks []check) []bar {
 		}
 		needed = append(needed, fmt.Sprintf("%s %.2f", word, c.limit))
 		text := c.String()
-		if !c.met() {
+		switch {
+		case c.seen.disturbed():
+			b.Disturbed = true
+		case !c.met():
 			b.Met = false
 			text = "**" + text + "**"
 		}
@@ -82,7 +87,12 @@ func (m *measured) better() string {
 }
 
 // Figures of a result.
-func cpuOf(r *load.Result) float64      { return r.Backend.CPU.Seconds() * 1e6 / float64(r.Requests) }
+func cpuOf(r *load.Result) float64 {
+	if !r.Backend.Known {
+		return math.NaN()
+	}
+	return r.Backend.CPU.Seconds() * 1e6 / float64(r.Requests)
+}
 func switchesOf(r *load.Result) float64 { return float64(r.Backend.Switches) / float64(r.Requests) }
 func p50Of(r *load.Result) float64      { return float64(r.Percentile(50)) / 1e3 }
 func p99Of(r *load.Result) float64      { return float64(r.Percentile(99)) / 1e3 }
@@ -117,8 +127,7 @@ func bars(cases []*measured, idle []idleUse) []bar {
 		if results == nil {
 			return check{}, false
 		}
-		r := load.Ratios(m.of(ours), results, figure)
-		c := check{depth: m.Job.Depth, got: r.MedianOfRatios, ratio: r, limit: limit, least: least}
+		c := check{depth: m.Job.Depth, got: compare(m.of(ours), results, figure), seen: m.Seen, limit: limit, least: least}
 		if other != qsd {
 			c.who = other
 		}
@@ -176,7 +185,8 @@ func bars(cases []*measured, idle []idleUse) []bar {
 	for _, u := range idle {
 		if strings.HasPrefix(u.Name, ours) {
 			all = append(all, bar{What: fmt.Sprintf("%s, %s: CPU in %v when idle", u.Disk, u.Name, idleTime),
-				Needed: fmt.Sprintf("at most %.1f ms", ms(idleBar)), Measured: fmt.Sprintf("%.1f ms", ms(u.Use.CPU)), Met: u.Use.CPU <= idleBar})
+				Needed: fmt.Sprintf("at most %.1f ms", ms(idleBar)), Measured: u.cpu() + " ms" + u.Seen.mark(),
+				Met: u.Use.Known && u.Use.CPU <= idleBar, Disturbed: u.Seen.disturbed()})
 		}
 	}
 	return all

@@ -54,8 +54,25 @@ func TestTheWholeSuiteIsPlannedUnlessSomeIsSelected(t *testing.T) {
 
 func TestQuickLeavesWhatIsGiven(t *testing.T) {
 	o, err := parse([]string{"-vdev", "v", "-quick", "-rounds", "9"})
-	if err != nil || o.rounds != 9 || o.seconds >= 0.8 {
+	if err != nil || o.rounds != 9 || o.maxRounds != 9 || o.seconds >= 0.3 {
 		t.Errorf("%+v, %v", o, err)
+	}
+}
+
+func TestRoundsThatAreGivenAreAllUnlessTheMostIsGivenToo(t *testing.T) {
+	for args, want := range map[string][2]int{
+		"":                        {5, 13},
+		"-rounds 20":              {20, 20},
+		"-rounds 2 -max-rounds 8": {2, 8},
+		"-max-rounds 6":           {5, 6},
+		"-quick":                  {5, 5},
+		"-quick -max-rounds 9":    {5, 9},
+		"-doc f -rounds 5":        {5, 5},
+	} {
+		o, err := parse(append([]string{"-vdev", "v"}, strings.Fields(args)...))
+		if got := [2]int{o.rounds, o.maxRounds}; err != nil || got != want {
+			t.Errorf("%q: %v, %v; want %v", args, got, err, want)
+		}
 	}
 }
 
@@ -73,18 +90,18 @@ func TestSocketsTakePartEverywhereButInNBD(t *testing.T) {
 
 func TestSocketsAreNotWrittenToUnasked(t *testing.T) {
 	for args, want := range map[string]bool{
-		"":                                    false,
-		"-quick":                              false,
-		"-ops write":                          false,
-		"-ops write,read":                     false,
-		"-targets mixed":                      false,
-		"-targets sequential -overwrite=0":    false,
-		"-overwrite":                          true,
-		"-ops read":                           true,
-		"-targets queues":                     true, // has no writes
-		"-targets idle,nbd":                   true,
-		"-targets mixed,queues -ops read":     true,
-		"-quick -ops read -depths 1 -sizes 8": true,
+		"":                                      false,
+		"-quick":                                false,
+		"-ops write":                            false,
+		"-ops write,read":                       false,
+		"-targets mixed":                        false,
+		"-targets sequential -overwrite=0":      false,
+		"-overwrite":                            true,
+		"-ops read":                             true,
+		"-targets queues":                       true, // has no writes
+		"-targets idle,nbd":                     true,
+		"-targets mixed,queues -ops read":       true,
+		"-quick -ops read -depths 1 -sizes 512": true,
 	} {
 		o, err := parse(append([]string{"-vdev", "v", "-socket", "s=/run/s"}, strings.Fields(args)...))
 		if (err == nil) != want || err != nil && !strings.Contains(err.Error(), "-overwrite") {
@@ -112,6 +129,11 @@ func TestWrongArgumentsAreNamed(t *testing.T) {
 		"-vdev v -depths 1,32,1":                                  `"1" is there twice`,
 		"-vdev v -sizes 4096 -sizes 4096":                         `"4096" is there twice`,
 		"-vdev v -targets null,null":                              `"null" is there twice`,
+		"-vdev v -rounds 6 -max-rounds 5":                         "-rounds, which is the least, is 6",
+		"-vdev v -rounds 4 -doc f":                                "fewer than 5 rounds",
+		"-vdev v -sizes 4096,1000":                                `"1000" must be a multiple of 512`,
+		"-vdev v -sizes 8388608":                                  `"8388608" must be a multiple of 512, at most 4194304`,
+		"-vdev v -depths 8192":                                    `"8192" must be a multiple of 1, at most 4096`,
 		"-vdev v -rounds 0":                                       "-rounds",
 		"-vdev v -server-cpu 1":                                   "a core each",
 		"-vdev v -client-cpu 99999":                               "a core each",
@@ -243,7 +265,7 @@ func rounds(iops, cpu, latency float64, spread ...float64) []load.Result {
 	for _, f := range spread {
 		r := load.Result{Length: time.Second, Requests: uint64(iops * f * 1e3), Waited: 0.5, Latency: load.NewLatency()}
 		r.Bytes = r.Requests * 4096
-		r.Backend = load.Usage{CPU: time.Duration(cpu * float64(r.Requests) * 1e3), Switches: r.Requests / 4}
+		r.Backend = load.Usage{Known: true, CPU: time.Duration(cpu * float64(r.Requests) * 1e3), Switches: r.Requests / 4}
 		_ = r.Latency.RecordValues(int64(latency*1e3), 99)
 		_ = r.Latency.RecordValues(int64(2*latency*1e3), 1)
 		rs = append(rs, r)
@@ -265,23 +287,26 @@ func some() []*measured {
 		fio[i].Waited = math.NaN()
 	}
 	return []*measured{
-		{plan{"null", null, job(load.RandRead, 1, true), []string{ours, qsd}}, [][]load.Result{mark, rounds(100, 1, 0.4, 1, 2, 0.5)}},
-		{plan{"null", null, job(load.RandRead, 128, true), []string{ours, qsd}}, [][]load.Result{mark, rounds(2800, 0.25, 40, 1, 1, 1)}},
-		{plan{"cached", cached, job(load.RandRead, 1, true), []string{ours, qsdURing, qsdThreads}},
-			[][]load.Result{rounds(60, 10, 20, 1, 1, 1), rounds(30, 20, 30, 1, 1.1, 0.9), rounds(50, 20, 19, 1, 1, 1)}},
-		{plan{"cached", cached, job(load.RandRead, 32, true), []string{ours, qsdURing, qsdThreads, fioURing}},
-			[][]load.Result{rounds(800, 1.2, 40, 1, 1, 1), rounds(500, 1.9, 60, 1, 1.25, 0.8), rounds(300, 2.5, 90, 1, 1, 1), fio}},
-		{plan{"direct", direct, job(load.RandWrite, 1, true), []string{ours, qsdURing, fioURing}},
-			[][]load.Result{rounds(10, 12, 90, 1, 1, 1), rounds(10.1, 12, 90, 1, 1, 1), rounds(10.6, 6, 90, 1, 1, 1)}},
+		{plan: plan{"null", null, job(load.RandRead, 1, true), []string{ours, qsd}}, Results: [][]load.Result{mark, rounds(100, 1, 0.4, 1, 2, 0.5)}},
+		{plan: plan{"null", null, job(load.RandRead, 128, true), []string{ours, qsd}}, Results: [][]load.Result{mark, rounds(2800, 0.25, 40, 1, 1, 1)}},
+		{plan: plan{"cached", cached, job(load.RandRead, 1, true), []string{ours, qsdURing, qsdThreads}},
+			Results: [][]load.Result{rounds(60, 10, 20, 1, 1, 1), rounds(30, 20, 30, 1, 1.1, 0.9), rounds(50, 20, 19, 1, 1, 1)}},
+		{plan: plan{"cached", cached, job(load.RandRead, 32, true), []string{ours, qsdURing, qsdThreads, fioURing}},
+			Results: [][]load.Result{rounds(800, 1.2, 40, 1, 1, 1), rounds(500, 1.9, 60, 1, 1.25, 0.8), rounds(300, 2.5, 90, 1, 1, 1), fio}},
+		{plan: plan{"direct", direct, job(load.RandWrite, 1, true), []string{ours, qsdURing, fioURing}},
+			Results: [][]load.Result{rounds(10, 12, 90, 1, 1, 1), rounds(10.1, 12, 90, 1, 1, 1), rounds(10.6, 6, 90, 1, 1, 1)}},
 	}
 }
 
 func TestBarsSayWhatIsMetAndWhatIsMissed(t *testing.T) {
-	uses := []idleUse{{null, ours, load.Usage{CPU: 10 * time.Millisecond}}, {cached, ours, load.Usage{CPU: 11 * time.Millisecond}},
-		{null, qsd, load.Usage{CPU: time.Second}}}
+	using := func(disk, name string, d time.Duration) idleUse {
+		return idleUse{Disk: disk, Name: name, Use: load.Usage{Known: true, CPU: d}}
+	}
+	uses := []idleUse{using(null, ours, 10*time.Millisecond), using(cached, ours, 11*time.Millisecond), using(null, qsd, time.Second),
+		{Disk: cached, Name: oursMD}}
 	var got strings.Builder
 	for _, b := range bars(some(), uses) {
-		got.WriteString(verdict(b.Met) + "; " + b.What + "; " + b.Needed + "; " + b.Measured + "\n")
+		got.WriteString(b.verdict() + "; " + b.What + "; " + b.Needed + "; " + b.Measured + "\n")
 	}
 	want := `missed; cached file, randread, poll client: requests per second; at least 1.50; **1.20 (1.20 to 1.20) at depth 1 against q-s-d threads**; 1.60 (1.28 to 2.00) at depth 32 against q-s-d io_uring
 met; null, randread, poll client: requests per second; at least 1.00; 1.07 (1.07 to 1.07) at depth 128
@@ -296,16 +321,54 @@ met; O_DIRECT file, randwrite, poll client: requests per second; at least 0.95; 
 missed; O_DIRECT file, randwrite, poll client: requests per second against fio on the bare file; at least 0.95; **0.94 (0.94 to 0.94) at depth 1 against fio io_uring**
 met; null, vdev: CPU in 10s when idle; at most 10.0 ms; 10.0 ms
 missed; cached file, vdev: CPU in 10s when idle; at most 10.0 ms; 11.0 ms
+missed; cached file, vdev md: CPU in 10s when idle; at most 10.0 ms; an unknown number of ms
 `
 	if got.String() != want {
 		t.Errorf("bars:\n%s\nwant:\n%s", got.String(), want)
 	}
 }
 
+func TestBarsOnWhatWasDisturbedAreNeitherMetNorMissed(t *testing.T) {
+	cases := some()
+	for _, m := range cases {
+		m.Seen = disturbance{Others: 0.04, Steal: 0.001}
+	}
+	all := bars(cases, []idleUse{{Disk: null, Name: ours, Use: load.Usage{Known: true}, Seen: disturbance{Steal: 0.5}}})
+	if len(all) != 12 {
+		t.Errorf("%d bars", len(all))
+	}
+	for _, b := range all {
+		if b.verdict() != "disturbed" || strings.Contains(b.Measured, "**") || !strings.Contains(b.Measured, "(disturbed: others ") {
+			t.Errorf("%s: %s, %s", b.What, b.verdict(), b.Measured)
+		}
+	}
+	// One depth of several is enough.
+	cases = some()
+	c := *cases[3]
+	c.Job.Depth, c.Seen = 128, disturbance{Others: 0.04}
+	for _, b := range bars(append(cases, &c), nil) {
+		if b.What == "cached file, randread, poll client: CPU per request" && b.verdict() != "disturbed" {
+			t.Errorf("%+v", b)
+		}
+	}
+}
+
+func TestWhatIsNotKnownIsNotMet(t *testing.T) {
+	cases := some()
+	cases[3].Results[1][0].Backend = load.Usage{}
+	for _, b := range bars(cases[3:4], nil) {
+		if strings.Contains(b.What, "CPU") && (b.Met || b.Measured != "**not known at depth 32 against q-s-d io_uring**") {
+			t.Errorf("%+v", b)
+		}
+	}
+}
+
 func TestDocumentHasAllOfTheRun(t *testing.T) {
-	r := &report{Machine: machine{{"CPU", "one | two"}, {"fio", "fio-3.33"}}, Options: options{serverCPU: 0, clientCPU: 1, rounds: 3, seconds: 1},
-		Begun: time.Date(2020, 2, 3, 4, 5, 6, 0, time.UTC), Took: 61 * time.Second, Cases: some(),
-		Idle: []idleUse{{null, ours, load.Usage{CPU: 3 * time.Millisecond, Switches: 4}}}, Commands: []string{"vdev blk --this", "fio --that"}}
+	cases := some()
+	cases[3].Seen, cases[3].Again = disturbance{Others: 0.125}, 7
+	r := &report{Machine: machine{{"CPU", "one | two"}, {"fio", "fio-3.33"}}, Options: options{serverCPU: 0, clientCPU: 1, rounds: 5, maxRounds: 13, seconds: 1},
+		Begun: time.Date(2020, 2, 3, 4, 5, 6, 0, time.UTC), Took: 61 * time.Second, Cases: cases,
+		Idle: []idleUse{{Disk: null, Name: ours, Use: load.Usage{Known: true, CPU: 3 * time.Millisecond, Switches: 4}}, {Disk: null, Name: qsd}}, Commands: []string{"vdev blk --this", "fio --that"}}
 	file := filepath.Join(t.TempDir(), "benchmarks.md")
 	if err := r.write(file); err != nil {
 		t.Fatal(err)
@@ -343,7 +406,7 @@ func TestDocumentHasAllOfTheRun(t *testing.T) {
 }
 
 func TestACaseIsOneLine(t *testing.T) {
-	want := "O_DIRECT file, randwrite 4 KiB, depth 1, poll:  vdev 10.0  q-s-d io_uring 10.1 (0.99, 0.99 to 0.99)  fio io_uring 10.6 (0.94, 0.94 to 0.94)"
+	want := "O_DIRECT file, randwrite 4 KiB, depth 1, poll:  vdev 10.0  q-s-d io_uring 10.1, ×0.99 (0.99 to 0.99)  fio io_uring 10.6, ×0.94 (0.94 to 0.94); 3 rounds"
 	if got := some()[4].line(); got != want {
 		t.Errorf("%q, want %q", got, want)
 	}

@@ -41,7 +41,8 @@ type options struct {
 	dir             string
 	doc             string
 	fileMiB         int
-	rounds          int
+	rounds          int // of a case, at least
+	maxRounds       int
 	seconds         float64
 	serverCPU       int
 	clientCPU       int
@@ -96,8 +97,9 @@ func parse(args []string) (options, error) {
 	f.StringVar(&o.dir, "dir", os.TempDir(), "`folder` for the image files: on a disk, and not in memory")
 	f.StringVar(&o.doc, "doc", "", "write the document to this `file`, and pictures beside it; everything must be measured then")
 	f.IntVar(&o.fileMiB, "file-mib", 256, "size of the image files in `MiB`; one is held in memory")
-	f.IntVar(&o.rounds, "rounds", 5, "rounds of each case")
-	f.Float64Var(&o.seconds, "seconds", 0.8, "length of one measurement")
+	f.IntVar(&o.rounds, "rounds", 5, "rounds of each case, at least; without -max-rounds it has no more")
+	f.IntVar(&o.maxRounds, "max-rounds", 13, "rounds of a case, at most: it ends when it is known well enough how vdev's requests per second stand to each other's")
+	f.Float64Var(&o.seconds, "seconds", 0.3, "length of one measurement")
 	f.IntVar(&o.serverCPU, "server-cpu", 0, "core of the back-ends, and of fio")
 	f.IntVar(&o.clientCPU, "client-cpu", 1, "core of the front-end")
 	f.Func("vdev-args", "more `arguments` for vdev, separated by spaces", func(s string) error {
@@ -121,12 +123,12 @@ func parse(args []string) (options, error) {
 		return nil
 	})
 	f.BoolVar(&o.overwrite, "overwrite", false, "write to the disks behind -socket: WHAT THEY HOLD IS LOST")
-	quick := f.Bool("quick", false, "the cases that say most, three short rounds of each: some minutes")
+	quick := f.Bool("quick", false, "the cases that say most, five short rounds of each: some minutes")
 	f.Func("targets", "only these of "+strings.Join(allTargets, ","), wordsOf(&o.targets, allTargets))
 	f.Func("ops", "only these of "+strings.Join(allOps, ","), wordsOf(&o.ops, allOps))
 	f.Func("clients", "only these of "+strings.Join(allClients, ","), wordsOf(&o.clients, allClients))
-	f.Func("depths", "these queue `depths` in place of each target's own", numbersOf(&o.depths))
-	f.Func("sizes", "requests of these `sizes` in bytes in place of each target's own", numbersOf(&o.sizes))
+	f.Func("depths", "these queue `depths` in place of each target's own", numbersOf(&o.depths, 1, load.MaxDepth))
+	f.Func("sizes", "requests of these `sizes` in bytes in place of each target's own", numbersOf(&o.sizes, 512, load.MaxBlockSize))
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			f.SetOutput(os.Stdout)
@@ -138,15 +140,18 @@ func parse(args []string) (options, error) {
 	f.Visit(func(f *flag.Flag) { given[f.Name] = true })
 	if *quick {
 		for name, set := range map[string]func(){
-			"rounds":  func() { o.rounds = 3 },
-			"seconds": func() { o.seconds = 0.4 },
-			"targets": func() { o.targets = []string{"null", "cached", "direct", "idle"} },
-			"depths":  func() { o.depths = []int{1, 32} },
+			"max-rounds": func() { o.maxRounds = o.rounds },
+			"seconds":    func() { o.seconds = 0.2 },
+			"targets":    func() { o.targets = []string{"null", "cached", "direct", "idle"} },
+			"depths":     func() { o.depths = []int{1, 32} },
 		} {
 			if !given[name] {
 				set()
 			}
 		}
+	}
+	if given["rounds"] && !given["max-rounds"] {
+		o.maxRounds = o.rounds
 	}
 	switch {
 	case f.NArg() > 0:
@@ -155,6 +160,10 @@ func parse(args []string) (options, error) {
 		return o, errors.New("-vdev is missing")
 	case o.rounds < 1 || o.seconds <= 0 || o.fileMiB < 1:
 		return o, errors.New("-rounds, -seconds and -file-mib must be more than 0")
+	case o.maxRounds < o.rounds:
+		return o, fmt.Errorf("-max-rounds %d: -rounds, which is the least, is %d", o.maxRounds, o.rounds)
+	case o.doc != "" && o.rounds < enough:
+		return o, fmt.Errorf("-doc: fewer than %d rounds do not say how well the figures are known", enough)
 	case o.serverCPU == o.clientCPU || min(o.serverCPU, o.clientCPU) < 0 || max(o.serverCPU, o.clientCPU) >= runtime.NumCPU():
 		return o, fmt.Errorf("back-end and front-end need a core each, and this machine has %d (-server-cpu %d, -client-cpu %d)",
 			runtime.NumCPU(), o.serverCPU, o.clientCPU)
@@ -202,12 +211,13 @@ func wordsOf(to *[]string, all []string) func(string) error {
 	}
 }
 
-func numbersOf(to *[]int) func(string) error {
+// numbersOf reads a list of multiples of unit, up to most.
+func numbersOf(to *[]int, unit, most int) func(string) error {
 	return func(list string) error {
 		for w := range strings.SplitSeq(list, ",") {
 			n, err := strconv.Atoi(w)
-			if err != nil || n < 1 {
-				return fmt.Errorf("%q must be a number, 1 or more", w)
+			if err != nil || n < unit || n > most || n%unit != 0 {
+				return fmt.Errorf("%q must be a multiple of %d, at most %d", w, unit, most)
 			}
 			if slices.Contains(*to, n) {
 				return fmt.Errorf("%q is there twice", w)
@@ -221,41 +231,48 @@ func numbersOf(to *[]int) func(string) error {
 // selected tells whether name is to be measured.
 func selected(list []string, name string) bool { return list == nil || slices.Contains(list, name) }
 
-// bench measures what is selected, and tells out of each case at once. What it starts and makes is gone when it returns.
+// bench measures what is selected, and tells out of each case at once. What it starts and makes is gone when it returns. After an
+// error it tells which bars were met until then.
 func bench(ctx context.Context, o options, out io.Writer) (err error) {
 	dir, err := os.MkdirTemp(o.dir, "vdev-bench-")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	s := &suite{o: o, dir: dir, out: out}
-	begun := time.Now()
-	m := describe(ctx, o)
-	m.print(out)
-	if err := s.run(ctx); err != nil {
+	r := &report{Machine: describe(ctx, o), Options: o, Begun: time.Now()}
+	r.Machine.print(out)
+	err = r.measure(ctx, dir, out)
+	r.Took = time.Since(r.Begun)
+	r.printBars(out)
+	if err != nil || o.doc == "" {
 		return err
 	}
-	r := &report{Machine: m, Options: o, Begun: begun, Cases: s.cases, Idle: s.idle, Commands: s.commands}
-	if selected(o.targets, "scale") {
+	if err := os.MkdirAll(filepath.Dir(o.doc), 0o755); err != nil {
+		return err
+	}
+	return r.write(o.doc)
+}
+
+// measure measures what is selected. What was measured before an error stays.
+func (r *report) measure(ctx context.Context, dir string, out io.Writer) error {
+	s := &suite{o: r.Options, dir: dir, out: out}
+	err := s.run(ctx)
+	r.Cases, r.Idle, r.Commands = s.cases, s.idle, s.commands
+	if err != nil {
+		return err
+	}
+	if selected(r.Options.targets, "scale") {
 		say := func(format string, args ...any) { fmt.Fprintf(out, format, args...) }
-		if r.Scale, r.MoreBars, err = scaleSections(ctx, o, dir, say); err != nil {
+		if r.Scale, r.MoreBars, err = scaleSections(ctx, r.Options, dir, say); err != nil {
 			return err
 		}
 	}
-	if selected(o.targets, "allocs") {
+	if selected(r.Options.targets, "allocs") {
 		b, err := checkAllocs(ctx)
 		if err != nil {
 			return err
 		}
 		r.MoreBars = append(r.MoreBars, b)
 	}
-	r.Took = time.Since(begun)
-	r.printBars(out)
-	if o.doc == "" {
-		return nil
-	}
-	if err := os.MkdirAll(filepath.Dir(o.doc), 0o755); err != nil {
-		return err
-	}
-	return r.write(o.doc)
+	return nil
 }

@@ -18,7 +18,7 @@ func (r *report) throughput() *chart.Figure {
 	r.panels(f, func(title string, names []string, cases []*measured) chart.Panel {
 		p := &chart.Bars{Title: title, Series: names, Format: number}
 		for _, m := range cases {
-			g := chart.Group{Name: fmt.Sprintf("%s, depth %d", m.Job.Pattern, m.Job.Depth)}
+			g := chart.Group{Name: fmt.Sprintf("%s, depth %d", m.Job.Pattern, m.Job.Depth) + disturbedMark(m)}
 			for _, name := range names {
 				bar := chart.Bar{Mark: limitMark(m.of(name))}
 				var each []float64
@@ -45,7 +45,7 @@ func (r *report) latency() *chart.Figure {
 				continue
 			}
 			for hue, name := range names {
-				curve := chart.Curve{Name: name + ", " + string(m.Job.Pattern), Hue: hue, Dash: dash}
+				curve := chart.Curve{Name: name + ", " + string(m.Job.Pattern) + disturbedMark(m), Hue: hue, Dash: dash}
 				for _, q := range load.Curve(m.of(name)) {
 					curve.Points = append(curve.Points, chart.Point{Share: q.Share, Latency: q.Latency})
 				}
@@ -55,6 +55,14 @@ func (r *report) latency() *chart.Figure {
 		return p
 	})
 	return f
+}
+
+// disturbedMark is what a picture has of that.
+func disturbedMark(m *measured) string {
+	if m.Seen.disturbed() {
+		return ", disturbed"
+	}
+	return ""
 }
 
 // notes say what both pictures are of.

@@ -24,6 +24,7 @@ type section struct {
 	Title, Intro string
 	Header       []string
 	Rows         [][]string
+	Seen         disturbance // while it was measured, where it is not of cases that tell themselves
 }
 
 // machine is what a reader must know to judge the figures: names and what they are.
@@ -92,13 +93,16 @@ func (r *report) bars() []bar { return append(bars(r.Cases, r.Idle), r.MoreBars.
 func (r *report) printBars(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, b := range r.bars() {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", verdict(b.Met), b.What, b.Needed, strings.ReplaceAll(b.Measured, "**", ""))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", b.verdict(), b.What, b.Needed, strings.ReplaceAll(b.Measured, "**", ""))
 	}
 	t.Flush()
 }
 
-func verdict(met bool) string {
-	if met {
+func (b *bar) verdict() string {
+	switch {
+	case b.Disturbed:
+		return "disturbed"
+	case b.Met:
 		return "met"
 	}
 	return "missed"
@@ -158,12 +162,12 @@ func (r *report) sections(target string) []section {
 		return nil
 	}
 	table := func(title, intro string, wanted func(*measured) bool, cell func(m *measured, name string, results []load.Result) string) []section {
-		s := section{Title: title, Intro: intro, Header: append([]string{"case"}, names...)}
+		s := section{Title: title, Intro: intro, Header: append([]string{"case", "rounds"}, names...)}
 		for _, m := range cases {
 			if !wanted(m) {
 				continue
 			}
-			row := []string{m.name()}
+			row := []string{m.name() + m.Seen.mark(), strconv.Itoa(m.rounds())}
 			for _, name := range names {
 				text := "-"
 				if results := m.of(name); results != nil {
@@ -187,13 +191,15 @@ func (r *report) sections(target string) []section {
 				text = number(load.MedianOf(results, (*load.Result).BytesPerSecond)/1e6) + " MB/s" + limitMark(results)
 			}
 			if name != ours {
-				ratio := load.Ratios(m.of(ours), results, (*load.Result).IOPS)
-				text += fmt.Sprintf(", ×%.2f (%.2f to %.2f)", ratio.MedianOfRatios, ratio.Least, ratio.Most)
+				text += fmt.Sprintf(", ×%v", compare(m.of(ours), results, (*load.Result).IOPS))
 			}
 			return text
 		})
 	all = append(all, table(title+": what a request costs", "CPU in µs and context switches per request, of the back-end's process. Of fio only what its own thread uses, without the kernel's workers.",
 		every, func(m *measured, name string, results []load.Result) string {
+			if slices.ContainsFunc(results, func(r load.Result) bool { return !r.Backend.Known }) {
+				return "-"
+			}
 			return fmt.Sprintf("%.2f, %.3f", load.MedianOf(results, cpuOf), load.MedianOf(results, switchesOf))
 		})...)
 	return append(all, table(title+": latency at depth 1", "p50 and p99 in µs.",
@@ -210,9 +216,35 @@ func (r *report) idleSection() section {
 	s := section{Title: "Idle", Intro: fmt.Sprintf("CPU in %v, from one second after the last request on, with the front-end still connected.", idleTime),
 		Header: []string{"disk", "back-end", "CPU, ms", "context switches"}}
 	for _, u := range r.Idle {
-		s.Rows = append(s.Rows, []string{u.Disk, u.Name, fmt.Sprintf("%.1f", ms(u.Use.CPU)), strconv.FormatUint(u.Use.Switches, 10)})
+		cpu, switches := "-", "-"
+		if u.Use.Known {
+			cpu, switches = fmt.Sprintf("%.1f", ms(u.Use.CPU)), strconv.FormatUint(u.Use.Switches, 10)
+		}
+		s.Rows = append(s.Rows, []string{u.Disk, u.Name + u.Seen.mark(), cpu, switches})
 	}
 	return s
+}
+
+// disturbances tells what else the machine had to do.
+func (r *report) disturbances() string {
+	var most disturbance
+	again, disturbed := 0, 0
+	for _, m := range r.Cases {
+		most = most.or(m.Seen)
+		again += m.Again
+		if m.Seen.disturbed() {
+			disturbed++
+		}
+	}
+	for _, u := range r.Idle {
+		most = most.or(u.Seen)
+	}
+	for _, s := range r.Scale {
+		most = most.or(s.Seen)
+	}
+	return fmt.Sprintf(`Beside the run, other processes had at most %.1f %% of the cores' time in a round (their user time), and the machine's host at most %.1f %%
+(steal). A round in which either had more than %.0f %% was measured again, which was done %d times; %d of %d cases stayed disturbed, and
+say so.`, 100*most.Others, 100*most.Steal, 100*tolerated, again, disturbed, len(r.Cases))
 }
 
 // document writes the document, whose pictures' names begin with base.
@@ -224,14 +256,20 @@ This file is written by `+"`./scripts/bench`"+`, with all figures in it. The run
 
 vdev and qemu-storage-daemon (q-s-d) serve the same kind of disk, each pinned to core %d, to the same front-end on core %d, which has
 one queue where nothing else is said. A polling client looks at its rings all the time, an event client sleeps until it is called. fio
-works on the bare file, pinned to the back-ends' core: the limit. Each case has %d rounds of %v after %v of warm-up, in an order that
-turns round; a figure is the median of the rounds, a comparison is the median of the ratios within the rounds, with the least and the
-greatest ratio in brackets. † says that the front-end was the limit: it hardly ever waited.
+works on the bare file, pinned to the back-ends' core: the limit. † says that the front-end was the limit: it hardly ever waited.
 
-`, r.Begun.UTC().Format("2006-01-02 15:04 UTC"), r.Took.Round(time.Second), r.Options.serverCPU, r.Options.clientCPU, r.Options.rounds, r.Options.length(), warmup)
+A round is %v for each, after %v of warm-up, in an order that turns round from one to the next. A figure is the median of the rounds,
+a comparison is the median of the ratios within the rounds. In brackets is the interval that holds the true median with a chance of
+about 90 %% (as the sign test has it, whatever the ratios are spread like). A case has at least %d rounds, and more, up to %d, until, of
+requests per second, each interval is narrower than %.0f %% of its median.
+
+%s
+
+`, r.Begun.UTC().Format("2006-01-02 15:04 UTC"), r.Took.Round(time.Second), r.Options.serverCPU, r.Options.clientCPU, r.Options.length(), warmup,
+		r.Options.rounds, r.Options.maxRounds, 100*narrow, r.disturbances())
 
 	write := func(s section) {
-		fmt.Fprintf(&b, "## %s\n\n%s\n\n", s.Title, s.Intro)
+		fmt.Fprintf(&b, "## %s\n\n%s\n\n", s.Title+s.Seen.mark(), s.Intro)
 		fmt.Fprintf(&b, "| %s |\n|%s\n", strings.Join(s.Header, " | "), strings.Repeat(" --- |", len(s.Header)))
 		for _, row := range s.Rows {
 			b.WriteString("|")
@@ -242,10 +280,10 @@ greatest ratio in brackets. † says that the front-end was the limit: it hardly
 		}
 		b.WriteString("\n")
 	}
-	must := section{Title: "What must be seen", Intro: "vdev's figure divided by that of q-s-d's faster engine, or of fio, in the same rounds: of requests per second more is better, of CPU and latency less. What is missed is in bold. The polled depth 1 on null is no bar: q-s-d jumps between speeds there.",
+	must := section{Title: "What must be seen", Intro: "vdev's figure divided by that of q-s-d's faster engine, or of fio, in the same rounds: of requests per second more is better, of CPU and latency less. What is missed is in bold; what rests on a case that was disturbed is neither met nor missed. The polled depth 1 on null is no bar: q-s-d jumps between speeds there.",
 		Header: []string{"what", "needed", "measured", ""}}
 	for _, v := range r.bars() {
-		must.Rows = append(must.Rows, []string{v.What, v.Needed, v.Measured, verdict(v.Met)})
+		must.Rows = append(must.Rows, []string{v.What, v.Needed, v.Measured, v.verdict()})
 	}
 	write(must)
 	fmt.Fprintf(&b, "![Requests per second](%s%s)\n\n![Latency](%s%s)\n\n", base, throughputFile, base, latencyFile)

@@ -29,7 +29,8 @@ const (
 	terabyte    = 1 << 40
 )
 
-// scaleSections measures what needs many devices, or a whole start or stop, and tells of each case at once. dir is an empty folder.
+// scaleSections measures what needs many devices, or a whole start or stop, and tells of each case at once. dir is an empty folder. With
+// an error it returns the bars of what was measured before.
 func scaleSections(ctx context.Context, o options, dir string, say func(format string, args ...any)) ([]section, []bar, error) {
 	r := &scaleRun{o: o, dir: dir, say: say, c: scale.Config{VDev: o.vdev, Dir: dir, ServerCPU: o.serverCPU, ClientCPU: o.clientCPU}}
 	if err := r.makeBackends(); err != nil {
@@ -37,12 +38,26 @@ func scaleSections(ctx context.Context, o options, dir string, say func(format s
 	}
 	var sections []section
 	for _, part := range []func(context.Context) (section, error){r.idle, r.busy, r.stop, r.start, r.huge} {
-		s, err := part(ctx)
-		if err == nil {
-			err = context.Cause(ctx)
-		}
+		// What it starts has ended when it returns, so that it counts with this process. Some of it is not bound to a core.
+		var s section
+		spare, before := tries, len(r.bars)
+		seen, err := watch{}.undisturbed(&spare, func() (err error) {
+			r.bars = r.bars[:before]
+			if s, err = part(ctx); err == nil {
+				err = context.Cause(ctx)
+			}
+			return err
+		})
 		if err != nil {
-			return nil, nil, err
+			return sections, r.bars[:before], err
+		}
+		if s.Seen = seen; seen.disturbed() {
+			r.say("%s%s\n", s.Title, seen.mark())
+		}
+		for i := range r.bars[before:] {
+			b := &r.bars[before+i]
+			b.Disturbed = seen.disturbed()
+			b.Measured += seen.mark()
 		}
 		sections = append(sections, s)
 	}
@@ -75,8 +90,8 @@ has what is loaded of the program; anonymous is heap and stacks alone.`, idleTim
 		strconv.Itoa(i.Descriptors), strconv.Itoa(i.Threads)}}
 	what := fmt.Sprintf("%d idle devices, ", manyDevices)
 	r.bars = append(r.bars,
-		bar{what + fmt.Sprintf("CPU in %v", idleTime), fmt.Sprintf("≤ %.0f ms", ms(idleBar)), fmt.Sprintf("%.1f ms", ms(i.CPU)), i.CPU <= idleBar},
-		bar{what + "memory beyond the guests'", "≤ " + mib(manyBar), mib(i.Private), i.Private <= manyBar})
+		bar{What: what + fmt.Sprintf("CPU in %v", idleTime), Needed: fmt.Sprintf("≤ %.0f ms", ms(idleBar)), Measured: fmt.Sprintf("%.1f ms", ms(i.CPU)), Met: i.CPU <= idleBar},
+		bar{What: what + "memory beyond the guests'", Needed: "≤ " + mib(manyBar), Measured: mib(i.Private), Met: i.Private <= manyBar})
 	return s, nil
 }
 
@@ -94,8 +109,8 @@ the first, which has as many as is said.`, busyTime),
 		r.say("%d busy devices, the first with depth %d: %.0f IOPS; first %d, others %d to %d\n", manyDevices, depth, b.IOPS, b.First, b.Least, b.Most)
 		s.Rows = append(s.Rows, []string{strconv.Itoa(depth), number(b.IOPS), fmt.Sprint(b.First), fmt.Sprint(b.Least), fmt.Sprint(b.Median),
 			fmt.Sprint(b.Most), fmt.Sprintf("%.2f", ratio)})
-		r.bars = append(r.bars, bar{fmt.Sprintf("%d busy devices, the first with depth %d: most / least of the others", manyDevices, depth),
-			fmt.Sprintf("≤ %.1f", fairBar), fmt.Sprintf("%.2f", ratio), ratio <= fairBar})
+		r.bars = append(r.bars, bar{What: fmt.Sprintf("%d busy devices, the first with depth %d: most / least of the others", manyDevices, depth),
+			Needed: fmt.Sprintf("≤ %.1f", fairBar), Measured: fmt.Sprintf("%.2f", ratio), Met: ratio <= fairBar})
 	}
 	return s, nil
 }

@@ -52,6 +52,7 @@ const (
 	maxQueues = 4
 	warmup    = 200 * time.Millisecond
 	idleTime  = 10 * time.Second
+	tries     = 2 // how many times more what is disturbed is measured
 )
 
 // plan is a case to be measured.
@@ -66,6 +67,8 @@ type plan struct {
 type measured struct {
 	plan
 	Results [][]load.Result // of each of With the rounds'
+	Seen    disturbance     // the largest in a round
+	Again   int             // how often a round was measured again
 }
 
 // name names a case.
@@ -175,7 +178,7 @@ func with(disk string, j *load.Job, o options) []string {
 		names = []string{ours, qsdURing}
 	case nbd:
 		names = []string{ours, qsd}
-		if j.Pattern == load.Read {
+		if n := j.BlockSize; j.Pattern == load.Read && n >= 4<<10 && n&(n-1) == 0 { // what it can do
 			names = append(names, nbdcopy)
 		}
 		return names
@@ -202,6 +205,8 @@ type suite struct {
 	dir string
 	out io.Writer
 
+	pids []int // of what listens at -socket, as far as they can be seen
+
 	cases    []*measured
 	idle     []idleUse
 	commands []string // of what was started, as they were
@@ -211,11 +216,44 @@ type suite struct {
 type idleUse struct {
 	Disk, Name string
 	Use        load.Usage
+	Seen       disturbance
 }
 
-// run measures everything that is selected, disk by disk.
+// meet looks whether what listens at -socket can do its part, and who it is.
+func (s *suite) meet(ctx context.Context, all []plan) error {
+	for _, t := range s.o.sockets {
+		pid, err := load.Check(ctx, t, jobsOf(t.Name, all))
+		if err != nil {
+			return err
+		}
+		if pid != 0 {
+			s.pids = append(s.pids, pid)
+		}
+	}
+	return nil
+}
+
+// jobsOf are the jobs of the plans in which that one has a part.
+func jobsOf(name string, ps []plan) (jobs []load.Job) {
+	for _, p := range ps {
+		if slices.Contains(p.With, name) {
+			jobs = append(jobs, p.Job)
+		}
+	}
+	return jobs
+}
+
+// run measures everything that is selected, disk by disk. What was measured before an error stays.
 func (s *suite) run(ctx context.Context) error {
 	all := plans(s.o)
+	if err := s.meet(ctx, all); err != nil {
+		return err
+	}
+	defer func() {
+		slices.SortStableFunc(s.cases, func(a, b *measured) int {
+			return slices.Index(allTargets, a.Target) - slices.Index(allTargets, b.Target)
+		})
+	}()
 	for _, disk := range []string{null, cached, direct, nbd} {
 		var ps []plan
 		for _, p := range all {
@@ -230,9 +268,6 @@ func (s *suite) run(ctx context.Context) error {
 			}
 		}
 	}
-	slices.SortStableFunc(s.cases, func(a, b *measured) int {
-		return slices.Index(allTargets, a.Target) - slices.Index(allTargets, b.Target)
-	})
 	return nil
 }
 
@@ -243,26 +278,60 @@ func (s *suite) runDisk(ctx context.Context, disk string, ps []plan, idle bool) 
 	if err != nil {
 		return err
 	}
+	for _, t := range d.targets {
+		if _, err := load.Check(ctx, t, jobsOf(t.Name, ps)); err != nil {
+			return fmt.Errorf("%s: %w", disk, err)
+		}
+	}
 	for _, p := range ps {
 		m, err := s.measure(ctx, d, p)
+		if m != nil && m.rounds() > 0 {
+			s.cases = append(s.cases, m)
+			fmt.Fprintln(s.out, m.line())
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.name(), err)
 		}
-		s.cases = append(s.cases, m)
-		fmt.Fprintln(s.out, m.line())
 	}
 	if !idle {
 		return nil
 	}
-	uses, err := measureIdle(ctx, s.o, disk, d.targets)
+	var uses []idleUse
+	spare := tries
+	seen, err := s.watch(d, len(s.o.sockets) == 0).undisturbed(&spare, func() (err error) {
+		uses, err = measureIdle(ctx, s.o, disk, d.targets)
+		return err
+	})
 	for _, u := range uses {
-		fmt.Fprintf(s.out, "%s, idle for %v: %s %.1f ms of CPU\n", u.Disk, idleTime, u.Name, ms(u.Use.CPU))
+		u.Seen = seen
+		fmt.Fprintf(s.out, "%s, idle for %v: %s %s ms of CPU%s\n", u.Disk, idleTime, u.Name, u.cpu(), seen.mark())
+		s.idle = append(s.idle, u)
 	}
-	s.idle = append(s.idle, uses...)
 	return err
 }
 
-// measure measures one case, and looks whether the files were in memory all the time.
+// cpu is how many milliseconds it was.
+func (u *idleUse) cpu() string {
+	if !u.Use.Known {
+		return "an unknown number of"
+	}
+	return fmt.Sprintf("%.1f", ms(u.Use.CPU))
+}
+
+// watch looks at the cores of the back-ends and of the front-end, where whatever works is bound to them, and else at all.
+func (s *suite) watch(d *disks, bound bool) watch {
+	w := watch{pids: slices.Clone(s.pids)}
+	for _, server := range d.servers {
+		w.pids = append(w.pids, server.cmd.Process.Pid)
+	}
+	if bound {
+		w.cores = []int{s.o.serverCPU, s.o.clientCPU}
+	}
+	return w
+}
+
+// measure measures one case, in as many rounds as it takes, and looks whether the files were in memory all the time. With an error it
+// returns the rounds before it; nil where they tell nothing.
 func (s *suite) measure(ctx context.Context, d *disks, p plan) (*measured, error) {
 	var targets []load.Target
 	for _, name := range p.With {
@@ -275,20 +344,52 @@ func (s *suite) measure(ctx context.Context, d *disks, p plan) (*measured, error
 	if err := d.check(); err != nil {
 		return nil, err
 	}
-	results, err := load.Compare(ctx, targets, p.Job, s.o.rounds, nil)
-	if err != nil {
-		return nil, err
+	m := &measured{plan: p, Results: make([][]load.Result, len(targets))}
+	err := s.measureRounds(ctx, s.watch(d, p.bound(s.o)), m, targets)
+	if missing := d.check(); missing != nil {
+		return nil, errors.Join(missing, err)
 	}
-	if err := d.check(); err != nil {
-		return nil, err
+	if err != nil {
+		return m, err
 	}
 	if p.Job.Pattern.Writes() {
 		// What is written to the disk later would disturb the next case.
 		if err := d.sync(); err != nil {
-			return nil, err
+			return m, err
 		}
 	}
-	return &measured{plan: p, Results: results}, nil
+	return m, nil
+}
+
+// bound tells whether whatever works in the case is bound to its core.
+func (p *plan) bound(o options) bool {
+	return p.Disk != nbd && !slices.ContainsFunc(o.sockets, func(t load.Target) bool { return slices.Contains(p.With, t.Name) })
+}
+
+// measureRounds measures the rounds of a case, in an order that turns round, until they say enough. A round that is disturbed is
+// measured again; where the tries for that are used up, the case is disturbed, which more rounds do not mend.
+func (s *suite) measureRounds(ctx context.Context, w watch, m *measured, targets []load.Target) error {
+	all := tries * s.o.rounds
+	spare := all
+	for n := 0; n < s.o.rounds || n < s.o.maxRounds && !m.Seen.disturbed() && !m.settled(); n++ {
+		var round [][]load.Result
+		seen, err := w.undisturbed(&spare, func() (err error) {
+			round, err = load.Compare(ctx, targets, m.Job, 1, nil)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if n%2 == 1 {
+			slices.Reverse(round)
+		}
+		for i := range round {
+			m.Results[i] = append(m.Results[i], round[i]...)
+		}
+		m.Seen, m.Again = m.Seen.or(seen), all-spare
+		slices.Reverse(targets)
+	}
+	return nil
 }
 
 // measureIdle measures what the back-ends use with a front-end that has nothing to do any more.
@@ -311,7 +412,7 @@ func measureIdle(ctx context.Context, o options, disk string, targets []load.Tar
 				errs = append(errs, fmt.Errorf("%s, idle: %w", t.Name, err))
 				return
 			}
-			uses = append(uses, idleUse{disk, t.Name, r.Idle})
+			uses = append(uses, idleUse{Disk: disk, Name: t.Name, Use: r.Idle})
 		})
 	}
 	all.Wait()
@@ -325,14 +426,14 @@ func measureIdle(ctx context.Context, o options, disk string, targets []load.Tar
 // line tells what came of a case: thousands of requests in a second, and how vdev stands to the others.
 func (m *measured) line() string {
 	var b strings.Builder
-	b.WriteString(m.name() + ":")
+	b.WriteString(m.name() + m.Seen.mark() + ":")
 	for i, name := range m.With {
 		fmt.Fprintf(&b, "  %s %s", name, thousands(m.Results[i]))
 		if i > 0 {
-			r := load.Ratios(m.Results[0], m.Results[i], (*load.Result).IOPS)
-			fmt.Fprintf(&b, " (%.2f, %.2f to %.2f)", r.MedianOfRatios, r.Least, r.Most)
+			fmt.Fprintf(&b, ", ×%v", compare(m.Results[0], m.Results[i], (*load.Result).IOPS))
 		}
 	}
+	fmt.Fprintf(&b, "; %d rounds", m.rounds())
 	return b.String()
 }
 

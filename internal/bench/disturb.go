@@ -1,0 +1,173 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	// tick is the unit of /proc/stat and /proc/PID/stat (USER_HZ), to which each figure there is rounded.
+	tick = 10 * time.Millisecond
+	// unclear is what can come of rounding alone: less counts as nothing.
+	unclear = 5 * tick
+	// tolerated is how much of the cores' time may be others', or the host's, in a round that counts.
+	tolerated = 0.03
+)
+
+// disturbance is what there was on the cores besides the run, in parts of their time.
+type disturbance struct {
+	// Others is the user time of processes that are not the run's. System time says nothing: the kernel's threads write back what
+	// was written, whoever wrote it.
+	Others float64
+	Steal  float64 // when the host had something else to do
+}
+
+func (d disturbance) disturbed() bool { return max(d.Others, d.Steal) > tolerated }
+
+// or returns the larger of both, each figure for itself.
+func (d disturbance) or(e disturbance) disturbance {
+	return disturbance{max(d.Others, e.Others), max(d.Steal, e.Steal)}
+}
+
+func (d disturbance) String() string {
+	return fmt.Sprintf("others %.1f %%, steal %.1f %%", 100*d.Others, 100*d.Steal)
+}
+
+// mark is what is put after the name of what was disturbed.
+func (d disturbance) mark() string {
+	if !d.disturbed() {
+		return ""
+	}
+	return fmt.Sprintf(" (disturbed: %v)", d)
+}
+
+// watch looks at what works on the machine.
+type watch struct {
+	cores []int // nil: all
+	// pids are the run's processes, besides this one and its children that have ended and were waited for, which count with it.
+	pids []int
+}
+
+// look is how much there was at a time, since all began.
+type look struct {
+	at          time.Time
+	cores       int
+	user, steal time.Duration // of the cores
+	ours        time.Duration // user time of the run's processes
+}
+
+// look looks now.
+func (w watch) look() (look, error) {
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return look{}, err
+	}
+	l, err := parseStat(string(text), w.cores)
+	if err != nil {
+		return l, fmt.Errorf("/proc/stat: %w", err)
+	}
+	l.at = time.Now()
+	for _, pid := range slices.Concat([]int{os.Getpid()}, w.pids) {
+		name := fmt.Sprintf("/proc/%d/stat", pid)
+		text, err := os.ReadFile(name)
+		if err != nil {
+			return l, err
+		}
+		t, err := parseUserTime(string(text))
+		if err != nil {
+			return l, fmt.Errorf("%s: %w", name, err)
+		}
+		l.ours += t
+	}
+	return l, nil
+}
+
+// parseStat reads the lines of some cores, or of all where cores is nil, in what /proc/stat has.
+func parseStat(text string, cores []int) (look, error) {
+	var l look
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		if len(fields) == 0 {
+			continue
+		}
+		number, ok := strings.CutPrefix(fields[0], "cpu")
+		core, err := strconv.Atoi(number)
+		if !ok || err != nil || cores != nil && !slices.Contains(cores, core) {
+			continue
+		}
+		t, err := ticks(fields, 1, 2, 8) // user, nice, steal
+		if err != nil {
+			return l, err
+		}
+		l.cores++
+		l.user += t[0] + t[1]
+		l.steal += t[2]
+	}
+	if l.cores == 0 || cores != nil && l.cores != len(cores) {
+		return l, fmt.Errorf("of the cores %v it has %d", cores, l.cores)
+	}
+	return l, nil
+}
+
+// parseUserTime reads what /proc/PID/stat has of user time: the process's own, and that of its children that were waited for.
+func parseUserTime(text string) (time.Duration, error) {
+	// The program's name is in brackets, and may have any in it.
+	t, err := ticks(strings.Fields(text[strings.LastIndexByte(text, ')')+1:]), 11, 13)
+	if err != nil {
+		return 0, err
+	}
+	return t[0] + t[1], nil
+}
+
+// ticks reads some fields that are numbers of ticks.
+func ticks(fields []string, which ...int) (ts []time.Duration, err error) {
+	for _, i := range which {
+		if i >= len(fields) {
+			return nil, fmt.Errorf("%q has %d fields", fields, len(fields))
+		}
+		n, err := strconv.ParseInt(fields[i], 10, 64)
+		if err != nil {
+			return nil, err
+		}
+		ts = append(ts, time.Duration(n)*tick)
+	}
+	return ts, nil
+}
+
+// since tells what there was between two looks.
+func (l look) since(before look) disturbance {
+	all := float64(l.at.Sub(before.at)) * float64(l.cores)
+	share := func(t time.Duration) float64 {
+		if t < unclear {
+			return 0
+		}
+		return float64(t) / all
+	}
+	return disturbance{share(l.user - before.user - (l.ours - before.ours)), share(l.steal - before.steal)}
+}
+
+// undisturbed does work, and again while it was disturbed, as often as there are spare tries, which it counts down. It tells what
+// there was in the last one.
+func (w watch) undisturbed(spare *int, work func() error) (disturbance, error) {
+	for {
+		before, err := w.look()
+		if err != nil {
+			return disturbance{}, err
+		}
+		if err := work(); err != nil {
+			return disturbance{}, err
+		}
+		after, err := w.look()
+		if err != nil {
+			return disturbance{}, err
+		}
+		if seen := after.since(before); !seen.disturbed() || *spare == 0 {
+			return seen, nil
+		}
+		*spare--
+	}
+}

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+const statBefore = `cpu  300 30 200 5000 100 0 10 7 50 0
+cpu0 100 10 100 2500 50 0 5 3 50 0
+cpu1 200 20 100 2500 50 0 5 4 0 0
+cpu10 5 0 0 9000 0 0 0 0 0 0
+intr 303177999 0 0
+ctxt 1101534869
+`
+
+// statAfter has 250 ticks more of user and nice on cpu0, 100 on cpu1, 50 on cpu10, and 8 of steal on cpu1.
+const statAfter = `cpu  300 30 200 5000 100 0 10 7 50 0
+cpu0 300 60 900 2500 50 0 5 3 90 0
+cpu1 300 20 100 2500 50 0 5 12 0 0
+cpu10 55 0 0 9000 0 0 0 0 0 0
+intr 303177999 0 0
+`
+
+func TestOthersWorkIsWhatTheRunHasNotDoneOnItsCores(t *testing.T) {
+	for _, tt := range []struct {
+		cores []int
+		ours  time.Duration
+		want  disturbance
+	}{
+		{[]int{0, 1}, 3500 * time.Millisecond, disturbance{0, 0.008}},
+		{[]int{0, 1}, 3 * time.Second, disturbance{0.05, 0.008}},
+		{[]int{1, 0}, 0, disturbance{0.35, 0.008}},
+		{[]int{1, 0}, 4 * time.Second, disturbance{0, 0.008}},         // by rounding, or where ours have worked on other cores
+		{[]int{0, 1}, 3460 * time.Millisecond, disturbance{0, 0.008}}, // that may be rounding
+		{[]int{0}, 0, disturbance{0.5, 0}},
+		{nil, 3500 * time.Millisecond, disturbance{0.5 / 15, 0.08 / 15}},
+	} {
+		before, err := parseStat(statBefore, tt.cores)
+		if err != nil {
+			t.Fatal(err)
+		}
+		after, err := parseStat(statAfter, tt.cores)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before.ours, after.ours = time.Hour, time.Hour+tt.ours
+		before.at, after.at = time.Unix(10, 0), time.Unix(15, 0)
+		if got := after.since(before); got != tt.want {
+			t.Errorf("%+v: %v, want %v", tt, got, tt.want)
+		}
+	}
+}
+
+func TestDisturbedIsMoreThanIsTolerated(t *testing.T) {
+	for d, want := range map[disturbance]string{
+		{0.03, 0.03}:  "",
+		{0.031, 0}:    " (disturbed: others 3.1 %, steal 0.0 %)",
+		{0.001, 0.25}: " (disturbed: others 0.1 %, steal 25.0 %)",
+	} {
+		if got := d.mark(); got != want {
+			t.Errorf("%+v: %q, want %q", d, got, want)
+		}
+	}
+	if got, want := (disturbance{1, 2}).or(disturbance{3, 1}), (disturbance{3, 2}); got != want {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+func TestWhatProcHasIsUnderstoodOrRefused(t *testing.T) {
+	got, err := parseUserTime("42 (a) b (c) S 1 42 42 0 -1 4194304 107 0 0 0 123 45 600 78 20 0 1 0 7220256\n")
+	if want := (123 + 600) * 10 * time.Millisecond; err != nil || got != want {
+		t.Errorf("%v, %v; want %v", got, err, want)
+	}
+	for _, text := range []string{"", "42 (a) S 1 42 42", "42 (a) S 1 42 42 0 -1 4194304 107 0 0 0 many 45 600 78 20"} {
+		if _, err := parseUserTime(text); err == nil {
+			t.Errorf("%q is taken", text)
+		}
+	}
+	for text, cores := range map[string][]int{"": nil, statBefore: {0, 2}, "cpu0 1 2 3\n": nil, "cpu0 1 2 3 4 5 6 7 - 9\n": {0}} {
+		if _, err := parseStat(text, cores); err == nil {
+			t.Errorf("%q is taken for %v", text, cores)
+		}
+	}
+}
+
+// busy has a core kept busy by a process that is not in anybody's list, until the test ends.
+func busy(t *testing.T) *exec.Cmd {
+	cmd := pinned(t.Context(), 0, "sh", []string{"-c", "while :; do :; done"})
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return cmd
+}
+
+// ticking waits until a process has had a fifth of a second of a core.
+func ticking(t *testing.T, pid int) func() error {
+	return func() error {
+		w := watch{pids: []int{pid}}
+		for before, err := w.look(); ; time.Sleep(10 * time.Millisecond) {
+			now, err2 := w.look()
+			if err := errors.Join(err, err2); err != nil || now.ours-before.ours > 200*time.Millisecond {
+				return err
+			}
+		}
+	}
+}
+
+func TestWhatIsDisturbedIsDoneAgainAsOftenAsItMay(t *testing.T) {
+	pid := busy(t).Process.Pid
+	n, spare := 0, 2
+	work := ticking(t, pid)
+	seen, err := watch{cores: []int{0}}.undisturbed(&spare, func() error { n++; return work() })
+	if err != nil || !seen.disturbed() || seen.Others == 0 || n != 3 || spare != 0 {
+		t.Errorf("%v, %v after %d, %d left", seen, err, n, spare)
+	}
+	// What the run itself does, disturbs nobody.
+	before, err := watch{pids: []int{pid}}.look()
+	without, err2 := watch{}.look()
+	if err := errors.Join(err, err2); err != nil || before.ours <= without.ours {
+		t.Errorf("%+v, %v; without it %+v", before, err, without)
+	}
+	fails := errors.New("no good")
+	if _, err := (watch{}).undisturbed(&spare, func() error { return fails }); err != fails {
+		t.Errorf("error %v", err)
+	}
+	if _, err := (watch{pids: []int{1 << 30}}).look(); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "1073741824") {
+		t.Errorf("nobody's process: error %v", err)
+	}
+}
