@@ -3,10 +3,70 @@ package load
 import (
 	"errors"
 	"fmt"
+	"os"
+	"runtime"
+	"slices"
 	"syscall"
 
 	"vdev/internal/sys"
 )
+
+// setAffinity binds a thread to processors, which must all be there; tid 0 is the calling one. Where they are not, it is left bound to
+// others than before.
+func setAffinity(tid int, cpus []int) error {
+	if err := sys.SetAffinity(tid, cpus...); err != nil && !errors.Is(err, syscall.EINVAL) {
+		return err
+	} else if err == nil {
+		// Those that are not there are left out without a word, unless they are all.
+		if bound, err := sys.Affinity(tid); err != nil || len(missing(cpus, bound)) == 0 {
+			return err
+		}
+	}
+	// Asked for all, the system binds to all that are allowed.
+	all := make([]int, 1024)
+	for cpu := range all {
+		all[cpu] = cpu
+	}
+	if sys.SetAffinity(tid, all...) == nil {
+		if allowed, err := sys.Affinity(tid); err == nil && len(missing(cpus, allowed)) > 0 {
+			return fmt.Errorf("processor %d is not there, or not allowed: there are %v", missing(cpus, allowed)[0], allowed)
+		}
+	}
+	return os.NewSyscallError("sched_setaffinity", syscall.EINVAL)
+}
+
+// missing are those of cpus that are not in there.
+func missing(cpus, there []int) []int {
+	return slices.DeleteFunc(slices.Clone(cpus), func(cpu int) bool { return slices.Contains(there, cpu) })
+}
+
+// binds returns an error where what j has bound to processors cannot be.
+func (d *disk) binds(j *Job) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // not unlocked: the thread is bound
+		done <- bindOwn(j.CPUs)
+	}()
+	err := <-done
+	if err == nil && len(j.BackendCPUs) > 0 {
+		var b *binding
+		if b, err = bind(d.pid, j.BackendCPUs); err == nil {
+			err = b.undo()
+		}
+	}
+	return err
+}
+
+// bindOwn binds the calling thread to processors; none: as it is.
+func bindOwn(cpus []int) error {
+	if len(cpus) == 0 {
+		return nil
+	}
+	if err := setAffinity(0, cpus); err != nil {
+		return fmt.Errorf("the load cannot be bound to processors %v: %w", cpus, err)
+	}
+	return nil
+}
 
 // binding is a process whose threads were bound to processors, and where they could run before.
 type binding struct {
@@ -33,7 +93,7 @@ func bind(pid int, cpus []int) (*binding, error) {
 			former, err := sys.Affinity(tid)
 			if err == nil {
 				b.former[tid] = former
-				err = sys.SetAffinity(tid, cpus...)
+				err = setAffinity(tid, cpus)
 			}
 			// The first thread is none of the kernel's.
 			bound = bound || err == nil

@@ -198,14 +198,12 @@ func (q *queue) set(state int32) {
 }
 
 // run is the queue's thread. It calls ready when it could begin, begins when begin is closed, and ends when it was told to.
-func (q *queue) run(cpu int, ready func(), begin <-chan struct{}) error {
+func (q *queue) run(cpus []int, ready func(), begin <-chan struct{}) error {
 	// Not unlocked: a thread that was bound to a processor must not serve anybody else.
 	runtime.LockOSThread()
-	if cpu >= 0 {
-		if err := sys.SetAffinity(0, cpu); err != nil {
-			ready()
-			return err
-		}
+	if err := bindOwn(cpus); err != nil {
+		ready()
+		return err
 	}
 	q.start = time.Now()
 	if q.ledger != nil {

@@ -84,7 +84,7 @@ func Check(ctx context.Context, t Target, jobs []Job) (pid int, err error) {
 	err = with(ctx, t.Socket, func(d *disk) error {
 		pid = d.pid
 		for i := range jobs {
-			if err := d.fits(&jobs[i]); err != nil {
+			if err := errors.Join(d.fits(&jobs[i]), d.binds(&jobs[i])); err != nil {
 				return err
 			}
 		}
@@ -110,13 +110,13 @@ func (d *disk) run(ctx context.Context, j *Job) (r Result, err error) {
 	unwatch := d.watch(failed)
 	defer unwatch()
 	for i, q := range d.queues {
-		cpu := -1
+		var cpus []int
 		if len(j.CPUs) > 0 {
-			cpu = j.CPUs[i%len(j.CPUs)]
+			cpus = j.CPUs[i%len(j.CPUs):][:1]
 		}
 		ready.Add(1)
 		threads.Go(func() {
-			if err := q.run(cpu, ready.Done, begin); err != nil {
+			if err := q.run(cpus, ready.Done, begin); err != nil {
 				failed <- err
 			}
 		})
