@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"os"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"vdev/internal/sys"
@@ -130,7 +133,7 @@ func perhaps(err error) error {
 // used is how many bytes of the disk j uses.
 func (d *disk) used(j *Job) int64 { return cmp.Or(j.Size, d.size) }
 
-// fits returns an error where the back-end's disk is none for j.
+// fits returns an error where the back-end's disk is none for j, or there is too little memory.
 func (d *disk) fits(j *Job) error {
 	used := d.used(j)
 	switch {
@@ -152,27 +155,57 @@ func (d *disk) fits(j *Job) error {
 		return fmt.Errorf("%d bytes have no %d blocks of %d for each of %d queues: to verify what is written, each request in flight needs a block of its own",
 			used, j.Depth, j.BlockSize, j.Queues)
 	}
-	return nil
+	meminfo, _ := os.ReadFile("/proc/meminfo")
+	return d.affords(j, available(meminfo))
 }
 
-// start makes guest memory, and starts the rings in it.
-func (d *disk) start(j *Job) error {
-	if err := d.fits(j); err != nil {
-		return err
-	}
-	const regionAlign = 2 << 20
+// memory is how many bytes of guest memory j takes, a multiple of 2 MiB.
+func (j *Job) memory() uint64 {
+	const align = 2 << 20
 	slots := uint64(j.Queues) * uint64(j.Depth)
 	// Rings, tables, headers and status bytes are well below this.
 	room := slots*(uint64(j.BlockSize)+512) + uint64(j.Queues)*(1<<20)
+	return (room + align - 1) &^ (align - 1)
+}
+
+// affords returns an error where j takes more memory than the so many bytes that are available.
+func (d *disk) affords(j *Job, available uint64) error {
+	wanted := j.memory()
+	if j.Verify {
+		wanted += uint64(d.used(j)/j.BlockSize) * ledgerSize
+	}
+	if wanted > available {
+		return fmt.Errorf("%d bytes of memory are wanted for depth %d with %d queues, and %d are available", wanted, j.Depth, j.Queues, available)
+	}
+	return nil
+}
+
+// available is how many bytes of memory can be had without swapping, by what /proc/meminfo says; all there could be, where it does not.
+func available(meminfo []byte) uint64 {
+	for line := range strings.Lines(string(meminfo)) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == "MemAvailable:" && f[2] == "kB" {
+			if n, err := strconv.ParseUint(f[1], 10, 54); err == nil {
+				return n << 10
+			}
+		}
+	}
+	return math.MaxUint64
+}
+
+// start makes guest memory, and starts the rings in it.
+func (d *disk) start(ctx context.Context, j *Job) error {
+	if err := d.fits(j); err != nil {
+		return err
+	}
 	var err error
-	if d.mem, err = virtqtest.NewMem(virtqtest.Range{GuestPhys: 0, Size: (room + regionAlign - 1) &^ (regionAlign - 1)}); err != nil {
+	if d.mem, err = virtqtest.NewMem(virtqtest.Range{Size: j.memory()}); err != nil {
 		return err
 	}
 	if err := d.f.AddMemory(d.mem); err != nil {
 		return perhaps(fmt.Errorf("guest memory: %w", err))
 	}
 	for i := range j.Queues {
-		q, err := newQueue(d, j, i)
+		q, err := newQueue(ctx, d, j, i)
 		if err != nil {
 			return perhaps(fmt.Errorf("queue %d: %w", i, err))
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -178,7 +179,7 @@ func connect(t *testing.T, socket string, j *Job) *disk {
 	t.Helper()
 	d, err := dial(t.Context(), socket)
 	if err == nil {
-		err = d.start(j)
+		err = d.start(t.Context(), j)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -285,6 +286,51 @@ func TestTheEndOfTheContextEndsTheLoad(t *testing.T) {
 			}
 			cancel()
 		}
+	}
+}
+
+func TestMemoryThatIsNotThereIsNotAskedFor(t *testing.T) {
+	const kib = 1 << 10
+	for text, want := range map[string]uint64{
+		"MemTotal:       6291456 kB\nMemAvailable:   4200000 kB\n": 4200000 * kib,
+		"MemAvailable:   some kB\n":                                math.MaxUint64,
+		"":                                                         math.MaxUint64,
+	} {
+		if got := available([]byte(text)); got != want {
+			t.Errorf("%q: %d, want %d", text, got, want)
+		}
+	}
+	d := &disk{size: 1 << 40}
+	j := Job{Pattern: RandRead, BlockSize: MaxBlockSize, Depth: MaxDepth, Queues: 2}
+	const most = 2 * MaxDepth * (MaxBlockSize + kib)
+	if err := d.affords(&j, most); err != nil {
+		t.Error(err)
+	}
+	if err := d.affords(&j, most/2); err == nil || !regexp.MustCompile(`343\d{8} bytes of memory are wanted .*, and 17184063488 are available`).MatchString(err.Error()) {
+		t.Error(err)
+	}
+	// For each of 2 Gi blocks something is to be kept.
+	j = Job{Pattern: RandRead, BlockSize: 512, Depth: 1, Queues: 1}
+	if err := d.affords(&j, 1<<30); err != nil {
+		t.Error(err)
+	}
+	j.Verify = true
+	if err := d.affords(&j, 1<<30); err == nil {
+		t.Error("a large disk is verified with no memory")
+	}
+}
+
+func TestTheEndOfTheContextEndsTheLayingOut(t *testing.T) {
+	j := job(RandRead)
+	d, err := dial(t.Context(), serve(t, md.Config{Size: 4 << 20}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := d.start(ctx, &j); !errors.Is(err, context.Canceled) {
+		t.Error(err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package load
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -94,7 +95,7 @@ type queue struct {
 }
 
 // newQueue makes queue i, and starts its ring.
-func newQueue(d *disk, j *Job, i int) (*queue, error) {
+func newQueue(ctx context.Context, d *disk, j *Job, i int) (*queue, error) {
 	q := &queue{d: d, j: j, index: i, eventIdx: d.features&virtq.FeatureEventIdx != 0, step: 3}
 	n := 1 << bits.Len(uint(3*j.Depth-1))
 	if n > maxDirect && d.features&virtq.FeatureIndirectDesc != 0 {
@@ -116,7 +117,10 @@ func newQueue(d *disk, j *Job, i int) (*queue, error) {
 	}
 	q.mask = uint16(n - 1)
 	q.attach(n)
-	q.layOut()
+	if err := q.layOut(ctx); err != nil {
+		q.close()
+		return nil, err
+	}
 	q.span = d.used(j) / j.BlockSize
 	q.part = q.span / int64(j.Queues)
 	q.first = q.part * int64(i)
@@ -165,13 +169,16 @@ func (q *queue) attach(n int) {
 	}
 }
 
-// layOut makes the descriptors of all slots, whose addresses and lengths do not change.
-func (q *queue) layOut() {
+// layOut makes the descriptors of all slots, whose addresses and lengths do not change. ctx's end ends it.
+func (q *queue) layOut(ctx context.Context) error {
 	m, depth, bs := q.d.mem, uint64(q.j.Depth), uint64(q.j.BlockSize)
 	headers, status, data := m.Alloc(depth*headerSize, 64), m.Alloc(depth, 64), m.Alloc(depth*bs, 4096)
 	q.headers, q.status, q.data = m.Bytes(headers, depth*headerSize), m.Bytes(status, depth), m.Bytes(data, depth*bs)
 	// Pages that are not there yet would be the first round's affair.
 	for i := 0; i < len(q.data); i += 4096 {
+		if i%(1<<20) == 0 && ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		q.data[i] = 0
 	}
 	q.blocks, q.reads, q.issued = make([]int64, depth), make([]bool, depth), make([]time.Duration, depth)
@@ -187,6 +194,7 @@ func (q *queue) layOut() {
 		virtqtest.Desc{Addr: status + s, Len: 1, Flags: virtqtest.DescWrite}.Put(table[2*virtqtest.DescSize:])
 		q.flags = append(q.flags, table[virtqtest.DescSize+12:][:2:2])
 	}
+	return nil
 }
 
 // set tells the queue's thread what to do. Any goroutine.

@@ -60,7 +60,7 @@ func Run(ctx context.Context, socket string, j Job) (Result, error) {
 	}
 	var r Result
 	err := with(ctx, socket, func(d *disk) (err error) {
-		if err := d.start(&j); err != nil {
+		if err := d.start(ctx, &j); err != nil {
 			return err
 		}
 		r, err = d.run(ctx, &j)
