@@ -336,7 +336,7 @@ func (s *session) breakRing(r *ring, err error) {
 	}
 }
 
-// detach takes a running ring from its reactor: nothing more is fetched when it returns.
+// detach sees to it that nothing more is fetched from a running ring when it returns.
 func (s *session) detach(r *ring) {
 	q := r.q
 	if q == nil || q.stopping {
