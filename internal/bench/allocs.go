@@ -10,6 +10,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"vdev/internal/child"
 )
 
 // allocTests are the tests that a read or a write allocates nothing on its way, layer by layer and all together, by their packages.
@@ -30,12 +32,13 @@ var allocTests = map[string][]string{
 func checkAllocs(ctx context.Context) (bar, error) {
 	packages := slices.Sorted(maps.Keys(allocTests))
 	names := slices.Concat(slices.Collect(maps.Values(allocTests))...)
-	args := append([]string{"test", "-count=1", "-json", "-run", "^(" + strings.Join(names, "|") + ")$"}, packages...)
-	out, err := pinned(ctx, -1, "go", args).Output() // which names the tests that fail
+	args := append([]string{"go", "test", "-count=1", "-json", "-run", "^(" + strings.Join(names, "|") + ")$"}, packages...)
+	var out bytes.Buffer // which names the tests that fail
+	_, err := child.Run(ctx, child.Program{Args: args, CPU: -1, Stdout: &out})
 	if ctx.Err() != nil {
 		return bar{}, context.Cause(ctx)
 	}
-	return allocBar(out, err)
+	return allocBar(out.Bytes(), err)
 }
 
 // allocBar judges what go test -json has printed, and how it ended: each test must have passed, and none of its parts been skipped.

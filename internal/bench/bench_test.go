@@ -231,30 +231,30 @@ func TestFioIsToldTheJob(t *testing.T) {
 func TestServersThatDoNotComeUpAreNamed(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
 	for _, cpu := range []int{-1, 0} {
-		if _, err := startServer(t.Context(), cpu, "nobody", socket, "false", nil); err == nil || !strings.Contains(err.Error(), "nobody ended at its start") {
+		if _, err := startServer(t.Context(), cpu, "nobody", socket, "false"); err == nil || !strings.HasPrefix(err.Error(), "nobody: ") || !strings.Contains(err.Error(), "ended at its start (it has ended: exit status 1)") {
 			t.Errorf("error %v", err)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := startServer(ctx, -1, "slow", socket, "sleep", []string{"1000"}); !errors.Is(err, context.Canceled) {
+	if _, err := startServer(ctx, -1, "slow", socket, "sleep", "1000"); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 }
 
 func TestServersAreStoppedAndTheirEndIsNoticed(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
-	s, err := startServer(t.Context(), -1, "one", socket, "sh", []string{"-c", `: >"$0"; exec sleep 1000`, socket})
+	s, err := startServer(t.Context(), -1, "one", socket, "sh", "-c", `: >"$0"; exec sleep 1000`, socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := s.stop(); err != nil {
 		t.Error(err)
 	}
-	if s.cmd.ProcessState == nil {
+	if s.State() == nil {
 		t.Error("it was not waited for")
 	}
-	if err := s.stop(); err == nil || !strings.Contains(err.Error(), "one had ended") {
+	if err := s.stop(); err == nil || !strings.HasPrefix(err.Error(), "one: ") || !strings.Contains(err.Error(), "ended before it was told to") {
 		t.Errorf("error %v", err)
 	}
 }

@@ -3,10 +3,11 @@ package main
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
+
+	"vdev/internal/child"
 )
 
 const statBefore = `cpu  300 30 200 5000 100 0 10 7 50 0
@@ -88,16 +89,17 @@ func TestWhatProcHasIsUnderstoodOrRefused(t *testing.T) {
 }
 
 // busy has a core kept busy by a process that is not in anybody's list, until the test ends.
-func busy(t *testing.T) *exec.Cmd {
-	cmd := pinned(t.Context(), 0, "sh", []string{"-c", "while :; do :; done"})
-	if err := cmd.Start(); err != nil {
+func busy(t *testing.T) *child.Process {
+	c, err := child.Start(child.Program{Args: []string{"sh", "-c", "while :; do :; done"}, CPU: 0})
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		if err := c.Stop(); err != nil {
+			t.Error(err)
+		}
 	})
-	return cmd
+	return c
 }
 
 // ticking waits until a process has had a fifth of a second of a core.
@@ -114,7 +116,7 @@ func ticking(t *testing.T, pid int) func() error {
 }
 
 func TestWhatIsDisturbedIsDoneAgainAsOftenAsItMay(t *testing.T) {
-	pid := busy(t).Process.Pid
+	pid := busy(t).PID()
 	n, spare := 0, 2
 	work := ticking(t, pid)
 	seen, err := watch{cores: []int{0}}.undisturbed(&spare, func() error { n++; return work() })

@@ -8,9 +8,9 @@ import (
 	"fmt"
 	"math"
 	"strconv"
-	"strings"
 	"time"
 
+	"vdev/internal/child"
 	"vdev/internal/load"
 )
 
@@ -32,18 +32,14 @@ func fioArgs(engine, file string, direct bool, j load.Job) []string {
 
 // runFio does a job on a file by fio, on one core.
 func runFio(ctx context.Context, o options, engine, file string, direct bool, j load.Job) (load.Result, error) {
-	cmd := pinned(ctx, o.serverCPU, o.fio, fioArgs(engine, file, direct, j))
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
-			return load.Result{}, context.Cause(ctx)
-		}
-		return load.Result{}, fmt.Errorf("%s: %w: %s", cmd, err, strings.TrimSpace(stderr.String()+stdout.String()))
+	var stdout bytes.Buffer
+	p, err := child.Run(ctx, child.Program{Args: append([]string{o.fio}, fioArgs(engine, file, direct, j)...), CPU: o.serverCPU, Stdout: &stdout})
+	if err != nil {
+		return load.Result{}, fmt.Errorf("%w %s", err, bytes.TrimSpace(stdout.Bytes()))
 	}
 	r, err := parseFio(stdout.Bytes())
 	if err != nil {
-		return r, fmt.Errorf("%s: %w", cmd, err)
+		return r, p.Error(err)
 	}
 	return r, nil
 }

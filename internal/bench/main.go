@@ -70,7 +70,7 @@ var selecting = []string{"targets", "ops", "depths", "clients", "sizes", "quick"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	context.AfterFunc(ctx, stop) // the second one ends it at once
 	o, err := parse(os.Args[1:])
 	if errors.Is(err, flag.ErrHelp) {
 		return
@@ -234,14 +234,14 @@ func selected(list []string, name string) bool { return list == nil || slices.Co
 // bench measures what is selected, and tells out of each case at once. What it starts and makes is gone when it returns. After an
 // error it tells which bars were met until then.
 func bench(ctx context.Context, o options, out io.Writer) (err error) {
-	dir, err := os.MkdirTemp(o.dir, "vdev-bench-")
+	folder, err := newFolder(o.dir)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() { err = errors.Join(err, folder.remove()) }()
 	r := &report{Machine: describe(ctx, o), Options: o, Begun: time.Now()}
 	r.Machine.print(out)
-	err = r.measure(ctx, dir, out)
+	err = r.measure(ctx, folder.path, out)
 	r.Took = time.Since(r.Begun)
 	r.printBars(out)
 	if err != nil || o.doc == "" {

@@ -75,13 +75,13 @@ type scaleRun struct {
 
 func mib(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
-func (r *scaleRun) idle(context.Context) (section, error) {
+func (r *scaleRun) idle(ctx context.Context) (section, error) {
 	s := section{Title: fmt.Sprintf("%d idle devices in one process", manyDevices),
 		Intro: fmt.Sprintf(`Each has a front-end, guest memory and a ring that runs, and has read once. CPU is that of %v, from one second after the last
 request on. Memory is what nobody else maps (Private_Clean and Private_Dirty in smaps_rollup), which leaves guest memory out and
 has what is loaded of the program; anonymous is heap and stacks alone.`, idleTime),
 		Header: []string{"CPU, ms", "memory", "of it anonymous", "for each further device", "descriptors", "threads"}}
-	i, err := scale.MeasureIdle(r.c, "null,size=1G", manyDevices, idleTime)
+	i, err := scale.MeasureIdle(ctx, r.c, "null,size=1G", manyDevices, idleTime)
 	if err != nil {
 		return s, fmt.Errorf("%d idle devices: %w", manyDevices, err)
 	}
@@ -95,13 +95,13 @@ has what is loaded of the program; anonymous is heap and stacks alone.`, idleTim
 	return s, nil
 }
 
-func (r *scaleRun) busy(context.Context) (section, error) {
+func (r *scaleRun) busy(ctx context.Context) (section, error) {
 	s := section{Title: fmt.Sprintf("%d busy devices in one process", manyDevices),
 		Intro: fmt.Sprintf(`Null, reads of 4 KiB in %v, by one polling thread that looks at all guests in turn. All devices have one request in flight, but for
 the first, which has as many as is said.`, busyTime),
 		Header: []string{"depth of the first", "IOPS of all", "requests of the first", "of the others: least", "median", "most", "most / least"}}
 	for _, depth := range []int{1, 128} {
-		b, err := scale.MeasureBusy(r.c, "null,size=1G", manyDevices, depth, busyTime)
+		b, err := scale.MeasureBusy(ctx, r.c, "null,size=1G", manyDevices, depth, busyTime)
 		if err != nil {
 			return s, fmt.Errorf("%d busy devices: %w", manyDevices, err)
 		}
@@ -183,7 +183,7 @@ least and greatest of %d starts, turn about. Nobody is pinned.`, startRounds),
 	took := make([][]time.Duration, len(r.backends))
 	for range startRounds {
 		for i, b := range r.backends {
-			d, err := scale.MeasureStart(r.c, b.command)
+			d, err := scale.MeasureStart(ctx, r.c, b.command)
 			if err = errors.Join(err, context.Cause(ctx)); err != nil {
 				return s, fmt.Errorf("start of %s, %s: %w", b.name, b.disk, err)
 			}
@@ -209,7 +209,7 @@ percentile and for the last.`, stopRounds*stops, manyDevices),
 	for range stopRounds {
 		for i, b := range r.backends {
 			for at, depth := range depths {
-				d, err := scale.MeasureStop(r.c, b.command, depth, stops)
+				d, err := scale.MeasureStop(ctx, r.c, b.command, depth, stops)
 				if err = errors.Join(err, context.Cause(ctx)); err != nil {
 					return s, fmt.Errorf("stop of %s, %s, depth %d: %w", b.name, b.disk, depth, err)
 				}
@@ -223,7 +223,7 @@ percentile and for the last.`, stopRounds*stops, manyDevices),
 	}
 	row := []string{fmt.Sprintf("null, %d devices at once", manyDevices), "vdev"}
 	for _, depth := range []int{0, 8} {
-		d, err := scale.MeasureStopAll(r.c, "null,size=1G", manyDevices, depth)
+		d, err := scale.MeasureStopAll(ctx, r.c, "null,size=1G", manyDevices, depth)
 		if err != nil {
 			return s, fmt.Errorf("stop of %d devices: %w", manyDevices, err)
 		}
@@ -238,10 +238,10 @@ percentile and for the last.`, stopRounds*stops, manyDevices),
 	return s, nil
 }
 
-func (r *scaleRun) huge(context.Context) (section, error) {
+func (r *scaleRun) huge(ctx context.Context) (section, error) {
 	s := section{Title: "A terabyte of guest memory", Intro: "A sparse memory file of 1 TiB is sent as one region (ADD_MEM_REG).",
 		Header: []string{"until the answer, ms", "memory that the back-end has more"}}
-	h, err := scale.MeasureHuge(r.c, []string{r.o.vdev, "blk", "--fd", "3", "--driver", "null,size=1G", "--log-level", "warn"}, terabyte)
+	h, err := scale.MeasureHuge(ctx, r.c, []string{r.o.vdev, "blk", "--fd", "3", "--driver", "null,size=1G", "--log-level", "warn"}, terabyte)
 	if err != nil {
 		return s, fmt.Errorf("guest memory of 1 TiB: %w", err)
 	}

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"vdev/internal/child"
 	"vdev/internal/load"
 )
 
@@ -322,7 +323,7 @@ func (u *idleUse) cpu() string {
 func (s *suite) watch(d *disks, bound bool) watch {
 	w := watch{pids: slices.Clone(s.pids)}
 	for _, server := range d.servers {
-		w.pids = append(w.pids, server.cmd.Process.Pid)
+		w.pids = append(w.pids, server.PID())
 	}
 	if bound {
 		w.cores = []int{s.o.serverCPU, s.o.clientCPU}
@@ -540,9 +541,9 @@ func (s *suite) serveFiles(ctx context.Context, d *disks, disk string) error {
 func (s *suite) serveNBD(ctx context.Context, d *disks) error {
 	socket := filepath.Join(s.dir, "nbd.sock")
 	uri := "nbd+unix:///?socket=" + socket
-	args := []string{"--foreground", "--unix", socket, "memory", strconv.Itoa(nbdBytes)}
-	s.command(s.o.nbdkit, args)
-	server, err := startServer(ctx, -1, "nbdkit", socket, s.o.nbdkit, args)
+	args := []string{s.o.nbdkit, "--foreground", "--unix", socket, "memory", strconv.Itoa(nbdBytes)}
+	s.command(args[0], args[1:])
+	server, err := startServer(ctx, -1, "nbdkit", socket, args...)
 	if err != nil {
 		return err
 	}
@@ -564,17 +565,14 @@ func (s *suite) serveNBD(ctx context.Context, d *disks) error {
 // runCopy reads all that an NBD server has once with nbdcopy, which has no other way to do it.
 func (s *suite) runCopy(ctx context.Context, uri string, j load.Job) (load.Result, error) {
 	r := load.Result{Latency: load.NewLatency(), Waited: math.NaN()}
-	cmd := pinned(ctx, -1, s.o.nbdcopy, []string{"--no-extents", "--connections=1", fmt.Sprintf("--requests=%d", j.Depth),
-		fmt.Sprintf("--queue-size=%d", max(int64(j.Depth)*j.BlockSize, 1<<20)), fmt.Sprintf("--request-size=%d", j.BlockSize), uri, "null:"})
 	begun := time.Now()
-	if out, err := cmd.CombinedOutput(); err != nil {
-		if ctx.Err() != nil {
-			return r, context.Cause(ctx)
-		}
-		return r, fmt.Errorf("%s: %w: %s", cmd, err, strings.TrimSpace(string(out)))
+	p, err := child.Run(ctx, child.Program{CPU: -1, Args: []string{s.o.nbdcopy, "--no-extents", "--connections=1", fmt.Sprintf("--requests=%d", j.Depth),
+		fmt.Sprintf("--queue-size=%d", max(int64(j.Depth)*j.BlockSize, 1<<20)), fmt.Sprintf("--request-size=%d", j.BlockSize), uri, "null:"}})
+	if err != nil {
+		return r, err
 	}
 	r.Length, r.Bytes, r.Requests = time.Since(begun), nbdBytes, uint64(nbdBytes/j.BlockSize)
-	r.Backend = load.Usage{Known: true, CPU: cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()}
+	r.Backend = load.Usage{Known: true, CPU: p.State().UserTime() + p.State().SystemTime()}
 	return r, nil
 }
 
@@ -599,7 +597,7 @@ func (s *suite) start(ctx context.Context, d *disks, name string, cpu int, socke
 	} else {
 		s.command(filepath.Base(command), args)
 	}
-	server, err := startServer(ctx, cpu, name, socket, command, args)
+	server, err := startServer(ctx, cpu, name, socket, append([]string{command}, args...)...)
 	if err != nil {
 		return err
 	}

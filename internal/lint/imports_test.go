@@ -55,9 +55,10 @@ var layers = map[string][]string{
 	"internal/trace":             {},
 	"internal/control":           {"internal/trace", "internal/sys"},
 	"internal/lint":              {},
-	"internal/bench":             {"internal/chart", "internal/load", "internal/scale", "internal/sys"},
+	"internal/bench":             {"internal/chart", "internal/child", "internal/load", "internal/scale", "internal/sys"},
 	"internal/chart":             {},
-	"internal/scale":             {"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/sys"},
+	"internal/child":             {"internal/sys"},
+	"internal/scale":             {"internal/child", "vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/sys"},
 	"internal/load":              {"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/guestmem", "internal/sys"},
 }
 

@@ -1,106 +1,50 @@
 package scale
 
 import (
-	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
-	"vdev/internal/sys"
+	"vdev/internal/child"
 	"vdev/vhostuser/vhostusertest"
 )
 
-// process is a back-end that was started.
-type process struct {
-	cmd    *exec.Cmd
-	exited chan error
-	said   *output
-}
-
-// output keeps what a process has written, for an error.
-type output struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return strings.TrimSpace(o.text.String())
-}
-
-// start starts a command on one processor, or on any where cpu is negative. It gets the file, where there is one, as descriptor 3.
-func start(cpu int, command []string, file *os.File) (*process, error) {
-	if cpu >= 0 {
-		command = append([]string{"taskset", "-c", strconv.Itoa(cpu)}, command...)
-	}
-	p := &process{cmd: exec.Command(command[0], command[1:]...), exited: make(chan error, 1), said: new(output)}
-	p.cmd.SysProcAttr = sys.GroupAttr()
-	p.cmd.Stdout, p.cmd.Stderr = p.said, p.said
-	if file != nil {
-		p.cmd.ExtraFiles = []*os.File{file}
-	}
-	if err := p.cmd.Start(); err != nil {
-		return nil, err
-	}
-	go func() { p.exited <- p.cmd.Wait() }()
-	return p, nil
-}
-
-// pid is the back-end's process: taskset has become it.
-func (p *process) pid() int { return p.cmd.Process.Pid }
-
-// stop ends the process.
-func (p *process) stop() error {
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-p.exited:
-		return nil
-	case <-time.After(20 * time.Second):
-	}
-	_ = p.cmd.Process.Kill()
-	<-p.exited
-	return fmt.Errorf("%s did not end on SIGTERM: %s", p.cmd, p.said)
-}
-
-// dial connects to a socket that the process is about to make.
-func (p *process) dial(socket string) (*net.UnixConn, error) {
-	deadline := time.Now().Add(20 * time.Second)
+// dial connects to a socket that a back-end is about to make.
+func dial(ctx context.Context, p *child.Process, socket string) (*net.UnixConn, error) {
+	deadline := time.After(20 * time.Second)
 	for {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
 		if err == nil {
 			return c, nil
 		}
-		if time.Now().After(deadline) || !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
+		if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
 			return nil, err
 		}
 		select {
-		case end := <-p.exited:
-			p.exited <- end
-			return nil, fmt.Errorf("%s: %w: %s", p.cmd, end, p.said)
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-p.Ended():
+			return nil, err
+		case <-deadline:
+			return nil, err
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
 }
 
-// memory is what the process has of the machine's memory, in bytes: private is what nobody else maps, which is all but guest memory, and
+// memory is what a process has of the machine's memory, in bytes: private is what nobody else maps, which is all but guest memory, and
 // anonymous what no file is behind (/proc/PID/smaps_rollup).
-func (p *process) memory() (private, anonymous int64, err error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", p.pid()))
+func memory(pid int) (private, anonymous int64, err error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
 		return 0, 0, err
 	}
@@ -115,21 +59,21 @@ func (p *process) memory() (private, anonymous int64, err error) {
 	return private, anonymous, nil
 }
 
-// entries is how many entries there are in a folder that /proc has of the process: fd or task.
-func (p *process) entries(of string) (int, error) {
-	names, err := os.ReadDir(fmt.Sprintf("/proc/%d/%s", p.pid(), of))
+// entries is how many entries there are in a folder that /proc has of a process: fd or task.
+func entries(pid int, of string) (int, error) {
+	names, err := os.ReadDir(fmt.Sprintf("/proc/%d/%s", pid, of))
 	return len(names), err
 }
 
 // fleet is vdev with many disks, each with a guest of its own.
 type fleet struct {
-	p      *process
+	p      *child.Process
 	guests []*guest
 }
 
 // newFleet has vdev serve n disks of a kind, on one processor or on any where cpu is negative, and connects a guest to each, with so many
 // slots, which has read once.
-func (c *Config) newFleet(cpu, n int, driver string, depth func(i int) int) (_ *fleet, err error) {
+func (c *Config) newFleet(ctx context.Context, cpu, n int, driver string, depth func(i int) int) (_ *fleet, err error) {
 	socket := func(i int) string { return filepath.Join(c.Dir, fmt.Sprintf("%d.sock", i)) }
 	var conf strings.Builder
 	for i := range n {
@@ -140,16 +84,16 @@ func (c *Config) newFleet(cpu, n int, driver string, depth func(i int) int) (_ *
 		return nil, err
 	}
 	f := new(fleet)
-	if f.p, err = start(cpu, []string{c.VDev, "serve", "--log-level", "warn", name}, nil); err != nil {
+	if f.p, err = child.Start(child.Program{Args: []string{c.VDev, "serve", "--log-level", "warn", name}, CPU: cpu}); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("%w: %s", err, f.p.said), f.close())
+			err = f.close(err)
 		}
 	}()
 	for i := range n {
-		if err := f.connect(socket(i), depth(i)); err != nil {
+		if err := f.connect(ctx, socket(i), depth(i)); err != nil {
 			return nil, fmt.Errorf("disk %d: %w", i, err)
 		}
 	}
@@ -157,8 +101,8 @@ func (c *Config) newFleet(cpu, n int, driver string, depth func(i int) int) (_ *
 }
 
 // connect connects one guest, which reads.
-func (f *fleet) connect(socket string, depth int) error {
-	conn, err := f.p.dial(socket)
+func (f *fleet) connect(ctx context.Context, socket string, depth int) error {
+	conn, err := dial(ctx, f.p, socket)
 	if err != nil {
 		return err
 	}
@@ -172,11 +116,21 @@ func (f *fleet) connect(socket string, depth int) error {
 	return g.read()
 }
 
-// close ends it all.
-func (f *fleet) close() error {
+// close ends it all. It returns err, if there is one, as one of the back-end's.
+func (f *fleet) close(err error) error {
 	for _, g := range f.guests {
 		g.f.Close()
 		g.close()
 	}
-	return f.p.stop()
+	return stop(f.p, err)
+}
+
+// stop ends a back-end. It returns err, if there is one, as one of the back-end's.
+func stop(p *child.Process, err error) error {
+	if err == nil {
+		return p.Stop()
+	}
+	err = p.Error(err)
+	_ = p.Stop()
+	return err
 }

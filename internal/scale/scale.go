@@ -7,8 +7,8 @@
 package scale
 
 import (
+	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -16,6 +16,7 @@ import (
 	"slices"
 	"time"
 
+	"vdev/internal/child"
 	"vdev/internal/sys"
 	"vdev/vhostuser"
 	"vdev/vhostuser/vhostusertest"
@@ -43,40 +44,45 @@ type Idle struct {
 
 // MeasureIdle has vdev serve n disks, at least two, of a kind (a value of --driver), and looks at it for the time length, from one second
 // after the last request on.
-func MeasureIdle(c Config, driver string, n int, length time.Duration) (Idle, error) {
-	one, err := c.idle(driver, 1, 0)
+func MeasureIdle(ctx context.Context, c Config, driver string, n int, length time.Duration) (Idle, error) {
+	one, err := c.idle(ctx, driver, 1, 0)
 	if err != nil {
 		return Idle{}, err
 	}
-	many, err := c.idle(driver, n, length)
+	many, err := c.idle(ctx, driver, n, length)
 	many.PerDevice = (many.Private - one.Private) / int64(n-1)
 	return many, err
 }
 
-func (c *Config) idle(driver string, n int, length time.Duration) (r Idle, err error) {
-	f, err := c.newFleet(-1, n, driver, func(int) int { return 1 })
+func (c *Config) idle(ctx context.Context, driver string, n int, length time.Duration) (r Idle, err error) {
+	f, err := c.newFleet(ctx, -1, n, driver, func(int) int { return 1 })
 	if err != nil {
 		return r, err
 	}
-	defer func() { err = errors.Join(err, f.close()) }()
-	time.Sleep(time.Second)
-	before, err := sys.ProcessCPU(f.p.pid())
+	defer func() { err = f.close(err) }()
+	pid := f.p.PID()
+	if err := sleep(ctx, time.Second); err != nil {
+		return r, err
+	}
+	before, err := sys.ProcessCPU(pid)
 	if err != nil {
 		return r, err
 	}
-	time.Sleep(length)
-	after, err := sys.ProcessCPU(f.p.pid())
+	if err := sleep(ctx, length); err != nil {
+		return r, err
+	}
+	after, err := sys.ProcessCPU(pid)
 	if err != nil {
 		return r, err
 	}
 	r.CPU = after - before
-	if r.Private, r.Anonymous, err = f.p.memory(); err != nil {
+	if r.Private, r.Anonymous, err = memory(pid); err != nil {
 		return r, err
 	}
-	if r.Descriptors, err = f.p.entries("fd"); err != nil {
+	if r.Descriptors, err = entries(pid, "fd"); err != nil {
 		return r, err
 	}
-	r.Threads, err = f.p.entries("task")
+	r.Threads, err = entries(pid, "task")
 	return r, err
 }
 
@@ -89,8 +95,8 @@ type Busy struct {
 
 // MeasureBusy keeps n disks busy, the first one with depth requests in flight and each of the others, of which there are some, with one.
 // The guests are one thread, which looks at one after the other.
-func MeasureBusy(c Config, driver string, n, depth int, length time.Duration) (r Busy, err error) {
-	f, err := c.newFleet(c.ServerCPU, n, driver, func(i int) int {
+func MeasureBusy(ctx context.Context, c Config, driver string, n, depth int, length time.Duration) (r Busy, err error) {
+	f, err := c.newFleet(ctx, c.ServerCPU, n, driver, func(i int) int {
 		if i == 0 {
 			return depth
 		}
@@ -99,18 +105,18 @@ func MeasureBusy(c Config, driver string, n, depth int, length time.Duration) (r
 	if err != nil {
 		return r, err
 	}
-	defer func() { err = errors.Join(err, f.close()) }()
+	defer func() { err = f.close(err) }()
 	err = onCPU(c.ClientCPU, func() error {
 		for _, g := range f.guests {
 			if err := g.fill(); err != nil {
 				return err
 			}
 		}
-		if err := turnFor(f.guests, length/4); err != nil {
+		if err := turnFor(ctx, f.guests, length/4); err != nil {
 			return err
 		}
 		before := counts(f.guests)
-		if err := turnFor(f.guests, length); err != nil {
+		if err := turnFor(ctx, f.guests, length); err != nil {
 			return err
 		}
 		done := counts(f.guests)
@@ -126,9 +132,22 @@ func MeasureBusy(c Config, driver string, n, depth int, length time.Duration) (r
 	return r, err
 }
 
-// turnFor serves guests for a time.
-func turnFor(guests []*guest, length time.Duration) error {
+// sleep sleeps, unless ctx ends, whose cause it then returns.
+func sleep(ctx context.Context, length time.Duration) error {
+	select {
+	case <-time.After(length):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// turnFor serves guests for a time, or until ctx ends, whose cause it then returns.
+func turnFor(ctx context.Context, guests []*guest, length time.Duration) error {
 	for end := time.Now().Add(length); time.Now().Before(end); {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		for _, g := range guests {
 			if err := g.turn(); err != nil {
 				return err
@@ -181,33 +200,30 @@ func (c *Config) listen() (_ *os.File, _ *net.UnixConn, err error) {
 }
 
 // serve starts a back-end on one processor, or on any where cpu is negative, calls do with its front-end, and ends both.
-func (c *Config) serve(cpu int, command []string, do func(*process, *vhostusertest.Frontend) error) (err error) {
+func (c *Config) serve(cpu int, command []string, do func(*child.Process, *vhostusertest.Frontend) error) (err error) {
 	socket, conn, err := c.listen()
 	if err != nil {
 		return err
 	}
 	f := vhostusertest.New(conn)
 	defer f.Close()
-	p, err := start(cpu, command, socket)
+	p, err := child.Start(child.Program{Args: command, CPU: cpu, File: socket})
 	// Where the back-end ends, so does the connection.
 	socket.Close()
 	if err != nil {
 		return err
 	}
 	defer func() {
-		if err != nil {
-			err = fmt.Errorf("%s: %w: %s", p.cmd, err, p.said)
-		}
-		err = errors.Join(err, p.stop())
+		err = stop(p, err)
 	}()
 	return do(p, f)
 }
 
 // MeasureStart starts a back-end and returns how long it takes from before its process is made until a block was read, of a front-end
 // that has waited to be accepted.
-func MeasureStart(c Config, command []string) (took time.Duration, err error) {
+func MeasureStart(ctx context.Context, c Config, command []string) (took time.Duration, err error) {
 	begun := time.Now()
-	err = c.serve(-1, command, func(_ *process, f *vhostusertest.Frontend) error {
+	err = c.serve(-1, command, func(_ *child.Process, f *vhostusertest.Frontend) error {
 		g, err := newGuest(f, 1)
 		if err != nil {
 			return err
@@ -227,8 +243,8 @@ type Huge struct {
 }
 
 // MeasureHuge gives a back-end a region of guest memory of size bytes.
-func MeasureHuge(c Config, command []string, size uint64) (r Huge, err error) {
-	err = c.serve(-1, command, func(p *process, f *vhostusertest.Frontend) error {
+func MeasureHuge(ctx context.Context, c Config, command []string, size uint64) (r Huge, err error) {
+	err = c.serve(-1, command, func(p *child.Process, f *vhostusertest.Frontend) error {
 		if _, err := f.Handshake(vhostusertest.AllProtocolFeatures); err != nil {
 			return err
 		}
@@ -237,7 +253,7 @@ func MeasureHuge(c Config, command []string, size uint64) (r Huge, err error) {
 			return err
 		}
 		defer mem.Close()
-		before, _, err := p.memory()
+		before, _, err := memory(p.PID())
 		if err != nil {
 			return err
 		}
@@ -246,7 +262,7 @@ func MeasureHuge(c Config, command []string, size uint64) (r Huge, err error) {
 			return err
 		}
 		r.Added = time.Since(begun)
-		after, _, err := p.memory()
+		after, _, err := memory(p.PID())
 		r.Private = after - before
 		return err
 	})
@@ -258,8 +274,8 @@ const beforeStop = 5 * time.Millisecond
 
 // MeasureStop stops the ring of a guest with depth requests in flight, 0 for an idle one, and starts it again, so many rounds. It
 // returns how long the front-end waits in each, from SET_VRING_ENABLE 0 to the answer to GET_VRING_BASE.
-func MeasureStop(c Config, command []string, depth, rounds int) (all []time.Duration, err error) {
-	err = c.serve(c.ServerCPU, command, func(_ *process, f *vhostusertest.Frontend) error {
+func MeasureStop(ctx context.Context, c Config, command []string, depth, rounds int) (all []time.Duration, err error) {
+	err = c.serve(c.ServerCPU, command, func(_ *child.Process, f *vhostusertest.Frontend) error {
 		g, err := newGuest(f, max(depth, 1))
 		if err != nil {
 			return err
@@ -271,8 +287,10 @@ func MeasureStop(c Config, command []string, depth, rounds int) (all []time.Dura
 					return err
 				}
 				if depth == 0 {
-					time.Sleep(beforeStop)
-				} else if err := errors.Join(g.fill(), turnFor([]*guest{g}, beforeStop)); err != nil {
+					if err := sleep(ctx, beforeStop); err != nil {
+						return err
+					}
+				} else if err := errors.Join(g.fill(), turnFor(ctx, []*guest{g}, beforeStop)); err != nil {
 					return err
 				}
 				begun := time.Now()
@@ -291,17 +309,17 @@ func MeasureStop(c Config, command []string, depth, rounds int) (all []time.Dura
 }
 
 // MeasureStopAll stops n disks at once, each with depth requests in flight, and returns when each has been, in order.
-func MeasureStopAll(c Config, driver string, n, depth int) (took []time.Duration, err error) {
-	f, err := c.newFleet(c.ServerCPU, n, driver, func(int) int { return max(depth, 1) })
+func MeasureStopAll(ctx context.Context, c Config, driver string, n, depth int) (took []time.Duration, err error) {
+	f, err := c.newFleet(ctx, c.ServerCPU, n, driver, func(int) int { return max(depth, 1) })
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, f.close()) }()
+	defer func() { err = f.close(err) }()
 	if depth > 0 {
 		for _, g := range f.guests {
 			err = errors.Join(err, g.fill())
 		}
-		if err = errors.Join(err, turnFor(f.guests, 200*time.Millisecond)); err != nil {
+		if err = errors.Join(err, turnFor(ctx, f.guests, 200*time.Millisecond)); err != nil {
 			return nil, err
 		}
 	}

@@ -1,6 +1,9 @@
 package scale
 
 import (
+	"context"
+	"errors"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -26,7 +29,7 @@ func TestEverythingIsMeasured(t *testing.T) {
 	c := config(t)
 	command := []string{c.VDev, "blk", "--fd", "3", "--driver", "md,size=1M"}
 
-	idle, err := MeasureIdle(c, "null,size=1G", 20, 10*time.Millisecond)
+	idle, err := MeasureIdle(t.Context(), c, "null,size=1G", 20, 10*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,26 +37,26 @@ func TestEverythingIsMeasured(t *testing.T) {
 	if idle.Private < idle.Anonymous || idle.Anonymous <= 0 || idle.Descriptors < 7*20 || idle.Threads < 2 {
 		t.Errorf("idle: %+v", idle)
 	}
-	if d, err := MeasureStart(c, command); err != nil || d <= 0 {
+	if d, err := MeasureStart(t.Context(), c, command); err != nil || d <= 0 {
 		t.Errorf("start: %v, %v", d, err)
 	}
 	for _, depth := range []int{0, 128} {
-		if all, err := MeasureStop(c, command, depth, 3); err != nil || len(all) != 3 {
+		if all, err := MeasureStop(t.Context(), c, command, depth, 3); err != nil || len(all) != 3 {
 			t.Errorf("stop at depth %d: %v, %v", depth, all, err)
 		}
-		if all, err := MeasureStopAll(c, "md,size=1M", 10, depth); err != nil || len(all) != 10 || all[0] <= 0 || all[9] < all[0] {
+		if all, err := MeasureStopAll(t.Context(), c, "md,size=1M", 10, depth); err != nil || len(all) != 10 || all[0] <= 0 || all[9] < all[0] {
 			t.Errorf("stop of all at depth %d: %v, %v", depth, all, err)
 		}
 	}
 	// A terabyte, of which nothing is touched: what is private then is the message's own.
-	if h, err := MeasureHuge(c, command, 1<<40); err != nil || h.Added <= 0 || h.Private > 1<<20 {
+	if h, err := MeasureHuge(t.Context(), c, command, 1<<40); err != nil || h.Added <= 0 || h.Private > 1<<20 {
 		t.Errorf("huge: %+v, %v", h, err)
 	}
 }
 
 // TestADeepQueueDoesNotStarveOthers counts requests, and no time.
 func TestADeepQueueDoesNotStarveOthers(t *testing.T) {
-	b, err := MeasureBusy(config(t), "null,size=1G", 50, 128, 200*time.Millisecond)
+	b, err := MeasureBusy(t.Context(), config(t), "null,size=1G", 50, 128, 200*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,9 +66,44 @@ func TestADeepQueueDoesNotStarveOthers(t *testing.T) {
 	}
 }
 
+// TestTheEndOfTheContextEndsIt before a hundred hours have passed, whatever it waits for.
+func TestTheEndOfTheContextEndsIt(t *testing.T) {
+	c := config(t)
+	never := filepath.Join(t.TempDir(), "never")
+	if err := os.WriteFile(never, []byte("#!/bin/sh\nexec sleep 1000\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	enough := errors.New("enough")
+	for name, measure := range map[string]func(context.Context) error{
+		"idle": func(ctx context.Context) error {
+			_, err := MeasureIdle(ctx, c, "null,size=1G", 2, 100*time.Hour)
+			return err
+		},
+		"busy": func(ctx context.Context) error {
+			_, err := MeasureBusy(ctx, c, "null,size=1G", 2, 1, 100*time.Hour)
+			return err
+		},
+		"stop": func(ctx context.Context) error {
+			_, err := MeasureStop(ctx, c, []string{c.VDev, "blk", "--fd", "3", "--driver", "null,size=1G"}, 0, 1<<40)
+			return err
+		},
+		"connecting": func(ctx context.Context) error {
+			_, err := MeasureStopAll(ctx, Config{VDev: never, Dir: c.Dir}, "null,size=1G", 1, 0)
+			return err
+		},
+	} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		time.AfterFunc(100*time.Millisecond, func() { cancel(enough) })
+		if err := measure(ctx); !errors.Is(err, enough) {
+			t.Errorf("%s: %v", name, err)
+		}
+		cancel(nil)
+	}
+}
+
 func TestABackEndThatDoesNotStartIsNamed(t *testing.T) {
 	c := Config{Dir: t.TempDir()}
-	_, err := MeasureStart(c, []string{"sh", "-c", "echo no such disk; exit 3"})
+	_, err := MeasureStart(t.Context(), c, []string{"sh", "-c", "echo no such disk; exit 3"})
 	if err == nil || !strings.Contains(err.Error(), "no such disk") {
 		t.Errorf("error %v", err)
 	}

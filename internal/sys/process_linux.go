@@ -14,10 +14,6 @@ func ChildAttr(sig syscall.Signal) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: sig}
 }
 
-// GroupAttr makes a program that is started with it (exec.Cmd.SysProcAttr) the leader of a process group of its own, so that a
-// terminal's signals do not reach it.
-func GroupAttr() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
-
 // OpenPath gives a descriptor that stands for what is at path and can do nothing else (O_PATH, open(2)): through /proc/self/fd it
 // can be reached when it has no name any more. It is the caller's.
 func OpenPath(path string) (*FD, error) {

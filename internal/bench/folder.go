@@ -1,0 +1,67 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+
+	"vdev/internal/sys"
+)
+
+// folder is where a run has its images and sockets. A file in it is locked as long as the run lasts, however it ends.
+type folder struct {
+	path string
+	held *os.File
+}
+
+const (
+	folderPrefix = "vdev-bench-" // of their names
+	heldName     = "running"     // of the file, once it is locked
+)
+
+// newFolder makes a folder in parent, and removes those there of runs that were killed.
+func newFolder(parent string) (_ *folder, err error) {
+	others, err := filepath.Glob(filepath.Join(parent, folderPrefix+"*", heldName))
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range others {
+		if err := removeKilled(name); err != nil {
+			return nil, err
+		}
+	}
+	d := &folder{}
+	if d.path, err = os.MkdirTemp(parent, folderPrefix); err != nil {
+		return nil, err
+	}
+	name := filepath.Join(d.path, heldName)
+	if d.held, err = os.Create(name + ".new"); err == nil {
+		err = errors.Join(sys.LockShared(int(d.held.Fd()), 0, 0), os.Rename(d.held.Name(), name))
+	}
+	if err != nil {
+		return nil, errors.Join(err, d.remove())
+	}
+	return d, nil
+}
+
+// removeKilled removes the folder that the file is in, if nobody holds that any more. What is not ours is left.
+func removeKilled(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	if held, _, err := sys.LockHeld(int(f.Fd()), 0, 0); held || err != nil {
+		return err
+	}
+	return os.RemoveAll(filepath.Dir(name))
+}
+
+// remove removes the folder, and all that is in it.
+func (d *folder) remove() error {
+	err := os.RemoveAll(d.path)
+	if d.held != nil {
+		err = errors.Join(err, d.held.Close())
+	}
+	return err
+}

@@ -1,0 +1,168 @@
+// Package child runs programs for as long as this one runs, and no longer.
+package child
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"vdev/internal/sys"
+)
+
+// Program says what is to run, and how.
+type Program struct {
+	Args   []string  // its name or path, and its arguments
+	CPU    int       // the processor it runs on; on any where it is negative
+	File   *os.File  // its descriptor 3, where it is not nil; it stays the caller's
+	Stdout io.Writer // nil: kept with what it writes to the standard error
+}
+
+// Process is a program that was started. It ends with this process, however that ends, and a terminal's signals do not reach it.
+type Process struct {
+	cmd   *exec.Cmd
+	said  output
+	ended chan struct{} // closed when it has; err is valid then
+	err   error
+}
+
+// Start starts a program. Its error names it.
+func Start(p Program) (*Process, error) {
+	args := p.Args
+	if p.CPU >= 0 {
+		// Which becomes the program.
+		args = append([]string{"taskset", "-c", strconv.Itoa(p.CPU)}, args...)
+	}
+	c := &Process{cmd: exec.Command(args[0], args[1:]...), ended: make(chan struct{})}
+	c.cmd.SysProcAttr = sys.ChildAttr(syscall.SIGKILL)
+	c.cmd.Stdout, c.cmd.Stderr = p.Stdout, &c.said
+	if p.Stdout == nil {
+		c.cmd.Stdout = &c.said
+	}
+	if p.File != nil {
+		c.cmd.ExtraFiles = []*os.File{p.File}
+	}
+	// Whoever is left of the program's own may hold the pipe.
+	c.cmd.WaitDelay = time.Second
+	started := make(chan error)
+	go func() {
+		// The program ends with the thread that has started it: see sys.ChildAttr.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := c.cmd.Start()
+		started <- err
+		if err == nil {
+			c.err = c.cmd.Wait()
+			close(c.ended)
+		}
+	}()
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("%s: %w", p.Args[0], err)
+	}
+	return c, nil
+}
+
+// PID is the program's process.
+func (c *Process) PID() int { return c.cmd.Process.Pid }
+
+// Ended is closed when the program has ended.
+func (c *Process) Ended() <-chan struct{} { return c.ended }
+
+// State tells how the program ended, once it has.
+func (c *Process) State() *os.ProcessState { return c.cmd.ProcessState }
+
+// Error makes an error of err: it says which program it is about, how that has ended if it has, and what it has written.
+func (c *Process) Error(err error) error {
+	select {
+	case <-c.ended:
+		state := "it has ended"
+		if c.err != nil {
+			state = "it has ended: " + c.err.Error()
+		}
+		err = fmt.Errorf("%w (%s)", err, state)
+	default:
+	}
+	if said := c.said.String(); said != "" {
+		return fmt.Errorf("%s: %w: %s", c.cmd, err, said)
+	}
+	return fmt.Errorf("%s: %w", c.cmd, err)
+}
+
+// Said is the last of what the program has written.
+func (c *Process) Said() string { return c.said.String() }
+
+// stopTime is how long a program may take to end.
+const stopTime = 20 * time.Second
+
+// Stop ends the program and waits for it: by SIGTERM, or, where that is not enough, by SIGKILL, which is an error. It is one, too, where
+// the program has ended by itself before.
+func (c *Process) Stop() error {
+	select {
+	case <-c.ended:
+		return c.Error(errors.New("ended before it was told to"))
+	default:
+	}
+	_ = c.cmd.Process.Signal(syscall.SIGTERM) // which fails where it has ended
+	select {
+	case <-c.ended:
+		return nil
+	case <-time.After(stopTime):
+	}
+	_ = c.cmd.Process.Kill()
+	<-c.ended
+	return c.Error(errors.New("did not end on SIGTERM"))
+}
+
+// Run runs a program until it ends. The end of ctx stops it, and its cause is the error then; else that is how the program has failed.
+func Run(ctx context.Context, p Program) (*Process, error) {
+	c, err := Start(p)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-c.ended:
+	case <-ctx.Done():
+		if err := c.Stop(); err != nil {
+			return c, errors.Join(context.Cause(ctx), err)
+		}
+		return c, context.Cause(ctx)
+	}
+	if c.err != nil {
+		return c, c.Error(errors.New("failed"))
+	}
+	return c, nil
+}
+
+// output keeps the last of what a program has written.
+type output struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+// mostSaid is how much is kept, in bytes.
+const mostSaid = 16 << 10
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.text = append(o.text, p...)
+	if over := len(o.text) - mostSaid; over > 0 {
+		o.text = o.text[:copy(o.text, o.text[over:])]
+	}
+	return len(p), nil
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return strings.TrimSpace(string(bytes.ToValidUTF8(o.text, nil)))
+}

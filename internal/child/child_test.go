@@ -1,0 +1,119 @@
+package child
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+// playParent makes the test's program one that starts a child, prints its process, and waits to be killed.
+const playParent = "VDEV_TEST_PLAY_PARENT"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(playParent) != "" {
+		c, err := Start(Program{Args: []string{"sleep", "1000"}, CPU: 0})
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		fmt.Println(c.PID())
+		select {}
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func TestAChildEndsWithAParentThatIsKilled(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent := exec.Command(self)
+	parent.Env = append(os.Environ(), playParent+"=1")
+	out, err := parent.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := parent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	pid, perr := strconv.Atoi(strings.TrimSpace(line))
+	if err := errors.Join(err, perr, parent.Process.Kill()); err != nil {
+		t.Fatal(err)
+	}
+	_ = parent.Wait() // which was killed
+	name := filepath.Join("/proc", strconv.Itoa(pid), "stat")
+	for {
+		// Where nobody waits for it, it stays as a zombie.
+		text, err := os.ReadFile(name)
+		if err != nil || bytes.Contains(text, []byte(") Z ")) {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestAProgramIsToldToStop(t *testing.T) {
+	c, err := Start(Program{Args: []string{"sh", "-c", "echo begun; exec sleep 1000"}, CPU: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for c.Said() != "begun" {
+		time.Sleep(time.Millisecond)
+	}
+	if err := c.Stop(); err != nil {
+		t.Error(err)
+	}
+	if c.State() == nil {
+		t.Error("it was not waited for")
+	}
+	if err := c.Stop(); err == nil || !strings.Contains(err.Error(), "ended before it was told to") || !strings.Contains(err.Error(), "begun") {
+		t.Errorf("when it had ended: %v", err)
+	}
+}
+
+func TestRunTellsHowAProgramEnded(t *testing.T) {
+	var out bytes.Buffer
+	for _, cpu := range []int{-1, 0} {
+		out.Reset()
+		c, err := Run(t.Context(), Program{Args: []string{"sh", "-c", "echo result; echo warning >&2"}, CPU: cpu, Stdout: &out})
+		if err != nil || out.String() != "result\n" || c.Said() != "warning" || !c.State().Success() {
+			t.Errorf("processor %d: %v, %q, %q", cpu, err, &out, c.Said())
+		}
+		_, err = Run(t.Context(), Program{Args: []string{"sh", "-c", "echo no such disk >&2; exit 3"}, CPU: cpu})
+		if err == nil || !strings.Contains(err.Error(), "no such disk") || !strings.Contains(err.Error(), "exit status 3") {
+			t.Errorf("processor %d: %v", cpu, err)
+		}
+	}
+	if _, err := Run(t.Context(), Program{Args: []string{"no-such-program"}, CPU: -1}); !errors.Is(err, exec.ErrNotFound) {
+		t.Errorf("error %v", err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	enough := errors.New("enough")
+	cancel(enough)
+	c, err := Run(ctx, Program{Args: []string{"sleep", "1000"}, CPU: -1})
+	if err != enough || c.State() == nil {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestOfMuchOutputTheEndIsKept(t *testing.T) {
+	var o output
+	for i := range 100_000 {
+		fmt.Fprintf(&o, "%d\n", i)
+	}
+	if s := o.String(); len(s) > mostSaid || !strings.HasSuffix(s, "\n99998\n99999") {
+		t.Errorf("%d bytes, ending in %q", len(s), s[max(len(s)-20, 0):])
+	}
+}
