@@ -2,8 +2,10 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"vdev/internal/sys"
 )
@@ -17,6 +19,9 @@ type folder struct {
 const (
 	folderPrefix = "vdev-bench-" // of their names
 	heldName     = "running"     // of the file, once it is locked
+
+	mostName       = 32  // bytes of the name of a socket in it
+	mostSocketPath = 107 // bytes (sockaddr_un, unix(7))
 )
 
 // newFolder makes a folder in parent, and removes those there of runs that were killed.
@@ -33,6 +38,9 @@ func newFolder(parent string) (_ *folder, err error) {
 	d := &folder{}
 	if d.path, err = os.MkdirTemp(parent, folderPrefix); err != nil {
 		return nil, err
+	}
+	if longest := filepath.Join(d.path, strings.Repeat("x", mostName)); len(longest) > mostSocketPath {
+		return nil, errors.Join(fmt.Errorf("%s: the path is too long: a socket's in it could be %d bytes long, and may be %d", parent, len(longest), mostSocketPath), d.remove())
 	}
 	name := filepath.Join(d.path, heldName)
 	if d.held, err = os.Create(name + ".new"); err == nil {

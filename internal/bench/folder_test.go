@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -66,5 +67,15 @@ func TestFoldersOfKilledRunsAreRemoved(t *testing.T) {
 func TestAFolderThatCannotBeMadeIsAnError(t *testing.T) {
 	if _, err := newFolder(filepath.Join(t.TempDir(), "none")); err == nil {
 		t.Error("none")
+	}
+	long := filepath.Join(t.TempDir(), strings.Repeat("l", 100))
+	if err := os.Mkdir(long, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := newFolder(long); err == nil || !strings.Contains(err.Error(), "too long") {
+		t.Errorf("error %v", err)
+	}
+	if left, _ := os.ReadDir(long); len(left) > 0 {
+		t.Errorf("left is %v", left)
 	}
 }
