@@ -406,7 +406,7 @@ func TestDocumentHasAllOfTheRun(t *testing.T) {
 }
 
 func TestACaseIsOneLine(t *testing.T) {
-	want := "O_DIRECT file, randwrite 4 KiB, depth 1, poll:  vdev 10.0  q-s-d io_uring 10.1, ×0.99 (0.99 to 0.99)  fio io_uring 10.6, ×0.94 (0.94 to 0.94); 3 rounds"
+	want := "O_DIRECT file, randwrite 4 KiB, depth 1, poll:  vdev 10.0  q-s-d io_uring 10.1, ×0.99 (0.99 to 0.99)  fio io_uring 10.6, ×0.94 (0.94 to 0.94); rounds: 3"
 	if got := some()[4].line(); got != want {
 		t.Errorf("%q, want %q", got, want)
 	}

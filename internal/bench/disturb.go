@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -55,9 +56,10 @@ type watch struct {
 // look is how much there was at a time, since all began.
 type look struct {
 	at          time.Time
-	cores       int
-	user, steal time.Duration // of the cores
+	cores, all  int           // how many are looked at, and how many there are
+	user, steal time.Duration // of the cores, by what they were at when the clock ticked
 	ours        time.Duration // user time of the run's processes
+	others      time.Duration // and of all others that can be seen
 }
 
 // look looks now.
@@ -83,6 +85,22 @@ func (w watch) look() (look, error) {
 		}
 		l.ours += t
 	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return l, err
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() || slices.Contains(w.pids, pid) {
+			continue
+		}
+		// One that has ended meanwhile counts with its parent.
+		if text, err := os.ReadFile(filepath.Join("/proc", e.Name(), "stat")); err == nil {
+			if t, err := parseUserTime(string(text)); err == nil {
+				l.others += t
+			}
+		}
+	}
 	return l, nil
 }
 
@@ -96,7 +114,11 @@ func parseStat(text string, cores []int) (look, error) {
 		}
 		number, ok := strings.CutPrefix(fields[0], "cpu")
 		core, err := strconv.Atoi(number)
-		if !ok || err != nil || cores != nil && !slices.Contains(cores, core) {
+		if !ok || err != nil {
+			continue
+		}
+		l.all++
+		if cores != nil && !slices.Contains(cores, core) {
 			continue
 		}
 		t, err := ticks(fields, 1, 2, 8) // user, nice, steal
@@ -138,16 +160,18 @@ func ticks(fields []string, which ...int) (ts []time.Duration, err error) {
 	return ts, nil
 }
 
-// since tells what there was between two looks.
+// since tells what there was between two looks. Others' work is found in two ways, of which each misses some. What is left of the
+// cores' time lacks what the clock's ticks miss of processes that sleep often, as an event client's back-end does; and not each
+// process can be seen, or has a parent that waits for it.
 func (l look) since(before look) disturbance {
-	all := float64(l.at.Sub(before.at)) * float64(l.cores)
-	share := func(t time.Duration) float64 {
+	share := func(t time.Duration, cores int) float64 {
 		if t < unclear {
 			return 0
 		}
-		return float64(t) / all
+		return float64(t) / (float64(l.at.Sub(before.at)) * float64(cores))
 	}
-	return disturbance{share(l.user - before.user - (l.ours - before.ours)), share(l.steal - before.steal)}
+	left := l.user - before.user - (l.ours - before.ours)
+	return disturbance{max(share(left, l.cores), share(l.others-before.others, l.all)), share(l.steal-before.steal, l.cores)}
 }
 
 // undisturbed does work, and again while it was disturbed, as often as there are spare tries, which it counts down. It tells what

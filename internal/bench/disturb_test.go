@@ -28,17 +28,20 @@ intr 303177999 0 0
 
 func TestOthersWorkIsWhatTheRunHasNotDoneOnItsCores(t *testing.T) {
 	for _, tt := range []struct {
-		cores []int
-		ours  time.Duration
-		want  disturbance
+		cores        []int
+		ours, others time.Duration
+		want         disturbance
 	}{
-		{[]int{0, 1}, 3500 * time.Millisecond, disturbance{0, 0.008}},
-		{[]int{0, 1}, 3 * time.Second, disturbance{0.05, 0.008}},
-		{[]int{1, 0}, 0, disturbance{0.35, 0.008}},
-		{[]int{1, 0}, 4 * time.Second, disturbance{0, 0.008}},         // by rounding, or where ours have worked on other cores
-		{[]int{0, 1}, 3460 * time.Millisecond, disturbance{0, 0.008}}, // that may be rounding
-		{[]int{0}, 0, disturbance{0.5, 0}},
-		{nil, 3500 * time.Millisecond, disturbance{0.5 / 15, 0.08 / 15}},
+		{[]int{0, 1}, 3500 * time.Millisecond, 0, disturbance{0, 0.008}},
+		{[]int{0, 1}, 4 * time.Second, 1500 * time.Millisecond, disturbance{0.1, 0.008}}, // of all three cores
+		{[]int{0, 1}, 3 * time.Second, 30 * time.Millisecond, disturbance{0.05, 0.008}},
+		{[]int{0, 1}, 3500 * time.Millisecond, -time.Second, disturbance{0, 0.008}}, // whose parent has not waited
+		{[]int{0, 1}, 3 * time.Second, 0, disturbance{0.05, 0.008}},
+		{[]int{1, 0}, 0, 0, disturbance{0.35, 0.008}},
+		{[]int{1, 0}, 4 * time.Second, 0, disturbance{0, 0.008}},                             // ours have worked on other cores, or between ticks
+		{[]int{0, 1}, 3460 * time.Millisecond, 40 * time.Millisecond, disturbance{0, 0.008}}, // that may be rounding
+		{[]int{0}, 0, 0, disturbance{0.5, 0}},
+		{nil, 3500 * time.Millisecond, 0, disturbance{0.5 / 15, 0.08 / 15}},
 	} {
 		before, err := parseStat(statBefore, tt.cores)
 		if err != nil {
@@ -49,6 +52,7 @@ func TestOthersWorkIsWhatTheRunHasNotDoneOnItsCores(t *testing.T) {
 			t.Fatal(err)
 		}
 		before.ours, after.ours = time.Hour, time.Hour+tt.ours
+		before.others, after.others = time.Hour, time.Hour+tt.others
 		before.at, after.at = time.Unix(10, 0), time.Unix(15, 0)
 		if got := after.since(before); got != tt.want {
 			t.Errorf("%+v: %v, want %v", tt, got, tt.want)
@@ -124,10 +128,10 @@ func TestWhatIsDisturbedIsDoneAgainAsOftenAsItMay(t *testing.T) {
 		t.Errorf("%v, %v after %d, %d left", seen, err, n, spare)
 	}
 	// What the run itself does, disturbs nobody.
-	before, err := watch{pids: []int{pid}}.look()
+	with, err := watch{pids: []int{pid}}.look()
 	without, err2 := watch{}.look()
-	if err := errors.Join(err, err2); err != nil || before.ours <= without.ours {
-		t.Errorf("%+v, %v; without it %+v", before, err, without)
+	if err := errors.Join(err, err2); err != nil || with.ours <= without.ours || with.others >= without.others {
+		t.Errorf("%+v, %v; without it %+v", with, err, without)
 	}
 	fails := errors.New("no good")
 	if _, err := (watch{}).undisturbed(&spare, func() error { return fails }); err != fails {

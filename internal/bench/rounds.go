@@ -60,6 +60,11 @@ func (c comparison) String() string {
 // rounds is how many there were.
 func (m *measured) rounds() int { return len(m.Results[0]) }
 
+// goesOn tells whether the case is to have another round.
+func (m *measured) goesOn(o options) bool {
+	return m.rounds() < o.rounds || m.rounds() < o.maxRounds && !m.Seen.disturbed() && !m.settled()
+}
+
 // settled tells whether more rounds are not needed: whatever the figures are, it is known well enough how the first one's requests
 // per second stand to each other's.
 func (m *measured) settled() bool {

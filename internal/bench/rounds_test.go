@@ -85,6 +85,10 @@ func TestACaseGoesOnUntilItsIntervalsAreNarrow(t *testing.T) {
 			t.Errorf("%v: the results are mixed up", tt.spread)
 		}
 	}
+	m := &measured{Results: [][]load.Result{rounds(1, 1, 1, 1, 2, 3, 4, 5), rounds(1, 1, 1, 1, 1, 1, 1, 1)}, Seen: disturbance{Steal: 1}}
+	if m.goesOn(o) {
+		t.Error("a case that is disturbed goes on")
+	}
 	if m, _ := simulate(t, options{rounds: 3, maxRounds: 4}, func() float64 { return 1 }); m.rounds() != 4 {
 		t.Errorf("%d rounds are found enough", m.rounds())
 	}
@@ -106,7 +110,11 @@ func TestTheIntervalHoldsTheMedianAboutAsOftenAsIsSaid(t *testing.T) {
 			const times = 300
 			held, all := 0, 0
 			for range times {
-				m, _ := simulate(t, o, tt.draw)
+				m := &measured{Results: make([][]load.Result, 2)}
+				for m.goesOn(o) {
+					m.Results[0] = append(m.Results[0], load.Result{Requests: uint64(1e6 * tt.draw()), Length: time.Second})
+					m.Results[1] = append(m.Results[1], load.Result{Requests: 1e6, Length: time.Second})
+				}
 				all += m.rounds()
 				if c := compare(m.Results[0], m.Results[1], (*load.Result).IOPS); c.Low <= 1 && c.High >= 1 {
 					held++
@@ -130,7 +138,7 @@ func TestAnErrorLeavesTheRoundsBeforeIt(t *testing.T) {
 		}
 		return load.Result{Requests: 1, Length: time.Second}, nil
 	}}})
-	if !errors.Is(err, fails) || m.rounds() != 2 || len(m.Results[1]) != 2 || !strings.Contains(m.line(), "2 rounds") {
+	if !errors.Is(err, fails) || m.rounds() != 2 || len(m.Results[1]) != 2 || !strings.Contains(m.line(), "rounds: 2") {
 		t.Errorf("%d rounds, %v", m.rounds(), err)
 	}
 }

@@ -372,7 +372,7 @@ func (p *plan) bound(o options) bool {
 func (s *suite) measureRounds(ctx context.Context, w watch, m *measured, targets []load.Target) error {
 	all := tries * s.o.rounds
 	spare := all
-	for n := 0; n < s.o.rounds || n < s.o.maxRounds && !m.Seen.disturbed() && !m.settled(); n++ {
+	for n := 0; m.goesOn(s.o); n++ {
 		var round [][]load.Result
 		seen, err := w.undisturbed(&spare, func() (err error) {
 			round, err = load.Compare(ctx, targets, m.Job, 1, nil)
@@ -434,7 +434,7 @@ func (m *measured) line() string {
 			fmt.Fprintf(&b, ", ×%v", compare(m.Results[0], m.Results[i], (*load.Result).IOPS))
 		}
 	}
-	fmt.Fprintf(&b, "; %d rounds", m.rounds())
+	fmt.Fprintf(&b, "; rounds: %d", m.rounds())
 	return b.String()
 }
 
