@@ -174,6 +174,9 @@ func (l look) since(before look) disturbance {
 	return disturbance{max(share(left, l.cores), share(l.others-before.others, l.all)), share(l.steal-before.steal, l.cores)}
 }
 
+// watched is watch.undisturbed.
+type watched func(spare *int, work func() error) (disturbance, error)
+
 // undisturbed does work, and again while it was disturbed, as often as there are spare tries, which it counts down. It tells what
 // there was in the last one.
 func (w watch) undisturbed(spare *int, work func() error) (disturbance, error) {

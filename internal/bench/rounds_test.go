@@ -39,13 +39,16 @@ func target(name string, asked *[]string, draw func() float64) load.Target {
 	}}
 }
 
+// quiet is a machine that does nothing else.
+func quiet(_ *int, work func() error) (disturbance, error) { return disturbance{}, work() }
+
 // simulate does a case of two, of which one's speed is spread, round by round.
-func simulate(t *testing.T, o options, draw func() float64) (*measured, []string) {
+func simulate(t *testing.T, o options, on watched, draw func() float64) (*measured, []string) {
 	var asked []string
 	m := &measured{plan: plan{With: []string{ours, qsd}}, Results: make([][]load.Result, 2)}
 	s := &suite{o: o}
 	targets := []load.Target{target(ours, &asked, draw), target(qsd, &asked, func() float64 { return 1 })}
-	if err := s.measureRounds(t.Context(), watch{}, m, targets); err != nil {
+	if err := s.measureRounds(t.Context(), on, m, targets); err != nil {
 		t.Fatal(err)
 	}
 	return m, asked
@@ -63,7 +66,7 @@ func TestACaseGoesOnUntilItsIntervalsAreNarrow(t *testing.T) {
 		{[]float64{0.9, 1.1}, 13},
 	} {
 		n := 0
-		m, asked := simulate(t, o, func() float64 {
+		m, asked := simulate(t, o, quiet, func() float64 {
 			n++
 			return tt.spread[(n-1)%len(tt.spread)]
 		})
@@ -85,12 +88,21 @@ func TestACaseGoesOnUntilItsIntervalsAreNarrow(t *testing.T) {
 			t.Errorf("%v: the results are mixed up", tt.spread)
 		}
 	}
-	m := &measured{Results: [][]load.Result{rounds(1, 1, 1, 1, 2, 3, 4, 5), rounds(1, 1, 1, 1, 1, 1, 1, 1)}, Seen: disturbance{Steal: 1}}
-	if m.goesOn(o) {
-		t.Error("a case that is disturbed goes on")
-	}
-	if m, _ := simulate(t, options{rounds: 3, maxRounds: 4}, func() float64 { return 1 }); m.rounds() != 4 {
+	if m, _ := simulate(t, options{rounds: 3, maxRounds: 4}, quiet, func() float64 { return 1 }); m.rounds() != 4 {
 		t.Errorf("%d rounds are found enough", m.rounds())
+	}
+}
+
+func TestADisturbedCaseHasTheLeastRoundsAndSaysSo(t *testing.T) {
+	// Whatever is done is disturbed, so that the first round takes all the tries that there are.
+	loud := func(spare *int, work func() error) (disturbance, error) {
+		*spare = 0
+		return disturbance{Others: 0.5}, work()
+	}
+	wide := 0.0
+	m, _ := simulate(t, options{rounds: 5, maxRounds: 13}, loud, func() float64 { wide++; return wide })
+	if m.rounds() != 5 || m.Again != 5*tries || m.Seen.Others != 0.5 || !strings.Contains(m.line(), "(disturbed: others 50.0 %") {
+		t.Errorf("%d rounds, %d again: %s", m.rounds(), m.Again, m.line())
 	}
 }
 
@@ -132,7 +144,7 @@ func TestAnErrorLeavesTheRoundsBeforeIt(t *testing.T) {
 	fails, n := errors.New("no good"), 0
 	m := &measured{plan: plan{With: []string{ours, qsd}}, Results: make([][]load.Result, 2)}
 	s := &suite{o: options{rounds: 5, maxRounds: 5}}
-	err := s.measureRounds(t.Context(), watch{}, m, []load.Target{target(ours, &asked, func() float64 { return 1 }), {Name: qsd, Do: func(context.Context, load.Job) (load.Result, error) {
+	err := s.measureRounds(t.Context(), quiet, m, []load.Target{target(ours, &asked, func() float64 { return 1 }), {Name: qsd, Do: func(context.Context, load.Job) (load.Result, error) {
 		if n++; n == 3 {
 			return load.Result{}, fails
 		}

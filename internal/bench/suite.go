@@ -346,7 +346,7 @@ func (s *suite) measure(ctx context.Context, d *disks, p plan) (*measured, error
 		return nil, err
 	}
 	m := &measured{plan: p, Results: make([][]load.Result, len(targets))}
-	err := s.measureRounds(ctx, s.watch(d, p.bound(s.o)), m, targets)
+	err := s.measureRounds(ctx, s.watch(d, p.bound(s.o)).undisturbed, m, targets)
 	if missing := d.check(); missing != nil {
 		return nil, errors.Join(missing, err)
 	}
@@ -369,12 +369,12 @@ func (p *plan) bound(o options) bool {
 
 // measureRounds measures the rounds of a case, in an order that turns round, until they say enough. A round that is disturbed is
 // measured again; where the tries for that are used up, the case is disturbed, which more rounds do not mend.
-func (s *suite) measureRounds(ctx context.Context, w watch, m *measured, targets []load.Target) error {
+func (s *suite) measureRounds(ctx context.Context, undisturbed watched, m *measured, targets []load.Target) error {
 	all := tries * s.o.rounds
 	spare := all
 	for n := 0; m.goesOn(s.o); n++ {
 		var round [][]load.Result
-		seen, err := w.undisturbed(&spare, func() (err error) {
+		seen, err := undisturbed(&spare, func() (err error) {
 			round, err = load.Compare(ctx, targets, m.Job, 1, nil)
 			return err
 		})
