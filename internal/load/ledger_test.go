@@ -1,6 +1,8 @@
 package load
 
 import (
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"path/filepath"
 	"regexp"
@@ -8,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"vdev/devsw"
 	diskdriver "vdev/internal/dev/disk"
@@ -97,16 +98,17 @@ func (m *memory) counted() (reads, writes int) {
 func TestEachPatternReadsAndWritesWhatItSays(t *testing.T) {
 	m, socket := serveMemory(t)
 	for _, pattern := range Patterns {
-		m.now(nil)
-		for j := job(pattern); ; j.Length *= 4 {
-			runSome(t, socket, j)
+		err := patiently(job(pattern), func(j Job) error {
+			m.now(nil)
+			_, err := Run(t.Context(), socket, j)
 			reads, writes := m.counted()
-			if (reads > 0) == pattern.Reads() && (writes > 0) == pattern.Writes() {
-				break
+			if err == nil && ((reads > 0) != pattern.Reads() || (writes > 0) != pattern.Writes()) {
+				return fmt.Errorf("%d reads, %d writes: a longer length is needed", reads, writes)
 			}
-			if j.Length > time.Minute {
-				t.Fatalf("%s: %d reads, %d writes", pattern, reads, writes)
-			}
+			return err
+		})
+		if err != nil {
+			t.Errorf("%s: %v", pattern, err)
 		}
 	}
 }
@@ -212,8 +214,9 @@ func TestADiskThatDoesNotKeepWhatIsWrittenIsFoundOut(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			m, socket := serveMemory(t)
-			for j := job(RandRW); ; j.Length *= 4 {
-				j.Verify = true
+			j := job(RandRW)
+			j.Verify = true
+			err := patiently(j, func(j Job) error {
 				written, acted := map[int]int{}, false
 				m.now(func(op devsw.Op, off int, at []byte) []byte {
 					if op == devsw.BWrite {
@@ -228,15 +231,13 @@ func TestADiskThatDoesNotKeepWhatIsWrittenIsFoundOut(t *testing.T) {
 				})
 				_, err := Run(t.Context(), socket, j)
 				m.now(nil)
-				switch {
-				case acted && (err == nil || !regexp.MustCompile(fault.want).MatchString(err.Error())):
-					t.Errorf("error %v, want %s", err, fault.want)
-				case !acted && (err != nil || j.Length > time.Minute):
-					t.Errorf("before anything was wrong: %v", err)
-				case !acted:
-					continue
+				if err == nil && !acted {
+					return errors.New("nothing was wrong: a longer length is needed")
 				}
-				return
+				return err
+			})
+			if err == nil || !regexp.MustCompile(fault.want).MatchString(err.Error()) {
+				t.Errorf("error %v, want %s", err, fault.want)
 			}
 		})
 	}
