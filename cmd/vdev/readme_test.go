@@ -53,7 +53,7 @@ func TestEveryCommandOfTheReadmeWorks(t *testing.T) {
 			}
 		}
 		if args[1] == "bench" {
-			args = append(args, "--length", "10ms", "--warmup", "0")
+			args = append(args, "--rounds", "1", "--length", "200ms", "--warmup", "0")
 		}
 		var stdout, stderr bytes.Buffer
 		if status := run(ctx, args[1:], &stdout, &stderr); status != exitOK {

@@ -20,7 +20,7 @@ const (
 	folderPrefix = "vdev-bench-" // of their names
 	heldName     = "running"     // of the file, once it is locked
 
-	mostName       = 32  // bytes of the name of a socket in it
+	mostName       = 24  // bytes of the name of a socket in it
 	mostSocketPath = 107 // bytes (sockaddr_un, unix(7))
 )
 
