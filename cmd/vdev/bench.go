@@ -112,6 +112,7 @@ root's; the worker threads of its io_uring, which are the kernel's, stay where t
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
+			context.AfterFunc(ctx, stop) // the second signal ends it at once
 			if err := c.run(ctx, cmd.OutOrStdout(), cmd.ErrOrStderr()); err != nil {
 				return &failure{err}
 			}
@@ -267,23 +268,17 @@ func nameTargets(targets []load.Target) {
 
 // run measures all cases, and writes what came of them, also of those before an error.
 func (c *benchConfig) run(ctx context.Context, stdout, stderr io.Writer) (err error) {
-	// The files are made now, so that what is wrong with them is known before everything is measured.
-	out := stdout
-	if c.output != "" {
-		f, createErr := os.Create(c.output)
-		if createErr != nil {
-			return createErr
-		}
-		defer func() { err = errors.Join(err, f.Close()) }()
-		out = f
+	// The files are begun now, so that what is wrong with them is known before everything is measured.
+	out, err := createFile(c.output)
+	if err != nil {
+		return err
 	}
-	var picture *os.File
-	if c.svg != "" {
-		if picture, err = os.Create(c.svg); err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, picture.Close()) }()
+	defer out.discard()
+	picture, err := createFile(c.svg)
+	if err != nil {
+		return err
 	}
+	defer picture.discard()
 	r := newBenchReport(c)
 	err = c.measure(ctx, r, stderr)
 	if err != nil {
@@ -292,15 +287,16 @@ func (c *benchConfig) run(ctx context.Context, stdout, stderr io.Writer) (err er
 			return err
 		}
 	}
-	write := r.text
-	if c.json {
-		write = func(w io.Writer) error { return printJSON(w, r) }
+	text := func(w io.Writer) error {
+		if c.json {
+			return printJSON(w, r)
+		}
+		return r.text(w)
 	}
-	err = errors.Join(err, write(out))
-	if picture != nil {
-		err = errors.Join(err, r.figure().Write(picture))
+	if out == nil {
+		err = errors.Join(err, text(stdout))
 	}
-	return err
+	return errors.Join(err, out.write(text), picture.write(r.figure().Write))
 }
 
 // measure has the report know of each case, and says on stderr how far it is.

@@ -226,3 +226,20 @@ func TestAnInterruptEndsABenchmark(t *testing.T) {
 	}
 	q.waitFor("vdev: randread 4K, event, depth 1: a: ")
 }
+
+func TestABenchmarkThatMeasuredNothingLeavesItsFilesAsTheyWere(t *testing.T) {
+	dir := t.TempDir()
+	out, svg := filepath.Join(dir, "out.txt"), filepath.Join(dir, "new.svg")
+	if err := os.WriteFile(out, []byte("of yesterday"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if status, _, stderr := bench(t, filepath.Join(dir, "none.sock"), "--output", out, "--svg", svg); status != exitFailure {
+		t.Errorf("status %d: %s", status, stderr)
+	}
+	if text, err := os.ReadFile(out); err != nil || string(text) != "of yesterday" {
+		t.Errorf("there is %q, %v", text, err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("there are %v, %v", left, err)
+	}
+}
