@@ -195,13 +195,11 @@ func (f *benchFlags) config(socket string, given func(flag string) bool) (benchC
 		return c, tooLong("versus", f.versus)
 	case given("versus") && f.versus == "":
 		return c, errors.New("--versus: a path is missing")
-	case f.versus == socket:
-		return c, fmt.Errorf("--versus %s: is the same back-end", socket)
+	case f.versus != "" && sameFile(fileName(f.versus), fileName(socket)):
+		return c, fmt.Errorf("--versus %s: is the same back-end", f.versus)
 	case given("versus-name") && f.versus == "":
 		return c, errors.New("--versus-name goes with --versus")
-	case f.name != "" && f.versusName == f.name:
-		return c, fmt.Errorf("--versus-name %s: is the name of the first one", f.name)
-	case f.output != "" && f.svg == f.output:
+	case f.output != "" && f.svg != "" && sameFile(f.output, f.svg):
 		return c, fmt.Errorf("--svg %s: is the file of --output", f.svg)
 	case f.length <= 0:
 		return c, fmt.Errorf("--length %v: must be more than 0", f.length)
@@ -211,6 +209,14 @@ func (f *benchFlags) config(socket string, given func(flag string) bool) (benchC
 		return c, fmt.Errorf("--read-percent: pattern %s does not mix reads and writes; rw and randrw do", &f.pattern)
 	case f.verify && !f.overwrite:
 		return c, errors.New("--verify destroys what is on the disk; --overwrite allows that")
+	}
+	for _, bound := range []struct {
+		flag string
+		cpus cpuList
+	}{{"client-cpus", f.clientCPUs}, {"backend-cpus", f.backendCPUs}} {
+		if err := online(bound.cpus); err != nil {
+			return c, fmt.Errorf("--%s %v: %w", bound.flag, &bound.cpus, err)
+		}
 	}
 	if f.size != "" {
 		var err error
@@ -242,7 +248,26 @@ func (f *benchFlags) config(socket string, given func(flag string) bool) (benchC
 		c.targets = append(c.targets, load.Target{Name: f.versusName, Socket: f.versus})
 	}
 	nameTargets(c.targets)
+	if f.versus != "" && c.targets[0].Name == c.targets[1].Name {
+		return c, fmt.Errorf("both back-ends are called %q: --name and --versus-name tell them apart", c.targets[0].Name)
+	}
 	return c, nil
+}
+
+// online returns an error where one of cpus is not there. Where the system does not tell, load.Check finds out.
+func online(cpus cpuList) error {
+	text, _ := os.ReadFile("/sys/devices/system/cpu/online")
+	there := strings.TrimSpace(string(text))
+	var all cpuList
+	if all.Set(there) != nil {
+		return nil
+	}
+	for _, cpu := range cpus {
+		if !slices.Contains(all, cpu) {
+			return fmt.Errorf("processor %d is not there: this machine has %s", cpu, there)
+		}
+	}
+	return nil
 }
 
 // nameTargets gives targets without a name that of their socket, and where that would be the other one's, too, its path.
