@@ -326,22 +326,33 @@ func (c *benchConfig) run(ctx context.Context, stdout, stderr io.Writer) (err er
 
 // measure has the report know of each case, and says on stderr how far it is.
 func (c *benchConfig) measure(ctx context.Context, r *benchReport, stderr io.Writer) error {
-	runs := len(c.jobs) * c.rounds * len(c.targets)
-	fmt.Fprintf(stderr, "%s, %s, %s: about %v\n", count(len(c.jobs), "case"), count(c.rounds, "round"), count(len(c.targets), "back-end"),
+	targets := slices.Clone(c.targets)
+	for i := range targets {
+		targets[i].Socket = fileName(targets[i].Socket)
+		pid, err := load.Check(ctx, targets[i], c.jobs)
+		if err != nil {
+			return err
+		}
+		r.Targets[i].PID, r.Targets[i].Command = pid, commandOf(pid)
+	}
+	about := "about"
+	if c.jobs[0].Verify { // how long writing and reading takes is the back-end's business
+		about = "more than"
+	}
+	runs := len(c.jobs) * c.rounds * len(targets)
+	fmt.Fprintf(stderr, "%s, %s, %s: %s %v\n", count(len(c.jobs), "case"), count(c.rounds, "round"), count(len(targets), "back-end"), about,
 		(time.Duration(runs) * (c.jobs[0].Warmup + c.jobs[0].Length)).Round(time.Second))
 	for i, j := range c.jobs {
 		name := newBenchCase(&j)
-		targets := slices.Clone(c.targets)
-		for k := range targets {
-			targets[k].Socket = fileName(targets[k].Socket)
-		}
 		results, err := load.Compare(ctx, targets, j, c.rounds, func(target, round int, res load.Result) {
-			fmt.Fprintf(stderr, "case %d of %d, round %d of %d: %s, %s: %s IOPS\n", i+1, len(c.jobs), round+1, c.rounds, name, c.targets[target].Name, rate(res.IOPS()))
+			fmt.Fprintf(stderr, "case %d of %d, round %d of %d: %s, %s: %s IOPS\n", i+1, len(c.jobs), round+1, c.rounds, name, targets[target].Name, rate(res.IOPS()))
 		})
+		if len(results[0]) > 0 {
+			r.add(&j, results)
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
-		r.add(&j, results)
 	}
 	return nil
 }

@@ -186,18 +186,30 @@ func TestABenchmarkThatCannotGoOnTellsWhyAndWhatItHas(t *testing.T) {
 		{[]string{socket, "--pattern", "randwrite", "--overwrite"}, "the disk is read-only"},
 		{[]string{socket, "--queues", "3"}, "3 queues are wanted, and the back-end has 2"},
 		{[]string{socket, "--size", "8M"}, "the disk has 4194304"},
+		{[]string{socket, "--block-size", "4K,4M", "--size", "1M"}, "only 1048576 bytes of the disk are to be used"},
 		{[]string{socket, "--output", filepath.Join(dir, "no", "file")}, "no such file or directory"},
 	} {
 		status, stdout, stderr := bench(t, append(tt.args, "--rounds", "1", "--depth", "1")...)
 		last := regexp.MustCompile(`vdev: .*\n$`).FindString(stderr)
-		if status != exitFailure || stdout != "" || !strings.Contains(last, tt.want) {
+		if status != exitFailure || stdout != "" || !strings.Contains(last, tt.want) || strings.Contains(stderr, "IOPS") {
 			t.Errorf("%q: status %d, %s%s; want %q", tt.args, status, stdout, stderr, tt.want)
 		}
 	}
-	// The second case is one too many: the first is told of.
-	status, stdout, stderr := bench(t, socket, "--rounds", "1", "--depth", "1", "--queues", "1,5")
-	if status != exitFailure || !strings.Contains(stdout, "randread") || !strings.Contains(stdout, "It ended early") {
-		t.Errorf("status %d: %s%s", status, stdout, stderr)
+	// The second case is one too many, of the second back-end, too, and nothing is begun.
+	writable := filepath.Join(dir, "b.sock")
+	serving(t, nil, "blk", "--socket-path", writable, "--driver", "md,size=4M", "--num-queues", "8")
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{socket, "--queues", "1,5"}, "vdev: a: " + socket + ": 5 queues are wanted, and the back-end has 2"},
+		{[]string{writable, "--versus", socket, "--queues", "1,5"}, "vdev: a: " + socket + ": 5 queues are wanted, and the back-end has 2"},
+		{[]string{writable, "--versus", socket, "--pattern", "randread,randwrite", "--overwrite"}, "vdev: a: " + socket + ": the disk is read-only"},
+	} {
+		status, stdout, stderr := bench(t, tt.args...)
+		if status != exitFailure || stdout != "" || !strings.Contains(stderr, tt.want) || strings.Contains(stderr, "IOPS") {
+			t.Errorf("%q: status %d: %s%s; want %q", tt.args, status, stdout, stderr, tt.want)
+		}
 	}
 }
 
@@ -205,7 +217,18 @@ func TestABackEndThatDiesEndsABenchmark(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "a.sock")
 	p := serving(t, nil, "blk", "--socket-path", socket, "--driver", "md,size=4M")
 	q := start(t, nil, "bench", socket, "--depth", "1", "--length", "1h")
-	p.waitFor("a front-end has connected")
+	// The first connection is there to ask.
+	for timeout := time.After(patience); ; {
+		written, more := p.stderr.read()
+		if strings.Count(written, "a front-end has connected") == 2 {
+			break
+		}
+		select {
+		case <-more:
+		case <-timeout:
+			t.Fatal("no load has begun")
+		}
+	}
 	p.signal(os.Kill)
 	if status := q.wait(); status != exitFailure {
 		t.Errorf("status %d", status)
@@ -223,6 +246,31 @@ func TestAnInterruptEndsABenchmark(t *testing.T) {
 		t.Errorf("status %d", status)
 	}
 	q.waitFor("vdev: randread 4K, event, depth 1: a: ")
+}
+
+func TestWhatWasMeasuredBeforeAnInterruptIsKept(t *testing.T) {
+	dir := t.TempDir()
+	socket, out := filepath.Join(dir, "a.sock"), filepath.Join(dir, "out.txt")
+	if err := os.WriteFile(out, []byte("of yesterday"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	serving(t, nil, "blk", "--socket-path", socket, "--driver", "md,size=4M")
+	q := start(t, nil, "bench", socket, "--depth", "1", "--length", "200ms", "--rounds", "100000", "--output", out)
+	q.waitFor("round 3 of 100000")
+	if text, err := os.ReadFile(out); err != nil || string(text) != "of yesterday" {
+		t.Errorf("while it is measured there is %q, %v", text, err)
+	}
+	q.signal(os.Interrupt)
+	if status := q.wait(); status != exitFailure {
+		t.Errorf("status %d", status)
+	}
+	text, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !regexp.MustCompile(`(?s)randread .*\nIt ended early: .*\nThe last case has \d+ rounds, and not 100000\.\n$`).Match(text) {
+		t.Errorf("written was:\n%s", text)
+	}
 }
 
 func TestABenchmarkThatMeasuredNothingLeavesItsFilesAsTheyWere(t *testing.T) {

@@ -169,10 +169,7 @@ func (c *benchCase) String() string { return fmt.Sprintf("%s, depth %d", c.kind(
 // add takes in what came of a case.
 func (r *benchReport) add(j *load.Job, results [][]load.Result) {
 	c := newBenchCase(j)
-	for i, of := range results {
-		if t := &r.Targets[i]; t.PID == 0 && of[0].PID != 0 {
-			t.PID, t.Command = of[0].PID, commandOf(of[0].PID)
-		}
+	for _, of := range results {
 		c.Results = append(c.Results, newBenchResult(of))
 	}
 	if len(results) == 2 {
@@ -284,6 +281,15 @@ func orDash(v *float64, text func(float64) string) string {
 // starred says of whom the figures tell.
 const starred = "* The load was the limit here: completions were there before they were looked for. The back-end can do more."
 
+// ended tells why there is no more, and how many rounds there are of the last case where there are fewer.
+func (r *benchReport) ended() string {
+	s := "It ended early: " + r.Error
+	if n := len(r.Cases[len(r.Cases)-1].Results[0].Rounds); n < r.Rounds {
+		s += fmt.Sprintf("\nThe last case has %s, and not %d.", count(n, "round"), r.Rounds)
+	}
+	return s
+}
+
 // text writes the report as tables, of 120 columns where names are short.
 func (r *benchReport) text(w io.Writer) error {
 	t := &table{w: w}
@@ -355,7 +361,7 @@ func (r *benchReport) text(w io.Writer) error {
 		line("\n%s", starred)
 	}
 	if r.Error != "" {
-		line("\nIt ended early: %s", r.Error)
+		line("\n%s", r.ended())
 	}
 	return t.err
 }
@@ -412,6 +418,9 @@ func (r *benchReport) figure() *chart.Figure {
 	}
 	if stars {
 		f.Notes = append(f.Notes, starred)
+	}
+	if r.Error != "" {
+		f.Notes = append(f.Notes, strings.Split(r.ended(), "\n")...)
 	}
 	return f
 }
