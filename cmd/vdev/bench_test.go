@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/HdrHistogram/hdrhistogram-go"
 	"github.com/google/go-cmp/cmp"
 
 	"vdev/internal/load"
@@ -40,26 +39,28 @@ func golden(t *testing.T, name string, got []byte) {
 	}
 }
 
-// measured makes the results of rounds of a second with so many requests each.
-func measured(t *testing.T, pid int, waited float64, requests ...uint64) (results []load.Result) {
+// measured makes the results of rounds of a second with so many requests each, of a back-end whose usage is known, or not.
+func measured(t *testing.T, known bool, waited float64, requests ...uint64) (results []load.Result) {
 	t.Helper()
 	for _, n := range requests {
-		h := hdrhistogram.New(1, int64(time.Minute), 3)
+		h := load.NewLatency()
 		for latency, part := range map[time.Duration]float64{3 * time.Microsecond: 0.9, 20 * time.Microsecond: 0.098, 3 * time.Millisecond: 0.002} {
 			if err := h.RecordValues(int64(latency), int64(part*float64(n))); err != nil {
 				t.Fatal(err)
 			}
 		}
-		results = append(results, load.Result{Length: time.Second, Requests: n, Bytes: 4096 * n, Latency: h, Waited: waited, PID: pid,
-			Backend: load.Usage{CPU: time.Duration(n) * 300, Switches: n / 100}, Own: load.Usage{CPU: 900 * time.Millisecond}})
+		results = append(results, load.Result{Length: time.Second, Requests: n, Bytes: 4096 * n, Latency: h, Waited: waited,
+			Own: load.Usage{Known: true, CPU: 900 * time.Millisecond}})
+		if known {
+			results[len(results)-1].Backend = load.Usage{Known: true, CPU: time.Duration(n) * 300, Switches: n / 100}
+		}
 	}
 	return results
 }
 
-// report makes a report of two cases on two targets. No such processes run.
+// report makes a report of two cases on two targets, of which the second one ended early.
 func report(t *testing.T) *benchReport {
 	t.Helper()
-	const nobody = -1
 	c := benchConfig{rounds: 3, targets: []load.Target{{Name: "vdev", Socket: "/run/a.sock"}, {Name: "the <other>", Socket: "/run/b.sock"}}}
 	for _, depth := range []int{1, 32} {
 		c.jobs = append(c.jobs, load.Job{Pattern: load.RandRW, ReadPercent: 70, BlockSize: 4096, Depth: depth, Queues: 1, Warmup: time.Second / 2, Length: time.Second,
@@ -67,8 +68,9 @@ func report(t *testing.T) *benchReport {
 	}
 	r := newBenchReport(&c)
 	r.Time, r.Vdev, r.Machine = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), "v1", benchMachine{CPU: "a processor", Processors: 2, Kernel: "7.0"}
-	r.add(&c.jobs[0], [][]load.Result{measured(t, nobody, 1, 300000, 310000, 290000), measured(t, 0, 1, 200000, 100000, 150000)})
-	r.add(&c.jobs[1], [][]load.Result{measured(t, nobody, 0.01, 4200000, 4000000, 4100000), measured(t, 0, 0.5, 9000, 0, 12000)})
+	r.add(&c.jobs[0], [][]load.Result{measured(t, true, 1, 300000, 310000, 290000), measured(t, false, 1, 200000, 100000, 150000)})
+	r.add(&c.jobs[1], [][]load.Result{measured(t, true, 0.01, 4200000, 4000000), measured(t, false, 0.5, 9000, 0)})
+	r.Targets[0].PID, r.Targets[0].Command = 42, "vdev blk --driver null"
 	r.Error = "interrupted"
 	return r
 }
@@ -90,7 +92,7 @@ func TestAReportAsTextAsJSONAndAsAPicture(t *testing.T) {
 	if err := json.Unmarshal(asJSON.Bytes(), &back); err != nil || len(back.Cases) != 2 {
 		t.Errorf("%d cases, %v", len(back.Cases), err)
 	}
-	wellFormed(t, svg.Bytes(), "vdev and the &lt;other&gt;", "randrw 4K, event: latency", "4.10M*")
+	wellFormed(t, svg.Bytes(), "vdev and the &lt;other&gt;", "randrw 4K, event: latency", "4.10M*", "The last case has 2 rounds")
 }
 
 func wellFormed(t *testing.T, svg []byte, with ...string) {
@@ -287,5 +289,31 @@ func TestABenchmarkThatMeasuredNothingLeavesItsFilesAsTheyWere(t *testing.T) {
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
 		t.Errorf("there are %v, %v", left, err)
+	}
+}
+
+func TestWhatIsNotKnownIsNoFigure(t *testing.T) {
+	known, unknown := measured(t, true, 1, 1000, 1000), measured(t, false, 1, 1000, 1000)
+	nothing, endless := measured(t, true, 1, 1000, 0), measured(t, true, 1, 1000, 1000)
+	endless[1].Length = 0
+	once := measured(t, false, 1, 1000, 1000)
+	once[0].Backend = known[0].Backend
+	for _, of := range [][]load.Result{unknown, once} {
+		if f := newBenchResult(of).Median; f.CPU != nil || f.Switches != nil {
+			t.Errorf("CPU %v, switches %v", *f.CPU, *f.Switches)
+		}
+	}
+	if f := newBenchResult(known).Median; f.CPU == nil || *f.CPU != 300 || f.Switches == nil {
+		t.Errorf("%+v", f)
+	}
+	for _, other := range [][]load.Result{nothing, endless} {
+		for _, pair := range [][2][]load.Result{{known, other}, {other, known}} {
+			if r := newBenchRatio(pair[0], pair[1], (*load.Result).IOPS); r != nil {
+				t.Errorf("%v IOPS and %v: %+v", pair[0][1].IOPS(), pair[1][1].IOPS(), *r)
+			}
+		}
+	}
+	if r := newBenchRatio(known, known, (*load.Result).IOPS); r == nil || *r != (benchRatio{1, 1, 1, 1}) {
+		t.Errorf("%+v", r)
 	}
 }

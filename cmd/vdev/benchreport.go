@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -81,8 +82,8 @@ type benchFigures struct {
 	P99            float64  `json:"latency_p99_ns"`
 	P999           float64  `json:"latency_p99_9_ns"`
 	Max            float64  `json:"latency_max_ns"`
-	CPU            *float64 `json:"backend_cpu_ns_per_request"`           // null where the process cannot be seen
-	Switches       *float64 `json:"backend_context_switches_per_request"` // likewise
+	CPU            *float64 `json:"backend_cpu_ns_per_request,omitempty"`           // not there: not known in all rounds
+	Switches       *float64 `json:"backend_context_switches_per_request,omitempty"` // likewise
 	OwnCPU         float64  `json:"client_cpu_ns_per_request"`
 	Waited         float64  `json:"waited"` // in how many of its turns the load had to wait for completions, from 0 to 1
 }
@@ -93,12 +94,12 @@ type benchQuantile struct {
 	Latency    int64   `json:"latency_ns"`
 }
 
-// benchRatios are figures of the first target in parts of the second one's; null where that has none.
+// benchRatios are figures of the first target divided by the second one's; not there where one of them is not known, or nothing.
 type benchRatios struct {
-	IOPS *benchRatio `json:"iops"`
-	P50  *benchRatio `json:"latency_p50"`
-	P99  *benchRatio `json:"latency_p99"`
-	CPU  *benchRatio `json:"backend_cpu_per_request"`
+	IOPS *benchRatio `json:"iops,omitempty"`
+	P50  *benchRatio `json:"latency_p50,omitempty"`
+	P99  *benchRatio `json:"latency_p99,omitempty"`
+	CPU  *benchRatio `json:"backend_cpu_per_request,omitempty"`
 }
 
 // benchRatio is how one figure compares.
@@ -223,17 +224,17 @@ func figuresOf(of []load.Result, take func(func(*load.Result) float64) float64) 
 		OwnCPU:         take(func(r *load.Result) float64 { return perRequest(r, float64(r.Own.CPU)) }),
 		Waited:         take(func(r *load.Result) float64 { return r.Waited }),
 	}
-	if of[0].PID != 0 {
+	if !slices.ContainsFunc(of, func(r load.Result) bool { return !r.Backend.Known }) {
 		cpu, switches := take(cpuPerRequest), take(func(r *load.Result) float64 { return perRequest(r, float64(r.Backend.Switches)) })
 		f.CPU, f.Switches = &cpu, &switches
 	}
 	return f
 }
 
-// newBenchRatio is nil where a round of b has nothing to compare with.
+// newBenchRatio is nil where a round has nothing to compare.
 func newBenchRatio(a, b []load.Result, figure func(*load.Result) float64) *benchRatio {
-	for i := range b {
-		if figure(&b[i]) == 0 {
+	for _, r := range slices.Concat(a, b) {
+		if v := figure(&r); !(v > 0) || math.IsInf(v, 1) {
 			return nil
 		}
 	}
