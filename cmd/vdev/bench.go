@@ -80,12 +80,25 @@ needs a processor for each queue.
 WHATEVER WRITES (all patterns but read and randread, and --verify) DESTROYS WHAT IS ON THE DISK,
 and is refused without --overwrite.
 
-The latency of a request is the time from when the back-end could see it until it was found
-complete. CPU/REQ is the CPU time of all of the back-end's process, the kernel's on its behalf
+With --verify each round writes all that is used of the disk before the load, with data that tell
+each block from every other and from what it was before, and reads it after the load; --size keeps
+that short. It sees what is lost, stale, damaged or in the wrong place while the back-end runs. It
+cannot see whether data survive a crash or a power failure: nothing is flushed, and what is read
+may come out of a cache.
+
+MB/S is a million bytes per second. +- is half of what lies between the slowest round and the
+fastest, in per cent of the median of IOPS. The latency of a request (MEAN, the percentiles P50 to
+P99.9, and MAX) is the time from when the back-end could see it until it was found complete.
+CPU/REQ is the CPU time of all of the back-end's process for a request, the kernel's on its behalf
 included, and CSW/REQ its context switches; both are of the process that began to listen on the
-socket. Figures with a * tell of the load rather than of the back-end: completions were there
+socket, and not known (-) where that cannot be seen from here, has ended, or is not the one that
+serves. Figures with a * tell of the load rather than of the back-end: completions were there
 before they were looked for, and the back-end can do more than that. A disk that holds nothing
 (--driver null) is no disk, but tells how fast the rings are.
+
+What is impossible is found before the first round. When a later one fails, or upon an interrupt,
+what was measured until then is told all the same. FILEs that are there stay as they are until
+then.
 
 Other processes on the same processors, and processors that share a core, disturb: bind the
 back-end and the client to processors of their own with --backend-cpus and --client-cpus. The
@@ -157,27 +170,27 @@ func newBenchFlags() *benchFlags {
 }
 
 func (f *benchFlags) register(fs *pflag.FlagSet) {
-	fs.Var(&f.pattern, "pattern", "patterns of the load: "+strings.Join(patternNames(), ", ")+" (`NAME,...`)")
+	fs.Var(&f.pattern, "pattern", "patterns of the load: "+strings.Join(patternNames(), ", "))
 	fs.Var(&f.blockSize, "block-size", "sizes of a request, such as 4K,128K")
 	fs.Var(&f.depth, "depth", "how many requests are in flight in each queue")
 	fs.Var(&f.queues, "queues", "how many queues are used, each by a thread of its own")
-	fs.Var(&f.client, "client", "how completions are found: event, poll (`NAME,...`)")
+	fs.Var(&f.client, "client", "how completions are found: event, poll")
 	fs.Var(&f.readPercent, "read-percent", "of the requests of rw and randrw, `N` per cent are reads")
 	fs.StringVar(&f.size, "size", "", "use only the first `BYTES` of the disk, such as 1G (default all)")
 	fs.BoolVar(&f.overwrite, "overwrite", false, "allow what destroys the disk's content: patterns that write, and --verify")
-	fs.BoolVar(&f.verify, "verify", false, "first write all that is used, and look whether everything read is what was written; costs speed")
-	fs.Uint64Var(&f.seed, "seed", 1, "begin random numbers with `N`")
-	fs.DurationVar(&f.length, "length", 2*time.Second, "how long a round counts")
-	fs.DurationVar(&f.warmup, "warmup", 500*time.Millisecond, "how long the load runs before")
+	fs.BoolVar(&f.verify, "verify", false, "write all that is used before each round's load, read it after, and look whether all that is read was written last; costs speed")
+	fs.Uint64Var(&f.seed, "seed", 1, "`N` is the seed of the random numbers; every round has the same ones")
+	fs.DurationVar(&f.length, "length", 2*time.Second, "measure for `TIME` in a round, such as 10s or 500ms")
+	fs.DurationVar(&f.warmup, "warmup", 500*time.Millisecond, "have the load run for `TIME` before that")
 	fs.Var(&f.rounds, "rounds", "measure each case `N` times")
 	fs.Var(&f.clientCPUs, "client-cpus", "bind the threads of the load to these processors in turn, such as 1 or 2-5")
-	fs.Var(&f.backendCPUs, "backend-cpus", "bind the back-end's process to these processors meanwhile")
+	fs.Var(&f.backendCPUs, "backend-cpus", "bind the back-end's process, or both, to these processors in each round")
 	fs.StringVar(&f.versus, "versus", "", "compare with the back-end that listens on `SOCKET`")
 	fs.StringVar(&f.name, "name", "", "call the back-end `NAME` (default by its socket)")
-	fs.StringVar(&f.versusName, "versus-name", "", "call the other one `NAME`")
-	fs.Var(&f.format, "format", "how the figures are written")
+	fs.StringVar(&f.versusName, "versus-name", "", "call the back-end of --versus `NAME` (default by its socket)")
+	fs.Var(&f.format, "format", "how the figures are written; json has those of each round, too")
 	fs.StringVar(&f.output, "output", "", "write them to `FILE`, and not to the standard output")
-	fs.StringVar(&f.svg, "svg", "", "draw a picture of them into `FILE`")
+	fs.StringVar(&f.svg, "svg", "", "draw bars and latency curves into `FILE`")
 }
 
 // config checks what the flags come to together, for the back-end at socket.

@@ -282,6 +282,38 @@ func orDash(v *float64, text func(float64) string) string {
 // starred says of whom the figures tell.
 const starred = "* The load was the limit here: completions were there before they were looked for. The back-end can do more."
 
+// how tells what else the cases have in common; empty where there is nothing to tell.
+func (r *benchReport) how() string {
+	var parts []string
+	c := r.Cases[0]
+	if c.Size > 0 {
+		parts = append(parts, "on the first "+sizeText(c.Size)+" of the disk")
+	}
+	for _, c := range r.Cases {
+		if c.ReadPercent != nil {
+			parts = append(parts, fmt.Sprintf("%d %% reads where they are mixed with writes", *c.ReadPercent))
+			break
+		}
+	}
+	if c.Verify {
+		parts = append(parts, "verified")
+	}
+	if c.ClientCPUs != nil {
+		parts = append(parts, "from "+bound(c.ClientCPUs))
+	}
+	if c.BackendCPUs != nil {
+		parts = append(parts, "back-end on "+bound(c.BackendCPUs))
+	}
+	return strings.Join(parts, ", ")
+}
+
+func bound(cpus cpuList) string {
+	if len(cpus) == 1 {
+		return "processor " + cpus.String()
+	}
+	return "processors " + cpus.String()
+}
+
 // ended tells why there is no more, and how many rounds there are of the last case where there are fewer.
 func (r *benchReport) ended() string {
 	s := "It ended early: " + r.Error
@@ -298,12 +330,15 @@ func (r *benchReport) text(w io.Writer) error {
 	for _, target := range r.Targets {
 		t.row("back-end", "%s: %s", target.Name, cmp.Or(target.Command, target.Socket))
 	}
-	t.row("measured", "by vdev %s, in %s of %gs after %gs", r.Vdev, count(r.Rounds, "round"), r.LengthSeconds, r.WarmupSeconds)
+	t.row("measured", "by vdev %s, in %s of %gs, each after %gs of warm-up", r.Vdev, count(r.Rounds, "round"), r.LengthSeconds, r.WarmupSeconds)
+	if how := r.how(); how != "" {
+		t.row("load", "%s", how)
+	}
 	names := len("TARGET")
 	for _, target := range r.Targets {
 		names = max(names, len(target.Name))
 	}
-	const caseForm = "%-9s %5s %5s %2s %-6s"
+	const caseForm = "%-9s %5s %5s %3s %-6s"
 	caseHead := []any{"PATTERN", "BLOCK", "DEPTH", "Q", "CLIENT"}
 	caseOf := func(c *benchCase) []any {
 		return []any{c.Pattern, sizeText(c.BlockSize), fmt.Sprint(c.Depth), fmt.Sprint(c.Queues), c.Client}
@@ -336,7 +371,7 @@ func (r *benchReport) text(w io.Writer) error {
 	if len(r.Targets) == 2 {
 		form := caseForm + " %8s %8s %8s %8s %8s %8s %8s"
 		line("")
-		line("%s in parts of %s:", r.Targets[0].Name, r.Targets[1].Name)
+		line("%s divided by %s:", r.Targets[0].Name, r.Targets[1].Name)
 		line(form, append(caseHead, "IOPS", "ROUNDS", "LEAST", "MOST", "P50", "P99", "CPU/REQ")...)
 		part := func(r *benchRatio, of func(*benchRatio) float64) string {
 			if r == nil {
@@ -377,6 +412,9 @@ func (r *benchReport) figure() *chart.Figure {
 		fmt.Sprintf("%s, %s, Linux %s; vdev %s, %s", r.Machine.CPU, count(r.Machine.Processors, "processor"), r.Machine.Kernel, r.Vdev, r.Time.Format(time.DateOnly)),
 		fmt.Sprintf("Bars: medians of %s of %gs, and the least and the most of them.", count(r.Rounds, "round"), r.LengthSeconds),
 	}}
+	if how := r.how(); how != "" {
+		f.Notes = append(f.Notes, "Load: "+how+".")
+	}
 	stars := false
 	for from := 0; from < len(r.Cases); {
 		to := from + 1

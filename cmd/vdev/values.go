@@ -162,7 +162,7 @@ func severalNumbers(min, max int, values ...int) several[int] {
 
 // severalChoices is a list of some of a few words.
 func severalChoices(of []string, values ...string) several[string] {
-	return several[string]{values: values, text: func(s string) string { return s }, kind: strings.Join(of, "|"),
+	return several[string]{values: values, text: func(s string) string { return s }, kind: "NAME",
 		parse: func(s string) (string, error) { return s, (&choice{of: of}).Set(s) }}
 }
 
