@@ -123,17 +123,8 @@ func newBenchReport(c *benchConfig) *benchReport {
 
 // thisMachine says where it is measured, as far as the system tells.
 func thisMachine() benchMachine {
-	m := benchMachine{CPU: runtime.GOARCH, Processors: runtime.NumCPU()}
 	release, _ := os.ReadFile("/proc/sys/kernel/osrelease")
-	m.Kernel = strings.TrimSpace(string(release))
-	info, _ := os.ReadFile("/proc/cpuinfo")
-	for line := range strings.Lines(string(info)) {
-		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "model name" {
-			m.CPU = strings.TrimSpace(value)
-			break
-		}
-	}
-	return m
+	return benchMachine{CPU: cmp.Or(load.Field("/proc/cpuinfo", "model name"), runtime.GOARCH), Processors: runtime.NumCPU(), Kernel: strings.TrimSpace(string(release))}
 }
 
 // commandOf returns how a process was called, as far as the system tells.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,7 +33,8 @@ type machine [][2]string
 
 // describe asks the machine and the programs.
 func describe(ctx context.Context, o options) machine {
-	m := machine{{"CPU", fmt.Sprintf("%s, %d cores", fieldOf("/proc/cpuinfo", "model name"), runtime.NumCPU())}, {"Memory", fieldOf("/proc/meminfo", "MemTotal")}}
+	m := machine{{"CPU", fmt.Sprintf("%s, %d cores", cmp.Or(load.Field("/proc/cpuinfo", "model name"), "unknown"), runtime.NumCPU())},
+		{"Memory", cmp.Or(load.Field("/proc/meminfo", "MemTotal"), "unknown")}}
 	for _, c := range []struct {
 		name    string
 		command []string
@@ -53,17 +55,6 @@ func describe(ctx context.Context, o options) machine {
 		m = append(m, [2]string{c.name, strings.Join(strings.Fields(first), " ")})
 	}
 	return m
-}
-
-// fieldOf finds a value in a file of lines "name : value"; "unknown" where it has none.
-func fieldOf(file, name string) string {
-	text, _ := os.ReadFile(file)
-	for line := range strings.Lines(string(text)) {
-		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == name {
-			return strings.TrimSpace(value)
-		}
-	}
-	return "unknown"
 }
 
 func (m machine) print(w io.Writer) {

@@ -52,17 +52,19 @@ func usageOf(pid int) Usage {
 
 // alive tells whether a process is there and has not ended. pid 0 is nobody.
 func alive(pid int) bool {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return false
-	}
+	state := Field(fmt.Sprintf("/proc/%d/status", pid), "State")
+	return state != "" && state[0] != 'Z' // Z: its parent has not waited for it yet (proc_pid_status(5))
+}
+
+// Field gives what a file of lines "name: value", such as /proc/cpuinfo, says first of name; nothing where it does not.
+func Field(file, name string) string {
+	text, _ := os.ReadFile(file)
 	for line := range strings.Lines(string(text)) {
-		// One that its parent has not waited for yet (proc_pid_status(5)).
-		if state, ok := strings.CutPrefix(line, "State:"); ok {
-			return !strings.HasPrefix(strings.TrimSpace(state), "Z")
+		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == name {
+			return strings.TrimSpace(value)
 		}
 	}
-	return false
+	return ""
 }
 
 // threads lists the threads of a process.
