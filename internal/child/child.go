@@ -27,7 +27,8 @@ type Program struct {
 	Stdout io.Writer // nil: kept with what it writes to the standard error
 }
 
-// Process is a program that was started. It ends with this process, however that ends, and a terminal's signals do not reach it.
+// Process is a program that was started. It ends with this process, however that ends, but not with it what it has started itself; and a
+// terminal's signals do not reach it.
 type Process struct {
 	cmd   *exec.Cmd
 	said  output
@@ -61,7 +62,9 @@ func Start(p Program) (*Process, error) {
 		err := c.cmd.Start()
 		started <- err
 		if err == nil {
-			c.err = c.cmd.Wait()
+			if c.err = c.cmd.Wait(); errors.Is(c.err, exec.ErrWaitDelay) {
+				c.err = nil // it is the program's own that holds the pipe
+			}
 			close(c.ended)
 		}
 	}()
@@ -104,7 +107,7 @@ func (c *Process) Said() string { return c.said.String() }
 const stopTime = 20 * time.Second
 
 // Stop ends the program and waits for it: by SIGTERM, or, where that is not enough, by SIGKILL, which is an error. It is one, too, where
-// the program has ended by itself before.
+// the program has ended by itself before, or fails at its end.
 func (c *Process) Stop() error {
 	select {
 	case <-c.ended:
@@ -114,6 +117,9 @@ func (c *Process) Stop() error {
 	_ = c.cmd.Process.Signal(syscall.SIGTERM) // which fails where it has ended
 	select {
 	case <-c.ended:
+		if c.err != nil && c.State().String() != "signal: terminated" {
+			return c.Error(errors.New("failed when it was told to end"))
+		}
 		return nil
 	case <-time.After(stopTime):
 	}

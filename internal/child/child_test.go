@@ -83,6 +83,25 @@ func TestAProgramIsToldToStop(t *testing.T) {
 	}
 }
 
+func TestAProgramThatFailsAtItsEndIsAnError(t *testing.T) {
+	c, err := Start(Program{Args: []string{"sh", "-c", "trap 'echo panic; exit 2' TERM; echo begun; while :; do sleep 0.01; done"}, CPU: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for c.Said() != "begun" {
+		time.Sleep(time.Millisecond)
+	}
+	if err := c.Stop(); err == nil || !strings.Contains(err.Error(), "exit status 2") || !strings.Contains(err.Error(), "panic") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestWhatAProgramLeavesBehindIsNoFailure(t *testing.T) {
+	if _, err := Run(t.Context(), Program{Args: []string{"sh", "-c", "sleep 3 & exit 0"}, CPU: -1}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRunTellsHowAProgramEnded(t *testing.T) {
 	var out bytes.Buffer
 	for _, cpu := range []int{-1, 0} {
