@@ -77,7 +77,8 @@ func allocBar(out []byte, ended error) (bar, error) {
 	b := bar{What: "Allocations of a read or a write", Needed: "0, in every layer's test", Measured: fmt.Sprintf("%d tests pass", all), Met: true}
 	if passed := all - len(wrong); ended != nil || passed < all {
 		if ended != nil {
-			wrong = append(wrong, fmt.Sprintf("go test: %v", ended))
+			line, _, _ := strings.Cut(ended.Error(), "\n")
+			wrong = append(wrong, "go test: "+line)
 		}
 		b.Met, b.Measured = false, fmt.Sprintf("**%d of %d tests pass; %s**", passed, all, strings.Join(wrong, "; "))
 	}

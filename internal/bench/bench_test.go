@@ -342,7 +342,14 @@ func TestBarsOnWhatWasDisturbedAreNeitherMetNorMissed(t *testing.T) {
 			t.Errorf("%s: %s, %s", b.What, b.verdict(), b.Measured)
 		}
 	}
-	// One depth of several is enough.
+	// One depth of several is enough, unless another one misses.
+	for got, want := range map[float64]string{2: "disturbed", 1: "missed"} {
+		b := barOf("it", []check{{depth: 1, least: true, limit: 1.5, got: comparison{got, got, got}},
+			{depth: 32, least: true, limit: 1.5, got: comparison{1, 1, 1}, seen: disturbance{Others: 0.04}}})
+		if len(b) != 1 || b[0].verdict() != want {
+			t.Errorf("%v: %+v, not %s", got, b, want)
+		}
+	}
 	cases = some()
 	c := *cases[3]
 	c.Job.Depth, c.Seen = 128, disturbance{Others: 0.04}

@@ -26,13 +26,13 @@ const (
 
 // newFolder makes a folder in parent, and removes those there of runs that were killed.
 func newFolder(parent string) (_ *folder, err error) {
-	others, err := filepath.Glob(filepath.Join(parent, folderPrefix+"*", heldName))
+	others, err := os.ReadDir(parent)
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range others {
-		if err := removeKilled(name); err != nil {
-			return nil, err
+	for _, other := range others {
+		if strings.HasPrefix(other.Name(), folderPrefix) {
+			removeKilled(filepath.Join(parent, other.Name()))
 		}
 	}
 	d := &folder{}
@@ -52,17 +52,20 @@ func newFolder(parent string) (_ *folder, err error) {
 	return d, nil
 }
 
-// removeKilled removes the folder that the file is in, if nobody holds that any more. What is not ours is left.
-func removeKilled(name string) error {
+// removeKilled removes a run's folder if nobody holds it any more, and it can be removed: somebody else's cannot.
+func removeKilled(path string) {
+	name := filepath.Join(path, heldName)
+	if info, err := os.Lstat(name); err != nil || !info.Mode().IsRegular() {
+		return
+	}
 	f, err := os.Open(name)
 	if err != nil {
-		return nil
+		return
 	}
 	defer f.Close()
-	if held, _, err := sys.LockHeld(int(f.Fd()), 0, 0); held || err != nil {
-		return err
+	if held, _, err := sys.LockHeld(int(f.Fd()), 0, 0); err == nil && !held {
+		_ = os.RemoveAll(path)
 	}
-	return os.RemoveAll(filepath.Dir(name))
 }
 
 // remove removes the folder, and all that is in it.
