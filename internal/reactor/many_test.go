@@ -25,22 +25,27 @@ const manySources = 300
 func addMany(t *testing.T, r *Reactor, busy bool) []*many {
 	all := make([]*many, manySources)
 	for i := range all {
-		fd, err := sys.NewEventfd()
-		if err != nil {
-			t.Fatal(err)
-		}
-		m := &many{counter: counter{kick: fd}, busy: busy}
-		r.Do(func() { m.src, err = r.Add(m, fd.Int()) })
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			r.Do(func() { r.Remove(m.src) })
-			fd.Close()
-		})
-		all[i] = m
+		all[i] = addOne(t, r, busy)
 	}
 	return all
+}
+
+// addOne adds a source with a kick descriptor, until the test ends.
+func addOne(t *testing.T, r *Reactor, busy bool) *many {
+	fd, err := sys.NewEventfd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &many{counter: counter{kick: fd}, busy: busy}
+	r.Do(func() { m.src, err = r.Add(m, fd.Int()) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		r.Do(func() { r.Remove(m.src) })
+		fd.Close()
+	})
+	return m
 }
 
 // TestManyIdleSourcesCostNothing once they have worked: the reactor sleeps until something happens, and work for one of them is no reason

@@ -6,8 +6,6 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
-
-	"vdev/internal/sys"
 )
 
 // TestUsageIsTheAverageOfLate: after some seconds of the same it is that, however often it was counted, and when nothing is counted any
@@ -46,29 +44,14 @@ func TestPickAvoidsTheBusyReactor(t *testing.T) {
 	for _, mode := range []Mode{ModeURing, ModeThreads} {
 		t.Run(string(mode), func(t *testing.T) {
 			p := newPoolOf(t, Config{Mode: mode, Reactors: 2})
-			add := func(r *Reactor, busy bool) {
-				fd, err := sys.NewEventfd()
-				if err != nil {
-					t.Fatal(err)
-				}
-				m := &many{counter: counter{kick: fd}, busy: busy}
-				r.Do(func() { m.src, err = r.Add(m, fd.Int()) })
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() {
-					r.Do(func() { r.Remove(m.src) })
-					fd.Close()
-				})
-			}
 			busy, idle := p.reactors[0], p.reactors[1]
 			for range 10 {
-				add(idle, false)
+				addOne(t, idle, false)
 			}
 			if got := p.Pick(); got != busy {
 				t.Error("while both are idle, not the one without Sources was picked")
 			}
-			add(busy, true)
+			addOne(t, busy, true)
 			for p.Pick() != idle {
 				time.Sleep(time.Millisecond)
 			}
