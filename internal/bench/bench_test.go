@@ -248,13 +248,13 @@ func TestServersAreStoppedAndTheirEndIsNoticed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.stop(); err != nil {
+	if err := s.stop(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if s.State() == nil {
 		t.Error("it was not waited for")
 	}
-	if err := s.stop(); err == nil || !strings.HasPrefix(err.Error(), "one: ") || !strings.Contains(err.Error(), "ended before it was told to") {
+	if err := s.stop(t.Context()); err == nil || !strings.HasPrefix(err.Error(), "one: ") || !strings.Contains(err.Error(), "ended before it was told to") {
 		t.Errorf("error %v", err)
 	}
 }

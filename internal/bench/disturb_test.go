@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"os"
 	"strings"
@@ -99,7 +100,7 @@ func busy(t *testing.T) *child.Process {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := c.Stop(); err != nil {
+		if err := c.Stop(context.Background()); err != nil {
 			t.Error(err)
 		}
 	})

@@ -36,17 +36,17 @@ func startServer(ctx context.Context, cpu int, name, socket string, command ...s
 		case <-p.Ended():
 			return nil, s.failed(errors.New("ended at its start"))
 		case <-ctx.Done():
-			return nil, errors.Join(context.Cause(ctx), s.stop())
+			return nil, errors.Join(context.Cause(ctx), s.stop(ctx))
 		case <-deadline:
-			return nil, errors.Join(s.failed(errors.New("has made no socket")), s.stop())
+			return nil, errors.Join(s.failed(errors.New("has made no socket")), s.stop(ctx))
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
 }
 
 // stop ends the server and waits for it. Where it has ended by itself, that is an error. What it has written, if anything, is shown.
-func (s *server) stop() error {
-	if err := s.Stop(); err != nil {
+func (s *server) stop(ctx context.Context) error {
+	if err := s.Stop(ctx); err != nil {
 		return fmt.Errorf("%s: %w", s.name, err)
 	}
 	if said := s.Said(); said != "" {

@@ -275,7 +275,7 @@ func (s *suite) run(ctx context.Context) error {
 // runDisk has everybody serve a disk of one kind, and measures on it.
 func (s *suite) runDisk(ctx context.Context, disk string, ps []plan, idle bool) (err error) {
 	d, err := s.serve(ctx, disk)
-	defer func() { err = errors.Join(err, d.close()) }()
+	defer func() { err = errors.Join(err, d.close(ctx)) }()
 	if err != nil {
 		return err
 	}
@@ -460,10 +460,10 @@ func (d *disks) sync() error {
 }
 
 // close ends everything. The files stay.
-func (d *disks) close() error {
+func (d *disks) close(ctx context.Context) error {
 	var errs []error
 	for _, s := range slices.Backward(d.servers) {
-		errs = append(errs, s.stop())
+		errs = append(errs, s.stop(ctx))
 	}
 	if d.held != nil {
 		errs = append(errs, d.held.Close())

@@ -27,8 +27,8 @@ type Program struct {
 	Stdout io.Writer // nil: kept with what it writes to the standard error
 }
 
-// Process is a program that was started. It ends with this process, however that ends, but not with it what it has started itself; and a
-// terminal's signals do not reach it.
+// Process is a program that was started. It ends with this process, however that ends, and a terminal's signals do not reach it. What it
+// has started itself is told to end when it is, but not where this process is killed.
 type Process struct {
 	cmd   *exec.Cmd
 	said  output
@@ -103,30 +103,46 @@ func (c *Process) Error(err error) error {
 // Said is the last of what the program has written.
 func (c *Process) Said() string { return c.said.String() }
 
-// stopTime is how long a program may take to end.
-const stopTime = 20 * time.Second
+const (
+	// stopTime is how long a program may take to end.
+	stopTime = 20 * time.Second
+	// hurriedTime is how long it may where nobody wants to wait.
+	hurriedTime = time.Second
+)
 
-// Stop ends the program and waits for it: by SIGTERM, or, where that is not enough, by SIGKILL, which is an error. It is one, too, where
-// the program has ended by itself before, or fails at its end.
-func (c *Process) Stop() error {
+// Stop ends the program and waits for it: by SIGTERM, or, where that is not enough or ctx has ended a second ago, by SIGKILL, which is an
+// error. It is one, too, where the program has ended by itself before, or fails at its end.
+func (c *Process) Stop(ctx context.Context) error {
 	select {
 	case <-c.ended:
 		return c.Error(errors.New("ended before it was told to"))
 	default:
 	}
-	_ = c.cmd.Process.Signal(syscall.SIGTERM) // which fails where it has ended
+	c.signal(syscall.SIGTERM)
+	if !c.endsIn(ctx, stopTime) && !c.endsIn(context.Background(), hurriedTime) {
+		c.signal(syscall.SIGKILL)
+		<-c.ended
+		return c.Error(errors.New("did not end on SIGTERM"))
+	}
+	if c.err != nil && c.State().String() != "signal: terminated" {
+		return c.Error(errors.New("failed when it was told to end"))
+	}
+	return nil
+}
+
+// endsIn waits for the program's end, for a time or until ctx ends.
+func (c *Process) endsIn(ctx context.Context, patience time.Duration) bool {
 	select {
 	case <-c.ended:
-		if c.err != nil && c.State().String() != "signal: terminated" {
-			return c.Error(errors.New("failed when it was told to end"))
-		}
-		return nil
-	case <-time.After(stopTime):
+		return true
+	case <-time.After(patience):
+	case <-ctx.Done():
 	}
-	_ = c.cmd.Process.Kill()
-	<-c.ended
-	return c.Error(errors.New("did not end on SIGTERM"))
+	return false
 }
+
+// signal sends a signal to the program and what it has started, whoever of them is left.
+func (c *Process) signal(sig syscall.Signal) { _ = sys.SignalGroup(c.PID(), sig) }
 
 // Run runs a program until it ends. The end of ctx stops it, and its cause is the error then; else that is how the program has failed.
 func Run(ctx context.Context, p Program) (*Process, error) {
@@ -137,7 +153,7 @@ func Run(ctx context.Context, p Program) (*Process, error) {
 	select {
 	case <-c.ended:
 	case <-ctx.Done():
-		if err := c.Stop(); err != nil {
+		if err := c.Stop(ctx); err != nil {
 			return c, errors.Join(context.Cause(ctx), err)
 		}
 		return c, context.Cause(ctx)

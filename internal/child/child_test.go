@@ -53,10 +53,13 @@ func TestAChildEndsWithAParentThatIsKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = parent.Wait() // which was killed
-	name := filepath.Join("/proc", strconv.Itoa(pid), "stat")
+	awaitEnd(pid)
+}
+
+// awaitEnd returns when a process has ended. Where nobody waits for it, it stays as a zombie.
+func awaitEnd(pid int) {
 	for {
-		// Where nobody waits for it, it stays as a zombie.
-		text, err := os.ReadFile(name)
+		text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 		if err != nil || bytes.Contains(text, []byte(") Z ")) {
 			return
 		}
@@ -72,13 +75,13 @@ func TestAProgramIsToldToStop(t *testing.T) {
 	for c.Said() != "begun" {
 		time.Sleep(time.Millisecond)
 	}
-	if err := c.Stop(); err != nil {
+	if err := c.Stop(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if c.State() == nil {
 		t.Error("it was not waited for")
 	}
-	if err := c.Stop(); err == nil || !strings.Contains(err.Error(), "ended before it was told to") || !strings.Contains(err.Error(), "begun") {
+	if err := c.Stop(t.Context()); err == nil || !strings.Contains(err.Error(), "ended before it was told to") || !strings.Contains(err.Error(), "begun") {
 		t.Errorf("when it had ended: %v", err)
 	}
 }
@@ -91,9 +94,40 @@ func TestAProgramThatFailsAtItsEndIsAnError(t *testing.T) {
 	for c.Said() != "begun" {
 		time.Sleep(time.Millisecond)
 	}
-	if err := c.Stop(); err == nil || !strings.Contains(err.Error(), "exit status 2") || !strings.Contains(err.Error(), "panic") {
+	if err := c.Stop(t.Context()); err == nil || !strings.Contains(err.Error(), "exit status 2") || !strings.Contains(err.Error(), "panic") {
 		t.Errorf("error %v", err)
 	}
+}
+
+func TestAProgramThatDoesNotEndIsKilledInTheEnd(t *testing.T) {
+	c, err := Start(Program{Args: []string{"sh", "-c", "trap '' TERM; echo begun; while :; do sleep 0.01; done"}, CPU: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for c.Said() != "begun" {
+		time.Sleep(time.Millisecond)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := c.Stop(ctx); err == nil || !strings.Contains(err.Error(), "did not end on SIGTERM") || !strings.Contains(err.Error(), "signal: killed") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// TestWhatAProgramHasStartedIsToldToEnd: it has the program's output open, which Run waits for.
+func TestWhatAProgramHasStartedIsToldToEnd(t *testing.T) {
+	c, err := Start(Program{Args: []string{"sh", "-c", "sleep 1000 & echo $!; wait"}, CPU: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for c.Said() == "" {
+		time.Sleep(time.Millisecond)
+	}
+	pid, err := strconv.Atoi(c.Said())
+	if err := errors.Join(err, c.Stop(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	awaitEnd(pid)
 }
 
 func TestWhatAProgramLeavesBehindIsNoFailure(t *testing.T) {

@@ -89,7 +89,7 @@ func (c *Config) newFleet(ctx context.Context, cpu, n int, driver string, depth 
 	}
 	defer func() {
 		if err != nil {
-			err = f.close(err)
+			err = f.close(ctx, err)
 		}
 	}()
 	for i := range n {
@@ -106,6 +106,7 @@ func (f *fleet) connect(ctx context.Context, socket string, depth int) error {
 	if err != nil {
 		return err
 	}
+	defer hangUp(ctx, conn)()
 	front := vhostusertest.New(conn)
 	g, err := newGuest(front, depth)
 	if err != nil {
@@ -116,21 +117,29 @@ func (f *fleet) connect(ctx context.Context, socket string, depth int) error {
 	return g.read()
 }
 
-// close ends it all. It returns err, if there is one, as one of the back-end's.
-func (f *fleet) close(err error) error {
+// close ends it all. It returns err, if there is one, as one of the back-end's; the end of ctx is its cause.
+func (f *fleet) close(ctx context.Context, err error) error {
 	for _, g := range f.guests {
 		g.f.Close()
 		g.close()
 	}
-	return stop(f.p, err)
+	return stop(ctx, f.p, err)
 }
 
-// stop ends a back-end. It returns err, if there is one, as one of the back-end's.
-func stop(p *child.Process, err error) error {
+// stop ends a back-end. It returns err, if there is one, as one of the back-end's; the end of ctx is its cause.
+func stop(ctx context.Context, p *child.Process, err error) error {
+	if ctx.Err() != nil {
+		err = context.Cause(ctx) // whatever else that has led to
+	}
 	if err == nil {
-		return p.Stop()
+		return p.Stop(ctx)
 	}
 	err = p.Error(err)
-	_ = p.Stop()
+	_ = p.Stop(ctx)
 	return err
+}
+
+// hangUp hangs up when ctx ends, so that nobody waits for a back-end's answer any more, until done is called.
+func hangUp(ctx context.Context, conn net.Conn) (done func() bool) {
+	return context.AfterFunc(ctx, func() { conn.Close() })
 }

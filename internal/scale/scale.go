@@ -59,7 +59,7 @@ func (c *Config) idle(ctx context.Context, driver string, n int, length time.Dur
 	if err != nil {
 		return r, err
 	}
-	defer func() { err = f.close(err) }()
+	defer func() { err = f.close(ctx, err) }()
 	pid := f.p.PID()
 	if err := sleep(ctx, time.Second); err != nil {
 		return r, err
@@ -105,7 +105,7 @@ func MeasureBusy(ctx context.Context, c Config, driver string, n, depth int, len
 	if err != nil {
 		return r, err
 	}
-	defer func() { err = f.close(err) }()
+	defer func() { err = f.close(ctx, err) }()
 	err = onCPU(c.ClientCPU, func() error {
 		for _, g := range f.guests {
 			if err := g.fill(); err != nil {
@@ -200,11 +200,12 @@ func (c *Config) listen() (_ *os.File, _ *net.UnixConn, err error) {
 }
 
 // serve starts a back-end on one processor, or on any where cpu is negative, calls do with its front-end, and ends both.
-func (c *Config) serve(cpu int, command []string, do func(*child.Process, *vhostusertest.Frontend) error) (err error) {
+func (c *Config) serve(ctx context.Context, cpu int, command []string, do func(*child.Process, *vhostusertest.Frontend) error) (err error) {
 	socket, conn, err := c.listen()
 	if err != nil {
 		return err
 	}
+	defer hangUp(ctx, conn)()
 	f := vhostusertest.New(conn)
 	defer f.Close()
 	p, err := child.Start(child.Program{Args: command, CPU: cpu, File: socket})
@@ -214,7 +215,7 @@ func (c *Config) serve(cpu int, command []string, do func(*child.Process, *vhost
 		return err
 	}
 	defer func() {
-		err = stop(p, err)
+		err = stop(ctx, p, err)
 	}()
 	return do(p, f)
 }
@@ -223,7 +224,7 @@ func (c *Config) serve(cpu int, command []string, do func(*child.Process, *vhost
 // that has waited to be accepted.
 func MeasureStart(ctx context.Context, c Config, command []string) (took time.Duration, err error) {
 	begun := time.Now()
-	err = c.serve(-1, command, func(_ *child.Process, f *vhostusertest.Frontend) error {
+	err = c.serve(ctx, -1, command, func(_ *child.Process, f *vhostusertest.Frontend) error {
 		g, err := newGuest(f, 1)
 		if err != nil {
 			return err
@@ -244,7 +245,7 @@ type Huge struct {
 
 // MeasureHuge gives a back-end a region of guest memory of size bytes.
 func MeasureHuge(ctx context.Context, c Config, command []string, size uint64) (r Huge, err error) {
-	err = c.serve(-1, command, func(p *child.Process, f *vhostusertest.Frontend) error {
+	err = c.serve(ctx, -1, command, func(p *child.Process, f *vhostusertest.Frontend) error {
 		if _, err := f.Handshake(vhostusertest.AllProtocolFeatures); err != nil {
 			return err
 		}
@@ -275,7 +276,7 @@ const beforeStop = 5 * time.Millisecond
 // MeasureStop stops the ring of a guest with depth requests in flight, 0 for an idle one, and starts it again, so many rounds. It
 // returns how long the front-end waits in each, from SET_VRING_ENABLE 0 to the answer to GET_VRING_BASE.
 func MeasureStop(ctx context.Context, c Config, command []string, depth, rounds int) (all []time.Duration, err error) {
-	err = c.serve(c.ServerCPU, command, func(_ *child.Process, f *vhostusertest.Frontend) error {
+	err = c.serve(ctx, c.ServerCPU, command, func(_ *child.Process, f *vhostusertest.Frontend) error {
 		g, err := newGuest(f, max(depth, 1))
 		if err != nil {
 			return err
@@ -314,7 +315,7 @@ func MeasureStopAll(ctx context.Context, c Config, driver string, n, depth int) 
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = f.close(err) }()
+	defer func() { err = f.close(ctx, err) }()
 	if depth > 0 {
 		for _, g := range f.guests {
 			err = errors.Join(err, g.fill())

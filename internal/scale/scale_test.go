@@ -91,6 +91,14 @@ func TestTheEndOfTheContextEndsIt(t *testing.T) {
 			_, err := MeasureStopAll(ctx, Config{VDev: never, Dir: c.Dir}, "null,size=1G", 1, 0)
 			return err
 		},
+		"answer at the start": func(ctx context.Context) error {
+			_, err := MeasureStart(ctx, c, []string{never})
+			return err
+		},
+		"answer, and an end": func(ctx context.Context) error {
+			_, err := MeasureHuge(ctx, c, []string{"sh", "-c", "trap '' TERM; while :; do sleep 0.01; done"}, 1<<40)
+			return err
+		},
 	} {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		time.AfterFunc(100*time.Millisecond, func() { cancel(enough) })

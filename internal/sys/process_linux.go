@@ -14,6 +14,11 @@ func ChildAttr(sig syscall.Signal) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: sig}
 }
 
+// SignalGroup sends sig to all of a process group, named by its leader (kill(2)). Its error is ESRCH where nobody is left in it.
+func SignalGroup(leader int, sig syscall.Signal) error {
+	return os.NewSyscallError("kill", unix.Kill(-leader, sig))
+}
+
 // OpenPath gives a descriptor that stands for what is at path and can do nothing else (O_PATH, open(2)): through /proc/self/fd it
 // can be reached when it has no name any more. It is the caller's.
 func OpenPath(path string) (*FD, error) {
