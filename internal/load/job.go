@@ -57,7 +57,7 @@ type Job struct {
 	BackendCPUs []int
 
 	Warmup time.Duration // not counted
-	Length time.Duration // counted; 0 with Verify: the disk is written, read and looked at, and nothing is measured
+	Length time.Duration // counted; 0 with Verify: the disk is written, read and looked at, and nothing is measured, Idle neither
 
 	// Idle is how long the connection stays when the last request has ended and a second more has passed, with nothing to do:
 	// Result.Idle is of that time. 0: it is not looked at.
@@ -89,7 +89,7 @@ func (j *Job) check() error {
 		return fmt.Errorf("%d queues: must be from 1 to %d", j.Queues, MaxQueues)
 	case j.Size < 0:
 		return fmt.Errorf("size %d: must not be negative", j.Size)
-	case j.Warmup < 0 || j.Length < 0 || j.Length == 0 && !j.Verify || j.Idle < 0:
+	case j.Warmup < 0 || j.Length < 0 || j.Length == 0 && (!j.Verify || j.Idle > 0) || j.Idle < 0:
 		return errors.New("the length must be more than 0, and neither the warm-up nor the idle time less")
 	}
 	return nil
