@@ -51,6 +51,8 @@ type watch struct {
 	cores []int // nil: all
 	// pids are the run's processes, besides this one and its children that have ended and were waited for, which count with it.
 	pids []int
+	// unseen: the run has more, of which it is not known which they are. Others' work cannot be told from theirs, and counts as none.
+	unseen bool
 }
 
 // look is how much there was at a time, since all began.
@@ -192,7 +194,11 @@ func (w watch) undisturbed(spare *int, work func() error) (disturbance, error) {
 		if err != nil {
 			return disturbance{}, err
 		}
-		if seen := after.since(before); !seen.disturbed() || *spare == 0 {
+		seen := after.since(before)
+		if w.unseen {
+			seen.Others = 0
+		}
+		if !seen.disturbed() || *spare == 0 {
 			return seen, nil
 		}
 		*spare--

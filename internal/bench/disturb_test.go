@@ -128,6 +128,12 @@ func TestWhatIsDisturbedIsDoneAgainAsOftenAsItMay(t *testing.T) {
 	if err != nil || !seen.disturbed() || seen.Others == 0 || n != 3 || spare != 0 {
 		t.Errorf("%v, %v after %d, %d left", seen, err, n, spare)
 	}
+	// Where some of the run's own cannot be seen, it is not judged.
+	n = 0
+	seen, err = watch{cores: []int{0}, unseen: true}.undisturbed(&spare, func() error { n++; return work() })
+	if err != nil || seen.Others != 0 || n != 1 {
+		t.Errorf("%v, %v after %d", seen, err, n)
+	}
 	// What the run itself does, disturbs nobody.
 	with, err := watch{pids: []int{pid}}.look()
 	without, err2 := watch{}.look()

@@ -206,7 +206,8 @@ type suite struct {
 	dir string
 	out io.Writer
 
-	pids []int // of what listens at -socket, as far as they can be seen
+	pids   []int // of what listens at -socket, as far as they can be seen
+	unseen bool  // one of them cannot
 
 	cases    []*measured
 	idle     []idleUse
@@ -227,9 +228,12 @@ func (s *suite) meet(ctx context.Context, all []plan) error {
 		if err != nil {
 			return err
 		}
-		if pid != 0 {
-			s.pids = append(s.pids, pid)
+		if pid == 0 {
+			s.unseen = true
+			fmt.Fprintf(s.out, "%s: its process cannot be seen, and so not whether others work beside the run\n", t.Name)
+			continue
 		}
+		s.pids = append(s.pids, pid)
 	}
 	return nil
 }
@@ -321,7 +325,7 @@ func (u *idleUse) cpu() string {
 
 // watch looks at the cores of the back-ends and of the front-end, where whatever works is bound to them, and else at all.
 func (s *suite) watch(d *disks, bound bool) watch {
-	w := watch{pids: slices.Clone(s.pids)}
+	w := watch{pids: slices.Clone(s.pids), unseen: s.unseen}
 	for _, server := range d.servers {
 		w.pids = append(w.pids, server.PID())
 	}
