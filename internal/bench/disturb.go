@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -8,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"vdev/internal/load"
 )
 
 const (
@@ -180,15 +183,16 @@ func (l look) since(before look) disturbance {
 type watched func(spare *int, work func() error) (disturbance, error)
 
 // undisturbed does work, and again while it was disturbed, as often as there are spare tries, which it counts down. It tells what
-// there was in the last one.
+// there was in the last one. Where nothing came of a try because it was disturbed, that is no other.
 func (w watch) undisturbed(spare *int, work func() error) (disturbance, error) {
 	for {
 		before, err := w.look()
 		if err != nil {
 			return disturbance{}, err
 		}
-		if err := work(); err != nil {
-			return disturbance{}, err
+		failed := work()
+		if failed != nil && !errors.Is(failed, load.ErrNoRequest) {
+			return disturbance{}, failed
 		}
 		after, err := w.look()
 		if err != nil {
@@ -199,7 +203,7 @@ func (w watch) undisturbed(spare *int, work func() error) (disturbance, error) {
 			seen.Others = 0
 		}
 		if !seen.disturbed() || *spare == 0 {
-			return seen, nil
+			return seen, failed
 		}
 		*spare--
 	}

@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"vdev/internal/child"
+	"vdev/internal/load"
 )
 
 const statBefore = `cpu  300 30 200 5000 100 0 10 7 50 0
@@ -139,6 +141,15 @@ func TestWhatIsDisturbedIsDoneAgainAsOftenAsItMay(t *testing.T) {
 	without, err2 := watch{}.look()
 	if err := errors.Join(err, err2); err != nil || with.ours <= without.ours || with.others >= without.others {
 		t.Errorf("%+v, %v; without it %+v", with, err, without)
+	}
+	// Nothing may come of what is disturbed. It is done again, and an error in the end.
+	n, spare = 0, 1
+	_, err = watch{cores: []int{0}}.undisturbed(&spare, func() error {
+		n++
+		return errors.Join(work(), fmt.Errorf("the disk: %w", load.ErrNoRequest))
+	})
+	if !errors.Is(err, load.ErrNoRequest) || n != 2 {
+		t.Errorf("%v after %d", err, n)
 	}
 	fails := errors.New("no good")
 	if _, err := (watch{}).undisturbed(&spare, func() error { return fails }); err != fails {

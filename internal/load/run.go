@@ -46,6 +46,10 @@ func NewLatency() *hdrhistogram.Histogram { return hdrhistogram.New(1, maxLatenc
 // maxLatency is what a latency that is longer counts as.
 const maxLatency = int64(time.Minute)
 
+// ErrNoRequest is wrapped by Run's error where there is nothing to tell of a load: on a machine that is busy with something else, or a
+// back-end that takes longer for a request than was measured.
+var ErrNoRequest = errors.New("no request was completed")
+
 // patience is how long a back-end may take to complete a request.
 const patience = 10 * time.Second
 
@@ -164,7 +168,7 @@ func (d *disk) run(ctx context.Context, j *Job) (r Result, err error) {
 	}
 	d.add(&r, j)
 	if r.Requests == 0 && j.Length > 0 {
-		return r, fmt.Errorf("no request was completed in the %v that count: a longer length is needed", j.Length)
+		return r, fmt.Errorf("%w in the %v that count: a longer length is needed", ErrNoRequest, j.Length)
 	}
 	if len(j.BackendCPUs) > 0 && j.Length > 0 && !r.Backend.Known {
 		return r, fmt.Errorf("the back-end was not bound to processors: process %d, which listened on the socket, is not the one that serves", d.pid)
