@@ -62,7 +62,7 @@ func migrate(w *world, args []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	events := target.Events()
+	begun, events := source.Events(), target.Events()
 	parameters := func(downtime time.Duration, bandwidth int64) error {
 		_, err := source.Do(ctx, "migrate-set-parameters", map[string]any{"downtime-limit": downtime.Milliseconds(), "max-bandwidth": bandwidth})
 		return err
@@ -93,7 +93,7 @@ func migrate(w *world, args []string) (string, error) {
 			if err := copied(ctx, source); err != nil {
 				return err
 			}
-			if _, err := source.Console.Guest(ctx, *meanwhile); err != nil {
+			if err := beforeItLeaves(ctx, source, begun, *meanwhile); err != nil {
 				return err
 			}
 			consent.release()
@@ -114,6 +114,22 @@ func migrate(w *world, args []string) (string, error) {
 	source.Kill()
 	w.machine, w.last = target, c
 	return "", nil
+}
+
+// beforeItLeaves has the guest do a command, and tells of a guest that was stopped before it had, by the events since begun: its answer
+// comes elsewhere.
+func beforeItLeaves(ctx context.Context, m *vm.Machine, begun int, command string) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer stop(nil)
+	watching.Go(func() {
+		if m.AwaitEvent(ctx, begun, "STOP", nil) == nil {
+			stop(errors.New("the guest was stopped meanwhile"))
+		}
+	})
+	_, err := m.Console.Guest(ctx, command)
+	return err
 }
 
 // switchoverAck has a machine's migration wait, before the guest is stopped, until the target says on the return path that it may be.

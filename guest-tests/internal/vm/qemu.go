@@ -194,6 +194,10 @@ func (c Config) args() ([]string, error) {
 		"-chardev", "socket,id=console,path=" + consoleSocket + ",logfile=" + consoleLog, "-serial", "chardev:console",
 		"-qmp", "unix:" + monitorSocket + ",server=on,wait=off", "-qmp", "unix:" + meterSocket + ",server=on,wait=off",
 	}
+	if c.QEMU.AtLeast(11, 1) {
+		// Else only a device that asks for it has a migration with switchover-ack wait for the target's consent.
+		args = append(args, "-global", "migration.switchover-ack-legacy=on")
+	}
 	if c.Kernel != "" {
 		args = append(args, "-kernel", c.Kernel, "-append", c.Append)
 	}
