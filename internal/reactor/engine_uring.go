@@ -32,6 +32,9 @@ type uringEngine struct {
 	r    *Reactor
 	ring *uring.Ring
 	fds  map[uint64]int // watches by tag, to renew those that the kernel ends
+
+	slept        int // transfers when it slept last
+	begun, ended int // since then
 }
 
 func newUringEngine(r *Reactor) (*uringEngine, error) {
@@ -88,9 +91,10 @@ func (e *uringEngine) unwatch(_ int, tag uint64) error {
 
 func (e *uringEngine) start(o *op) {
 	// A device that has little to do begins at once, and not when the last of a batch is ready; one that is busy is given more at a time.
-	if n := e.ring.Pending(); n > 0 && n >= e.r.inEngine-1-n {
+	if n := e.ring.Pending(); n > 0 && n >= e.busy()-n {
 		e.submit()
 	}
+	e.begun++
 	s := e.get()
 	s.FD, s.Off, s.UserData = int32(o.fd), uint64(o.off), kindOp<<kindShift|uint64(o.slot)
 	if len(o.data) == 1 {
@@ -118,6 +122,15 @@ func (e *uringEngine) start(o *op) {
 	}
 }
 
+// busy is how many transfers the device has, as far as is known. Many a device tells of the end of a batch when all of it has ended, and
+// the kernel hands out completions in portions: where most of what there was has ended, so has the rest.
+func (e *uringEngine) busy() int {
+	if 2*e.ended >= e.slept {
+		return min(e.begun, e.r.inEngine-1)
+	}
+	return e.r.inEngine - 1
+}
+
 // maxIovecs is the kernel's limit (UIO_MAXIOV); a longer transfer comes back short and goes on.
 const maxIovecs = 1024
 
@@ -134,6 +147,7 @@ func (e *uringEngine) turn() bool {
 }
 
 func (e *uringEngine) sleep(timeout time.Duration) {
+	e.slept, e.begun, e.ended = e.r.inEngine, 0, 0
 	if err := e.ring.Wait(timeout); err != nil {
 		panic(fmt.Sprintf("reactor: %v", err))
 	}
@@ -153,6 +167,7 @@ func (e *uringEngine) reap() (worked bool) {
 		switch c.UserData >> kindShift {
 		case kindOp:
 			o := e.r.ops[number]
+			e.ended++
 			if c.Res < 0 {
 				o.ended(0, syscall.Errno(-c.Res))
 			} else {

@@ -111,7 +111,11 @@ type Reactor struct {
 	calling  *op   // the last one whose call might have waited
 	files    []file
 	stop     bool
-	pollFor  time.Duration // how long to look for work before sleeping, adapted
+	kicked   bool          // a kick ended the last sleep, perhaps with others
+	level    int           // inflight when it began
+	pollFor  time.Duration // how long to look for work before sleeping while the engine has no transfer, adapted
+	replyFor time.Duration // and while it has some
+	looked   time.Duration // how long that was done in vain before this sleep
 	clock    time.Duration // see Clock
 	rounds   uint32
 	yielded  time.Duration // when the runtime had a look, by clock
@@ -383,8 +387,19 @@ func (r *Reactor) flush() {
 }
 
 // linger looks for work for the adapted time, without asking for notification, and tells whether it found any.
+//
+// While the engine has transfers, their end is slept for. But a driver that has just been shown what has ended may be about to go on
+// with as much, and the disk has less to do until it is given that.
 func (r *Reactor) linger() (worked bool, lost *op) {
-	if r.pollFor <= 0 || len(r.active) == 0 || r.inEngine > 0 {
+	most := r.pollFor
+	if r.inEngine > 0 {
+		most = r.replyFor
+		if r.inflight >= r.level {
+			most = 0
+		}
+	}
+	r.looked = 0
+	if most <= 0 || len(r.active) == 0 {
 		return false, nil
 	}
 	for start := time.Now(); ; {
@@ -396,7 +411,7 @@ func (r *Reactor) linger() (worked bool, lost *op) {
 				return true, lost
 			}
 		}
-		if time.Since(start) >= r.pollFor {
+		if r.looked = time.Since(start); r.looked >= most {
 			return false, nil
 		}
 		// Where cores are few, whoever would give us work may be waiting for this one.
@@ -441,12 +456,19 @@ func (r *Reactor) rest() {
 		r.asleep.Store(false)
 		return
 	}
+	busy := r.inEngine > 0
+	r.level, r.kicked = r.inflight, false
 	start := r.Now()
 	r.eng.sleep(timeout)
 	r.asleep.Store(false)
 	slept := r.Now() - start
 	r.yielded = r.clock
-	r.adapt(slept)
+	switch waited := r.looked + slept; {
+	case !busy:
+		r.pollFor = adapted(r.pollFor, waited, r.pollMax)
+	case r.kicked:
+		r.replyFor = adapted(r.replyFor, waited, min(r.pollMax, maxReply))
+	}
 	r.slept += slept
 	r.count()
 	r.flush()
@@ -465,21 +487,23 @@ func (r *Reactor) count() {
 // polledPause is how long a Source without a kick descriptor waits at most for its next Poll.
 const polledPause = time.Millisecond
 
-// minPoll is the shortest time worth looking for work at all.
-const minPoll = 4 * time.Microsecond
+const (
+	// minPoll is the shortest time worth looking for work at all.
+	minPoll = 4 * time.Microsecond
+	// maxReply is for how long a driver's reply is looked for at most while the engine has transfers.
+	maxReply = 16 * time.Microsecond
+)
 
-// adapt sets how long to look before the next sleep from how long this one took: if looking longer (but no longer than
-// pollMax) would have spared it, look longer; if it was far too long for that, look less.
-func (r *Reactor) adapt(slept time.Duration) {
-	switch {
-	case slept <= r.pollMax:
-		r.pollFor = min(max(r.pollFor*2, minPoll), r.pollMax)
-	default:
-		r.pollFor /= 2
-		if r.pollFor < minPoll {
-			r.pollFor = 0
-		}
+// adapted returns how long to look before the next sleep, for the time that it was before this one and how long there was no work: if
+// looking longer (but no longer than most) would have spared the sleep, longer; if there was none for far too long for that, less.
+func adapted(look, waited, most time.Duration) time.Duration {
+	if waited <= most {
+		return min(max(look*2, minPoll), most)
 	}
+	if look /= 2; look < minPoll {
+		return 0
+	}
+	return look
 }
 
 func (r *Reactor) runPosted() {
@@ -507,6 +531,7 @@ func (r *Reactor) runPosted() {
 
 // woken is called by the engine for each watch that fired.
 func (r *Reactor) woken(tag uint64) {
+	r.kicked = true
 	if s := r.sources[tag]; s != nil {
 		s.Wake()
 	}

@@ -192,6 +192,73 @@ func TestABatchIsSubmittedByDoublingParts(t *testing.T) {
 	}
 }
 
+// TestABatchBeginsAnewWhenMostHasEnded: the rest has ended, too, as far as that can be known, and the device has nothing to do.
+func TestABatchBeginsAnewWhenMostHasEnded(t *testing.T) {
+	p := newPool(t, ModeURing)
+	rd, wr, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rd.Close()
+	const n = 16
+	r, done := p.Pick(), &result{ch: make(chan struct{}, 2*n)}
+	start := func() {
+		r.ReadAt(&devsw.Buf{Flags: devsw.BMayBlock, Data: [][]byte{make([]byte, 1)}, Bcount: 1}, int(rd.Fd()), 0, done)
+	}
+	r.Do(func() {})
+	for _, c := range []struct {
+		ended int
+		want  []int // to be submitted, after each start
+	}{
+		{n/2 - 1, []int{1, 2, 3, 4}},
+		{n / 2, []int{1, 1, 1, 2}},
+	} {
+		var left []int
+		r.Do(func() {
+			e := r.eng.(*uringEngine)
+			for r.inEngine < n {
+				start()
+			}
+			e.submit()
+			e.slept, e.begun, e.ended = n, 0, c.ended
+			for range c.want {
+				start()
+				left = append(left, e.ring.Pending())
+			}
+			e.submit()
+		})
+		if !slices.Equal(left, c.want) {
+			t.Errorf("with %d of %d ended, to be submitted: %v, want %v", c.ended, n, left, c.want)
+		}
+	}
+	wr.Close()
+	for range n + 8 {
+		<-done.ch
+	}
+}
+
+// TestTheLookForWorkIsAsLongAsItPays, and no longer.
+func TestTheLookForWorkIsAsLongAsItPays(t *testing.T) {
+	const most = 100 * time.Microsecond
+	for _, c := range []struct{ response, want time.Duration }{
+		{30 * time.Microsecond, 30 * time.Microsecond},
+		{most, most},
+		{most + 1, 0},
+		{time.Second, 0},
+	} {
+		for _, look := range []time.Duration{0, minPoll, most} {
+			for range 20 {
+				if look < c.response { // else it is found by looking
+					look = adapted(look, c.response, most)
+				}
+			}
+			if look < c.want || c.want == 0 && look > 0 {
+				t.Errorf("for work after %v it is looked for %v", c.response, look)
+			}
+		}
+	}
+}
+
 func TestCancelTakesBackWhatNoThreadHasBegun(t *testing.T) {
 	r := newPool(t, ModeThreads).Pick()
 	d := newResult()
