@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -23,6 +24,9 @@ type Pool struct {
 	reactors []*Reactor
 	workers  *crew // nil in io_uring mode
 	mode     Mode
+
+	mu       sync.Mutex
+	expected []usage // of each reactor, of Sources that were to be added to it and may not have been counted yet
 }
 
 // Config says how a Pool is made.
@@ -60,31 +64,37 @@ func NewPool(c Config) (*Pool, error) {
 		}
 		p.reactors = append(p.reactors, r)
 	}
+	p.expected = make([]usage, len(p.reactors))
 	return p, nil
 }
 
 // Mode tells how the Pool's reactors work.
 func (p *Pool) Mode() Mode { return p.mode }
 
-// newSource is what a new Source is expected to take of a reactor until that has been counted.
+// newSource is what a new Source is expected to take of a reactor. It fades like all else: by then it has been counted.
 const newSource = 0.25
 
 // usageSteps is into how many steps usage is divided: in what is smaller reactors do not differ.
 const usageSteps = 8
 
-// Pick returns the reactor that has worked least in the last second or so, of several the one with the fewest Sources: many that are idle
-// are less than one that is busy. Any goroutine.
+// Pick returns the reactor for a new Source: the one that has worked least in the last second or so, of several the one with the fewest
+// Sources. Many that are idle are less than one that is busy. Those for whom it was picked of late count, too, though they may not have
+// been added yet. Any goroutine.
 func (p *Pool) Pick() *Reactor {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	now := time.Since(epoch)
-	var best *Reactor
+	var best int
 	var least [2]int64
-	for _, r := range p.reactors {
-		load := [2]int64{int64(math.Round(usageSteps * r.usage.now(now))), r.load.Load()}
-		if best == nil || slices.Compare(load[:], least[:]) < 0 {
-			best, least = r, load
+	for i, r := range p.reactors {
+		usage := r.worked(now) + p.expected[i].now(now)
+		load := [2]int64{int64(math.Round(usageSteps * usage)), r.load.Load()}
+		if i == 0 || slices.Compare(load[:], least[:]) < 0 {
+			best, least = i, load
 		}
 	}
-	return best
+	p.expected[best].add(now, newSource)
+	return p.reactors[best]
 }
 
 // Close ends the reactors, after their transfers in flight; it waits for that. All Sources must have been removed.

@@ -67,9 +67,8 @@ type engine interface {
 	cancel(o *op)
 	// turn submits what was started, runs what has completed, and tells whether anything had. It does not sleep.
 	turn() bool
-	// sleep is turn, waiting for at most timeout (negative: no limit) for a completion, a watched descriptor or wake.
+	// sleep submits, and waits for at most timeout (negative: no limit) for something that turn runs, or for Reactor.wakeFD.
 	sleep(timeout time.Duration)
-	// A sleep ends when Reactor.wakeFD is signalled, too.
 	close()
 }
 
@@ -111,16 +110,16 @@ type Reactor struct {
 	calling  *op   // the last one whose call might have waited
 	files    []file
 	stop     bool
-	kicked   bool          // a kick ended the last sleep, perhaps with others
-	level    int           // inflight when it began
+	level    int           // inflight when the last sleep began
+	kicked   bool          // a kick has come since
 	pollFor  time.Duration // how long to look for work before sleeping while the engine has no transfer, adapted
 	replyFor time.Duration // and while it has some
-	looked   time.Duration // how long that was done in vain before this sleep
+	looked   time.Duration // how long that was done in vain, the last time
 	clock    time.Duration // see Clock
 	rounds   uint32
 	yielded  time.Duration // when the runtime had a look, by clock
 	counted  time.Duration // when usage was, by clock
-	slept    time.Duration // since then
+	idled    time.Duration // slept, or looked for work in vain, since then
 	spare    []func()
 
 	write func(fd int, iov []sys.Iovec, off int64) (int, syscall.Errno) // sys.WriteWaiting, but in tests
@@ -171,7 +170,8 @@ func (r *Reactor) post(fn func()) (woke bool) {
 // Do runs fn on the reactor and returns when it has run: a barrier behind all that was posted before. Any goroutine but
 // the reactor's own.
 //
-// It is soon there, as a rule, and to be put to sleep and woken up costs more: so Do looks for a moment before it sleeps.
+// A reactor that had to be woken has nothing else to do, as a rule, and to be put to sleep and woken up as well costs more than that: then
+// Do looks for a moment before it sleeps.
 func (r *Reactor) Do(fn func()) {
 	var ran atomic.Bool
 	done := make(chan struct{})
@@ -186,6 +186,8 @@ func (r *Reactor) Do(fn func()) {
 		if ran.Load() {
 			return
 		}
+		// It may need the processor of Go's that this goroutine has.
+		runtime.Gosched()
 	}
 	<-done
 }
@@ -228,7 +230,6 @@ func (r *Reactor) Add(p Poller, kick int) (*Source, error) {
 		return nil, err
 	}
 	r.load.Add(1)
-	r.usage.expect(r.Now(), newSource)
 	s.p.Disarm()
 	return s, nil
 }
@@ -402,6 +403,7 @@ func (r *Reactor) linger() (worked bool, lost *op) {
 	if most <= 0 || len(r.active) == 0 {
 		return false, nil
 	}
+	defer func() { r.idled += r.looked }()
 	for start := time.Now(); ; {
 		for range 8 {
 			if r.hasPosted.Load() {
@@ -462,16 +464,19 @@ func (r *Reactor) rest() {
 	r.eng.sleep(timeout)
 	r.asleep.Store(false)
 	slept := r.Now() - start
-	r.yielded = r.clock
+	if slept >= yieldEvery {
+		r.yielded = r.clock
+	}
+	r.idled += slept
+	r.count()
+	r.eng.turn()
+	r.flush()
 	switch waited := r.looked + slept; {
 	case !busy:
 		r.pollFor = adapted(r.pollFor, waited, r.pollMax)
 	case r.kicked:
 		r.replyFor = adapted(r.replyFor, waited, min(r.pollMax, maxReply))
 	}
-	r.slept += slept
-	r.count()
-	r.flush()
 }
 
 // count counts what there was to do, now and then.
@@ -480,8 +485,8 @@ func (r *Reactor) count() {
 	if since < yieldEvery {
 		return
 	}
-	r.usage.count(r.clock, 1-r.slept.Seconds()/since.Seconds())
-	r.counted, r.slept = r.clock, 0
+	r.usage.count(r.clock, 1-min(r.idled.Seconds()/since.Seconds(), 1))
+	r.counted, r.idled = r.clock, 0
 }
 
 // polledPause is how long a Source without a kick descriptor waits at most for its next Poll.

@@ -18,20 +18,33 @@ const usageFades = time.Second
 
 // now returns the share at a time, since epoch, if there was no work since it was counted last.
 func (u *usage) now(at time.Duration) float64 {
+	return math.Float64frombits(u.share.Load()) * u.kept(at)
+}
+
+// kept is what counts at a time of what was when it was counted last, from 0 to 1.
+func (u *usage) kept(at time.Duration) float64 {
 	since := max(at-time.Duration(u.at.Load()), 0)
-	return math.Float64frombits(u.share.Load()) * math.Exp(-since.Seconds()/usageFades.Seconds())
+	return math.Exp(-since.Seconds() / usageFades.Seconds())
 }
 
 // count says that of the time since the last call a share was work. On the reactor.
 func (u *usage) count(at time.Duration, share float64) {
-	since := at - time.Duration(u.at.Load())
-	u.set(at, u.now(at)+share*(1-math.Exp(-since.Seconds()/usageFades.Seconds())))
+	u.set(at, u.now(at)+share*(1-u.kept(at)))
 }
 
-// expect says that there is about to be more work, for so large a share. It fades like all else: then it was counted. On the reactor.
-func (u *usage) expect(at time.Duration, share float64) { u.set(at, min(u.now(at)+share, 1)) }
+// add says that there is more, at once.
+func (u *usage) add(at time.Duration, share float64) { u.set(at, u.now(at)+share) }
 
 func (u *usage) set(at time.Duration, share float64) {
 	u.share.Store(math.Float64bits(share))
 	u.at.Store(int64(at))
+}
+
+// worked is the reactor's usage at a time, since epoch. What it is in the middle of counts as work, however long a round is. Any goroutine.
+func (r *Reactor) worked(at time.Duration) float64 {
+	share := r.usage.now(at)
+	if !r.asleep.Load() {
+		share += 1 - r.usage.kept(at)
+	}
+	return share
 }

@@ -2,10 +2,15 @@ package reactor
 
 import (
 	"math"
+	"os"
+	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
 	"pgregory.net/rapid"
+
+	"vdev/devsw"
 )
 
 // TestUsageIsTheAverageOfLate: after some seconds of the same it is that, however often it was counted, and when nothing is counted any
@@ -29,38 +34,111 @@ func TestUsageIsTheAverageOfLate(t *testing.T) {
 	})
 }
 
-func TestUsageThatIsExpectedIsNeverMoreThanAll(t *testing.T) {
-	var u usage
-	for range 10 {
-		u.expect(time.Second, newSource)
-	}
-	if got := u.now(time.Second); got != 1 {
-		t.Errorf("it is %v", got)
-	}
-}
-
 // TestPickAvoidsTheBusyReactor, though the other one has many Sources that are idle.
 func TestPickAvoidsTheBusyReactor(t *testing.T) {
+	usages(t, func(t *testing.T, p *Pool) {
+		idle, busy := p.reactors[0], p.reactors[1]
+		for range 10 {
+			addOne(t, idle, false)
+		}
+		if got := p.Pick(); got != busy {
+			t.Error("while both are idle, not the one without Sources was picked")
+		}
+		addOne(t, busy, true)
+		for busy.worked(time.Since(epoch)) < 0.9 || idle.worked(time.Since(epoch)) > 0.1 {
+			time.Sleep(time.Millisecond)
+		}
+		if p.Pick() != idle {
+			t.Error("the busy one was picked")
+		}
+	})
+}
+
+// TestPickSpreadsThoseThatStartTogether, of whom none has been added when the last is picked for.
+func TestPickSpreadsThoseThatStartTogether(t *testing.T) {
+	usages(t, func(t *testing.T, p *Pool) {
+		const n = 32
+		picked := make(chan *Reactor)
+		for range 2 * n {
+			go func() { picked <- p.Pick() }()
+		}
+		count := make(map[*Reactor]int)
+		for range 2 * n {
+			count[<-picked]++
+		}
+		for i, r := range p.reactors {
+			if count[r] < n/2 {
+				t.Errorf("reactor %d was picked %d times of %d", i, count[r], 2*n)
+			}
+		}
+	})
+}
+
+// TestCompletionsAreWork: a reactor that does nothing but to follow up transfers, and sleeps until the next one has ended, has worked for
+// that time and not for the rest.
+func TestCompletionsAreWork(t *testing.T) {
+	usages(t, func(t *testing.T, p *Pool) {
+		r := p.reactors[0]
+		f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		w := &worker{r: r, fd: int(f.Fd()), data: make([]byte, 4096), ended: make(chan struct{})}
+		before := r.worked(time.Since(epoch))
+		r.Do(w.next)
+		<-w.ended
+		if after := r.worked(time.Since(epoch)); after < before+0.2 {
+			t.Errorf("usage was %.2f, and after half a second of nothing but completions it is %.2f", before, after)
+		}
+	})
+}
+
+// worker reads again and again, for half a second, and takes its time with what it has read.
+type worker struct {
+	r     *Reactor
+	fd    int
+	data  []byte
+	buf   devsw.Buf
+	busy  time.Duration
+	ended chan struct{}
+}
+
+func (w *worker) next() {
+	w.buf = devsw.Buf{Op: devsw.BRead, Data: [][]byte{w.data}, Bcount: int64(len(w.data)), Flags: devsw.BMayBlock}
+	w.r.ReadAt(&w.buf, w.fd, 0, w)
+}
+
+func (w *worker) AIODone(*devsw.Buf, int64, syscall.Errno) {
+	const each = time.Millisecond
+	for begun := time.Now(); time.Since(begun) < each; {
+	}
+	if w.busy += each; w.busy >= time.Second/2 {
+		close(w.ended)
+		return
+	}
+	w.next()
+}
+
+// TestARoundCountsWhileItLasts: whoever is not done with its work for long does not pass for idle meanwhile.
+func TestARoundCountsWhileItLasts(t *testing.T) {
+	usages(t, func(t *testing.T, p *Pool) {
+		r := p.reactors[0]
+		for r.worked(time.Since(epoch)) > 0.1 {
+			time.Sleep(time.Millisecond)
+		}
+		release := make(chan struct{})
+		r.Post(func() { <-release })
+		defer close(release)
+		for r.worked(time.Since(epoch)) < 0.9 {
+			time.Sleep(time.Millisecond)
+		}
+	})
+}
+
+// usages runs a test with two reactors of each mode.
+func usages(t *testing.T, f func(t *testing.T, p *Pool)) {
 	for _, mode := range []Mode{ModeURing, ModeThreads} {
-		t.Run(string(mode), func(t *testing.T) {
-			p := newPoolOf(t, Config{Mode: mode, Reactors: 2})
-			busy, idle := p.reactors[0], p.reactors[1]
-			for range 10 {
-				addOne(t, idle, false)
-			}
-			if got := p.Pick(); got != busy {
-				t.Error("while both are idle, not the one without Sources was picked")
-			}
-			addOne(t, busy, true)
-			for p.Pick() != idle {
-				time.Sleep(time.Millisecond)
-			}
-			for busy.usage.now(time.Since(epoch)) < 0.9 || idle.usage.now(time.Since(epoch)) > 0.1 {
-				time.Sleep(time.Millisecond)
-			}
-			if p.Pick() != idle {
-				t.Error("the busy one was picked")
-			}
-		})
+		t.Run(string(mode), func(t *testing.T) { f(t, newPoolOf(t, Config{Mode: mode, Reactors: 2})) })
 	}
 }
