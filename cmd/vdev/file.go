@@ -10,8 +10,8 @@ import (
 	"path/filepath"
 )
 
-// file is one that a command makes. Until it is written nothing is changed of what is there by its name, and it is never there in part.
-// nil is none.
+// file is one that a command makes. Until it is written nothing is changed of what is there by its name, and it is never there in part,
+// but where the system does not let it be replaced: then it is written over. nil is none.
 type file struct {
 	to   *os.File
 	name string // what it becomes; empty where it is written as it is, being no regular file or one of the program's own outputs
@@ -62,16 +62,40 @@ func createFile(name string) (*file, error) {
 	return made, nil
 }
 
-// write has do write the file, which is there then.
+// write has do write the file, which is there then. What cannot be brought there stays where it was written, and the error names that.
 func (f *file) write(do func(io.Writer) error) error {
 	if f == nil {
 		return nil
 	}
-	err := errors.Join(do(f.to), f.close())
-	if err == nil && f.name != "" {
-		err = os.Rename(f.to.Name(), f.name)
+	if err := errors.Join(do(f.to), f.close()); err != nil || f.name == "" {
+		return err
 	}
-	return err
+	written := f.to.Name()
+	err := os.Rename(written, f.name)
+	if err == nil {
+		return nil
+	}
+	// What something is mounted on, or is somebody else's in a sticky folder, cannot be replaced, and yet be written.
+	if cerr := writeOver(f.name, written); cerr != nil {
+		f.name = "" // discard leaves it
+		return fmt.Errorf("%w, %w: what was to be written is in %s", err, cerr, written)
+	}
+	return nil
+}
+
+// writeOver writes what is in the file from into the file name, which is there.
+func writeOver(name, from string) error {
+	r, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	w, err := os.OpenFile(name, os.O_WRONLY|os.O_TRUNC, 0)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(w, r)
+	return errors.Join(err, w.Close())
 }
 
 // close closes what is not the program's own.
@@ -82,7 +106,7 @@ func (f *file) close() error {
 	return f.to.Close()
 }
 
-// discard forgets a file. One that was written stays.
+// discard forgets a file. One that was written stays, wherever it is.
 func (f *file) discard() {
 	if f == nil {
 		return

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -57,6 +58,51 @@ func TestAFileIsThereWholeOrAsItWas(t *testing.T) {
 		if left, err := os.ReadDir(dir); err != nil || len(left) != 2 {
 			t.Errorf("there are %v, %v", left, err)
 		}
+	}
+}
+
+func TestAFileThatCannotBeReplacedIsWrittenOver(t *testing.T) {
+	dir := t.TempDir()
+	there, err := os.Create(filepath.Join(dir, "there"))
+	if err == nil {
+		_, err = there.WriteString("something longer, of yesterday")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer there.Close()
+	f, err := createFile(filepath.Join(dir, "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Nothing can be renamed to this name, and the file can be opened by it.
+	f.name = fmt.Sprintf("/proc/self/fd/%d", there.Fd())
+	if err := f.write(writing("new", nil)); err != nil {
+		t.Error(err)
+	}
+	f.discard()
+	if text, err := os.ReadFile(there.Name()); err != nil || string(text) != "new" {
+		t.Errorf("there is %q, %v", text, err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("there are %v, %v", left, err)
+	}
+}
+
+func TestWhatCannotBeBroughtToItsFileIsKept(t *testing.T) {
+	dir := t.TempDir()
+	name := filepath.Join(dir, "f")
+	f, err := createFile(name)
+	if err := errors.Join(err, os.Mkdir(name, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	written := f.to.Name()
+	if err := f.write(writing("text", nil)); err == nil || !strings.Contains(err.Error(), name) || !strings.HasSuffix(err.Error(), " is in "+written) {
+		t.Errorf("error %v, want one that names %s", err, written)
+	}
+	f.discard()
+	if text, err := os.ReadFile(written); err != nil || string(text) != "text" {
+		t.Errorf("there is %q, %v", text, err)
 	}
 }
 
