@@ -123,7 +123,15 @@ root's; the worker threads of its io_uring, which are the kernel's, stay where t
 			if err != nil {
 				return err
 			}
-			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+			// A pipe that nobody reads any more, or a terminal that goes away, must not leave the back-end bound. The system and the
+			// runtime both tell of the pipe, and each time.
+			ctx, unpipe := signal.NotifyContext(cmd.Context(), syscall.SIGPIPE)
+			defer unpipe()
+			signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+			if !signal.Ignored(syscall.SIGHUP) { // as nohup(1) has it
+				signals = append(signals, syscall.SIGHUP)
+			}
+			ctx, stop := signal.NotifyContext(ctx, signals...)
 			defer stop()
 			context.AfterFunc(ctx, stop) // the second signal ends it at once
 			if err := c.run(ctx, cmd.OutOrStdout(), cmd.ErrOrStderr()); err != nil {
@@ -331,10 +339,20 @@ func (c *benchConfig) run(ctx context.Context, stdout, stderr io.Writer) (err er
 		}
 		return r.text(w)
 	}
-	if out == nil {
-		err = errors.Join(err, text(stdout))
+	// What is lost when the standard output has gone away comes last. A file may be that, too.
+	writes := []func() error{
+		func() error { return picture.write(r.figure().Write) },
+		func() error { return out.write(text) },
 	}
-	return errors.Join(err, out.write(text), picture.write(r.figure().Write))
+	if out == nil {
+		writes = append(writes, func() error { return text(stdout) })
+	} else if picture.own() {
+		slices.Reverse(writes)
+	}
+	for _, write := range writes {
+		err = errors.Join(err, write())
+	}
+	return err
 }
 
 // measure has the report know of each case, and says on stderr how far it is.

@@ -8,9 +8,11 @@ import (
 	"flag"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -241,13 +243,62 @@ func TestABackEndThatDiesEndsABenchmark(t *testing.T) {
 func TestAnInterruptEndsABenchmark(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "a.sock")
 	serving(t, nil, "blk", "--socket-path", socket, "--driver", "md,size=4M")
-	q := start(t, nil, "bench", socket, "--depth", "1", "--length", "1h")
-	q.waitFor("1 case")
-	q.signal(os.Interrupt)
-	if status := q.wait(); status != exitFailure {
-		t.Errorf("status %d", status)
+	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
+		q := start(t, nil, "bench", socket, "--depth", "1", "--length", "1h")
+		q.waitFor("1 case")
+		q.signal(sig)
+		if status := q.wait(); status != exitFailure {
+			t.Errorf("%v: status %d", sig, status)
+		}
+		q.waitFor("vdev: randread 4K, event, depth 1: a: ")
 	}
-	q.waitFor("vdev: randread 4K, event, depth 1: a: ")
+}
+
+func TestAPictureIsThereWhenTheStandardOutputHasGone(t *testing.T) {
+	dir := t.TempDir()
+	socket, svg, out := filepath.Join(dir, "a.sock"), filepath.Join(dir, "x.svg"), filepath.Join(dir, "x.txt")
+	serving(t, nil, "blk", "--socket-path", socket, "--driver", "md,size=4M")
+	for file, args := range map[string][]string{
+		svg: {"--svg", svg},
+		out: {"--svg", "/dev/stdout", "--output", out},
+	} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Close()
+		q := exec.Command("vdev", append([]string{"bench", socket, "--depth", "1", "--warmup", "0s", "--length", "1s", "--rounds", "1"}, args...)...)
+		q.Stdout = w
+		r.Close()
+		if err := q.Run(); err == nil {
+			t.Errorf("%q: nobody has read, and it ended with status 0", args)
+		}
+		if info, err := os.Stat(file); err != nil || info.Size() == 0 {
+			t.Errorf("%q: %v", args, err)
+		}
+	}
+}
+
+func TestABenchmarkThatNobodyWatchesEnds(t *testing.T) {
+	dir := t.TempDir()
+	socket, out := filepath.Join(dir, "a.sock"), filepath.Join(dir, "x.txt")
+	serving(t, nil, "blk", "--socket-path", socket, "--driver", "md,size=4M")
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	q := exec.Command("vdev", "bench", socket, "--depth", "1", "--length", "200ms", "--rounds", "100000", "--output", out)
+	q.Stderr = w
+	r.Close()
+	var exit *exec.ExitError
+	// What is told at the end comes too late for anybody, and kills it.
+	if err := q.Run(); !errors.As(err, &exit) {
+		t.Error(err)
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, ".vdev-*")); err != nil || len(left) != 0 {
+		t.Errorf("it has left %v, %v", left, err)
+	}
 }
 
 func TestWhatWasMeasuredBeforeAnInterruptIsKept(t *testing.T) {

@@ -98,9 +98,12 @@ func writeOver(name, from string) error {
 	return errors.Join(err, w.Close())
 }
 
+// own tells whether it is one of the program's own outputs.
+func (f *file) own() bool { return f != nil && (f.to == os.Stdout || f.to == os.Stderr) }
+
 // close closes what is not the program's own.
 func (f *file) close() error {
-	if f.to == os.Stdout || f.to == os.Stderr {
+	if f.own() {
 		return nil
 	}
 	return f.to.Close()

@@ -69,7 +69,11 @@ var (
 var selecting = []string{"targets", "ops", "depths", "clients", "sizes", "quick"}
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup(1) has it
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	context.AfterFunc(ctx, stop) // the second one ends it at once
 	o, err := parse(os.Args[1:])
 	if errors.Is(err, flag.ErrHelp) {
