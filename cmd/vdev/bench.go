@@ -88,7 +88,8 @@ may come out of a cache.
 
 MB/S is a million bytes per second. +- is half of what lies between the slowest round and the
 fastest, in per cent of the median of IOPS. The latency of a request (MEAN, the percentiles P50 to
-P99.9, and MAX) is the time from when the back-end could see it until it was found complete.
+P99.9, and MAX) is the time from when the back-end could see it until it was found complete, for all
+that were begun in the time that is measured, while IOPS are of those that ended in it.
 CPU/REQ is the CPU time of all of the back-end's process for a request, the kernel's on its behalf
 included, and CSW/REQ its context switches; both are of the process that began to listen on the
 socket, and not known (-) where that cannot be seen from here, has ended, or is not the one that

@@ -525,6 +525,43 @@ func TestWhoListenedNeedNotBeWhoServes(t *testing.T) {
 	}
 }
 
+func TestAStallAtTheEndOfTheTimeThatCountsIsALatency(t *testing.T) {
+	m, socket := serveMemory(t)
+	err := patiently(job(RandRead), func(j Job) error {
+		j.Queues = 1
+		d := connect(t, socket, &j)
+		defer d.close()
+		seen, stalled := 0, time.Duration(0)
+		m.now(func(_ devsw.Op, _ int, at []byte) []byte {
+			// Of so many some were issued in the time that counts.
+			if d.queues[0].state.Load() == measuring {
+				if seen++; seen > 10*j.Depth && stalled == 0 {
+					from := time.Now()
+					for d.queues[0].state.Load() == measuring {
+						runtime.Gosched()
+					}
+					stalled = time.Since(from)
+				}
+			}
+			return at
+		})
+		r, err := d.run(t.Context(), &j)
+		m.now(nil)
+		switch {
+		case err != nil:
+			return err
+		case stalled == 0:
+			return errors.New("it has not stalled: a longer length is needed")
+		case time.Duration(r.Latency.Max()) < stalled:
+			return fmt.Errorf("it has stalled for %v, and the longest latency is %v", stalled, time.Duration(r.Latency.Max()))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 func TestNoRequestInTheTimeThatCountsIsAnError(t *testing.T) {
 	m, socket := serveMemory(t)
 	j := job(RandRead)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"math/bits"
 	"math/rand/v2"
 	"runtime"
@@ -38,6 +39,9 @@ const (
 // maxDirect is the largest ring whose requests are three descriptors in it; a larger one has them in indirect tables.
 // QEMU's back-ends take no more.
 const maxDirect = 1024
+
+// never is later than anything.
+const never = time.Duration(math.MaxInt64)
 
 // queue is one virtqueue, its driver and its requests. But for what says otherwise all of it is the queue's own thread's.
 type queue struct {
@@ -81,8 +85,9 @@ type queue struct {
 	next        int64   // of the part
 	ledger      *ledger // nil but with Job.Verify
 	rng         *rand.PCG
-	start       time.Time    // what times count from
-	state       atomic.Int32 // set by whoever runs the Job
+	start       time.Time     // what times count from
+	state       atomic.Int32  // set by whoever runs the Job
+	window      time.Duration // since when requests that are issued have a latency that is told; never, before that
 
 	// Of the one who looks whether the queue stalls: its used index, and since when it is that.
 	seen  uint16
@@ -231,7 +236,7 @@ func (q *queue) run(cpus []int, ready func(), begin <-chan struct{}) error {
 // work makes a pass: it keeps as many requests in flight as there are to be, until the queue is to stop, or all of the part was
 // passed over, and none is left.
 func (q *queue) work(pass int) error {
-	q.pass, q.next = pass, 0
+	q.pass, q.next, q.window = pass, 0, never
 	now := time.Since(q.start)
 	for s := range q.j.Depth {
 		switch state := q.state.Load(); {
@@ -306,6 +311,7 @@ func (q *queue) take(used uint16, looked bool) error {
 		if looked {
 			q.waited++
 		}
+		q.window = min(q.window, now)
 	}
 	if n := used - q.lastUsed; int(n) > q.inFlight {
 		return fmt.Errorf("queue %d: the back-end has completed %d requests of %d in flight", q.index, n, q.inFlight)
@@ -322,9 +328,12 @@ func (q *queue) take(used uint16, looked bool) error {
 				q.blocks[s]*q.j.BlockSize, status)
 		}
 		if measure {
-			// In range by the bounds, so it does not fail.
-			_ = q.hist.RecordValue(min(max(int64(now-q.issued[s]), 1), maxLatency))
 			q.done++
+		}
+		// Also of what ends after the time that counts: else a stall at its end would be told nowhere.
+		if issued := q.issued[s]; issued >= q.window {
+			// In range by the bounds, so it does not fail.
+			_ = q.hist.RecordValue(min(max(int64(now-issued), 1), maxLatency))
 		}
 		if q.ledger != nil {
 			if err := q.verify(s); err != nil {

@@ -16,8 +16,8 @@ type Result struct {
 	Length   time.Duration
 	Requests uint64
 	Bytes    uint64
-	// Latency has a request's time from when it was shown to the back-end until it was found complete, in nanoseconds; NewLatency
-	// makes one.
+	// Latency has a request's time from when it was shown to the back-end until it was found complete, in nanoseconds, for the
+	// requests that were shown in Length, also where they ended later; NewLatency makes one.
 	Latency *hdrhistogram.Histogram
 	// Waited is in how many of the turns in which a queue found completions it had looked in vain before, from 0 to 1. Near 0 the
 	// load, and not the back-end, is the limit. NaN where there was no such turn.
