@@ -3,6 +3,7 @@ package load
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -382,6 +383,60 @@ func TestABackEndThatStallsIsFoundOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	looks(0, "broken")
+}
+
+func TestARequestThatIsCompletedTwiceIsFoundOut(t *testing.T) {
+	f, peer, err := vhostusertest.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	defer peer.Close()
+	for _, pass := range []int{loading, filling, checking} {
+		j := Job{Pattern: Read, BlockSize: 512, Depth: 2, Queues: 1}
+		mem, err := virtqtest.NewMem(virtqtest.Range{Size: 1 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer mem.Close()
+		ring, err := f.NewRing(mem, 0, 8)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ring.Close()
+		q := &queue{d: &disk{mem: mem}, j: &j, ring: ring, mask: 7, step: 3, pass: pass, part: 1000, window: never}
+		q.attach(8)
+		if err := q.layOut(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if pass != loading {
+			q.part = 2 // there are no more requests then
+		}
+		q.issue(0, 0)
+		q.issue(1, 0)
+		// take has the back-end complete the request of slot 0.
+		take := func(status bool) error {
+			if status {
+				q.status[0] = statusOK
+			}
+			used := q.lastUsed + 1
+			binary.LittleEndian.PutUint64(q.used[8*int(q.lastUsed&q.mask):], 0)
+			return q.take(used, false)
+		}
+		if err := take(true); err != nil {
+			t.Fatal(err)
+		}
+		want := "the request for the 512 bytes from 1024 on was completed without a status, or the one before it twice"
+		if pass != loading {
+			want = "has completed the request of head 0 twice"
+			if err := take(true); err == nil || !strings.HasSuffix(err.Error(), want) {
+				t.Errorf("pass %d: error %v, want %q", pass, err, want)
+			}
+		}
+		if err := take(false); err == nil || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("pass %d: error %v, want %q", pass, err, want)
+		}
+	}
 }
 
 func TestTheBackEndIsBoundAndLetGo(t *testing.T) {

@@ -43,6 +43,12 @@ const maxDirect = 1024
 // never is later than anything.
 const never = time.Duration(math.MaxInt64)
 
+// notInFlight is when a slot's request was issued that is none.
+const notInFlight = time.Duration(-1)
+
+// noStatus is what the driver makes a request's status, which is no status that a device gives.
+const noStatus = 0xff
+
 // queue is one virtqueue, its driver and its requests. But for what says otherwise all of it is the queue's own thread's.
 type queue struct {
 	d     *disk
@@ -72,7 +78,7 @@ type queue struct {
 	flags   [][]byte // the flags of the data's descriptor
 	blocks  []int64  // the block that is asked for
 	reads   []bool
-	issued  []time.Duration
+	issued  []time.Duration // when; notInFlight, before it is and when it has ended
 
 	added    uint16 // entries of the available ring written
 	shown    uint16 // avail.idx
@@ -188,6 +194,7 @@ func (q *queue) layOut(ctx context.Context) error {
 	}
 	q.blocks, q.reads, q.issued = make([]int64, depth), make([]bool, depth), make([]time.Duration, depth)
 	for s := range depth {
+		q.issued[s] = notInFlight
 		table, base := q.desc[virtqtest.DescSize*s*uint64(q.step):], uint16(3*s)
 		if q.step == 1 {
 			at := m.Alloc(3*virtqtest.DescSize, 16)
@@ -234,7 +241,7 @@ func (q *queue) run(cpus []int, ready func(), begin <-chan struct{}) error {
 }
 
 // work makes a pass: it keeps as many requests in flight as there are to be, until the queue is to stop, or all of the part was
-// passed over, and none is left.
+// passed over, and none is left: as take lets none end twice, each of them has ended then.
 func (q *queue) work(pass int) error {
 	q.pass, q.next, q.window = pass, 0, never
 	now := time.Since(q.start)
@@ -322,8 +329,18 @@ func (q *queue) take(used uint16, looked bool) error {
 		if int(head)%q.step != 0 || s >= len(q.blocks) {
 			return fmt.Errorf("queue %d: the back-end has given back head %d, which is no request's", q.index, head)
 		}
+		issued := q.issued[s]
+		if issued == notInFlight {
+			return fmt.Errorf("queue %d: the back-end has completed the request of head %d twice", q.index, head)
+		}
+		q.issued[s] = notInFlight
 		q.inFlight--
-		if status := q.status[s]; status != statusOK {
+		switch status := q.status[s]; status {
+		case statusOK:
+		case noStatus:
+			return fmt.Errorf("queue %d: the request for the %d bytes from %d on was completed without a status, or the one before it twice",
+				q.index, q.j.BlockSize, q.blocks[s]*q.j.BlockSize)
+		default:
 			return fmt.Errorf("queue %d: the request for the %d bytes from %d on ended with status %d", q.index, q.j.BlockSize,
 				q.blocks[s]*q.j.BlockSize, status)
 		}
@@ -331,7 +348,7 @@ func (q *queue) take(used uint16, looked bool) error {
 			q.done++
 		}
 		// Also of what ends after the time that counts: else a stall at its end would be told nowhere.
-		if issued := q.issued[s]; issued >= q.window {
+		if issued >= q.window {
 			// In range by the bounds, so it does not fail.
 			_ = q.hist.RecordValue(min(max(int64(now-issued), 1), maxLatency))
 		}
@@ -384,7 +401,7 @@ func (q *queue) issue(s int, now time.Duration) {
 		q.flags[s][0] = virtqtest.DescNext
 	}
 	binary.LittleEndian.PutUint64(h[8:], uint64(block*(q.j.BlockSize/sectorSize)))
-	q.status[s] = 0xff
+	q.status[s] = noStatus
 	q.blocks[s], q.reads[s], q.issued[s] = block, read, now
 	binary.LittleEndian.PutUint16(q.entries[2*int(q.added&q.mask):], uint16(s*q.step))
 	q.added++
