@@ -82,9 +82,10 @@ and is refused without --overwrite.
 
 With --verify each round writes all that is used of the disk before the load, with data that tell
 each block from every other and from what it was before, and reads it after the load; --size keeps
-that short. It sees what is lost, stale, damaged or in the wrong place while the back-end runs. It
-cannot see whether data survive a crash or a power failure: nothing is flushed, and what is read
-may come out of a cache.
+that short. That the load looks at what it reads is part of the speed then, and of the latency of
+what completes meanwhile. It sees what is lost, stale, damaged or in the wrong place while the
+back-end runs. It cannot see whether data survive a crash or a power failure: nothing is flushed,
+and what is read may come out of a cache.
 
 MB/S is a million bytes per second. +- is half of what lies between the slowest round and the
 fastest, in per cent of the median of IOPS. The latency of a request (MEAN, the percentiles P50 to
@@ -187,7 +188,7 @@ func (f *benchFlags) register(fs *pflag.FlagSet) {
 	fs.Var(&f.readPercent, "read-percent", "of the requests of rw and randrw, `N` per cent are reads")
 	fs.StringVar(&f.size, "size", "", "use only the first `BYTES` of the disk, such as 1G (default all)")
 	fs.BoolVar(&f.overwrite, "overwrite", false, "allow what destroys the disk's content: patterns that write, and --verify")
-	fs.BoolVar(&f.verify, "verify", false, "write all that is used before each round's load, read it after, and look whether all that is read was written last; costs speed")
+	fs.BoolVar(&f.verify, "verify", false, "write all that is used before each round's load, read it after, and look whether all that is read was written last, which is part of the speed")
 	fs.Uint64Var(&f.seed, "seed", 1, "`N` is the seed of the random numbers; every round has the same ones")
 	fs.DurationVar(&f.length, "length", 2*time.Second, "measure for `TIME` in a round, such as 10s or 500ms")
 	fs.DurationVar(&f.warmup, "warmup", 500*time.Millisecond, "have the load run for `TIME` before that")

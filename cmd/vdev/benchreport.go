@@ -287,7 +287,7 @@ func (r *benchReport) how() string {
 		}
 	}
 	if c.Verify {
-		parts = append(parts, "verified")
+		parts = append(parts, "verified, the load's checking being part of the speed")
 	}
 	if c.ClientCPUs != nil {
 		parts = append(parts, "from "+bound(c.ClientCPUs))

@@ -385,43 +385,80 @@ func TestABackEndThatStallsIsFoundOut(t *testing.T) {
 	looks(0, "broken")
 }
 
-func TestARequestThatIsCompletedTwiceIsFoundOut(t *testing.T) {
+// unserved makes a queue of depth 2 for a pass over the first blocks of 512 bytes, which a test serves itself. Two requests are
+// issued.
+func unserved(t *testing.T, pass int, blocks int64) *queue {
+	t.Helper()
 	f, peer, err := vhostusertest.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	defer peer.Close()
+	t.Cleanup(func() {
+		f.Close()
+		peer.Close()
+	})
+	mem, err := virtqtest.NewMem(virtqtest.Range{Size: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { mem.Close() })
+	ring, err := f.NewRing(mem, 0, 8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(ring.Close)
+	j := Job{Pattern: Read, BlockSize: 512, Depth: 2, Queues: 1}
+	q := &queue{d: &disk{mem: mem}, j: &j, ring: ring, mask: 7, step: 3, pass: pass, part: blocks, ledger: newLedger(1, 0, blocks, 512),
+		start: time.Now(), window: never}
+	q.attach(8)
+	if err := q.layOut(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	q.issue(0, 0)
+	q.issue(1, 0)
+	return q
+}
+
+// complete gives back the request of a slot, as the nth of those that take does not know yet.
+func (q *queue) complete(n, s int) {
+	binary.LittleEndian.PutUint64(q.used[8*((int(q.lastUsed)+n)&int(q.mask)):], uint64(s*q.step))
+}
+
+func TestAllThatHasCompletedIsLookedAtBeforeMoreIsIssued(t *testing.T) {
+	for _, damaged := range []bool{false, true} {
+		q := unserved(t, loading, 1000)
+		for s := range 2 {
+			q.ledger.fill(q.memory(s), q.blocks[s])
+			q.status[s] = statusOK
+			q.complete(s, s)
+		}
+		if damaged {
+			q.memory(1)[100] ^= 1
+		}
+		err := q.take(2, false)
+		switch {
+		case damaged && (err == nil || q.added != 2):
+			t.Errorf("the second of two is damaged: %d were issued, %v", q.added, err)
+		case !damaged && (err != nil || q.added != 4 || q.issued[0] <= 0 || q.issued[0] != q.issued[1]):
+			t.Errorf("%d were issued, the last two after %v, %v", q.added, q.issued, err)
+		}
+	}
+}
+
+func TestARequestThatIsCompletedTwiceIsFoundOut(t *testing.T) {
 	for _, pass := range []int{loading, filling, checking} {
-		j := Job{Pattern: Read, BlockSize: 512, Depth: 2, Queues: 1}
-		mem, err := virtqtest.NewMem(virtqtest.Range{Size: 1 << 20})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer mem.Close()
-		ring, err := f.NewRing(mem, 0, 8)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer ring.Close()
-		q := &queue{d: &disk{mem: mem}, j: &j, ring: ring, mask: 7, step: 3, pass: pass, part: 1000, window: never}
-		q.attach(8)
-		if err := q.layOut(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		q := unserved(t, pass, 1000)
+		q.ledger = nil
 		if pass != loading {
 			q.part = 2 // there are no more requests then
 		}
-		q.issue(0, 0)
-		q.issue(1, 0)
 		// take has the back-end complete the request of slot 0.
 		take := func(status bool) error {
 			if status {
 				q.status[0] = statusOK
 			}
-			used := q.lastUsed + 1
-			binary.LittleEndian.PutUint64(q.used[8*int(q.lastUsed&q.mask):], 0)
-			return q.take(used, false)
+			q.complete(0, 0)
+			return q.take(q.lastUsed+1, false)
 		}
 		if err := take(true); err != nil {
 			t.Fatal(err)

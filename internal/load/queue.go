@@ -79,6 +79,7 @@ type queue struct {
 	blocks  []int64  // the block that is asked for
 	reads   []bool
 	issued  []time.Duration // when; notInFlight, before it is and when it has ended
+	ended   []int           // with a ledger, those that take has found to be right
 
 	added    uint16 // entries of the available ring written
 	shown    uint16 // avail.idx
@@ -356,12 +357,32 @@ func (q *queue) take(used uint16, looked bool) error {
 			if err := q.verify(s); err != nil {
 				return err
 			}
-		}
-		if more {
+			q.ended = append(q.ended, s)
+		} else if more {
 			q.issue(s, now)
 		}
 	}
+	if len(q.ended) > 0 {
+		if more {
+			q.issueEnded()
+		}
+		q.ended = q.ended[:0]
+	}
 	return nil
+}
+
+// issueEnded issues a request for each slot in ended. How long it took to look at what these have read, and to make what is to be
+// written now, is not the back-end's latency: they are issued when all that is done.
+func (q *queue) issueEnded() {
+	for _, s := range q.ended {
+		q.issue(s, 0)
+	}
+	now := time.Since(q.start)
+	for _, s := range q.ended {
+		if q.issued[s] != notInFlight {
+			q.issued[s] = now
+		}
+	}
 }
 
 // issue enters the request of slot s into the available ring, for the block that comes next; none where all were passed over.
