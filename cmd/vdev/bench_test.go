@@ -54,7 +54,7 @@ func measured(t *testing.T, known bool, waited float64, requests ...uint64) (res
 		results = append(results, load.Result{Length: time.Second, Requests: n, Bytes: 4096 * n, Latency: h, Waited: waited,
 			Own: load.Usage{Known: true, CPU: 900 * time.Millisecond}})
 		if known {
-			results[len(results)-1].Backend = load.Usage{Known: true, CPU: time.Duration(n) * 300, Switches: n / 100}
+			results[len(results)-1].Backend = load.Usage{Known: true, CPU: time.Duration(n) * 300, SwitchesKnown: true, Switches: n / 100}
 		}
 	}
 	return results
@@ -353,6 +353,11 @@ func TestWhatIsNotKnownIsNoFigure(t *testing.T) {
 		if f := newBenchResult(of).Median; f.CPU != nil || f.Switches != nil {
 			t.Errorf("CPU %v, switches %v", *f.CPU, *f.Switches)
 		}
+	}
+	ended := measured(t, true, 1, 1000, 1000)
+	ended[1].Backend.SwitchesKnown = false
+	if f := newBenchResult(ended).Median; f.CPU == nil || f.Switches != nil {
+		t.Errorf("where a thread has ended: %+v", f)
 	}
 	if f := newBenchResult(known).Median; f.CPU == nil || *f.CPU != 300 || f.Switches == nil {
 		t.Errorf("%+v", f)

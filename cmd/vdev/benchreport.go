@@ -216,8 +216,12 @@ func figuresOf(of []load.Result, take func(func(*load.Result) float64) float64) 
 		Waited:         take(func(r *load.Result) float64 { return r.Waited }),
 	}
 	if !slices.ContainsFunc(of, func(r load.Result) bool { return !r.Backend.Known }) {
-		cpu, switches := take(cpuPerRequest), take(func(r *load.Result) float64 { return perRequest(r, float64(r.Backend.Switches)) })
-		f.CPU, f.Switches = &cpu, &switches
+		cpu := take(cpuPerRequest)
+		f.CPU = &cpu
+	}
+	if !slices.ContainsFunc(of, func(r load.Result) bool { return !r.Backend.SwitchesKnown }) {
+		switches := take(func(r *load.Result) float64 { return perRequest(r, float64(r.Backend.Switches)) })
+		f.Switches = &switches
 	}
 	return f
 }

@@ -194,7 +194,7 @@ func TestFioIsUnderstood(t *testing.T) {
 	if r.Requests != 400 || r.Bytes != 1638400 || r.Length != 250*time.Millisecond {
 		t.Errorf("%+v", r)
 	}
-	if r.Backend != (load.Usage{Known: true, CPU: 200 * time.Millisecond, Switches: 17}) {
+	if r.Backend != (load.Usage{Known: true, CPU: 200 * time.Millisecond, SwitchesKnown: true, Switches: 17}) {
 		t.Errorf("usage %+v", r.Backend)
 	}
 	if r.Latency.TotalCount() != 400 || r.Latency.ValueAtQuantile(50) != 1000 || r.Latency.ValueAtQuantile(70)/10 != 500 {
@@ -265,7 +265,7 @@ func rounds(iops, cpu, latency float64, spread ...float64) []load.Result {
 	for _, f := range spread {
 		r := load.Result{Length: time.Second, Requests: uint64(iops * f * 1e3), Waited: 0.5, Latency: load.NewLatency()}
 		r.Bytes = r.Requests * 4096
-		r.Backend = load.Usage{Known: true, CPU: time.Duration(cpu * float64(r.Requests) * 1e3), Switches: r.Requests / 4}
+		r.Backend = load.Usage{Known: true, CPU: time.Duration(cpu * float64(r.Requests) * 1e3), SwitchesKnown: true, Switches: r.Requests / 4}
 		_ = r.Latency.RecordValues(int64(latency*1e3), 99)
 		_ = r.Latency.RecordValues(int64(2*latency*1e3), 1)
 		rs = append(rs, r)
@@ -373,9 +373,11 @@ func TestWhatIsNotKnownIsNotMet(t *testing.T) {
 func TestDocumentHasAllOfTheRun(t *testing.T) {
 	cases := some()
 	cases[3].Seen, cases[3].Again = disturbance{Others: 0.125}, 7
+	cases[4].Results[2][1].Backend.SwitchesKnown = false // a thread has ended
 	r := &report{Machine: machine{{"CPU", "one | two"}, {"fio", "fio-3.33"}}, Options: options{serverCPU: 0, clientCPU: 1, rounds: 5, maxRounds: 13, seconds: 1},
 		Begun: time.Date(2020, 2, 3, 4, 5, 6, 0, time.UTC), Took: 61 * time.Second, Cases: cases,
-		Idle: []idleUse{{Disk: null, Name: ours, Use: load.Usage{Known: true, CPU: 3 * time.Millisecond, Switches: 4}}, {Disk: null, Name: qsd}}, Commands: []string{"vdev blk --this", "fio --that"}}
+		Idle: []idleUse{{Disk: null, Name: ours, Use: load.Usage{Known: true, CPU: 3 * time.Millisecond, SwitchesKnown: true, Switches: 4}},
+			{Disk: null, Name: qsd}, {Disk: cached, Name: ours, Use: load.Usage{Known: true, CPU: time.Millisecond}}}, Commands: []string{"vdev blk --this", "fio --that"}}
 	file := filepath.Join(t.TempDir(), "benchmarks.md")
 	if err := r.write(file); err != nil {
 		t.Fatal(err)

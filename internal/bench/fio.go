@@ -84,7 +84,7 @@ func parseFio(text []byte) (load.Result, error) {
 	if r.Requests == 0 || r.Length == 0 {
 		return r, errors.New("fio has done nothing")
 	}
-	r.Backend = load.Usage{Known: true, CPU: time.Duration((j.UserCPU + j.SysCPU) / 100 * float64(r.Length)), Switches: j.Switches}
+	r.Backend = load.Usage{Known: true, CPU: time.Duration((j.UserCPU + j.SysCPU) / 100 * float64(r.Length)), SwitchesKnown: true, Switches: j.Switches}
 	for _, side := range []*fioSide{&j.Read, &j.Write} {
 		for ns, n := range side.Latency.Bins {
 			v, err := strconv.ParseInt(ns, 10, 64)

@@ -191,7 +191,11 @@ func (r *report) sections(target string) []section {
 			if slices.ContainsFunc(results, func(r load.Result) bool { return !r.Backend.Known }) {
 				return "-"
 			}
-			return fmt.Sprintf("%.2f, %.3f", load.MedianOf(results, cpuOf), load.MedianOf(results, switchesOf))
+			switches := "-"
+			if !slices.ContainsFunc(results, func(r load.Result) bool { return !r.Backend.SwitchesKnown }) {
+				switches = fmt.Sprintf("%.3f", load.MedianOf(results, switchesOf))
+			}
+			return fmt.Sprintf("%.2f, %s", load.MedianOf(results, cpuOf), switches)
 		})...)
 	return append(all, table(title+": latency at depth 1", "p50 and p99 in µs.",
 		func(m *measured) bool { return m.Job.Depth == 1 }, func(m *measured, name string, results []load.Result) string {
@@ -209,7 +213,10 @@ func (r *report) idleSection() section {
 	for _, u := range r.Idle {
 		cpu, switches := "-", "-"
 		if u.Use.Known {
-			cpu, switches = fmt.Sprintf("%.1f", ms(u.Use.CPU)), strconv.FormatUint(u.Use.Switches, 10)
+			cpu = fmt.Sprintf("%.1f", ms(u.Use.CPU))
+		}
+		if u.Use.SwitchesKnown {
+			switches = strconv.FormatUint(u.Use.Switches, 10)
 		}
 		s.Rows = append(s.Rows, []string{u.Disk, u.Name + u.Seen.mark(), cpu, switches})
 	}

@@ -155,6 +155,25 @@ func TestEveryPatternKeepsTheDiskBusyAndIsVerified(t *testing.T) {
 	}
 }
 
+func TestSwitchesOfAThreadThatHasEndedAreNotKnown(t *testing.T) {
+	before := sample{known: true, cpu: 10, switches: map[int]uint64{1: 5, 2: 30}}
+	for _, tt := range []struct {
+		after sample
+		want  Usage
+	}{
+		{sample{known: true, cpu: 14, switches: map[int]uint64{1: 7, 2: 31, 3: 100}}, Usage{Known: true, CPU: 4, SwitchesKnown: true, Switches: 103}},
+		{sample{known: true, cpu: 14, switches: map[int]uint64{1: 7, 3: 100}}, Usage{Known: true, CPU: 4}},
+		{sample{}, Usage{}},
+	} {
+		if got := tt.after.since(before); got != tt.want {
+			t.Errorf("since %+v, %+v: %+v, want %+v", before, tt.after, got, tt.want)
+		}
+	}
+	if s := usedBy(os.Getpid()); !s.known || s.cpu <= 0 || s.switches[os.Getpid()] == 0 {
+		t.Errorf("this process: %+v", s)
+	}
+}
+
 func TestABackEndIsWatchedWhenItIsIdle(t *testing.T) {
 	socket := serve(t, md.Config{Size: 4 << 20})
 	j := job(RandRead)

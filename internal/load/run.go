@@ -154,12 +154,12 @@ func (d *disk) run(ctx context.Context, j *Job) (r Result, err error) {
 		if err := d.await(ctx, failed, nil, idleAfter); err != nil {
 			return r, err
 		}
-		before := usageOf(d.pid)
+		before := usedBy(d.pid)
 		if err := d.await(ctx, failed, nil, j.Idle); err != nil {
 			return r, err
 		}
 		if r.Backend.Known {
-			r.Idle = usageOf(d.pid).since(before)
+			r.Idle = usedBy(d.pid).since(before)
 		}
 	}
 	unwatch()
@@ -181,13 +181,13 @@ func (d *disk) measure(ctx context.Context, failed <-chan error, set func(state 
 	if err := d.await(ctx, failed, nil, j.Warmup); err != nil {
 		return err
 	}
-	before, own := usageOf(d.pid), usageOf(os.Getpid())
+	before, own := usedBy(d.pid), usedBy(os.Getpid())
 	start := time.Now()
 	set(measuring)
 	err := d.await(ctx, failed, nil, j.Length)
 	set(stopping)
 	r.Length = time.Since(start)
-	r.Backend, r.Own = usageOf(d.pid).since(before), usageOf(os.Getpid()).since(own)
+	r.Backend, r.Own = usedBy(d.pid).since(before), usedBy(os.Getpid()).since(own)
 	if r.Backend.CPU == 0 {
 		// It has done nothing for the load: the back-end is another one, which it has started.
 		r.Backend = Usage{}

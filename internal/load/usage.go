@@ -12,29 +12,47 @@ import (
 
 // Usage is what a process has used of the machine. The zero value is: not known.
 type Usage struct {
-	Known    bool          // else the process cannot be seen, has ended, or is not the one that works
-	CPU      time.Duration // of all its threads, those that have ended and the kernel's on its behalf included
-	Switches uint64        // of context, of the threads it has
+	Known bool          // else the process cannot be seen, has ended, or is not the one that works
+	CPU   time.Duration // of all its threads, those that have ended and the kernel's on its behalf included
+
+	SwitchesKnown bool   // else a thread has ended, and how often it was switched is gone with it
+	Switches      uint64 // of context, of the threads it has
 }
 
-func (u Usage) since(before Usage) Usage {
-	if !u.Known || !before.Known {
+// sample is what a process has used by some moment.
+type sample struct {
+	known    bool
+	cpu      time.Duration
+	switches map[int]uint64 // of each thread
+}
+
+// since is what was used between two samples.
+func (s sample) since(before sample) Usage {
+	if !s.known || !before.known {
 		return Usage{}
 	}
-	// A thread that has ended takes its switches along.
-	return Usage{Known: true, CPU: u.CPU - before.CPU, Switches: max(u.Switches, before.Switches) - before.Switches}
+	u := Usage{Known: true, CPU: s.cpu - before.cpu, SwitchesKnown: true}
+	for tid, n := range s.switches {
+		u.Switches += n - before.switches[tid]
+	}
+	for tid := range before.switches {
+		if _, there := s.switches[tid]; !there {
+			u.SwitchesKnown, u.Switches = false, 0
+		}
+	}
+	return u
 }
 
-// usageOf asks the system for a process's usage; pid 0 is nobody.
-func usageOf(pid int) Usage {
+// usedBy asks the system what a process has used; pid 0 is nobody.
+func usedBy(pid int) sample {
 	if pid == 0 { // to the system this would be ourselves
-		return Usage{}
+		return sample{}
 	}
 	cpu, err := sys.ProcessCPU(pid)
 	if err != nil {
-		return Usage{}
+		return sample{}
 	}
-	u := Usage{Known: true, CPU: cpu}
+	s := sample{known: true, cpu: cpu, switches: map[int]uint64{}}
 	for _, tid := range threads(pid) {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/status", pid, tid))
 		if err != nil {
@@ -43,11 +61,11 @@ func usageOf(pid int) Usage {
 		for line := range strings.Lines(string(text)) {
 			if key, value, ok := strings.Cut(line, ":"); ok && strings.HasSuffix(key, "voluntary_ctxt_switches") {
 				n, _ := strconv.ParseUint(strings.TrimSpace(value), 10, 64)
-				u.Switches += n
+				s.switches[tid] += n
 			}
 		}
 	}
-	return u
+	return s
 }
 
 // alive tells whether a process is there and has not ended. pid 0 is nobody.
