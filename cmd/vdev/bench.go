@@ -92,9 +92,9 @@ fastest, in per cent of the median of IOPS. The latency of a request (MEAN, the 
 P99.9, and MAX) is the time from when the back-end could see it until it was found complete, for all
 that were begun in the time that is measured, while IOPS are of those that ended in it.
 CPU/REQ is the CPU time of all of the back-end's process for a request, the kernel's on its behalf
-included, and CSW/REQ its context switches; both are of the process that began to listen on the
-socket, and not known (-) where that cannot be seen from here, has ended, or is not the one that
-serves. Figures with a * tell of the load rather than of the back-end: completions were there
+included, and CSW/REQ its context switches. Both are not known (-) where that process cannot be seen
+from here, being another user's for instance, and the switches where one of its threads has ended.
+Figures with a * tell of the load rather than of the back-end: completions were there
 before they were looked for, and the back-end can do more than that. A disk that holds nothing
 (--driver null) is no disk, but tells how fast the rings are.
 

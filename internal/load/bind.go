@@ -78,7 +78,7 @@ type binding struct {
 // has beside them, cannot be bound from outside. Where it fails, nothing is bound.
 func bind(pid int, cpus []int) (*binding, error) {
 	if pid == 0 {
-		return nil, errors.New("the back-end cannot be bound to processors: its process cannot be seen from here, or who listened on the socket has ended")
+		return nil, errors.New("the back-end cannot be bound to processors: which process it is cannot be seen from here")
 	}
 	b := &binding{pid: pid, former: map[int][]int{}}
 	// A thread that is not bound yet may start another one meanwhile.

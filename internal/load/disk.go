@@ -14,7 +14,6 @@ import (
 	"strings"
 	"syscall"
 
-	"vdev/internal/sys"
 	"vdev/vhostuser"
 	"vdev/vhostuser/vhostusertest"
 	"vdev/virtq"
@@ -86,17 +85,11 @@ func dial(ctx context.Context, socket string) (*disk, error) {
 
 // ask asks what the back-end offers, and who it is.
 func (d *disk) ask() error {
-	peer, err := sys.PeerOf(d.f.Conn())
-	if err != nil {
-		return err
-	}
-	if alive(peer.PID) {
-		d.pid = peer.PID
-	}
 	offered, err := d.f.Handshake(vhostusertest.AllProtocolFeatures)
 	if err != nil {
 		return fmt.Errorf("handshake: %w", err)
 	}
+	d.pid = serverOf(d.f.Conn()) // who has answered has accepted
 	if offered&virtq.FeatureVersion1 == 0 {
 		return errors.New("the back-end does not offer VIRTIO_F_VERSION_1")
 	}

@@ -52,8 +52,7 @@ type Job struct {
 	Poll bool
 	// CPUs are the processors of the queues' threads, in turn; none: wherever the host puts them.
 	CPUs []int
-	// BackendCPUs are the processors that the back-end's process is bound to meanwhile; none: wherever it may run. Who listens on
-	// the socket must be the process that serves it.
+	// BackendCPUs are the processors that the back-end's process is bound to meanwhile; none: wherever it may run.
 	BackendCPUs []int
 
 	Warmup time.Duration // not counted

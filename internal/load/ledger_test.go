@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -56,6 +57,17 @@ func (m *memory) strategy(b *devsw.Buf) {
 // serveMemory serves a memory disk, and returns its socket.
 func serveMemory(t *testing.T) (*memory, string) {
 	t.Helper()
+	socket := filepath.Join(t.TempDir(), "s")
+	listener, err := vhostuser.Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return serveMemoryOn(t, listener), socket
+}
+
+// serveMemoryOn serves a memory disk on a socket.
+func serveMemoryOn(t *testing.T, ln net.Listener) *memory {
+	t.Helper()
 	m := &memory{bytes: make([]byte, memorySize), former: map[int][]byte{}}
 	table := devsw.NewTable()
 	err := m.Attach(table, "memory", devsw.NODEVMAJOR, devsw.NODEVMAJOR, diskdriver.Funcs{
@@ -72,13 +84,8 @@ func serveMemory(t *testing.T) (*memory, string) {
 	info := func() (devsw.DiskInfo, error) {
 		return devsw.DiskInfo{Size: memorySize, SectorSize: devsw.DEVBSIZE}, nil
 	}
-	socket := filepath.Join(t.TempDir(), "s")
-	listener, err := vhostuser.Listen(socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	serveDisk(t, listener, table, dev, info, m.Detach)
-	return m, socket
+	serveDisk(t, ln, table, dev, info, m.Detach)
+	return m
 }
 
 // now has the disk do transfers from now on, and begin to count anew.

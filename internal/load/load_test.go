@@ -31,13 +31,14 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// listening is set for a process that is to listen on the socket that is its descriptor 3, and then waits to be ended.
+// listening is set for a process that is to listen on the socket that is its descriptor 3, and then does a little of something else.
 const listening = "VDEV_LOAD_TEST_LISTENS"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(listening) != "" {
 		fmt.Println(syscall.Listen(3, 16))
-		_ = syscall.Pause()
+		for range time.Tick(time.Millisecond) {
+		}
 	}
 	goleak.VerifyTestMain(m)
 }
@@ -535,7 +536,7 @@ func TestTheBackEndIsBoundAndLetGo(t *testing.T) {
 	if got := at(); !slices.Equal(got, former) {
 		t.Errorf("bound to %v, want %v", got, former)
 	}
-	if _, err := bind(0, former); err == nil || !strings.Contains(err.Error(), "cannot be seen") {
+	if _, err := bind(0, former); err == nil || !strings.Contains(err.Error(), "cannot be seen from here") {
 		t.Error(err)
 	}
 	// Who serves here is this process: all of it is bound for the time of the load, and none of it afterwards.
@@ -588,51 +589,110 @@ func listener(t *testing.T) (by *exec.Cmd, ln net.Listener, socket string) {
 }
 
 func TestWhoListenedNeedNotBeWhoServes(t *testing.T) {
-	by, ln, socket := listener(t)
-	serveOn(t, ln, md.Config{Size: 4 << 20})
-	j, bound := job(RandRead), job(RandRead)
-	j.Idle, bound.BackendCPUs = time.Millisecond, []int{0}
-
-	// It is stopped, and so uses no CPU time.
-	if err := by.Process.Signal(syscall.SIGSTOP); err != nil {
+	former, err := sys.Affinity(0)
+	if err != nil {
 		t.Fatal(err)
 	}
-	for {
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", by.Process.Pid))
-		if err != nil {
-			t.Fatal(err)
+	by, ln, socket := listener(t)
+	m := serveMemoryOn(t, ln)
+	type bounds struct{ listened, serves []int }
+	var during []bounds
+	m.now(func(_ devsw.Op, _ int, at []byte) []byte {
+		if len(during) == 0 {
+			listened, _ := sys.Affinity(by.Process.Pid)
+			serves, _ := sys.Affinity(os.Getpid())
+			during = append(during, bounds{listened, serves})
 		}
-		if strings.Contains(string(status), "State:\tT") {
-			break
+		return at
+	})
+	j := job(RandRead)
+	j.Idle, j.BackendCPUs = time.Millisecond, former[:1]
+	if r := runSome(t, socket, j); r.PID != os.Getpid() || !r.Backend.Known || !r.Idle.Known {
+		t.Errorf("process %d uses %+v, and %+v when idle; it is %d that serves", r.PID, r.Backend, r.Idle, os.Getpid())
+	}
+	m.now(nil)
+	if b := during[0]; !slices.Equal(b.listened, former) || !slices.Equal(b.serves, former[:1]) {
+		t.Errorf("who listened was bound to %v, and who serves to %v; want %v and %v", b.listened, b.serves, former, former[:1])
+	}
+	if pid, err := Check(t.Context(), Target{Socket: socket}, []Job{j}); pid != os.Getpid() || err != nil {
+		t.Errorf("process %d, %v", pid, err)
+	}
+
+	// It has ended.
+	by.Process.Kill()
+	by.Wait()
+	j.Idle = 0
+	if r := runSome(t, socket, j); r.PID != os.Getpid() || !r.Backend.Known {
+		t.Errorf("process %d uses %+v; it is %d that serves", r.PID, r.Backend, os.Getpid())
+	}
+}
+
+func TestOfABackEndThatCannotBeSeenNothingIsKnown(t *testing.T) {
+	socket := serve(t, md.Config{Size: 4 << 20})
+	err := patiently(job(RandRead), func(j Job) error {
+		j.Idle = time.Millisecond
+		d := connect(t, socket, &j)
+		defer d.close()
+		d.pid = 0
+		r, err := d.run(t.Context(), &j)
+		if err == nil && (r.PID != 0 || r.Backend != (Usage{}) || r.Idle != (Usage{})) {
+			err = fmt.Errorf("process %d uses %+v, and %+v when idle", r.PID, r.Backend, r.Idle)
 		}
-	}
-	if r := runSome(t, socket, j); r.PID != by.Process.Pid || r.Backend != (Usage{}) || r.Idle != (Usage{}) {
-		t.Errorf("process %d uses %+v, and %+v when idle; it is %d that listened", r.PID, r.Backend, r.Idle, by.Process.Pid)
-	}
-	serving := func(j Job) error {
-		_, err := Run(t.Context(), socket, j)
 		return err
-	}
-	if err := patiently(bound, serving); err == nil || !strings.Contains(err.Error(), "is not the one that serves") {
+	})
+	if err != nil {
 		t.Error(err)
 	}
+}
 
-	// It has ended, and nobody has waited for it.
-	if err := by.Process.Kill(); err != nil {
+func TestWhoServesHasTheOtherEnd(t *testing.T) {
+	ours, theirs, err := sys.SocketPair()
+	if err != nil {
 		t.Fatal(err)
 	}
-	for alive(by.Process.Pid) {
-		runtime.Gosched()
+	defer ours.Close()
+	inode, err := sys.PeerInode(ours)
+	if err != nil {
+		t.Skip(err)
 	}
-	j.Idle = 0
+	f, err := theirs.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs.Close()
+	var children []*exec.Cmd
 	for range 2 {
-		if r := runSome(t, socket, j); r.PID != 0 || r.Backend != (Usage{}) || r.Idle != (Usage{}) {
-			t.Errorf("process %d uses %+v, and %+v when idle; who listened has ended", r.PID, r.Backend, r.Idle)
+		child := exec.Command("sleep", "1000")
+		child.ExtraFiles = []*os.File{f}
+		if err := child.Start(); err != nil {
+			t.Fatal(err)
 		}
-		if _, err := Run(t.Context(), socket, bound); err == nil || !strings.Contains(err.Error(), "who listened on the socket has ended") {
-			t.Error(err)
+		defer child.Wait()
+		defer child.Process.Kill()
+		children = append(children, child)
+	}
+	f.Close()
+	a, b := children[0].Process.Pid, children[1].Process.Pid
+	looks := func(probable, want int) {
+		t.Helper()
+		if got := holder(inode, probable); got != want {
+			t.Errorf("process %d has it, want %d of %d and %d", got, want, a, b)
 		}
-		by.Wait() // once more, when nothing of it is there
+	}
+	looks(a, a)
+	looks(b, b)
+	looks(0, 0) // either of them
+	looks(os.Getpid(), 0)
+	children[0].Process.Kill()
+	children[0].Wait()
+	looks(0, b)
+	looks(os.Getpid(), b)
+	looks(a, b)
+	children[1].Process.Kill()
+	children[1].Wait()
+	looks(b, 0)
+	if pid := serverOf(ours); pid != 0 {
+		t.Errorf("process %d has what is closed", pid)
 	}
 }
 

@@ -25,7 +25,7 @@ type Result struct {
 	Backend Usage // the back-end's process
 	Own     Usage // this process
 	Idle    Usage // the back-end's process, in the time of Job.Idle
-	// PID is the back-end's process: whoever began to listen on the socket; 0 where it cannot be seen from here, or has ended.
+	// PID is the back-end's process, which has this end's counterpart; 0 where it cannot be seen from here.
 	PID int
 }
 
@@ -158,9 +158,7 @@ func (d *disk) run(ctx context.Context, j *Job) (r Result, err error) {
 		if err := d.await(ctx, failed, nil, j.Idle); err != nil {
 			return r, err
 		}
-		if r.Backend.Known {
-			r.Idle = usedBy(d.pid).since(before)
-		}
+		r.Idle = usedBy(d.pid).since(before)
 	}
 	unwatch()
 	if err := d.stop(); err != nil {
@@ -169,9 +167,6 @@ func (d *disk) run(ctx context.Context, j *Job) (r Result, err error) {
 	d.add(&r, j)
 	if r.Requests == 0 && j.Length > 0 {
 		return r, fmt.Errorf("%w in the %v that count: a longer length is needed", ErrNoRequest, j.Length)
-	}
-	if len(j.BackendCPUs) > 0 && j.Length > 0 && !r.Backend.Known {
-		return r, fmt.Errorf("the back-end was not bound to processors: process %d, which listened on the socket, is not the one that serves", d.pid)
 	}
 	return r, nil
 }
@@ -188,10 +183,6 @@ func (d *disk) measure(ctx context.Context, failed <-chan error, set func(state 
 	set(stopping)
 	r.Length = time.Since(start)
 	r.Backend, r.Own = usedBy(d.pid).since(before), usedBy(os.Getpid()).since(own)
-	if r.Backend.CPU == 0 {
-		// It has done nothing for the load: the back-end is another one, which it has started.
-		r.Backend = Usage{}
-	}
 	return err
 }
 

@@ -12,7 +12,7 @@ import (
 
 // Usage is what a process has used of the machine. The zero value is: not known.
 type Usage struct {
-	Known bool          // else the process cannot be seen, has ended, or is not the one that works
+	Known bool          // else the process cannot be seen, or has ended
 	CPU   time.Duration // of all its threads, those that have ended and the kernel's on its behalf included
 
 	SwitchesKnown bool   // else a thread has ended, and how often it was switched is gone with it
@@ -66,12 +66,6 @@ func usedBy(pid int) sample {
 		}
 	}
 	return s
-}
-
-// alive tells whether a process is there and has not ended. pid 0 is nobody.
-func alive(pid int) bool {
-	state := Field(fmt.Sprintf("/proc/%d/status", pid), "State")
-	return state != "" && state[0] != 'Z' // Z: its parent has not waited for it yet (proc_pid_status(5))
 }
 
 // Field gives what a file of lines "name: value", such as /proc/cpuinfo, says first of name; nothing where it does not.
