@@ -111,14 +111,23 @@ func bind(pid int, cpus []int) (*binding, error) {
 
 // undo lets the threads run where they could before, and those that were started since where the first one can.
 func (b *binding) undo() error {
-	for _, tid := range threads(b.pid) {
-		former, ok := b.former[tid]
-		if !ok {
-			former = b.former[b.pid]
-		}
-		err := sys.SetAffinity(tid, former...)
-		if err != nil && !errors.Is(err, syscall.ESRCH) && (tid == b.pid || !errors.Is(err, syscall.EINVAL)) {
-			return fmt.Errorf("the back-end's process %d remains bound to processors: %w", b.pid, err)
+	done := map[int]bool{}
+	// A thread that is bound yet may start another one meanwhile.
+	for more := true; more; {
+		more = false
+		for _, tid := range threads(b.pid) {
+			if done[tid] {
+				continue
+			}
+			more, done[tid] = true, true
+			former, ok := b.former[tid]
+			if !ok {
+				former = b.former[b.pid]
+			}
+			err := sys.SetAffinity(tid, former...)
+			if err != nil && !errors.Is(err, syscall.ESRCH) && (tid == b.pid || !errors.Is(err, syscall.EINVAL)) {
+				return fmt.Errorf("the back-end's process %d remains bound to processors: %w", b.pid, err)
+			}
 		}
 	}
 	return nil
