@@ -270,11 +270,19 @@ func (f *benchFlags) config(socket string, given func(flag string) bool) (benchC
 	if f.versus != "" {
 		c.targets = append(c.targets, load.Target{Name: f.versusName, Socket: f.versus})
 	}
+	if all := c.seconds(); all > time.Duration(math.MaxInt64).Seconds() {
+		return c, fmt.Errorf("--rounds %d --length %v: all of it would take %.0f years", c.rounds, f.length, all/(365*24*time.Hour).Seconds())
+	}
 	nameTargets(c.targets)
 	if f.versus != "" && c.targets[0].Name == c.targets[1].Name {
 		return c, fmt.Errorf("both back-ends are called %q: --name and --versus-name tell them apart", c.targets[0].Name)
 	}
 	return c, nil
+}
+
+// seconds is how long all of it takes at least, as far as the back-ends do not matter.
+func (c *benchConfig) seconds() float64 {
+	return float64(len(c.jobs)) * float64(c.rounds) * float64(len(c.targets)) * (c.jobs[0].Warmup.Seconds() + c.jobs[0].Length.Seconds())
 }
 
 // online returns an error where one of cpus is not there. Where the system does not tell, load.Check finds out.
@@ -372,9 +380,8 @@ func (c *benchConfig) measure(ctx context.Context, r *benchReport, stderr io.Wri
 	if c.jobs[0].Verify { // how long writing and reading takes is the back-end's business
 		about = "more than"
 	}
-	runs := len(c.jobs) * c.rounds * len(targets)
 	fmt.Fprintf(stderr, "%s, %s, %s: %s %v\n", count(len(c.jobs), "case"), count(c.rounds, "round"), count(len(targets), "back-end"), about,
-		(time.Duration(runs) * (c.jobs[0].Warmup + c.jobs[0].Length)).Round(time.Second))
+		time.Duration(c.seconds()*float64(time.Second)).Round(time.Second))
 	for i, j := range c.jobs {
 		name := newBenchCase(&j)
 		results, err := load.Compare(ctx, targets, j, c.rounds, func(target, round int, res load.Result) {
