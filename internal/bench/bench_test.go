@@ -228,6 +228,54 @@ func TestFioIsToldTheJob(t *testing.T) {
 	}
 }
 
+func TestNbdcopysStartIsNotCounted(t *testing.T) {
+	result := func(length, cpu time.Duration, switches uint64) load.Result {
+		return load.Result{Length: length, Backend: load.Usage{Known: true, CPU: cpu, SwitchesKnown: true, Switches: switches}}
+	}
+	j := load.Job{Pattern: load.Read, BlockSize: 4096, Depth: 32}
+	r, err := copied(result(32*time.Millisecond, 20*time.Millisecond, 90), result(8*time.Millisecond, 5*time.Millisecond, 40), j)
+	if want := (load.Usage{Known: true, CPU: 15 * time.Millisecond, SwitchesKnown: true, Switches: 50}); err != nil || r.Length != 24*time.Millisecond || r.Backend != want ||
+		r.Bytes != nbdBytes || r.Requests != nbdBytes/4096 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	r, err = copied(result(9*time.Millisecond, 4*time.Millisecond, 30), result(8*time.Millisecond, 5*time.Millisecond, 40), j)
+	if want := (load.Usage{Known: true, SwitchesKnown: true}); err != nil || r.Backend != want {
+		t.Errorf("less than the start: %+v, %v", r, err)
+	}
+	if _, err := copied(result(8*time.Millisecond, 0, 0), result(8*time.Millisecond, 0, 0), j); !errors.Is(err, load.ErrNoRequest) {
+		t.Errorf("no longer than the start: error %v", err)
+	}
+}
+
+func TestNbdcopyIsAskedForAllAndForItsStart(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "nbdcopy")
+	// It waits for each of its children, so that it has more switches for the whole disk.
+	script := `#!/bin/sh
+echo "$*" >>"$0.log"
+case "$*" in *whole*) for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do sleep 0.01; done;; esac
+`
+	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := &suite{o: options{nbdcopy: program}}
+	r, err := s.runCopy(t.Context(), "whole", "tiny", load.Job{Pattern: load.Read, BlockSize: 128 << 10, Depth: 2})
+	if err != nil || r.Requests != 512 || r.Bytes != 64<<20 || !r.Backend.Known || !r.Backend.SwitchesKnown || r.Backend.Switches == 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	asked, err := os.ReadFile(program + ".log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	how := "--no-extents --connections=1 --requests=2 --queue-size=1048576 --request-size=131072 "
+	if want := strings.Repeat(how+"tiny null:\n", starts) + how + "whole null:\n"; string(asked) != want {
+		t.Errorf("it was asked:\n%swant:\n%s", asked, want)
+	}
+	s.o.nbdcopy = "false"
+	if _, err := s.runCopy(t.Context(), "whole", "tiny", load.Job{BlockSize: 4096, Depth: 1}); err == nil || !strings.Contains(err.Error(), "false") {
+		t.Errorf("error %v where it fails", err)
+	}
+}
+
 func TestServersThatDoNotComeUpAreNamed(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
 	for _, cpu := range []int{-1, 0} {

@@ -41,3 +41,10 @@ func (f *FD) Become(to *FD) error {
 	}
 	return to.Close()
 }
+
+// SwitchesOf returns how often a process that has ended, and was waited for, had a processor taken away or gave it up; its children that
+// have ended, and that it waited for, included (getrusage(2)).
+func SwitchesOf(p *os.ProcessState) uint64 {
+	u := p.SysUsage().(*syscall.Rusage) // as on every Unix
+	return uint64(u.Nvcsw + u.Nivcsw)
+}
