@@ -79,7 +79,7 @@ func barOf(what string, checks []check) []bar {
 func (m *measured) better() string {
 	name, most := "", 0.0
 	for i, other := range m.With {
-		if strings.HasPrefix(other, qsd) {
+		if slices.Contains(qsds, other) {
 			if iops := load.MedianOf(m.Results[i], (*load.Result).IOPS); name == "" || iops > most {
 				name, most = other, iops
 			}
@@ -185,7 +185,7 @@ func bars(cases []*measured, idle []idleUse) []bar {
 		return against(m, fioURing, iops, 0.95, true)
 	})
 	for _, u := range idle {
-		if strings.HasPrefix(u.Name, ours) {
+		if slices.Contains(vdevs, u.Name) {
 			all = append(all, bar{What: fmt.Sprintf("%s, %s: CPU in %v when idle", u.Disk, u.Name, idleTime),
 				Needed: fmt.Sprintf("at most %.1f ms", ms(idleBar)), Measured: u.cpu() + " ms" + u.Seen.mark(),
 				Met: u.Use.Known && u.Use.CPU <= idleBar, Disturbed: u.Seen.disturbed()})

@@ -376,6 +376,21 @@ missed; cached file, vdev md: CPU in 10s when idle; at most 10.0 ms; an unknown 
 	}
 }
 
+func TestASocketsNameMakesItNobodyElse(t *testing.T) {
+	m := &measured{plan: plan{With: []string{ours, qsdURing, qsdThreads, "q-s-d-10.2"}},
+		Results: [][]load.Result{rounds(60, 1, 1, 1), rounds(30, 1, 1, 1), rounds(50, 1, 1, 1), rounds(90, 1, 1, 1)}}
+	if got := m.better(); got != qsdThreads {
+		t.Errorf("the faster engine is %q", got)
+	}
+	m.With, m.Results = m.With[3:], m.Results[3:]
+	if got := m.better(); got != "" {
+		t.Errorf("the faster engine is %q of none", got)
+	}
+	if got := bars(nil, []idleUse{{Disk: null, Name: "vdev-old"}, {Disk: null, Name: "q-s-d-10.2"}}); got != nil {
+		t.Errorf("idle: %+v", got)
+	}
+}
+
 func TestBarsOnWhatWasDisturbedAreNeitherMetNorMissed(t *testing.T) {
 	cases := some()
 	for _, m := range cases {

@@ -49,6 +49,12 @@ const (
 // known are all of them.
 var known = []string{ours, oursMD, qsd, qsdURing, qsdThreads, fioURing, fioPsync, nbdcopy}
 
+// The back-ends among them, of vdev and of qemu-storage-daemon. What is at -socket may have a name that begins like theirs.
+var (
+	vdevs = []string{ours, oursMD}
+	qsds  = []string{qsd, qsdURing, qsdThreads}
+)
+
 const (
 	nullBytes = 1 << 30
 	nbdBytes  = 64 << 20
