@@ -14,6 +14,7 @@ import (
 type bar struct {
 	What, Needed, Measured string
 	Met                    bool
+	Unsure                 bool // whether the true figure is so, too
 	Disturbed              bool // so that it is neither met nor missed
 }
 
@@ -30,11 +31,16 @@ type check struct {
 	who   string
 }
 
-func (c *check) met() bool {
+func (c *check) met() bool { return c.meets(c.got.Median) }
+
+// unsure tells whether the limit lies within the interval.
+func (c *check) unsure() bool { return c.meets(c.got.Low) != c.meets(c.got.High) }
+
+func (c *check) meets(figure float64) bool {
 	if c.least {
-		return c.got.Median >= c.limit
+		return figure >= c.limit
 	}
-	return c.got.Median <= c.limit
+	return figure <= c.limit
 }
 
 func (c *check) String() string {
@@ -50,8 +56,9 @@ func barOf(what string, checks []check) []bar {
 	if len(checks) == 0 {
 		return nil
 	}
-	b := bar{What: what, Met: true}
+	b := bar{What: what}
 	var needed, got []string
+	var met, missed []bool // of each whether that is unsure
 	for i := range checks {
 		c := &checks[i]
 		word := "at most"
@@ -64,12 +71,19 @@ func barOf(what string, checks []check) []bar {
 		case c.seen.disturbed():
 			b.Disturbed = true
 		case !c.met():
-			b.Met = false
+			missed = append(missed, c.unsure())
 			text = "**" + text + "**"
+		default:
+			met = append(met, c.unsure())
 		}
 		got = append(got, text)
 	}
-	// What is missed in one place is missed, whatever the others would be.
+	// What is missed in one place is missed, whatever the others would be; and surely where it surely is in one.
+	if b.Met = len(missed) == 0; b.Met {
+		b.Unsure = slices.Contains(met, true)
+	} else {
+		b.Unsure = !slices.Contains(missed, false)
+	}
 	b.Disturbed = b.Disturbed && b.Met
 	b.Needed, b.Measured = strings.Join(slices.Compact(needed), ", "), strings.Join(got, "; ")
 	return []bar{b}

@@ -423,6 +423,46 @@ func TestBarsOnWhatWasDisturbedAreNeitherMetNorMissed(t *testing.T) {
 	}
 }
 
+func TestABarSaysWhereTheIntervalReachesOverItsLimit(t *testing.T) {
+	least := func(median, low, high float64) check {
+		return check{limit: 0.95, least: true, got: comparison{median, low, high}}
+	}
+	most := func(median, low, high float64) check { return check{limit: 1, got: comparison{median, low, high}} }
+	sure, unsure := least(1.1, 1, 1.2), least(1.08, 0.9, 1.1)
+	sureMiss, unsureMiss := least(0.9, 0.8, 0.94), least(0.94, 0.86, 0.97)
+	disturbed := unsure
+	disturbed.seen = disturbance{Others: 0.04}
+	for _, tt := range []struct {
+		checks []check
+		want   string
+	}{
+		{[]check{sure}, "met"},
+		{[]check{least(1, 0.95, 1.1)}, "met"}, // just so
+		{[]check{unsure}, "met, not surely"},
+		{[]check{sureMiss}, "missed"},
+		{[]check{unsureMiss}, "missed, not surely"},
+		{[]check{most(0.9, 0.8, 1)}, "met"},
+		{[]check{most(0.9, 0.8, 1.1)}, "met, not surely"},
+		{[]check{most(1.2, 1.1, 1.3)}, "missed"},
+		{[]check{most(1.2, 0.9, 1.3)}, "missed, not surely"},
+		{[]check{sure, unsure}, "met, not surely"},
+		{[]check{unsureMiss, unsure, sure}, "missed, not surely"},
+		{[]check{unsureMiss, sureMiss, unsure}, "missed"},
+		{[]check{sure, disturbed}, "disturbed"},
+		{[]check{unsure, disturbed}, "disturbed"},
+		{[]check{disturbed, unsureMiss}, "missed, not surely"},
+		{[]check{most(math.NaN(), math.NaN(), math.NaN())}, "missed"},
+	} {
+		b := barOf("it", tt.checks)[0]
+		if got := b.verdict(); got != tt.want {
+			t.Errorf("%s: %s, want %s", b.Measured, got, tt.want)
+		}
+		if strings.Contains(b.Measured, "**") != strings.HasPrefix(tt.want, "missed") {
+			t.Errorf("%s is %s", b.Measured, tt.want)
+		}
+	}
+}
+
 func TestWhatIsNotKnownIsNotMet(t *testing.T) {
 	cases := some()
 	cases[3].Results[1][0].Backend = load.Usage{}

@@ -90,13 +90,17 @@ func (r *report) printBars(w io.Writer) {
 }
 
 func (b *bar) verdict() string {
+	verdict := "missed"
 	switch {
 	case b.Disturbed:
 		return "disturbed"
 	case b.Met:
-		return "met"
+		verdict = "met"
 	}
-	return "missed"
+	if b.Unsure {
+		verdict += ", not surely"
+	}
+	return verdict
 }
 
 // thousands is how many thousand requests there were in a second, by the median of the rounds, with a mark where the front-end,
@@ -279,7 +283,7 @@ until, of requests per second, each interval is narrower than %.0f %% of its med
 		}
 		b.WriteString("\n")
 	}
-	must := section{Title: "What must be seen", Intro: "vdev's figure divided by that of q-s-d's faster engine, or of fio, in the same rounds: of requests per second more is better, of CPU and latency less. What is missed is in bold; what rests on a case that was disturbed is neither met nor missed. The polled depth 1 on null is no bar: q-s-d jumps between speeds there.",
+	must := section{Title: "What must be seen", Intro: "vdev's figure divided by that of q-s-d's faster engine, or of fio, in the same rounds: of requests per second more is better, of CPU and latency less. The median decides, and \"not surely\" says that its interval reaches over what is needed. What is missed is in bold; what rests on a case that was disturbed is neither met nor missed. The polled depth 1 on null is no bar: q-s-d jumps between speeds there.",
 		Header: []string{"what", "needed", "measured", ""}}
 	for _, v := range r.bars() {
 		must.Rows = append(must.Rows, []string{v.What, v.Needed, v.Measured, v.verdict()})
