@@ -517,6 +517,25 @@ func TestDocumentHasAllOfTheRun(t *testing.T) {
 	}
 }
 
+func TestTheDocumentDoesNotSayHowMuchOthersDidWhereThatIsNotKnown(t *testing.T) {
+	cases := some()
+	cases[0].Seen = disturbance{Others: 0.01}
+	r := &report{Cases: cases, Scale: []section{{Seen: disturbance{Others: 0.02}}}}
+	if got, want := r.disturbances(), "other processes had at most 2.0 % of"; !strings.Contains(got, want) {
+		t.Errorf("%q lacks %q", got, want)
+	}
+	cases[1].Seen = disturbance{math.NaN(), 0.02}
+	got := r.disturbances()
+	for _, want := range []string{"not known what other processes did", "host had at most 2.0 %", "0 of 5 cases stayed"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q lacks %q", got, want)
+		}
+	}
+	if strings.Contains(got, "NaN") || strings.Contains(got, "processes had") {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestACaseIsOneLine(t *testing.T) {
 	want := "O_DIRECT file, randwrite 4 KiB, depth 1, poll:  vdev 10.0  q-s-d io_uring 10.1, ×0.99 (0.99 to 0.99)  fio io_uring 10.6, ×0.94 (0.94 to 0.94); rounds: 3"
 	if got := some()[4].line(); got != want {

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,20 +26,24 @@ const (
 // disturbance is what there was on the cores besides the run, in parts of their time.
 type disturbance struct {
 	// Others is the user time of processes that are not the run's. System time says nothing: the kernel's threads write back what
-	// was written, whoever wrote it.
+	// was written, whoever wrote it. NaN where it is not known.
 	Others float64
 	Steal  float64 // when the host had something else to do
 }
 
-func (d disturbance) disturbed() bool { return max(d.Others, d.Steal) > tolerated }
+func (d disturbance) disturbed() bool { return d.Others > tolerated || d.Steal > tolerated }
 
-// or returns the larger of both, each figure for itself.
+// or returns the larger of both, each figure for itself. What is not known of one is not of both.
 func (d disturbance) or(e disturbance) disturbance {
 	return disturbance{max(d.Others, e.Others), max(d.Steal, e.Steal)}
 }
 
 func (d disturbance) String() string {
-	return fmt.Sprintf("others %.1f %%, steal %.1f %%", 100*d.Others, 100*d.Steal)
+	others := "not known"
+	if !math.IsNaN(d.Others) {
+		others = fmt.Sprintf("%.1f %%", 100*d.Others)
+	}
+	return fmt.Sprintf("others %s, steal %.1f %%", others, 100*d.Steal)
 }
 
 // mark is what is put after the name of what was disturbed.
@@ -54,7 +59,7 @@ type watch struct {
 	cores []int // nil: all
 	// pids are the run's processes, besides this one and its children that have ended and were waited for, which count with it.
 	pids []int
-	// unseen: the run has more, of which it is not known which they are. Others' work cannot be told from theirs, and counts as none.
+	// unseen: the run has more, of which it is not known which they are. Others' work cannot be told from theirs, and is not known.
 	unseen bool
 }
 
@@ -200,7 +205,7 @@ func (w watch) undisturbed(spare *int, work func() error) (disturbance, error) {
 		}
 		seen := after.since(before)
 		if w.unseen {
-			seen.Others = 0
+			seen.Others = math.NaN()
 		}
 		if !seen.disturbed() || *spare == 0 {
 			return seen, failed

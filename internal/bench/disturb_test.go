@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 	"testing"
@@ -73,6 +74,17 @@ func TestDisturbedIsMoreThanIsTolerated(t *testing.T) {
 			t.Errorf("%+v: %q, want %q", d, got, want)
 		}
 	}
+	unknown := disturbance{math.NaN(), 0.02}
+	if got := unknown.mark(); got != "" {
+		t.Errorf("what is not known: %q", got)
+	}
+	both := unknown.or(disturbance{0.5, 0.25})
+	if got, want := both.mark(), " (disturbed: others not known, steal 25.0 %)"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := (disturbance{0.5, 0}).or(unknown); !math.IsNaN(got.Others) {
+		t.Errorf("of both %v", got)
+	}
 	if got, want := (disturbance{1, 2}).or(disturbance{3, 1}), (disturbance{3, 2}); got != want {
 		t.Errorf("%v, want %v", got, want)
 	}
@@ -130,10 +142,10 @@ func TestWhatIsDisturbedIsDoneAgainAsOftenAsItMay(t *testing.T) {
 	if err != nil || !seen.disturbed() || seen.Others == 0 || n != 3 || spare != 0 {
 		t.Errorf("%v, %v after %d, %d left", seen, err, n, spare)
 	}
-	// Where some of the run's own cannot be seen, it is not judged.
+	// Where some of the run's own cannot be seen, it is not judged, and not said to be little.
 	n = 0
 	seen, err = watch{cores: []int{0}, unseen: true}.undisturbed(&spare, func() error { n++; return work() })
-	if err != nil || seen.Others != 0 || n != 1 {
+	if err != nil || !math.IsNaN(seen.Others) || n != 1 {
 		t.Errorf("%v, %v after %d", seen, err, n)
 	}
 	// What the run itself does, disturbs nobody.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -245,9 +246,13 @@ func (r *report) disturbances() string {
 	for _, s := range r.Scale {
 		most = most.or(s.Seen)
 	}
-	return fmt.Sprintf(`Beside the run, other processes had at most %.1f %% of the cores' time in a round (their user time), and the machine's host at most %.1f %%
+	others := fmt.Sprintf("other processes had at most %.1f %% of the cores' time in a round (their user time), and the machine's host", 100*most.Others)
+	if math.IsNaN(most.Others) {
+		others = "it is not known what other processes did, since a back-end's process cannot be seen; the machine's host had"
+	}
+	return fmt.Sprintf(`Beside the run, %s at most %.1f %%
 (steal). A round in which either had more than %.0f %% was measured again, which was done %d times; %d of %d cases stayed disturbed, and
-say so.`, 100*most.Others, 100*most.Steal, 100*tolerated, again, disturbed, len(r.Cases))
+say so.`, others, 100*most.Steal, 100*tolerated, again, disturbed, len(r.Cases))
 }
 
 // document writes the document, whose pictures' names begin with base.
