@@ -73,18 +73,22 @@ type look struct {
 }
 
 // look looks now.
-func (w watch) look() (look, error) {
-	text, err := os.ReadFile("/proc/stat")
+func (w watch) look() (look, error) { return w.lookAt("/proc") }
+
+// lookAt looks at what is in such a folder as /proc.
+func (w watch) lookAt(proc string) (look, error) {
+	stat := filepath.Join(proc, "stat")
+	text, err := os.ReadFile(stat)
 	if err != nil {
 		return look{}, err
 	}
 	l, err := parseStat(string(text), w.cores)
 	if err != nil {
-		return l, fmt.Errorf("/proc/stat: %w", err)
+		return l, fmt.Errorf("%s: %w", stat, err)
 	}
 	l.at = time.Now()
 	for _, pid := range slices.Concat([]int{os.Getpid()}, w.pids) {
-		name := fmt.Sprintf("/proc/%d/stat", pid)
+		name := filepath.Join(proc, strconv.Itoa(pid), "stat")
 		text, err := os.ReadFile(name)
 		if err != nil {
 			return l, err
@@ -95,7 +99,7 @@ func (w watch) look() (look, error) {
 		}
 		l.ours += t
 	}
-	entries, err := os.ReadDir("/proc")
+	entries, err := os.ReadDir(proc)
 	if err != nil {
 		return l, err
 	}
@@ -105,7 +109,7 @@ func (w watch) look() (look, error) {
 			continue
 		}
 		// One that has ended meanwhile counts with its parent.
-		if text, err := os.ReadFile(filepath.Join("/proc", e.Name(), "stat")); err == nil {
+		if text, err := os.ReadFile(filepath.Join(proc, e.Name(), "stat")); err == nil {
 			if t, err := parseUserTime(string(text)); err == nil {
 				l.others += t
 			}
