@@ -65,10 +65,11 @@ func entries(pid int, of string) (int, error) {
 	return len(names), err
 }
 
-// fleet is vdev with many disks, each with a guest of its own.
+// fleet is vdev with many disks, each with a guest of its own. The end of the context that it was made with hangs up all of them.
 type fleet struct {
 	p      *child.Process
 	guests []*guest
+	hear   []func() bool // what hangUp has returned
 }
 
 // newFleet has vdev serve n disks of a kind, on one processor or on any where cpu is negative, and connects a guest to each, with so many
@@ -106,7 +107,7 @@ func (f *fleet) connect(ctx context.Context, socket string, depth int) error {
 	if err != nil {
 		return err
 	}
-	defer hangUp(ctx, conn)()
+	f.hear = append(f.hear, hangUp(ctx, conn))
 	front := vhostusertest.New(conn)
 	g, err := newGuest(front, depth)
 	if err != nil {
@@ -114,7 +115,7 @@ func (f *fleet) connect(ctx context.Context, socket string, depth int) error {
 		return err
 	}
 	f.guests = append(f.guests, g)
-	return g.read()
+	return g.read(ctx)
 }
 
 // close ends it all. It returns err, if there is one, as one of the back-end's; the end of ctx is its cause.
@@ -122,6 +123,9 @@ func (f *fleet) close(ctx context.Context, err error) error {
 	for _, g := range f.guests {
 		g.f.Close()
 		g.close()
+	}
+	for _, done := range f.hear {
+		done()
 	}
 	return stop(ctx, f.p, err)
 }

@@ -1,9 +1,11 @@
 package scale
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 
+	"vdev/internal/sys"
 	"vdev/vhostuser"
 	"vdev/vhostuser/vhostusertest"
 	"vdev/virtq"
@@ -126,32 +128,59 @@ func (g *guest) answered(head uint16) error {
 	return nil
 }
 
-// read does one request, with all others answered, and sleeps meanwhile.
-func (g *guest) read() error {
+// read does one request, with all others answered, and sleeps meanwhile, unless ctx ends, whose cause it then returns.
+func (g *guest) read(ctx context.Context) error {
 	g.issue(0)
 	if err := g.ring.Notify(); err != nil {
 		return err
 	}
-	head, _, err := g.ring.Wait()
-	if err != nil {
-		return err
-	}
-	return g.answered(head)
+	return g.wait(ctx)
 }
 
 // again starts the ring after a stop, and waits for what the stop has left in it.
-func (g *guest) again() error {
+func (g *guest) again(ctx context.Context) error {
 	if err := g.ring.Start(); err != nil {
 		return err
 	}
 	for g.ring.InFlight() > 0 {
-		head, _, err := g.ring.Wait()
-		if err == nil {
-			err = g.answered(head)
-		}
-		if err != nil {
+		if err := g.wait(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// wait waits for the next answer, sleeping on the call descriptor, as vhostusertest.Ring.Wait does, which knows of no context. Where ctx
+// ends it returns its cause.
+func (g *guest) wait(ctx context.Context) error {
+	woken := make(chan struct{})
+	sleeps := context.AfterFunc(ctx, func() {
+		defer close(woken)
+		// It fails only where nobody could sleep on it either.
+		_ = sys.EventfdWrite(g.ring.CallFD())
+	})
+	defer func() {
+		if !sleeps() {
+			<-woken // after which the descriptor may be closed
+		}
+	}()
+	for {
+		head, _, ok := g.ring.Used()
+		if ctx.Err() != nil {
+			return context.Cause(ctx) // not how a read ends when the connection does
+		}
+		if ok {
+			return g.answered(head)
+		}
+		if g.ring.EnableCalls() {
+			continue
+		}
+		if err := sys.WaitReadable(g.ring.CallFD(), vhostusertest.Timeout); err != nil {
+			return err
+		}
+		if !g.ring.Called() {
+			return fmt.Errorf("a read has no answer within %v", vhostusertest.Timeout)
+		}
+		g.ring.DisableCalls()
+	}
 }

@@ -230,7 +230,7 @@ func MeasureStart(ctx context.Context, c Config, command []string) (took time.Du
 			return err
 		}
 		defer g.close()
-		err = g.read()
+		err = g.read(ctx)
 		took = time.Since(begun)
 		return err
 	})
@@ -284,7 +284,7 @@ func MeasureStop(ctx context.Context, c Config, command []string, depth, rounds 
 		defer g.close()
 		return onCPU(c.ClientCPU, func() error {
 			for range rounds {
-				if err := g.read(); err != nil {
+				if err := g.read(ctx); err != nil {
 					return err
 				}
 				if depth == 0 {
@@ -299,7 +299,7 @@ func MeasureStop(ctx context.Context, c Config, command []string, depth, rounds 
 					return err
 				}
 				all = append(all, time.Since(begun))
-				if err := g.again(); err != nil {
+				if err := g.again(ctx); err != nil {
 					return err
 				}
 			}

@@ -1,16 +1,22 @@
 package scale
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+
+	"vdev/internal/sys"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -91,6 +97,10 @@ func TestTheEndOfTheContextEndsIt(t *testing.T) {
 			_, err := MeasureStopAll(ctx, Config{VDev: never, Dir: c.Dir}, "null,size=1G", 1, 0)
 			return err
 		},
+		"read": func(ctx context.Context) error {
+			_, err := MeasureStart(ctx, c, []string{c.VDev, "blk", "--fd", "3", "--driver", "fault,rule=hang:read,lower=null,size=1G"})
+			return err
+		},
 		"answer at the start": func(ctx context.Context) error {
 			_, err := MeasureStart(ctx, c, []string{never})
 			return err
@@ -106,6 +116,56 @@ func TestTheEndOfTheContextEndsIt(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		cancel(nil)
+	}
+}
+
+// TestTheEndOfTheContextIsHeardBesideAMuteBackEnd looks at what a guest is told: that it has given up by itself, after a while, does not
+// show in what is measured.
+func TestTheEndOfTheContextIsHeardBesideAMuteBackEnd(t *testing.T) {
+	c := config(t)
+	enough := errors.New("enough")
+	for name, mute := range map[string]struct {
+		wait func(context.Context, *guest) error
+		want error
+	}{
+		"read": {func(ctx context.Context, g *guest) error { return g.read(ctx) }, enough},
+		"stop": {func(_ context.Context, g *guest) error { return g.ring.Stop() }, net.ErrClosed},
+	} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		f, err := c.newFleet(ctx, -1, 1, "null,size=1G", func(int) int { return 1 })
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Not a read that hangs: vdev would end that with the connection, and wake the guest.
+		halt(t, f.p.PID())
+		time.AfterFunc(100*time.Millisecond, func() { cancel(enough) })
+		if err := mute.wait(ctx, f.guests[0]); !errors.Is(err, mute.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := f.close(ctx, nil); !errors.Is(err, enough) {
+			t.Errorf("%s: the end: %v", name, err)
+		}
+	}
+}
+
+// halt returns when a process stands still, all its threads.
+func halt(t *testing.T, pid int) {
+	t.Helper()
+	if err := sys.SignalGroup(pid, syscall.SIGSTOP); err != nil {
+		t.Error(err)
+	}
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil || len(threads) == 0 {
+		t.Errorf("threads %v, %v", threads, err)
+	}
+	for _, name := range threads {
+		for {
+			text, err := os.ReadFile(name)
+			if err != nil || bytes.Contains(text, []byte(") T ")) {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
 	}
 }
 
