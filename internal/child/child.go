@@ -113,15 +113,18 @@ const (
 // Stop ends the program and waits for it: by SIGTERM, or, where that is not enough or ctx has ended a second ago, by SIGKILL, which is an
 // error. It is one, too, where the program has ended by itself before, or fails at its end.
 func (c *Process) Stop(ctx context.Context) error {
-	select {
-	case <-c.ended:
-		return c.Error(errors.New("ended before it was told to"))
-	default:
-	}
-	c.signal(syscall.SIGTERM)
-	if !c.endsIn(ctx, stopTime) && !c.endsIn(context.Background(), hurriedTime) {
-		c.signal(syscall.SIGKILL)
+	if !c.signal(syscall.SIGTERM) {
 		<-c.ended
+		return c.Error(errors.New("ended before it was told to"))
+	}
+	return c.end(ctx)
+}
+
+// end waits for the end of a program that was told to: see Stop.
+func (c *Process) end(ctx context.Context) error {
+	killed := !c.endsIn(ctx, stopTime) && !c.endsIn(context.Background(), hurriedTime) && c.signal(syscall.SIGKILL)
+	<-c.ended
+	if killed {
 		return c.Error(errors.New("did not end on SIGTERM"))
 	}
 	if c.err != nil && c.State().String() != "signal: terminated" {
@@ -141,8 +144,15 @@ func (c *Process) endsIn(ctx context.Context, patience time.Duration) bool {
 	return false
 }
 
-// signal sends a signal to the program and what it has started, whoever of them is left.
-func (c *Process) signal(sig syscall.Signal) { _ = sys.SignalGroup(c.PID(), sig) }
+// signal sends a signal to the program and what it has started, unless the program has ended and was waited for, which it tells by false:
+// the group's number may be another's then, even before ended is closed, which takes as long as somebody holds the program's output.
+func (c *Process) signal(sig syscall.Signal) bool {
+	if c.cmd.Process.Signal(syscall.Signal(0)) != nil {
+		return false
+	}
+	_ = sys.SignalGroup(c.PID(), sig)
+	return true
+}
 
 // Run runs a program until it ends. The end of ctx stops it, and its cause is the error then; else that is how the program has failed.
 func Run(ctx context.Context, p Program) (*Process, error) {
@@ -150,18 +160,28 @@ func Run(ctx context.Context, p Program) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	return c, c.run(ctx)
+}
+
+// run is Run for a program that was started.
+func (c *Process) run(ctx context.Context) error {
 	select {
 	case <-c.ended:
 	case <-ctx.Done():
-		if err := c.Stop(ctx); err != nil {
-			return c, errors.Join(context.Cause(ctx), err)
+		// Where it has ended meanwhile, nobody wants to know how.
+		if !c.signal(syscall.SIGTERM) {
+			<-c.ended
+			return context.Cause(ctx)
 		}
-		return c, context.Cause(ctx)
+		if err := c.end(ctx); err != nil {
+			return errors.Join(context.Cause(ctx), err)
+		}
+		return context.Cause(ctx)
 	}
 	if c.err != nil {
-		return c, c.Error(errors.New("failed"))
+		return c.Error(errors.New("failed"))
 	}
-	return c, nil
+	return nil
 }
 
 // output keeps the last of what a program has written.

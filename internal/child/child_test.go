@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -130,6 +131,28 @@ func TestWhatAProgramHasStartedIsToldToEnd(t *testing.T) {
 	awaitEnd(pid)
 }
 
+// TestAProgramThatWasWaitedForIsNotSignalled, though somebody holds its output: its group's number may be another's.
+func TestAProgramThatWasWaitedForIsNotSignalled(t *testing.T) {
+	c, err := Start(Program{Args: []string{"sh", "-c", "sleep 1000 & echo $!"}, CPU: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for c.cmd.Process.Signal(syscall.Signal(0)) == nil {
+		time.Sleep(time.Millisecond)
+	}
+	if err := c.Stop(t.Context()); err == nil || !strings.Contains(err.Error(), "ended before it was told to") {
+		t.Errorf("error %v", err)
+	}
+	pid, err := strconv.Atoi(c.Said())
+	if err == nil {
+		err = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	awaitEnd(pid)
+}
+
 func TestWhatAProgramLeavesBehindIsNoFailure(t *testing.T) {
 	if _, err := Run(t.Context(), Program{Args: []string{"sh", "-c", "sleep 3 & exit 0"}, CPU: -1}); err != nil {
 		t.Error(err)
@@ -158,6 +181,23 @@ func TestRunTellsHowAProgramEnded(t *testing.T) {
 	c, err := Run(ctx, Program{Args: []string{"sleep", "1000"}, CPU: -1})
 	if err != enough || c.State() == nil {
 		t.Errorf("error %v", err)
+	}
+}
+
+// TestAProgramThatEndsWithTheContextHasNotFailed: either end may be seen first.
+func TestAProgramThatEndsWithTheContextHasNotFailed(t *testing.T) {
+	c, err := Start(Program{Args: []string{"true"}, CPU: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-c.Ended()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	enough := errors.New("enough")
+	cancel(enough)
+	for range 100 {
+		if err := c.run(ctx); err != nil && err != enough {
+			t.Fatal(err)
+		}
 	}
 }
 
