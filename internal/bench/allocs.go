@@ -34,7 +34,7 @@ func checkAllocs(ctx context.Context) (bar, error) {
 	names := slices.Concat(slices.Collect(maps.Values(allocTests))...)
 	args := append([]string{"go", "test", "-count=1", "-json", "-run", "^(" + strings.Join(names, "|") + ")$"}, packages...)
 	var out bytes.Buffer // which names the tests that fail
-	_, err := child.Run(ctx, child.Program{Args: args, CPU: -1, Stdout: &out})
+	_, err := child.Run(ctx, child.Program{Args: args, Stdout: &out})
 	if ctx.Err() != nil {
 		return bar{}, context.Cause(ctx)
 	}

@@ -145,7 +145,7 @@ func TestTheRunsProcessesAreTakenForNobodyElses(t *testing.T) {
 
 // busy has a core kept busy by a process that is not in anybody's list, until the test ends.
 func busy(t *testing.T) *child.Process {
-	c, err := child.Start(child.Program{Args: []string{"sh", "-c", "while :; do :; done"}, CPU: 0})
+	c, err := child.Start(child.Program{Args: []string{"sh", "-c", "while :; do :; done"}, CPU: child.On(0)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -33,7 +33,7 @@ func fioArgs(engine, file string, direct bool, j load.Job) []string {
 // runFio does a job on a file by fio, on one core.
 func runFio(ctx context.Context, o options, engine, file string, direct bool, j load.Job) (load.Result, error) {
 	var stdout bytes.Buffer
-	p, err := child.Run(ctx, child.Program{Args: append([]string{o.fio}, fioArgs(engine, file, direct, j)...), CPU: o.serverCPU, Stdout: &stdout})
+	p, err := child.Run(ctx, child.Program{Args: append([]string{o.fio}, fioArgs(engine, file, direct, j)...), CPU: child.On(o.serverCPU), Stdout: &stdout})
 	if err != nil {
 		return load.Result{}, fmt.Errorf("%w %s", err, bytes.TrimSpace(stdout.Bytes()))
 	}

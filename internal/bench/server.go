@@ -22,7 +22,7 @@ func startServer(ctx context.Context, cpu int, name, socket string, command ...s
 	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	p, err := child.Start(child.Program{Args: command, CPU: cpu})
+	p, err := child.Start(child.Program{Args: command, CPU: child.On(cpu)})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}

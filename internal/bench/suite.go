@@ -611,7 +611,7 @@ func (s *suite) runCopy(ctx context.Context, uri, tiny string, j load.Job) (load
 // copyOnce tells how long an nbdcopy takes, and what it uses.
 func (s *suite) copyOnce(ctx context.Context, uri string, j load.Job) (load.Result, error) {
 	begun := time.Now()
-	p, err := child.Run(ctx, child.Program{CPU: -1, Args: []string{s.o.nbdcopy, "--no-extents", "--connections=1", fmt.Sprintf("--requests=%d", j.Depth),
+	p, err := child.Run(ctx, child.Program{Args: []string{s.o.nbdcopy, "--no-extents", "--connections=1", fmt.Sprintf("--requests=%d", j.Depth),
 		fmt.Sprintf("--queue-size=%d", max(int64(j.Depth)*j.BlockSize, 1<<20)), fmt.Sprintf("--request-size=%d", j.BlockSize), uri, "null:"}})
 	if err != nil {
 		return load.Result{}, err

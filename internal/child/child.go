@@ -22,10 +22,19 @@ import (
 // Program says what is to run, and how.
 type Program struct {
 	Args   []string  // its name or path, and its arguments
-	CPU    int       // the processor it runs on; on any where it is negative
+	CPU    CPU       // where it runs
 	File   *os.File  // its descriptor 3, where it is not nil; it stays the caller's
 	Stdout io.Writer // nil: kept with what it writes to the standard error
 }
+
+// CPU says where a program runs: on one processor, or, which is the zero value, on any.
+type CPU struct {
+	one    bool
+	number int
+}
+
+// On is the processor of that number, or any where it is negative.
+func On(number int) CPU { return CPU{number >= 0, number} }
 
 // Process is a program that was started. It ends with this process, however that ends, and a terminal's signals do not reach it. What it
 // has started itself is told to end when it is, but not where this process is killed.
@@ -39,9 +48,9 @@ type Process struct {
 // Start starts a program. Its error names it.
 func Start(p Program) (*Process, error) {
 	args := p.Args
-	if p.CPU >= 0 {
+	if p.CPU.one {
 		// Which becomes the program.
-		args = append([]string{"taskset", "-c", strconv.Itoa(p.CPU)}, args...)
+		args = append([]string{"taskset", "-c", strconv.Itoa(p.CPU.number)}, args...)
 	}
 	c := &Process{cmd: exec.Command(args[0], args[1:]...), ended: make(chan struct{})}
 	c.cmd.SysProcAttr = sys.ChildAttr(syscall.SIGKILL)

@@ -23,7 +23,7 @@ const playParent = "VDEV_TEST_PLAY_PARENT"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(playParent) != "" {
-		c, err := Start(Program{Args: []string{"sleep", "1000"}, CPU: 0})
+		c, err := Start(Program{Args: []string{"sleep", "1000"}})
 		if err != nil {
 			fmt.Println(err)
 			os.Exit(1)
@@ -69,7 +69,7 @@ func awaitEnd(pid int) {
 }
 
 func TestAProgramIsToldToStop(t *testing.T) {
-	c, err := Start(Program{Args: []string{"sh", "-c", "echo begun; exec sleep 1000"}, CPU: -1})
+	c, err := Start(Program{Args: []string{"sh", "-c", "echo begun; exec sleep 1000"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +88,7 @@ func TestAProgramIsToldToStop(t *testing.T) {
 }
 
 func TestAProgramThatFailsAtItsEndIsAnError(t *testing.T) {
-	c, err := Start(Program{Args: []string{"sh", "-c", "trap 'echo panic; exit 2' TERM; echo begun; while :; do sleep 0.01; done"}, CPU: -1})
+	c, err := Start(Program{Args: []string{"sh", "-c", "trap 'echo panic; exit 2' TERM; echo begun; while :; do sleep 0.01; done"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestAProgramThatFailsAtItsEndIsAnError(t *testing.T) {
 }
 
 func TestAProgramThatDoesNotEndIsKilledInTheEnd(t *testing.T) {
-	c, err := Start(Program{Args: []string{"sh", "-c", "trap '' TERM; echo begun; while :; do sleep 0.01; done"}, CPU: -1})
+	c, err := Start(Program{Args: []string{"sh", "-c", "trap '' TERM; echo begun; while :; do sleep 0.01; done"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +117,7 @@ func TestAProgramThatDoesNotEndIsKilledInTheEnd(t *testing.T) {
 
 // TestWhatAProgramHasStartedIsToldToEnd: it has the program's output open, which Run waits for.
 func TestWhatAProgramHasStartedIsToldToEnd(t *testing.T) {
-	c, err := Start(Program{Args: []string{"sh", "-c", "sleep 1000 & echo $!; wait"}, CPU: -1})
+	c, err := Start(Program{Args: []string{"sh", "-c", "sleep 1000 & echo $!; wait"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +133,7 @@ func TestWhatAProgramHasStartedIsToldToEnd(t *testing.T) {
 
 // TestAProgramThatWasWaitedForIsNotSignalled, though somebody holds its output: its group's number may be another's.
 func TestAProgramThatWasWaitedForIsNotSignalled(t *testing.T) {
-	c, err := Start(Program{Args: []string{"sh", "-c", "sleep 1000 & echo $!"}, CPU: -1})
+	c, err := Start(Program{Args: []string{"sh", "-c", "sleep 1000 & echo $!"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +154,7 @@ func TestAProgramThatWasWaitedForIsNotSignalled(t *testing.T) {
 }
 
 func TestWhatAProgramLeavesBehindIsNoFailure(t *testing.T) {
-	if _, err := Run(t.Context(), Program{Args: []string{"sh", "-c", "sleep 3 & exit 0"}, CPU: -1}); err != nil {
+	if _, err := Run(t.Context(), Program{Args: []string{"sh", "-c", "sleep 3 & exit 0"}}); err != nil {
 		t.Error(err)
 	}
 }
@@ -163,30 +163,57 @@ func TestRunTellsHowAProgramEnded(t *testing.T) {
 	var out bytes.Buffer
 	for _, cpu := range []int{-1, 0} {
 		out.Reset()
-		c, err := Run(t.Context(), Program{Args: []string{"sh", "-c", "echo result; echo warning >&2"}, CPU: cpu, Stdout: &out})
+		c, err := Run(t.Context(), Program{Args: []string{"sh", "-c", "echo result; echo warning >&2"}, CPU: On(cpu), Stdout: &out})
 		if err != nil || out.String() != "result\n" || c.Said() != "warning" || !c.State().Success() {
 			t.Errorf("processor %d: %v, %q, %q", cpu, err, &out, c.Said())
 		}
-		_, err = Run(t.Context(), Program{Args: []string{"sh", "-c", "echo no such disk >&2; exit 3"}, CPU: cpu})
+		_, err = Run(t.Context(), Program{Args: []string{"sh", "-c", "echo no such disk >&2; exit 3"}, CPU: On(cpu)})
 		if err == nil || !strings.Contains(err.Error(), "no such disk") || !strings.Contains(err.Error(), "exit status 3") {
 			t.Errorf("processor %d: %v", cpu, err)
 		}
 	}
-	if _, err := Run(t.Context(), Program{Args: []string{"no-such-program"}, CPU: -1}); !errors.Is(err, exec.ErrNotFound) {
+	if _, err := Run(t.Context(), Program{Args: []string{"no-such-program"}}); !errors.Is(err, exec.ErrNotFound) {
 		t.Errorf("error %v", err)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	enough := errors.New("enough")
 	cancel(enough)
-	c, err := Run(ctx, Program{Args: []string{"sleep", "1000"}, CPU: -1})
+	c, err := Run(ctx, Program{Args: []string{"sleep", "1000"}})
 	if err != enough || c.State() == nil {
 		t.Errorf("error %v", err)
 	}
 }
 
+// TestAProgramRunsWhereItIsTold: on the processor that is named, and on all where none is.
+func TestAProgramRunsWhereItIsTold(t *testing.T) {
+	allowed := func(cpu CPU) string {
+		t.Helper()
+		var out bytes.Buffer
+		if _, err := Run(t.Context(), Program{Args: []string{"grep", "Cpus_allowed_list", "/proc/self/status"}, CPU: cpu, Stdout: &out}); err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(strings.TrimPrefix(out.String(), "Cpus_allowed_list:"))
+	}
+	text, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, own, _ := strings.Cut(string(text), "Cpus_allowed_list:")
+	own, _, _ = strings.Cut(own, "\n")
+	own = strings.TrimSpace(own)
+	for _, c := range []struct {
+		cpu  CPU
+		want string
+	}{{CPU{}, own}, {On(-1), own}, {On(0), "0"}} {
+		if got := allowed(c.cpu); got != c.want {
+			t.Errorf("%+v: on %q, want %q", c.cpu, got, c.want)
+		}
+	}
+}
+
 // TestAProgramThatEndsWithTheContextHasNotFailed: either end may be seen first.
 func TestAProgramThatEndsWithTheContextHasNotFailed(t *testing.T) {
-	c, err := Start(Program{Args: []string{"true"}, CPU: -1})
+	c, err := Start(Program{Args: []string{"true"}})
 	if err != nil {
 		t.Fatal(err)
 	}

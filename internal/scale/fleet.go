@@ -85,7 +85,7 @@ func (c *Config) newFleet(ctx context.Context, cpu, n int, driver string, depth 
 		return nil, err
 	}
 	f := new(fleet)
-	if f.p, err = child.Start(child.Program{Args: []string{c.VDev, "serve", "--log-level", "warn", name}, CPU: cpu}); err != nil {
+	if f.p, err = child.Start(child.Program{Args: []string{c.VDev, "serve", "--log-level", "warn", name}, CPU: child.On(cpu)}); err != nil {
 		return nil, err
 	}
 	defer func() {

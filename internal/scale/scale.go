@@ -208,7 +208,7 @@ func (c *Config) serve(ctx context.Context, cpu int, command []string, do func(*
 	defer hangUp(ctx, conn)()
 	f := vhostusertest.New(conn)
 	defer f.Close()
-	p, err := child.Start(child.Program{Args: command, CPU: cpu, File: socket})
+	p, err := child.Start(child.Program{Args: command, CPU: child.On(cpu), File: socket})
 	// Where the back-end ends, so does the connection.
 	socket.Close()
 	if err != nil {
