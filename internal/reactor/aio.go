@@ -68,6 +68,7 @@ func (r *Reactor) begin(b *devsw.Buf, fd int, off int64, done devsw.AIODone, wri
 	o.mayBlock = b.Flags&devsw.BMayBlock != 0
 	o.moved, o.cancelled, o.forced = 0, false, o.mayBlock
 	r.inflight++
+	r.requests++
 	if r.takesInline(o) {
 		o.place = inQueue
 		r.queue = append(r.queue, o)

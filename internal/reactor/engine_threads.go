@@ -55,7 +55,10 @@ func (e *threadsEngine) turn() bool {
 	return false
 }
 
-func (e *threadsEngine) sleep(timeout time.Duration) { e.look(timeout) }
+func (e *threadsEngine) sleep(timeout time.Duration) {
+	e.look(timeout)
+	e.looked = time.Now()
+}
 
 func (e *threadsEngine) look(timeout time.Duration) bool {
 	e.fired = false
@@ -67,7 +70,9 @@ func (e *threadsEngine) look(timeout time.Duration) bool {
 
 func (e *threadsEngine) woken(tag uint64) {
 	e.fired = true
-	e.r.woken(tag)
+	if tag != wakeTag {
+		e.r.woken(tag)
+	}
 }
 
 func (e *threadsEngine) close() {

@@ -77,6 +77,69 @@ func (c *pollCounter) Arm() bool { return false }
 func (c *pollCounter) Disarm()   {}
 func (c *pollCounter) Flush()    {}
 
+// writer is a Source that makes a write when there is work, of which it is not told by a kick.
+type writer struct {
+	pollCounter
+	work  atomic.Bool
+	write func()
+}
+
+func (w *writer) Poll() bool {
+	w.pollCounter.Poll()
+	if !w.work.Swap(false) {
+		return false
+	}
+	w.write()
+	return true
+}
+
+// TestAWriteThatStallsMayHaveBeenLookedFor: what lost the reactor while it looked for work leaves everything to the thread that has it.
+func TestAWriteThatStallsMayHaveBeenLookedFor(t *testing.T) {
+	for _, mode := range []Mode{ModeURing, ModeThreads} {
+		t.Run(string(mode), func(t *testing.T) {
+			p := newPoolOf(t, Config{Mode: mode, PollMax: time.Minute})
+			held, release := make(chan struct{}), make(chan struct{})
+			r := stalling(t, p, func(int64) {
+				held <- struct{}{}
+				<-release
+			})
+			d := newResult()
+			f := newFile(t, r, d)
+			b := &devsw.Buf{Op: devsw.BWrite, Data: [][]byte{[]byte("0123456789abcdef")}, Bcount: 16}
+			w := &writer{pollCounter: pollCounter{polls: make(chan struct{}, 1)}, write: func() { r.WriteAt(b, int(f.Fd()), 0, d) }}
+			kick, err := sys.NewEventfd()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer kick.Close()
+			var s *Source
+			r.Do(func() {
+				r.pollFor = time.Minute
+				s, err = r.Add(w, kick.Int())
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Do(func() { r.Remove(s) })
+			for range 2 { // it looks
+				<-w.polls
+			}
+			w.work.Store(true)
+			<-held
+			r.Do(func() {}) // another thread has it
+			for range 100 {
+				<-w.polls
+			}
+			close(release)
+			<-d.ch
+			if d.err != 0 || d.n != 16 {
+				t.Error(d.n, d.err)
+			}
+			r.Do(func() {})
+		})
+	}
+}
+
 func TestAWriteThatStallsHoldsUpNoOther(t *testing.T) {
 	modes(t, func(t *testing.T, p *Pool) {
 		release := make(chan struct{})

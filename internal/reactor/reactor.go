@@ -67,7 +67,8 @@ type engine interface {
 	cancel(o *op)
 	// turn submits what was started, runs what has completed, and tells whether anything had. It does not sleep.
 	turn() bool
-	// sleep submits, and waits for at most timeout (negative: no limit) for something that turn runs, or for Reactor.wakeFD.
+	// sleep submits, and waits for at most timeout (negative: no limit) for a completion, a watched descriptor or Reactor.wakeFD. What has
+	// completed is left to turn.
 	sleep(timeout time.Duration)
 	close()
 }
@@ -90,7 +91,8 @@ type Reactor struct {
 	guard     guard
 
 	hasPosted atomic.Bool
-	asleep    atomic.Bool
+	asleep    atomic.Bool // who posts is to wake it
+	resting   atomic.Bool // it has had nothing to do since usage was counted; the reactor alone says so
 
 	// The reactor's own.
 	eng      engine
@@ -110,11 +112,13 @@ type Reactor struct {
 	calling  *op   // the last one whose call might have waited
 	files    []file
 	stop     bool
+	requests uint32        // transfers that were begun, modulo 1<<32
 	level    int           // inflight when the last sleep began
-	kicked   bool          // a kick has come since
+	kicked   bool          // a watch has fired since
 	pollFor  time.Duration // how long to look for work before sleeping while the engine has no transfer, adapted
-	replyFor time.Duration // and while it has some
-	looked   time.Duration // how long that was done in vain, the last time
+	replyFor time.Duration // and while it has some, and the driver is to reply
+	reply    awaited
+	looked   time.Duration // how long the last look was in vain
 	clock    time.Duration // see Clock
 	rounds   uint32
 	yielded  time.Duration // when the runtime had a look, by clock
@@ -387,33 +391,56 @@ func (r *Reactor) flush() {
 	r.dirty = r.dirty[:0]
 }
 
+// awaited is a driver's reply to what it was shown, which is new requests in place of those that have ended.
+type awaited struct {
+	due      bool      // the last look was for one
+	requests uint32    // Reactor.requests when it was looked for first
+	since    time.Time // when that was
+}
+
 // linger looks for work for the adapted time, without asking for notification, and tells whether it found any.
 //
 // While the engine has transfers, their end is slept for. But a driver that has just been shown what has ended may be about to go on
-// with as much, and the disk has less to do until it is given that.
+// with as much, and the disk has less to do until it is given that. What ends meanwhile makes that time no longer.
 func (r *Reactor) linger() (worked bool, lost *op) {
 	most := r.pollFor
+	r.looked, r.reply.due = 0, false
 	if r.inEngine > 0 {
-		most = r.replyFor
 		if r.inflight >= r.level {
-			most = 0
+			return false, nil
 		}
+		most, r.reply.due = r.replyFor, true
 	}
-	r.looked = 0
 	if most <= 0 || len(r.active) == 0 {
 		return false, nil
 	}
-	defer func() { r.idled += r.looked }()
-	for start := time.Now(); ; {
+	start := time.Now()
+	until := start.Add(most)
+	if r.reply.due {
+		if r.reply.requests != r.requests {
+			r.reply.requests, r.reply.since = r.requests, start
+		}
+		until = r.reply.since.Add(most)
+	}
+	for {
 		for range 8 {
 			if r.hasPosted.Load() {
+				worked = true
+			} else {
+				worked, lost = r.round()
+			}
+			if lost != nil {
+				return true, lost // the reactor is another thread's
+			}
+			if worked {
+				r.idled += r.looked
 				return true, nil
 			}
-			if worked, lost := r.round(); worked {
-				return true, lost
-			}
 		}
-		if r.looked = time.Since(start); r.looked >= most {
+		now := time.Now()
+		r.looked = now.Sub(start)
+		if !now.Before(until) {
+			r.idled += r.looked
 			return false, nil
 		}
 		// Where cores are few, whoever would give us work may be waiting for this one.
@@ -460,6 +487,7 @@ func (r *Reactor) rest() {
 	}
 	busy := r.inEngine > 0
 	r.level, r.kicked = r.inflight, false
+	r.resting.Store(true)
 	start := r.Now()
 	r.eng.sleep(timeout)
 	r.asleep.Store(false)
@@ -469,13 +497,15 @@ func (r *Reactor) rest() {
 	}
 	r.idled += slept
 	r.count()
+	r.resting.Store(false)
 	r.eng.turn()
 	r.flush()
+	most := min(r.pollMax, maxReply)
 	switch waited := r.looked + slept; {
 	case !busy:
 		r.pollFor = adapted(r.pollFor, waited, r.pollMax)
-	case r.kicked:
-		r.replyFor = adapted(r.replyFor, waited, min(r.pollMax, maxReply))
+	case r.reply.due && (r.kicked || waited > most):
+		r.replyFor = adapted(r.replyFor, waited, most)
 	}
 }
 

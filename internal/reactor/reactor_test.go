@@ -237,6 +237,43 @@ func TestABatchBeginsAnewWhenMostHasEnded(t *testing.T) {
 	}
 }
 
+// TestOnlyAKickIsTakenForOne, and neither a completion nor a wake-up: how long to look for a driver's reply hangs on that.
+func TestOnlyAKickIsTakenForOne(t *testing.T) {
+	modes(t, func(t *testing.T, p *Pool) {
+		r := p.Pick()
+		f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		m := addOne(t, r, false)
+		kicked := func() (is bool) {
+			r.Do(func() { is = r.kicked })
+			return is
+		}
+		asleep := func() {
+			for !r.asleep.Load() {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		d := newResult()
+		b := &devsw.Buf{Op: devsw.BWrite, Flags: devsw.BMayBlock, Data: [][]byte{make([]byte, 512)}, Bcount: 512}
+		asleep()
+		r.Do(func() { r.WriteAt(b, int(f.Fd()), 0, d) })
+		<-d.ch
+		asleep()
+		if kicked() {
+			t.Error("a wake-up or a completion was")
+		}
+		for got := false; !got; got = kicked() {
+			asleep()
+			if err := sys.EventfdWrite(m.kick.Int()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
 // TestTheLookForWorkIsAsLongAsItPays, and no longer.
 func TestTheLookForWorkIsAsLongAsItPays(t *testing.T) {
 	const most = 100 * time.Microsecond

@@ -7,7 +7,7 @@ import (
 )
 
 // usage is which part of its time a reactor has worked of late, from 0 to 1: an average in which a second ago counts 1/e as much as now.
-// The reactor writes it, anybody reads it; who reads in the middle of a write is off by the little that was added.
+// One writes it, anybody reads it; who reads in the middle of a write may take what was before it for what is now.
 type usage struct {
 	share atomic.Uint64 // a float64
 	at    atomic.Int64  // since epoch: when that was
@@ -43,7 +43,7 @@ func (u *usage) set(at time.Duration, share float64) {
 // worked is the reactor's usage at a time, since epoch. What it is in the middle of counts as work, however long a round is. Any goroutine.
 func (r *Reactor) worked(at time.Duration) float64 {
 	share := r.usage.now(at)
-	if !r.asleep.Load() {
+	if !r.resting.Load() {
 		share += 1 - r.usage.kept(at)
 	}
 	return share

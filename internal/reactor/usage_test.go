@@ -41,6 +41,11 @@ func TestPickAvoidsTheBusyReactor(t *testing.T) {
 		for range 10 {
 			addOne(t, idle, false)
 		}
+		for _, r := range p.reactors {
+			for r.worked(time.Since(epoch)) > 0.05 {
+				time.Sleep(time.Millisecond)
+			}
+		}
 		if got := p.Pick(); got != busy {
 			t.Error("while both are idle, not the one without Sources was picked")
 		}
@@ -74,8 +79,7 @@ func TestPickSpreadsThoseThatStartTogether(t *testing.T) {
 	})
 }
 
-// TestCompletionsAreWork: a reactor that does nothing but to follow up transfers, and sleeps until the next one has ended, has worked for
-// that time and not for the rest.
+// TestCompletionsAreWork: a reactor that does nothing but to follow up transfers, and sleeps until the next one has ended, has worked.
 func TestCompletionsAreWork(t *testing.T) {
 	usages(t, func(t *testing.T, p *Pool) {
 		r := p.reactors[0]
@@ -90,6 +94,41 @@ func TestCompletionsAreWork(t *testing.T) {
 		<-w.ended
 		if after := r.worked(time.Since(epoch)); after < before+0.2 {
 			t.Errorf("usage was %.2f, and after half a second of nothing but completions it is %.2f", before, after)
+		}
+	})
+}
+
+// TestToWaitIsNoWork, be it that the reactor sleeps, or looks for work all the time, however often there is some.
+func TestToWaitIsNoWork(t *testing.T) {
+	for _, mode := range []Mode{ModeURing, ModeThreads} {
+		for name, most := range map[string]time.Duration{"sleeps": -1, "looks": time.Second} {
+			t.Run(string(mode)+"/"+name, func(t *testing.T) {
+				p := newPoolOf(t, Config{Mode: mode, PollMax: most})
+				r := p.reactors[0]
+				m := addOne(t, r, false)
+				for range 500 {
+					m.produce()
+					time.Sleep(2 * time.Millisecond)
+				}
+				if got := r.worked(time.Since(epoch)); got > 0.5 {
+					t.Errorf("with one thing to do in 2 ms its usage is %.2f", got)
+				}
+			})
+		}
+	}
+}
+
+// TestAReactorThatIsWokenHasNotWorkedMeanwhile, before its thread has been given a processor.
+func TestAReactorThatIsWokenHasNotWorkedMeanwhile(t *testing.T) {
+	usages(t, func(t *testing.T, p *Pool) {
+		r := p.reactors[0]
+		for !r.asleep.Swap(false) { // as nudge does, which then wakes it
+			time.Sleep(time.Millisecond)
+		}
+		got := r.worked(time.Since(epoch) + time.Minute)
+		r.asleep.Store(true)
+		if got > 0.1 {
+			t.Errorf("after a minute of sleep its usage is %.2f", got)
 		}
 	})
 }
@@ -110,7 +149,7 @@ func (w *worker) next() {
 }
 
 func (w *worker) AIODone(*devsw.Buf, int64, syscall.Errno) {
-	const each = time.Millisecond
+	const each = 10 * time.Millisecond // beside which it is little until it is called
 	for begun := time.Now(); time.Since(begun) < each; {
 	}
 	if w.busy += each; w.busy >= time.Second/2 {
