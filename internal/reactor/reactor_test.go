@@ -164,48 +164,49 @@ func TestCancelEndsAReadThatWouldNeverEnd(t *testing.T) {
 	}
 }
 
-func TestABatchIsSubmittedByDoublingParts(t *testing.T) {
-	p := newPool(t, ModeURing)
+// stuckReads returns what starts a read by the engine, on the reactor, that ends no sooner than the test.
+func stuckReads(t *testing.T, r *Reactor) (start func()) {
 	rd, wr, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer rd.Close()
-	const n = 20
-	r, done := p.Pick(), &result{ch: make(chan struct{}, n)}
-	r.Do(func() {}) // what the engine has to ask for at its start is asked for before the next Do
-	var left []int  // to be submitted, after each start
-	r.Do(func() {
-		ring := r.eng.(*uringEngine).ring
+	n, done := 0, &result{ch: make(chan struct{}, 100)}
+	t.Cleanup(func() {
+		wr.Close()
 		for range n {
-			r.ReadAt(&devsw.Buf{Flags: devsw.BMayBlock, Data: [][]byte{make([]byte, 1)}, Bcount: 1}, int(rd.Fd()), 0, done)
-			left = append(left, ring.Pending())
+			<-done.ch
+		}
+		rd.Close()
+	})
+	r.Do(func() {}) // what the engine has to ask for at its start is asked for before the next Do
+	return func() {
+		n++
+		r.ReadAt(&devsw.Buf{Flags: devsw.BMayBlock, Data: [][]byte{make([]byte, 1)}, Bcount: 1}, int(rd.Fd()), 0, done)
+	}
+}
+
+func TestABatchIsSubmittedByDoublingParts(t *testing.T) {
+	const n = 20
+	r := newPool(t, ModeURing).Pick()
+	start := stuckReads(t, r)
+	var left []int // to be submitted, after each start
+	r.Do(func() {
+		for range n {
+			start()
+			left = append(left, r.eng.(*uringEngine).ring.Pending())
 		}
 	})
 	want := []int{1, 1, 1, 2, 1, 2, 3, 4, 1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4}
 	if !slices.Equal(left, want) {
 		t.Errorf("to be submitted after each of %d: %v, want %v", n, left, want)
 	}
-	wr.Close()
-	for range n {
-		<-done.ch
-	}
 }
 
 // TestABatchBeginsAnewWhenMostHasEnded: the rest has ended, too, as far as that can be known, and the device has nothing to do.
 func TestABatchBeginsAnewWhenMostHasEnded(t *testing.T) {
-	p := newPool(t, ModeURing)
-	rd, wr, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer rd.Close()
 	const n = 16
-	r, done := p.Pick(), &result{ch: make(chan struct{}, 2*n)}
-	start := func() {
-		r.ReadAt(&devsw.Buf{Flags: devsw.BMayBlock, Data: [][]byte{make([]byte, 1)}, Bcount: 1}, int(rd.Fd()), 0, done)
-	}
-	r.Do(func() {})
+	r := newPool(t, ModeURing).Pick()
+	start := stuckReads(t, r)
 	for _, c := range []struct {
 		ended int
 		want  []int // to be submitted, after each start
@@ -230,10 +231,6 @@ func TestABatchBeginsAnewWhenMostHasEnded(t *testing.T) {
 		if !slices.Equal(left, c.want) {
 			t.Errorf("with %d of %d ended, to be submitted: %v, want %v", c.ended, n, left, c.want)
 		}
-	}
-	wr.Close()
-	for range n + 8 {
-		<-done.ch
 	}
 }
 
