@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -30,11 +29,7 @@ func stalling(t *testing.T, p *Pool, hold func(off int64)) *Reactor {
 
 // newFile gives an empty file that the reactor takes for one whose writes may wait, when it can make the first one in line.
 func newFile(t *testing.T, r *Reactor, d devsw.AIODone) *os.File {
-	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
+	f := tempFile(t)
 	r.Do(func() {
 		of := r.of(&op{fd: int(f.Fd()), done: d})
 		of.buffered, of.write = true, guarded
@@ -418,11 +413,7 @@ func TestWhatIsQueuedIsCancelled(t *testing.T) {
 func TestTheFileSystemIsFoundOutByTheFirstWrite(t *testing.T) {
 	modes(t, func(t *testing.T, p *Pool) {
 		r := p.Pick()
-		f, err := os.Create(filepath.Join(t.TempDir(), "f"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
+		f := tempFile(t)
 		probe := []byte{1}
 		iov := sys.Iovec{Base: &probe[0], Len: 1}
 		_, errno := sys.Write(int(f.Fd()), []sys.Iovec{iov}, 0)
@@ -497,11 +488,7 @@ func (m *marker) AIODone(*devsw.Buf, int64, devsw.Errno) {
 func TestALongBatchIsShownBeforeItsEnd(t *testing.T) {
 	modes(t, func(t *testing.T, p *Pool) {
 		r := p.Pick()
-		f, err := os.Create(filepath.Join(t.TempDir(), "f"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
+		f := tempFile(t)
 		if _, err := f.Write(make([]byte, 1<<20)); err != nil {
 			t.Fatal(err)
 		}

@@ -59,6 +59,16 @@ func (d *result) AIODone(b *devsw.Buf, n int64, err devsw.Errno) {
 	d.ch <- struct{}{}
 }
 
+// tempFile gives an empty file, until the test ends.
+func tempFile(t *testing.T) *os.File {
+	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
 func split(p []byte, pieces int) (v [][]byte) {
 	size := max(len(p)/pieces, 1)
 	for len(p) > size {
@@ -70,11 +80,7 @@ func split(p []byte, pieces int) (v [][]byte) {
 func TestTransfersMoveEveryByteWhateverTheNumberOfPieces(t *testing.T) {
 	modes(t, func(t *testing.T, p *Pool) {
 		r := p.Pick()
-		f, err := os.Create(filepath.Join(t.TempDir(), "f"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
+		f := tempFile(t)
 		for _, pieces := range []int{1, 2, 9, 1500} { // 1500: more than the kernel takes at once
 			want := make([]byte, 1500*512)
 			for i := range want {
@@ -103,11 +109,7 @@ func TestTransfersMoveEveryByteWhateverTheNumberOfPieces(t *testing.T) {
 
 func TestReadAtTheEndOfTheFileIsShort(t *testing.T) {
 	modes(t, func(t *testing.T, p *Pool) {
-		f, err := os.Create(filepath.Join(t.TempDir(), "f"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
+		f := tempFile(t)
 		f.Write(make([]byte, 700))
 		d := newResult()
 		b := &devsw.Buf{Data: split(make([]byte, 1024), 3), Bcount: 1024}
@@ -238,12 +240,20 @@ func TestABatchBeginsAnewWhenMostHasEnded(t *testing.T) {
 func TestOnlyAKickIsTakenForOne(t *testing.T) {
 	modes(t, func(t *testing.T, p *Pool) {
 		r := p.Pick()
-		f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+		f := tempFile(t)
+		kick, err := sys.NewEventfd()
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer f.Close()
-		m := addOne(t, r, false)
+		defer kick.Close()
+		seen := make(chan bool, 1)
+		w := &writer{pollCounter: pollCounter{polls: make(chan struct{}, 1)}, write: func() { seen <- r.kicked }}
+		var s *Source
+		r.Do(func() { s, err = r.Add(w, kick.Int()) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Do(func() { r.Remove(s) })
 		kicked := func() (is bool) {
 			r.Do(func() { is = r.kicked })
 			return is
@@ -262,13 +272,57 @@ func TestOnlyAKickIsTakenForOne(t *testing.T) {
 		if kicked() {
 			t.Error("a wake-up or a completion was")
 		}
-		for got := false; !got; got = kicked() {
-			asleep()
-			if err := sys.EventfdWrite(m.kick.Int()); err != nil {
-				t.Fatal(err)
-			}
+		asleep()
+		w.work.Store(true)
+		if err := sys.EventfdWrite(kick.Int()); err != nil {
+			t.Fatal(err)
+		}
+		if !<-seen {
+			t.Error("a kick was not")
 		}
 	})
+}
+
+// TestAReplyIsLookedForWhereOneIsDue: while the driver has as much in flight as before, the reactor sleeps until something ends.
+func TestAReplyIsLookedForWhereOneIsDue(t *testing.T) {
+	r := newPool(t, ModeURing).Pick()
+	start := stuckReads(t, r)
+	kick, err := sys.NewEventfd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kick.Close()
+	c := &pollCounter{polls: make(chan struct{}, 1)}
+	var s *Source
+	r.Do(func() {
+		r.replyFor = time.Minute
+		s, err = r.Add(c, kick.Int())
+		start()
+		start()
+		r.level = 2
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Do(func() { r.Remove(s) })
+	asleep := func() {
+		for !r.asleep.Load() {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	asleep()
+	r.Do(func() {
+		r.level = 3
+		s.Wake()
+	})
+	for range 100 {
+		<-c.polls
+	}
+	if r.asleep.Load() {
+		t.Error("it sleeps, and does not look")
+	}
+	r.Do(func() { r.replyFor = minPoll })
+	asleep() // the look is over
 }
 
 // TestTheLookForWorkIsAsLongAsItPays, and no longer.
@@ -520,11 +574,7 @@ func TestASourceWithoutAKickDescriptorIsPolled(t *testing.T) {
 
 func TestTransfersAllocateNothing(t *testing.T) {
 	r := newPool(t, ModeURing).Pick()
-	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
+	f := tempFile(t)
 	f.Write(make([]byte, 8192))
 	fd := int(f.Fd())
 	b := &devsw.Buf{Data: split(make([]byte, 4096), 4), Bcount: 4096}

@@ -2,8 +2,6 @@ package reactor
 
 import (
 	"math"
-	"os"
-	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -83,11 +81,7 @@ func TestPickSpreadsThoseThatStartTogether(t *testing.T) {
 func TestCompletionsAreWork(t *testing.T) {
 	usages(t, func(t *testing.T, p *Pool) {
 		r := p.reactors[0]
-		f, err := os.Create(filepath.Join(t.TempDir(), "f"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
+		f := tempFile(t)
 		w := &worker{r: r, fd: int(f.Fd()), data: make([]byte, 4096), ended: make(chan struct{})}
 		before := r.worked(time.Since(epoch))
 		r.Do(w.next)
