@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"fmt"
 
-	"vdev/internal/sys"
 	"vdev/vhostuser"
 	"vdev/vhostuser/vhostusertest"
 	"vdev/virtq"
@@ -150,37 +149,14 @@ func (g *guest) again(ctx context.Context) error {
 	return nil
 }
 
-// wait waits for the next answer, sleeping on the call descriptor, as vhostusertest.Ring.Wait does, which knows of no context. Where ctx
-// ends it returns its cause.
+// wait waits for the next answer, or until ctx ends, whose cause it then returns.
 func (g *guest) wait(ctx context.Context) error {
-	woken := make(chan struct{})
-	sleeps := context.AfterFunc(ctx, func() {
-		defer close(woken)
-		// It fails only where nobody could sleep on it either.
-		_ = sys.EventfdWrite(g.ring.CallFD())
-	})
-	defer func() {
-		if !sleeps() {
-			<-woken // after which the descriptor may be closed
-		}
-	}()
-	for {
-		head, _, ok := g.ring.Used()
-		if ctx.Err() != nil {
-			return context.Cause(ctx) // not how a read ends when the connection does
-		}
-		if ok {
-			return g.answered(head)
-		}
-		if g.ring.EnableCalls() {
-			continue
-		}
-		if err := sys.WaitReadable(g.ring.CallFD(), vhostusertest.Timeout); err != nil {
-			return err
-		}
-		if !g.ring.Called() {
-			return fmt.Errorf("a read has no answer within %v", vhostusertest.Timeout)
-		}
-		g.ring.DisableCalls()
+	head, _, err := g.ring.WaitContext(ctx)
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx) // not how a read ends when the connection does
+	case err != nil:
+		return err
 	}
+	return g.answered(head)
 }

@@ -1,6 +1,7 @@
 package vhostusertest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -121,8 +122,27 @@ func (r *Ring) Failed() bool {
 
 // Wait waits for the next used element, sleeping on the call descriptor, and returns it as Used does.
 func (r *Ring) Wait() (head uint16, written uint32, err error) {
+	return r.WaitContext(context.Background())
+}
+
+// WaitContext is Wait, which the end of ctx ends as well. Its error is ctx's cause then.
+func (r *Ring) WaitContext(ctx context.Context) (head uint16, written uint32, err error) {
+	woken := make(chan struct{})
+	sleeps := context.AfterFunc(ctx, func() {
+		defer close(woken)
+		// It fails only where nobody could sleep on it either.
+		_ = sys.EventfdWrite(r.call.Int())
+	})
+	defer func() {
+		if !sleeps() {
+			<-woken // after which the descriptor may be closed
+		}
+	}()
 	deadline := time.Now().Add(Timeout)
 	for {
+		if ctx.Err() != nil {
+			return 0, 0, context.Cause(ctx)
+		}
 		if head, written, ok := r.Used(); ok {
 			return head, written, nil
 		}
