@@ -4,53 +4,19 @@ package devsw
 // length of the call, since nothing else keeps the driver attached yet.
 // ENXIO: no such driver. NetBSD: bdev_open.
 func (t *Table) BdevOpen(dev Dev, flag Flag, mode Mode) error {
-	e := lookup(&t.bdev, dev)
-	if e == nil || !e.opens.Acquire() {
-		return ENXIO
-	}
-	defer e.opens.Release()
-	step("open acquired")
-	if e.sw.Open != nil {
-		t.enter(e.sw.Flag)
-		defer t.exit(e.sw.Flag)
-		if err := e.sw.Open(dev, flag, mode); err != nil {
-			return err
-		}
-		step("d_open returned")
-	}
-	openDone(t, e, dev)
-	return nil
+	return open(t, &t.bdev, dev, flag, mode)
 }
 
 // BdevCancel calls d_cancel. ENXIO: no such driver; ENODEV: the driver has no
-// d_cancel. NetBSD: bdev_cancel.
+// d_cancel. A last close uses BdevswAcquire instead. NetBSD: bdev_cancel.
 func (t *Table) BdevCancel(dev Dev, flag Flag, mode Mode) error {
-	d := t.BdevswLookup(dev)
-	if d == nil {
-		return ENXIO
-	}
-	if d.Cancel == nil {
-		return ENODEV
-	}
-	t.enter(d.Flag)
-	defer t.exit(d.Flag)
-	return d.Cancel(dev, flag, mode)
+	return cancel(t.BdevswAcquire(dev), flag, mode)
 }
 
 // BdevClose calls d_close. ENXIO: no such driver. Whatever d_close answers, the
 // device counts as closed. NetBSD: bdev_close.
 func (t *Table) BdevClose(dev Dev, flag Flag, mode Mode) error {
-	e := lookup(&t.bdev, dev)
-	if e == nil {
-		return ENXIO
-	}
-	defer closeDone(t, e, dev)
-	if e.sw.Close == nil {
-		return nil
-	}
-	t.enter(e.sw.Flag)
-	defer t.exit(e.sw.Flag)
-	return e.sw.Close(dev, flag, mode)
+	return closeDev(t.BdevswAcquire(dev), flag, mode)
 }
 
 // BdevStrategy calls d_strategy for b.Dev. Without such a driver b fails with

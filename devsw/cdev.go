@@ -2,51 +2,17 @@ package devsw
 
 // CdevOpen calls d_open; see BdevOpen. NetBSD: cdev_open.
 func (t *Table) CdevOpen(dev Dev, flag Flag, mode Mode) error {
-	e := lookup(&t.cdev, dev)
-	if e == nil || !e.opens.Acquire() {
-		return ENXIO
-	}
-	defer e.opens.Release()
-	step("open acquired")
-	if e.sw.Open != nil {
-		t.enter(e.sw.Flag)
-		defer t.exit(e.sw.Flag)
-		if err := e.sw.Open(dev, flag, mode); err != nil {
-			return err
-		}
-		step("d_open returned")
-	}
-	openDone(t, e, dev)
-	return nil
+	return open(t, &t.cdev, dev, flag, mode)
 }
 
 // CdevCancel calls d_cancel; see BdevCancel. NetBSD: cdev_cancel.
 func (t *Table) CdevCancel(dev Dev, flag Flag, mode Mode) error {
-	d := t.CdevswLookup(dev)
-	if d == nil {
-		return ENXIO
-	}
-	if d.Cancel == nil {
-		return ENODEV
-	}
-	t.enter(d.Flag)
-	defer t.exit(d.Flag)
-	return d.Cancel(dev, flag, mode)
+	return cancel(t.CdevswAcquire(dev), flag, mode)
 }
 
 // CdevClose calls d_close; see BdevClose. NetBSD: cdev_close.
 func (t *Table) CdevClose(dev Dev, flag Flag, mode Mode) error {
-	e := lookup(&t.cdev, dev)
-	if e == nil {
-		return ENXIO
-	}
-	defer closeDone(t, e, dev)
-	if e.sw.Close == nil {
-		return nil
-	}
-	t.enter(e.sw.Flag)
-	defer t.exit(e.sw.Flag)
-	return e.sw.Close(dev, flag, mode)
+	return closeDev(t.CdevswAcquire(dev), flag, mode)
 }
 
 // CdevRead calls d_read. ENXIO: no such driver; ENODEV: no d_read.

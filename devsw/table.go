@@ -2,6 +2,7 @@ package devsw
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,22 +25,35 @@ const firstMajor = 400
 type Table struct {
 	big sync.Mutex // the one lock, for drivers without DMPSafe
 
-	bdev [MAXDEVSW]atomic.Pointer[entry[Bdevsw]]
-	cdev [MAXDEVSW]atomic.Pointer[entry[Cdevsw]]
+	bdev drivers[Bdevsw]
+	cdev drivers[Cdevsw]
 
 	mu    sync.Mutex // guards convs and the open sets; held to change bdev and cdev
 	convs []*conv
 }
 
+// drivers are the attached ones of one kind, by major.
+type drivers[T any] [MAXDEVSW]atomic.Pointer[entry[T]]
+
 // entry is one attached driver of one kind.
 type entry[T any] struct {
 	sw *T
+	attached
+}
+
+// attached is what the table does with drivers of either kind.
+type attached struct {
+	open, cancel, close func(dev Dev, flag Flag, mode Mode) error
+	flag                DFlag
+
 	// opens counts the opens in progress. It is closed while the driver is
 	// being detached.
 	opens Localcount
-	// open has the devices whose last d_open went well and that were not closed
-	// since. Under Table.mu.
-	open map[Dev]struct{}
+	// refs counts the Refs. It is closed once a Detach has found no open device.
+	refs Localcount
+	// isOpen has the devices whose last d_open went well and that were not
+	// closed since. Under Table.mu.
+	isOpen map[Dev]struct{}
 	// detaching: a Detach is under way. Under Table.mu.
 	detaching bool
 }
@@ -117,11 +131,15 @@ func (t *Table) Attach(name string, bdev *Bdevsw, bmajor int, cdev *Cdevsw, cmaj
 	}
 
 	if bdev != nil {
-		t.bdev[bmajor].Store(&entry[Bdevsw]{sw: bdev, open: make(map[Dev]struct{})})
+		t.bdev[bmajor].Store(&entry[Bdevsw]{sw: bdev, attached: attached{
+			open: bdev.Open, cancel: bdev.Cancel, close: bdev.Close, flag: bdev.Flag, isOpen: make(map[Dev]struct{}),
+		}})
 	} else {
 		bmajor = NODEVMAJOR
 	}
-	t.cdev[cmajor].Store(&entry[Cdevsw]{sw: cdev, open: make(map[Dev]struct{})})
+	t.cdev[cmajor].Store(&entry[Cdevsw]{sw: cdev, attached: attached{
+		open: cdev.Open, cancel: cdev.Cancel, close: cdev.Close, flag: cdev.Flag, isOpen: make(map[Dev]struct{}),
+	}})
 	if known == nil {
 		known = &conv{name: name, bmajor: NODEVMAJOR, cmajor: cmajor}
 		t.convs = append(t.convs, known)
@@ -161,41 +179,66 @@ func (t *Table) convLocked(match func(*conv) bool) *conv {
 }
 
 // Detach removes a driver: the switches that were attached, either of which may
-// be nil. From the call on opens fail with ENXIO; Detach waits for those that
-// have begun, and when it has returned nil nothing in the table refers to the
-// driver any more. The name keeps its majors.
+// be nil. From the call on opens fail with ENXIO. Detach waits for those that
+// have begun and for every Ref, so for last closes in progress, and when it has
+// returned nil nothing in the table refers to the driver any more. The name keeps
+// its majors.
 //
 // The caller must see to it that no device of the driver is open, and that
-// opens which sleep come back: revoke its nodes (specfs, FS.Vdevgone). Where a
-// device is open nevertheless, Detach fails with EBUSY and the driver stays
-// attached. Errors further: ENXIO where a switch is not attached, or is being
-// detached already.
+// opens which sleep come back: revoke its nodes (specfs, FS.Vdevgone), before or
+// meanwhile. Until Detach has found that no device is open, everything but an
+// open finds the driver: a d_open that sleeps is woken by a d_cancel, and a
+// device that is open stays of use. Where one is open, Detach fails with EBUSY
+// and the driver stays attached. Errors further: ENXIO where a switch is not
+// attached, or is being detached already.
 //
-// NetBSD: devsw_detach(9), which does not look for open devices.
+// NetBSD: devsw_detach(9), which does not look for open devices, and takes the
+// driver out of the table before it waits.
 func (t *Table) Detach(bdev *Bdevsw, cdev *Cdevsw) error {
 	t.mu.Lock()
 	be, bmajor := find(&t.bdev, bdev)
 	ce, cmajor := find(&t.cdev, cdev)
-	if !be.mayDetach(bdev) || !ce.mayDetach(cdev) {
+	var all []*attached
+	if be != nil {
+		all = append(all, &be.attached)
+	}
+	if ce != nil {
+		all = append(all, &ce.attached)
+	}
+	busy := slices.ContainsFunc(all, func(a *attached) bool { return a.detaching })
+	if busy || bdev != nil && be == nil || cdev != nil && ce == nil {
 		t.mu.Unlock()
 		return ENXIO
 	}
-	be.refuse()
-	ce.refuse()
+	for _, a := range all {
+		a.detaching = true
+		a.opens.Close()
+	}
 	t.mu.Unlock()
 	step("detach refuses")
 
-	be.drain()
-	ce.drain()
+	drainAll(all, func(a *attached) *Localcount { return &a.opens })
 	step("detach drained")
 
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if be.isOpen() || ce.isOpen() {
-		be.admit()
-		ce.admit()
+	if slices.ContainsFunc(all, func(a *attached) bool { return len(a.isOpen) > 0 }) {
+		for _, a := range all {
+			a.detaching = false
+			a.opens.Reopen()
+		}
+		t.mu.Unlock()
 		return EBUSY
 	}
+	for _, a := range all {
+		a.refs.Close()
+	}
+	t.mu.Unlock()
+	step("detach lets nobody refer")
+
+	drainAll(all, func(a *attached) *Localcount { return &a.refs })
+	step("detach lets go")
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if be != nil {
 		t.bdev[bmajor].Store(nil)
 	}
@@ -205,38 +248,16 @@ func (t *Table) Detach(bdev *Bdevsw, cdev *Cdevsw) error {
 	return nil
 }
 
-// The steps of Detach for one entry. A nil entry is a switch that Detach was
-// not asked about. All but drain need Table.mu.
-
-func (e *entry[T]) mayDetach(sw *T) bool {
-	return sw == nil || e != nil && !e.detaching
-}
-
-func (e *entry[T]) refuse() {
-	if e != nil {
-		e.detaching = true
-		e.opens.Close()
-	}
-}
-
-func (e *entry[T]) drain() {
-	if e != nil {
+// drainAll waits until nobody is in any of the counts, which are closed.
+func drainAll(all []*attached, of func(*attached) *Localcount) {
+	for _, a := range all {
 		// Background never ends, so this does not fail.
-		_ = e.opens.Drain(context.Background())
-	}
-}
-
-func (e *entry[T]) isOpen() bool { return e != nil && len(e.open) > 0 }
-
-func (e *entry[T]) admit() {
-	if e != nil {
-		e.detaching = false
-		e.opens.Reopen()
+		_ = of(a).Drain(context.Background())
 	}
 }
 
 // find gives the entry and the major of an attached switch.
-func find[T any](list *[MAXDEVSW]atomic.Pointer[entry[T]], sw *T) (*entry[T], int) {
+func find[T any](list *drivers[T], sw *T) (*entry[T], int) {
 	if sw != nil {
 		for i := range list {
 			if e := list[i].Load(); e != nil && e.sw == sw {
@@ -247,14 +268,14 @@ func find[T any](list *[MAXDEVSW]atomic.Pointer[entry[T]], sw *T) (*entry[T], in
 	return nil, NODEVMAJOR
 }
 
-func lookup[T any](list *[MAXDEVSW]atomic.Pointer[entry[T]], dev Dev) *entry[T] {
+func lookup[T any](list *drivers[T], dev Dev) *entry[T] {
 	if m := dev.Major(); m < MAXDEVSW {
 		return list[m].Load()
 	}
 	return nil
 }
 
-func bySwitch[T any](list *[MAXDEVSW]atomic.Pointer[entry[T]], dev Dev) *T {
+func bySwitch[T any](list *drivers[T], dev Dev) *T {
 	if e := lookup(list, dev); e != nil {
 		return e.sw
 	}
@@ -373,19 +394,4 @@ func (t *Table) exit(f DFlag) {
 	if f&DMPSafe == 0 {
 		t.big.Unlock()
 	}
-}
-
-// openDone notes that an open has succeeded: the driver cannot be detached any
-// more. It is called before the open's own reference is let go.
-func openDone[T any](t *Table, e *entry[T], dev Dev) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	e.open[dev] = struct{}{}
-}
-
-// closeDone notes that the device is closed.
-func closeDone[T any](t *Table, e *entry[T], dev Dev) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	delete(e.open, dev)
 }

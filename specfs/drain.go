@@ -90,6 +90,13 @@ func drain(counts []*devsw.Localcount) {
 	}
 }
 
+// drain is drain as a step of the device's life.
+func (fs *FS) drain(k devKey, counts []*devsw.Localcount) {
+	fs.event(k, EventDrain, nil)
+	drain(counts)
+	fs.event(k, EventDrained, nil)
+}
+
 // countsLocked gives everything a drain of the device waits for.
 func (sd *specdev) countsLocked() []*devsw.Localcount {
 	counts := []*devsw.Localcount{&sd.opens}

@@ -205,16 +205,10 @@ func (fs *FS) devOpen(k devKey, flag devsw.Flag) error {
 	return fs.t.CdevOpen(k.dev, flag, k.kind)
 }
 
-func (fs *FS) devCancel(k devKey, flag devsw.Flag) error {
+// acquire refers to the driver, nil where there is none.
+func (fs *FS) acquire(k devKey) *devsw.Ref {
 	if k.kind == devsw.IFBLK {
-		return fs.t.BdevCancel(k.dev, flag, k.kind)
+		return fs.t.BdevswAcquire(k.dev)
 	}
-	return fs.t.CdevCancel(k.dev, flag, k.kind)
-}
-
-func (fs *FS) devClose(k devKey, flag devsw.Flag) error {
-	if k.kind == devsw.IFBLK {
-		return fs.t.BdevClose(k.dev, flag, k.kind)
-	}
-	return fs.t.CdevClose(k.dev, flag, k.kind)
+	return fs.t.CdevswAcquire(k.dev)
 }

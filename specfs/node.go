@@ -170,7 +170,8 @@ func (n *Node) resolveLocked() {
 //
 // For a driver without d_cancel, or whose d_cancel answers ENODEV, d_close comes
 // first and interrupts; then drain. Any other answer of d_cancel is the driver's
-// defect: Close panics. From before d_cancel to the end no section can be
+// defect: Close panics. Without a driver, which the revoke of an open that is to
+// fail with ENXIO can meet, there is only drain. From before d_cancel to the end no section can be
 // entered (ENXIO) and no open begun. When Close returns from a last close, no
 // operation of the device is in progress; from another one, the node's own
 // operations may be.
@@ -213,39 +214,54 @@ func (n *Node) dropUnlock(flag devsw.Flag) error {
 	fs.mu.Unlock()
 	step("close begun")
 
-	fs.event(n.key, EventCancel, nil)
-	cancelErr := fs.devCancel(n.key, flag)
-	fs.event(n.key, EventCanceled, cancelErr)
-	step("cancelled")
-	switch cancelErr {
-	case nil:
-		fs.event(n.key, EventDrain, nil)
-		drain(counts)
-		fs.event(n.key, EventDrained, nil)
-		step("drained")
-	case devsw.ENODEV:
-	default:
-		panic(fmt.Sprintf("specfs: d_cancel of %v device %v answered %v: it may answer nil or ENODEV", n.key.kind, n.key.dev, cancelErr))
-	}
-
-	fs.event(n.key, EventClose, nil)
-	err := fs.devClose(n.key, flag)
-	fs.event(n.key, EventClosed, err)
-	step("closed")
-	if cancelErr != nil {
-		fs.event(n.key, EventDrain, nil)
-	}
-	drain(counts)
-	if cancelErr != nil {
-		fs.event(n.key, EventDrained, nil)
-	}
-	step("drained again")
+	err := fs.takeDown(n.key, flag, counts)
 
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	sd.closing = false
 	close(sd.closed)
 	fs.sweepLocked(sd)
+	return err
+}
+
+// takeDown does a last close's work: cancel, drain, close, drain, or what there is
+// of it. Nothing can begin on the device any more; counts are all that is in
+// progress. It gives d_close's error.
+//
+// One driver is cancelled and closed, and not detached meanwhile. Where there is
+// none, an open of a device that does not exist, or no longer, is being revoked:
+// no driver has anything to cancel or to close, and the open is about to fail.
+func (fs *FS) takeDown(k devKey, flag devsw.Flag, counts []*devsw.Localcount) error {
+	ref := fs.acquire(k)
+	if ref == nil {
+		fs.drain(k, counts)
+		return nil
+	}
+	defer ref.Release()
+
+	fs.event(k, EventCancel, nil)
+	cancelErr := ref.Cancel(flag, k.kind)
+	fs.event(k, EventCanceled, cancelErr)
+	step("cancelled")
+	switch cancelErr {
+	case nil:
+		fs.drain(k, counts)
+		step("drained")
+	case devsw.ENODEV:
+	default:
+		panic(fmt.Sprintf("specfs: d_cancel of %v device %v answered %v: it may answer nil or ENODEV", k.kind, k.dev, cancelErr))
+	}
+
+	fs.event(k, EventClose, nil)
+	err := ref.Close(flag, k.kind)
+	fs.event(k, EventClosed, err)
+	step("closed")
+	if cancelErr != nil {
+		fs.drain(k, counts)
+	} else {
+		drain(counts)
+	}
+	step("drained again")
 	return err
 }
 

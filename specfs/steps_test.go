@@ -510,6 +510,74 @@ var scenarios = []scenario{
 		},
 	},
 	{
+		name: "an open without a driver against its revoke",
+		make: safe,
+		threads: func(t *testing.T, s *setup) ([]func(), func() error) {
+			n := s.fs.Node(devsw.IFCHR, devsw.Makedev(17, 0))
+			var err error
+			return []func(){
+				func() { err = n.Open(t.Context(), rw) },
+				n.Revoke,
+			}, func() error { return oneOf("Open", err, devsw.EBADF, devsw.ENXIO) }
+		},
+	},
+	{
+		// What a d_cancel was called for gets its d_close too, and the driver is called no more after Detach.
+		name: "detach against an open that sleeps and the end of its device",
+		make: sleepy,
+		threads: func(t *testing.T, s *setup) ([]func(), func() error) {
+			n := s.fs.Node(devsw.IFBLK, s.block)
+			bdev, cdev := s.table.BdevswLookup(s.block), s.table.CdevswLookup(s.char)
+			opening := start(func() error { return n.Open(t.Context(), rw) })
+			opening.mustSleep(t, "Open")
+			var derr error
+			var calls []string
+			return []func(){
+					func() {
+						derr = s.table.Detach(bdev, cdev)
+						s.lock(func() { calls = slices.Clone(s.calls) })
+					},
+					func() { s.fs.Vdevgone(devsw.IFBLK, s.block.Major(), 0, 0) },
+				}, func() error {
+					opening.mustGive(t, "Open", devsw.EBADF)
+					if !slices.Equal(calls, s.calls) {
+						derr = errors.Join(derr, fmt.Errorf("the driver was called %q, and %q until Detach returned", s.calls, calls))
+					}
+					return derr
+				}
+		},
+	},
+	{
+		name: "detach against a reference",
+		make: safe,
+		threads: func(t *testing.T, s *setup) ([]func(), func() error) {
+			bdev, cdev := s.table.BdevswLookup(s.block), s.table.CdevswLookup(s.char)
+			var err error
+			var held, late bool
+			return []func(){
+					func() {
+						err = s.table.Detach(bdev, cdev)
+						late = held
+					},
+					func() {
+						step("acquire")
+						ref := s.table.BdevswAcquire(s.block)
+						held = ref != nil
+						step("acquired")
+						if held {
+							held = false
+							ref.Release()
+						}
+					},
+				}, func() error {
+					if late {
+						err = errors.Join(err, errors.New("Detach has returned before the reference was given back"))
+					}
+					return err
+				}
+		},
+	},
+	{
 		name: "drain against a transfer",
 		make: safe,
 		threads: func(t *testing.T, s *setup) ([]func(), func() error) {

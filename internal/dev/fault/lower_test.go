@@ -301,6 +301,21 @@ func TestAnOpenOfTheLowerDeviceThatSleepsIsEnded(t *testing.T) {
 	}
 }
 
+// The lower open is about to fail for want of a driver when a revoke cancels it. There is nothing to cancel there.
+func TestALowerDeviceWithoutADriverIsNotCancelled(t *testing.T) {
+	r := &rig{t: t, table: devsw.NewTable()}
+	info := func() (devsw.DiskInfo, error) { return devsw.DiskInfo{Size: size, SectorSize: 512}, nil }
+	r.stack(Config{Lower: devsw.Makedev(17, 0), Info: info}, New)
+	sc := r.d.Get(r.dev)
+	sc.mu.Lock()
+	sc.owner, sc.lowerBegun = devsw.IFBLK, true
+	sc.mu.Unlock()
+	must(t, r.table.BdevCancel(r.dev, rw, devsw.IFBLK))
+	is(t, "close", r.table.BdevClose(r.dev, rw, devsw.IFBLK), devsw.ENXIO)
+	is(t, "open", r.node.Open(t.Context(), rw), devsw.ENXIO)
+	must(t, r.d.Detach())
+}
+
 func TestAnOpenThatFailsLeavesTheLowerDeviceAlone(t *testing.T) {
 	p := new(probe)
 	r := on(t, p, New, "error:open:count=1")

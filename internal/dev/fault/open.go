@@ -109,7 +109,12 @@ func (sc *softc) interrupt(flag devsw.Flag, mode devsw.Mode) error {
 	if !lower {
 		return nil
 	}
-	err := sc.table.BdevCancel(sc.conf.Lower, flag, devsw.IFBLK)
+	ref := sc.table.BdevswAcquire(sc.conf.Lower)
+	if ref == nil {
+		return nil // the lower d_open fails for want of a driver
+	}
+	err := ref.Cancel(flag, devsw.IFBLK)
+	ref.Release()
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
 	sc.lowerAnswer = err

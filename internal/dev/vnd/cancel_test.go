@@ -317,6 +317,15 @@ func TestWritesOfOneBlockWaitForEachOther(t *testing.T) {
 	}
 }
 
+// A revoke meets an open that is about to fail with ENXIO.
+func TestAUnitThatIsNotThereIsCancelled(t *testing.T) {
+	r := newRig(t)
+	dev := devsw.Makedev(r.create(Config{Path: newFile(t, make([]byte, 4096))}).Major(), 99)
+	if err := r.table.BdevCancel(dev, rw, devsw.IFBLK); err != nil {
+		t.Errorf("d_cancel answers %v: it may answer nil or ENODEV", err)
+	}
+}
+
 func TestOpensOfOneDeviceAreOneOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)

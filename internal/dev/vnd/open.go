@@ -118,7 +118,7 @@ func (sc *softc) explain(busy error) error {
 func (d *Driver) cancel(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
 	sc := d.Get(dev)
 	if sc == nil {
-		return devsw.ENXIO
+		return nil // a d_open that failed with ENXIO may be cancelled, too
 	}
 	if im := sc.claim.Cancel(mode); im != nil {
 		im.cancel()
