@@ -67,8 +67,23 @@ type DiskInfo struct {
 	OptIOSize    uint32 // what the device likes best to be given at once, bytes; 0 unknown
 	Rotational   bool
 
+	// Volatile: what was written and not flushed is lost when this process is
+	// killed, since a process of its own or memory holds it.
+	Volatile bool
+
 	// Pinned: transfers may use the pages of a Buf's memory, and not its
 	// addresses, so that what is mapped there later does not keep a transfer
 	// from the pages that it began with.
 	Pinned bool
+}
+
+// DiskState is what whoever serves a disk next has to know of it.
+type DiskState struct {
+	// FlushError is not 0 where writes that had succeeded are lost: with it a
+	// flush failed, and all later ones have to, until somebody who knows about
+	// it says that it is to be forgotten, or the disk has become another one.
+	FlushError Errno
+	// Unflushed: writes had succeeded that no flush covered, and what held them
+	// is gone.
+	Unflushed bool
 }

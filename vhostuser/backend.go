@@ -68,6 +68,9 @@ type Backend struct {
 
 	notMigratable bool
 
+	keeper StateKeeper   // dev, where it is one
+	told   ConfigWatcher // likewise
+
 	mu      sync.Mutex
 	current *session
 	waiting *net.UnixConn // accepted while the one before is being taken down, or about to be served
@@ -86,6 +89,8 @@ func New(cfg Config) (*Backend, error) {
 		numQueues: cfg.Device.NumQueues(), configSize: cfg.Device.ConfigSize(),
 		notMigratable: cfg.NotMigratable,
 	}
+	b.keeper, _ = cfg.Device.(StateKeeper)
+	b.told, _ = cfg.Device.(ConfigWatcher)
 	if n := b.numQueues; n < 1 || n > int(VringIndexMask)+1 {
 		return nil, fmt.Errorf("vhostuser: device has %d queues, must be 1 to %d", n, VringIndexMask+1)
 	}

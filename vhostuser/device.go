@@ -48,6 +48,9 @@ type Device interface {
 	// refuses the change, as it must for read-only fields.
 	WriteConfig(off int, p []byte) error
 
+	// SessionBegin says that a session begins: a front-end has connected, or begins anew on its connection (SET_OWNER). It comes
+	// before all else of the session.
+	SessionBegin()
 	// SetFeatures tells the features that were negotiated, a subset of Features. No ring runs. It comes again for each
 	// negotiation: firmware, boot loader and kernel have one each.
 	SetFeatures(features uint64)
@@ -66,6 +69,14 @@ type Device interface {
 	StopQueue(q *Queue, why StopReason)
 	// SessionEnd says that the session is over, by a disconnect or a new SET_OWNER. All rings have stopped.
 	SessionEnd()
+}
+
+// ConfigWatcher is a Device that wants to know what of its configuration space a front-end has been told.
+type ConfigWatcher interface {
+	Device
+	// ConfigRead says that n bytes from off on are in the answer that is being made to GET_CONFIG, as ReadConfig has just given
+	// them.
+	ConfigRead(off, n int)
 }
 
 // BaseDevice is a Device without Process: one queue, the features of virtq, no configuration space, and nothing to do in
@@ -90,6 +101,9 @@ var errReadOnlyConfig = errors.New("the configuration space is read-only")
 
 // WriteConfig refuses.
 func (BaseDevice) WriteConfig(int, []byte) error { return errReadOnlyConfig }
+
+// SessionBegin does nothing.
+func (BaseDevice) SessionBegin() {}
 
 // SetFeatures does nothing.
 func (BaseDevice) SetFeatures(uint64) {}

@@ -342,10 +342,16 @@ func newRig(t testing.TB, dev *reverser) *rig {
 
 func newRigOn(t testing.TB, dev *reverser, aio string) *rig {
 	t.Helper()
+	return newRigFor(t, dev, dev, aio)
+}
+
+// newRigFor makes a rig with a device that has dev in it.
+func newRigFor(t testing.TB, served vhostuser.Device, dev *reverser, aio string) *rig {
+	t.Helper()
 	checkFDs(t)
 	g := &rig{t: t, dev: dev, served: make(chan error, 1), mem: newMem(t)}
 	var err error
-	g.backend, err = vhostuser.New(vhostuser.Config{Device: dev, Reactors: newReactorsOn(t, aio), Trace: g.rec.trace})
+	g.backend, err = vhostuser.New(vhostuser.Config{Device: served, Reactors: newReactorsOn(t, aio), Trace: g.rec.trace})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,10 +29,14 @@ func (f *inflight) queue(i int) []byte {
 
 // dropInflight lets go of the region. No ring runs. What was suspended in it is the front-end's to bring again, or not.
 func (s *session) dropInflight() {
-	if s.inflight != nil {
-		s.inflight.region.Release()
-		s.inflight = nil
+	if s.inflight == nil {
+		return
 	}
+	if k := s.b.keeper; k != nil {
+		k.SetStatePage(nil)
+	}
+	s.inflight.region.Release()
+	s.inflight = nil
 }
 
 // parseInflight reads and checks what is the same in both messages.
@@ -63,8 +67,16 @@ func (s *session) getInflightFD(m *message) ([]byte, error) {
 		return nil, err
 	}
 	d.MmapSize, d.MmapOffset = d.size(), 0
+	if s.b.keeper != nil {
+		d.MmapSize = d.statePage() + statePageSize
+	}
 	if m.reply, err = sys.NewSealedMemfd("vhost-user-inflight", int64(d.MmapSize)); err != nil {
 		return nil, err
+	}
+	if s.b.keeper != nil {
+		if err := markStatePage(m.reply, int64(d.statePage())); err != nil {
+			return nil, err
+		}
 	}
 	return d.Append(nil)[:len(m.payload)], nil
 }
@@ -85,12 +97,15 @@ func (s *session) setInflightFD(m *message) ([]byte, error) {
 	if d.MmapOffset%8 != 0 {
 		return nil, field("mmap offset", d.MmapOffset, "a multiple of 8")
 	}
-	// Not more than is used: the rest is not ours to map.
+	// Not more than is used: the rest is not ours to map. The state page is not mapped at all.
 	region, err := guestmem.Map(0, d.size(), 0, d.MmapOffset, m.takeFD(0))
 	if err != nil {
 		return nil, err
 	}
 	s.dropInflight()
 	s.inflight = &inflight{region: region, queues: int(d.NumQueues), queueSize: int(d.QueueSize)}
+	if k := s.b.keeper; k != nil {
+		k.SetStatePage(openStatePage(d, region.FD()))
+	}
 	return nil, nil
 }

@@ -289,7 +289,8 @@ func ParseMemoryTable(b []byte) ([]MemoryRegion, error) {
 	return regions, nil
 }
 
-// Flags of ConfigSpace.
+// Flags of ConfigSpace in SET_CONFIG: the front-end's reason (VHOST_SET_CONFIG_TYPE_FRONTEND and _MIGRATION in QEMU). Front-ends
+// on Rust's vhost crate send the second for a guest's write.
 const (
 	ConfigWritable  uint32 = 0 // writable fields, by the guest
 	ConfigMigration uint32 = 1 // any field, on a migration's target

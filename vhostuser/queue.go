@@ -29,8 +29,9 @@ type Queue struct {
 	features uint64
 	reactor  *reactor.Reactor
 
-	canSuspend  bool   // has a part in an in-flight region
-	migrates    bool   // GET_VRING_BASE_INFLIGHT was negotiated
+	canSuspend  bool // has a part in an in-flight region
+	migrates    bool // GET_VRING_BASE_INFLIGHT was negotiated
+	driver      DriverOrigin
 	resubmitted int    // requests that the region brought
 	base        uint16 // index of the first entry to take, or to take again
 
@@ -90,6 +91,9 @@ func (q *Queue) Size() int { return q.size }
 
 // Features returns the features the ring was started with. Any goroutine.
 func (q *Queue) Features() uint64 { return q.features }
+
+// Driver returns where the guest driver that uses the ring comes from, as far as the front-end's messages show. Any goroutine.
+func (q *Queue) Driver() DriverOrigin { return q.driver }
 
 // Reactor returns the reactor that owns q. Any goroutine.
 func (q *Queue) Reactor() *Reactor { return q.reactor }

@@ -25,6 +25,7 @@ type ring struct {
 	addr           VringAddr
 	hasAddr        bool
 	base           uint16
+	left           uint16  // the base that its last stop has answered; 0 in a new session and after RESET_DEVICE
 	kick, call, er *sys.FD // nil where there is none
 
 	started, enabled bool
@@ -278,6 +279,7 @@ func (s *session) start(r *ring) error {
 	if r.num == 0 || !r.hasAddr {
 		return errVringOrder
 	}
+	s.findDriver(r)
 	q := &Queue{
 		s: s, index: r.index, size: int(r.num), features: s.features &^ (FProtocolFeatures | FLogAll),
 		reactor: s.b.reactors.Pick(),
@@ -285,6 +287,7 @@ func (s *session) start(r *ring) error {
 		paused: true, enabled: true,
 		canSuspend: s.inflight.queue(r.index) != nil,
 		migrates:   s.protocol&ProtocolGetVringBaseInflight != 0,
+		driver:     s.driver,
 	}
 	q.wake = func() {
 		if q.src != nil {
@@ -373,6 +376,7 @@ func (s *session) stop(r *ring, why StopReason) {
 		poller{q}.Flush()
 		inFlight, suspended = q.InFlight(), q.Suspended()
 		r.base = q.vq.NextAvail()
+		r.left = r.base
 		q.close()
 	})
 	r.q = nil
@@ -395,4 +399,43 @@ func fdNumber(f *sys.FD) int {
 		return -1
 	}
 	return f.Int()
+}
+
+// DriverOrigin says what is known of the guest driver that uses a ring.
+type DriverOrigin int
+
+const (
+	driverUnseen DriverOrigin = iota // no ring has run in this session, nor since RESET_DEVICE
+	// DriverNew begins: every ring is to be used from its beginning.
+	DriverNew
+	// DriverSame goes on where it was stopped in this session: the guest was paused.
+	DriverSame
+	// DriverElsewhere goes on with what it has begun in another session or with another back-end: the connection was lost, or the
+	// guest was migrated, or set back to a snapshot.
+	DriverElsewhere
+)
+
+// findDriver finds out what driver the session's rings have, when r is about to start: by the bases, which are 0 for rings that
+// begin, and what GET_VRING_BASE has answered for those that go on.
+func (s *session) findDriver(r *ring) {
+	if s.running() {
+		if r.base != 0 && r.base != r.left {
+			s.driver = DriverElsewhere
+		}
+		return
+	}
+	begins, goesOn, ran := true, true, false
+	for _, r := range s.rings {
+		begins = begins && r.base == 0
+		goesOn = goesOn && r.base == r.left
+		ran = ran || r.left != 0
+	}
+	switch {
+	case begins && (ran || s.driver == driverUnseen):
+		s.driver = DriverNew
+	case goesOn && s.driver != driverUnseen:
+		s.driver = DriverSame
+	default:
+		s.driver = DriverElsewhere
+	}
 }

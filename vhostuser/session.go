@@ -43,6 +43,7 @@ type session struct {
 	status      uint8            // as SET_STATUS said last
 	rings       []*ring
 	mem         *guestmem.Memory
+	driver      DriverOrigin  // where the guest driver of the rings that run comes from, or ran last
 	homeless    bool          // a ring runs that is not in mem
 	inflight    *inflight     // nil for none
 	log         *guestmem.Log // nil for none
@@ -73,12 +74,14 @@ func (s *session) reset() {
 	for i := range s.rings {
 		s.rings[i] = &ring{index: i}
 	}
+	s.driver = driverUnseen
 }
 
 // run serves the connection until it ends, and releases everything that came over it. It returns nil for a hang-up and for
 // the end of the context it was started with.
 func (s *session) run() error {
 	context.AfterFunc(s.ctx, s.interrupt)
+	s.dev.SessionBegin()
 	err := s.serve()
 	if cause := context.Cause(s.ctx); cause != nil && !hangup(err) {
 		err = cause
@@ -208,6 +211,7 @@ func (s *session) restart() {
 	s.mem.Release()
 	s.reset()
 	s.notify.forget()
+	s.dev.SessionBegin()
 	s.b.event(Event{Kind: EventSession, Ring: -1})
 }
 
@@ -309,8 +313,9 @@ func (s *session) resetDevice(*message) ([]byte, error) {
 	}
 	for _, r := range s.rings {
 		s.stop(r, StopReset)
-		r.base, r.broken = 0, nil
+		r.base, r.left, r.broken = 0, 0, nil
 	}
+	s.driver = driverUnseen
 	s.dropInflight()
 	s.features, s.negotiated, s.status = 0, false, 0
 	return nil, nil
@@ -352,6 +357,9 @@ func (s *session) getConfig(m *message) ([]byte, error) {
 	}
 	s.dev.ReadConfig(s.configSpace)
 	c.Data = s.configSpace[c.Offset:][:len(c.Data)]
+	if w := s.b.told; w != nil {
+		w.ConfigRead(int(c.Offset), len(c.Data))
+	}
 	return c.Append(nil), nil
 }
 
@@ -360,9 +368,10 @@ func (s *session) setConfig(m *message) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.Flags != ConfigWritable {
-		// A migration's target has a configuration of its own.
-		return nil, field("config flags", uint64(c.Flags), "0")
+	// Who says 1 means the same field: Rust's vhost crate calls it WRITABLE, and has nothing else to send. As the specification's
+	// "migration" it may name any field, of which the Device takes those that it lets be written.
+	if c.Flags != ConfigWritable && c.Flags != ConfigMigration {
+		return nil, field("config flags", uint64(c.Flags), "0 or 1")
 	}
 	return nil, s.dev.WriteConfig(int(c.Offset), c.Data)
 }
