@@ -41,9 +41,15 @@ const (
 type Config struct {
 	FS  *specfs.FS
 	Dev devsw.Dev
-	// Info describes the disk; it is called by New and by Resize, whether the disk is open or not.
-	Info   func() (devsw.DiskInfo, error)
-	Serial string // at most MaxSerial bytes
+	// Info describes the disk. It is called by New, by Resize, when a session begins and when the disk has been opened, whether the
+	// disk is open or not.
+	Info func() (devsw.DiskInfo, error)
+	// Keeper, where it is set, is what the disk knows of itself beside.
+	Keeper Keeper
+	// SizeChanged, where it is set, is called when a session's beginning or an open has found another size: the front-end is to be told
+	// (vhostuser.Backend.ConfigChanged). Any goroutine.
+	SizeChanged func()
+	Serial      string // at most MaxSerial bytes
 	// NumQueues is how many queues the front-end may use; at least 1.
 	NumQueues int
 	// CancelAfter is how long requests in flight may take to complete, once the front-end stops the rings, before they are
@@ -63,6 +69,8 @@ type Device struct {
 	fs          *specfs.FS
 	dev         devsw.Dev
 	readInfo    func() (devsw.DiskInfo, error)
+	keeper      Keeper // or nil
+	sizeChanged func()
 	serial      string
 	numQueues   int
 	cancelAfter time.Duration
@@ -71,9 +79,12 @@ type Device struct {
 	log         func(string, error)
 	readOnly    bool
 
-	sectors   atomic.Int64 // of 512 bytes
-	writeback atomic.Bool
-	unsaid    atomic.Pointer[error] // how a flush failed that nobody waited for any more; the next one tells it
+	sectors atomic.Int64          // of 512 bytes
+	stable  atomic.Bool           // each write is to be stable when it is answered, because of the cache's mode
+	unsaid  atomic.Pointer[error] // how a flush failed that nobody waited for any more; the next one tells it
+	looking atomic.Bool           // a session's beginning has asked for the size, and storage has not answered yet
+
+	memory memory
 
 	negotiated uint64           // the connection's goroutine only
 	closes     devsw.Localcount // in progress
@@ -93,8 +104,10 @@ type opening struct {
 	cancel context.CancelFunc // gives up an open that is waiting for a close
 	done   chan struct{}      // closed when the open has succeeded or failed
 	err    error              // valid once done is closed
-	gone   chan struct{}      // closed when the close has been done
-	ops    devsw.Localcount   // operations whose requests have not been told of their end, and what fence has split off
+	// volatile: what is written and not flushed goes with the process. Valid once done is closed.
+	volatile bool
+	gone     chan struct{}    // closed when the close has been done
+	ops      devsw.Localcount // operations whose requests have not been told of their end, and what fence has split off
 
 	// Device.mu:
 
@@ -126,12 +139,14 @@ func New(c Config) (*Device, error) {
 		return nil, fmt.Errorf("virtio-blk: serial number %q has %d bytes, at most %d fit", c.Serial, len(c.Serial), MaxSerial)
 	}
 	d := &Device{fs: c.FS, dev: c.Dev, readInfo: c.Info, serial: c.Serial, numQueues: c.NumQueues,
-		cancelAfter: c.CancelAfter, migratable: c.Migratable, trace: c.Trace, log: c.Log,
+		cancelAfter: c.CancelAfter, migratable: c.Migratable, trace: c.Trace, log: c.Log, keeper: c.Keeper, sizeChanged: c.SizeChanged,
 		queues: make(map[*queue]struct{}), suspended: make([]int, c.NumQueues)}
 	if d.log == nil {
 		d.log = func(string, error) {}
 	}
-	d.writeback.Store(true)
+	if d.sizeChanged == nil {
+		d.sizeChanged = func() {}
+	}
 	if _, err := d.Resize(); err != nil {
 		return nil, err
 	}
@@ -157,6 +172,45 @@ func (d *Device) Resize() (changed bool, err error) {
 	return changed, nil
 }
 
+// lookWait is how long the beginning of a session waits for storage to say how large the disk is. The front-end waits as long.
+const lookWait = time.Second
+
+// SessionBegin implements vhostuser.Device. The disk may have become another one since the last session: the front-end that asks for
+// its size first of all is told the one of now.
+func (d *Device) SessionBegin() {
+	d.negotiated = 0
+	d.memory.beginSession()
+	// At most one look at a time: where storage does not answer, further sessions begin with the size that is known.
+	if !d.looking.CompareAndSwap(false, true) {
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer d.looking.Store(false)
+		d.lookAgain()
+	}()
+	timeout := time.NewTimer(lookWait)
+	defer timeout.Stop()
+	select {
+	case <-done:
+	case <-timeout.C:
+		d.log("the disk's size cannot be read again at the moment: storage does not answer; the front-end is told the one that was known", nil)
+	}
+}
+
+// lookAgain is Resize for whoever has nobody to tell.
+func (d *Device) lookAgain() {
+	changed, err := d.Resize()
+	if err != nil {
+		d.log("the disk's size could not be read again", err)
+	}
+	if changed {
+		// Also where none has been told the old one in this session: a front-end that comes back does not ask.
+		d.sizeChanged()
+	}
+}
+
 // Features implements vhostuser.Device.
 func (d *Device) Features() uint64 { return features(d.snapshot(), d.numQueues) }
 
@@ -174,7 +228,7 @@ func (d *Device) ConfigSize() int { return configSize }
 
 // ReadConfig implements vhostuser.Device.
 func (d *Device) ReadConfig(p []byte) {
-	fillConfig(p, d.snapshot(), d.numQueues, d.writeback.Load())
+	fillConfig(p, d.snapshot(), d.numQueues, d.memory.writeback())
 }
 
 // WriteConfig implements vhostuser.Device: the driver may change writeback, and nothing else (section 5.2.5).
@@ -182,7 +236,7 @@ func (d *Device) WriteConfig(off int, p []byte) error {
 	if off != writebackOff || len(p) != 1 || p[0] > 1 {
 		return fmt.Errorf("virtio-blk: %d bytes at offset %d of the configuration: only writeback (1 byte at %d, 0 or 1) may be written", len(p), off, writebackOff)
 	}
-	d.writeback.Store(p[0] == 1)
+	d.setWriteback(p[0])
 	return nil
 }
 
@@ -201,6 +255,7 @@ func (d *Device) StartQueue(vq *vhostuser.Queue) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.stop = nil
+	d.meetDriver(len(d.queues) == 0, vq.Driver())
 	q := newQueue(d, vq)
 	vq.Data = q
 	d.queues[q] = struct{}{}
@@ -243,9 +298,13 @@ func (d *Device) runOpen(ctx context.Context, o *opening) {
 	if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, devsw.EBADF) {
 		d.log("cannot open the device; its requests fail", err)
 	}
+	if err == nil {
+		d.takeOver()
+		d.lookAgain()
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	o.err = err
+	o.err, o.volatile = err, d.info.Volatile
 	close(o.done)
 	for _, q := range d.queuesOfLocked(o) {
 		q.vq.Post(func() { q.opened(o) })
@@ -430,6 +489,9 @@ func (d *Device) takeDown(o *opening, revoke bool) {
 		<-o.done
 		// Background never ends, so this does not fail.
 		_ = o.ops.Drain(context.Background())
+		if begun {
+			d.closed()
+		}
 		close(o.gone)
 		for _, q := range queues {
 			q.vq.Post(q.orphan)
@@ -514,8 +576,5 @@ func (d *Device) awaitCancelled(q *queue, o *opening) {
 // the background. ctx's end ends the wait, with its error. Any goroutine.
 func (d *Device) WaitClosed(ctx context.Context) error { return d.closes.Drain(ctx) }
 
-// SessionEnd implements vhostuser.Device. The next session's driver finds the device as new.
-func (d *Device) SessionEnd() {
-	d.negotiated = 0
-	d.writeback.Store(true)
-}
+// SessionEnd implements vhostuser.Device. What was known of the guest goes when the next session begins.
+func (d *Device) SessionEnd() {}

@@ -119,6 +119,7 @@ func newBench(t testing.TB, mode reactor.Mode, queues int, make disk, change fun
 	w.b = must(vhostuser.New(vhostuser.Config{Device: w.dev, Reactors: pool}))(t)
 	t.Cleanup(w.close)
 	w.connect(vhostusertest.AllProtocolFeatures)
+	must(w.f.GetConfig(0, configSize))(t) // as a front-end does that makes its device
 	w.mem = must(virtqtest.NewMem(virtqtest.Range{GuestPhys: 0, Size: 64 << 20}))(t)
 	t.Cleanup(w.mem.Close)
 	return w

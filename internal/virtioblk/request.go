@@ -94,6 +94,8 @@ type request struct {
 	seq    uint64        // the order of fetching
 	began  time.Duration // by the reactor's clock
 	kept   error         // while it is parked: what it came back with
+	// flushed: of a discard or write-zeroes, a flush has followed it before it ended.
+	flushed bool
 
 	// memory is set where the request is nobody's any more, but of the driver, which does not give its Buf back: see fence. It is what
 	// the Buf's data lies in.
@@ -238,7 +240,7 @@ func (r *request) submit() {
 	b.Iodone, b.AIO, b.Context = iodone, r.q.aio, r
 	if r.typ == tOut {
 		b.Op = devsw.BWrite
-		if r.q.stable || !r.q.d.writeback.Load() {
+		if r.q.stable || r.q.d.stable.Load() {
 			b.Flags = devsw.BMediaFUA
 		}
 	}
@@ -268,6 +270,9 @@ func (r *request) done() {
 		err = b.Error
 	case b.Resid != 0:
 		err = devsw.EIO
+	}
+	if err != nil && r.typ == tOut && !cancelled(err) {
+		r.q.d.learn()
 	}
 	r.end(err)
 }
@@ -346,19 +351,24 @@ func (r *request) again() {
 
 // slow does a request that may block, away from the reactor, and ends it with the result.
 func (r *request) slow() {
-	o := &operation{d: r.q.d, node: r.q.open.node, typ: r.typ, ranges: slices.Clone(r.ranges), stable: r.q.stable}
+	o := &operation{
+		d: r.q.d, node: r.q.open.node, typ: r.typ, ranges: slices.Clone(r.ranges), stable: r.q.stable, volatile: r.q.open.volatile,
+	}
 	r.op = o
 	ops := &r.q.open.ops
 	ops.Acquire()
 	go func() {
 		defer ops.Release()
 		err := o.run()
+		if err != nil && !cancelled(err) {
+			o.d.learn()
+		}
 		if !o.settled.CompareAndSwap(false, true) {
 			o.keepQuiet()
 			return
 		}
 		r.q.vq.Post(func() {
-			r.op = nil
+			r.op, r.flushed = nil, o.flushed
 			r.end(err)
 		})
 	}()
@@ -367,14 +377,16 @@ func (r *request) slow() {
 // operation is what a request that may block does. It uses nothing of the request, nor of the guest's memory: it may go on when
 // nobody waits for it any more. What it does stands in an I/O section of specfs.
 type operation struct {
-	d      *Device
-	node   *specfs.Node
-	typ    uint32
-	ranges []devsw.ZeroRange
-	stable bool
+	d        *Device
+	node     *specfs.Node
+	typ      uint32
+	ranges   []devsw.ZeroRange
+	stable   bool
+	volatile bool // of the disk
 
 	settled  atomic.Bool // it has ended, or was given up: whoever sets this says what becomes of the request
 	flushErr error       // how its flush failed
+	flushed  bool        // its flush has succeeded
 }
 
 func (o *operation) run() error {
@@ -395,7 +407,7 @@ func (o *operation) run() error {
 			return err
 		}
 	}
-	if o.stable || !o.d.writeback.Load() {
+	if o.stable || o.d.stable.Load() {
 		return o.flush()
 	}
 	return nil
@@ -404,8 +416,15 @@ func (o *operation) run() error {
 func (o *operation) flush() error {
 	if unsaid := o.d.unsaid.Swap(nil); unsaid != nil {
 		o.flushErr = *unsaid
-	} else {
-		o.flushErr = o.node.Ioctl(devsw.DIOCCACHESYNC, nil, o.d.flag())
+		return o.flushErr
+	}
+	number := uint64(0)
+	if o.volatile {
+		number = o.d.memory.beginFlush()
+	}
+	o.flushErr = o.node.Ioctl(devsw.DIOCCACHESYNC, nil, o.d.flag())
+	if o.flushed = o.flushErr == nil; o.flushed && o.volatile {
+		o.d.memory.endFlush(number)
 	}
 	return o.flushErr
 }
@@ -451,11 +470,25 @@ func (r *request) finish(err error) {
 		status = statusOf(r.typ, err)
 	}
 	q := r.q
+	if err == nil && q.open.volatile && r.unflushed() {
+		q.d.memory.answered()
+	}
 	q.vq.PushStatus(&r.chain, uint32(r.in), r.status, status)
 	if q.d.trace != nil {
 		q.d.trace(Request{Queue: q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes, Status: status, Err: err})
 	}
 	q.put(r)
+}
+
+// unflushed tells whether the request, which has succeeded, has changed the disk in a way that only a flush makes stable.
+func (r *request) unflushed() bool {
+	switch r.typ {
+	case tOut:
+		return r.buf.Flags&devsw.BMediaFUA == 0
+	case tDiscard, tWriteZeroes:
+		return !r.flushed
+	}
+	return false
 }
 
 // statusOf maps an error to a status of the protocol.

@@ -70,6 +70,7 @@ func newSuspendBench(t *testing.T, mode reactor.Mode, queues int, make disk, wan
 	if want != everything {
 		w.hangUp()
 		w.connect(want)
+		must(w.f.GetConfig(0, configSize))(t) // as a front-end does that makes its device
 	}
 	var region *vhostusertest.Inflight
 	if want&vhostuser.ProtocolInflightSHMFD != 0 {

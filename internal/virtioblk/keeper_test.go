@@ -1,0 +1,296 @@
+package virtioblk
+
+import (
+	"slices"
+	"sync"
+	"testing"
+
+	"vdev/devsw"
+	"vdev/internal/reactor"
+	"vdev/internal/sys"
+	"vdev/vhostuser/vhostusertest"
+	"vdev/virtq/virtqtest"
+)
+
+// cautious is a disk that is a Keeper. A process has one; a successor's is another one.
+type cautious struct {
+	volatile bool
+
+	mu     sync.Mutex
+	fail   devsw.Errno // what flushes and writes fail with
+	state  devsw.DiskState
+	told   []devsw.DiskState // by SetState
+	size   int64
+	onSync func()
+	closes int
+}
+
+func (c *cautious) disk(t testing.TB, table *devsw.Table) (devsw.Dev, func() (devsw.DiskInfo, error)) {
+	ok := func(devsw.Dev, devsw.Flag, devsw.Mode) error { return nil }
+	b := &devsw.Bdevsw{
+		Name: "cautious", Flag: devsw.DDisk | devsw.DMPSafe, Open: ok, Cancel: ok,
+		Close: func(devsw.Dev, devsw.Flag, devsw.Mode) error {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.closes++
+			return nil
+		},
+		Strategy: func(b *devsw.Buf) {
+			c.mu.Lock()
+			e := c.fail
+			if e != 0 && b.Flags&devsw.BMediaFUA != 0 {
+				c.state.FlushError = e
+			}
+			c.mu.Unlock()
+			if e != 0 && b.Op == devsw.BWrite {
+				b.Fail(e)
+				return
+			}
+			b.Resid = 0
+			b.Biodone()
+		},
+		Ioctl: func(_ devsw.Dev, cmd devsw.Cmd, _ any, _ devsw.Flag) error {
+			if cmd != devsw.DIOCCACHESYNC {
+				return devsw.ENOTTY
+			}
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if c.onSync != nil {
+				c.onSync()
+			}
+			if c.fail != 0 {
+				c.state.FlushError = c.fail
+			}
+			if c.state.FlushError != 0 {
+				return c.state.FlushError
+			}
+			return nil
+		},
+	}
+	bmajor, _, err := table.Attach("cautious", b, devsw.NODEVMAJOR, &devsw.Cdevsw{Name: "cautious"}, devsw.NODEVMAJOR)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return devsw.Makedev(uint32(bmajor), 0), func() (devsw.DiskInfo, error) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return devsw.DiskInfo{Size: max(c.size, diskSize), SectorSize: 512, Volatile: c.volatile}, nil
+	}
+}
+
+func (c *cautious) State() devsw.DiskState {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state
+}
+
+func (c *cautious) SetState(s devsw.DiskState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.told = append(c.told, s)
+	c.state = s
+}
+
+func (c *cautious) ClearState() devsw.DiskState {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.state
+	c.state = devsw.DiskState{}
+	return s
+}
+
+func (c *cautious) setFail(e devsw.Errno) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fail = e
+}
+
+// heard returns what SetState was told, and forgets it.
+func (c *cautious) heard() []devsw.DiskState {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	told := c.told
+	c.told = nil
+	return told
+}
+
+// cautiousBench connects a front-end to a disk of c, with the region, or a new one.
+func cautiousBench(t *testing.T, c *cautious) *bench {
+	return newBench(t, reactor.ModeURing, 1, c.disk, func(conf *Config) { conf.Keeper = c })
+}
+
+// copyOf makes a file of what is in the region.
+func copyOf(i *vhostusertest.Inflight) (*sys.FD, error) {
+	p := make([]byte, i.MmapSize)
+	if _, errno := sys.Preadv(i.FD(), [][]byte{p}, int64(i.MmapOffset)); errno != 0 {
+		return nil, errno
+	}
+	to, err := sys.NewSealedMemfd("copy", int64(len(p)))
+	if err != nil {
+		return nil, err
+	}
+	if _, errno := sys.Pwritev(to.Int(), [][]byte{p}, int64(i.MmapOffset), false); errno != 0 {
+		to.Close()
+		return nil, errno
+	}
+	return to, nil
+}
+
+// startWith starts the rings with a new region.
+func (w *bench) startWith(features uint64) *vhostusertest.Inflight {
+	w.t.Helper()
+	region := must(w.f.NewInflight(w.dev.NumQueues(), 128))(w.t)
+	w.t.Cleanup(region.Close)
+	w.start(features)
+	return region
+}
+
+// TestAFailedFlushIsHandedOn: a successor of this process, a new region of this one, and a migration's target know of it before the
+// guest's first request.
+func TestAFailedFlushIsHandedOn(t *testing.T) {
+	failed := devsw.DiskState{FlushError: devsw.ENOSPC}
+	for name, fail := range map[string]func(w *bench, c *cautious){
+		"flush": func(w *bench, _ *cautious) {
+			if st, _ := w.do(0, tFlush, 0, nil, nil); st != statusIOErr {
+				t.Errorf("the flush has status %d", st)
+			}
+		},
+		"stable write": func(w *bench, _ *cautious) {
+			w.check(w.f.SetConfig(writebackOff, []byte{0}))
+			if st, _ := w.do(0, tOut, 0, []virtqtest.Seg{w.buffer(512)}, nil); st != statusIOErr {
+				t.Errorf("the write has status %d", st)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := &cautious{}
+			w := cautiousBench(t, c)
+			region := w.startWith(w.all())
+			c.setFail(devsw.ENOSPC)
+			fail(w, c)
+
+			next := &cautious{}
+			o := cautiousBench(t, next)
+			w.moveTo(o)
+			o.restart(region)
+			if st, _ := o.do(0, tFlush, 0, nil, nil); st != statusIOErr {
+				t.Errorf("the successor's flush has status %d", st)
+			}
+			if told := next.heard(); !slices.Equal(told, []devsw.DiskState{failed}) {
+				t.Errorf("the successor was told %+v", told)
+			}
+
+			// The guest is reset; its new region is another process's next.
+			o.stopRings()
+			o.check(o.f.ResetDevice())
+			o.rings[0].Close()
+			o.rings = nil
+			region = o.startWith(o.all())
+			third := &cautious{}
+			p := cautiousBench(t, third)
+			o.moveTo(p)
+			p.restart(region)
+			if st, _ := p.do(0, tFlush, 0, nil, nil); st != statusIOErr {
+				t.Errorf("the flush after a reset and one process more has status %d", st)
+			}
+			// The operator knows better.
+			if e := p.dev.ClearFailure(); e != devsw.ENOSPC {
+				t.Errorf("cleared %v", e)
+			}
+			if e := p.dev.ClearFailure(); e != 0 {
+				t.Errorf("cleared again: %v", e)
+			}
+			if st, _ := p.do(0, tFlush, 0, nil, nil); st != statusOK {
+				t.Errorf("the flush after that has status %d", st)
+			}
+			last := &cautious{}
+			q := cautiousBench(t, last)
+			p.moveTo(q)
+			q.restart(region)
+			if st, _ := q.do(0, tFlush, 0, nil, nil); st != statusOK || last.heard() != nil {
+				t.Errorf("the last one's flush has status %d", st)
+			}
+		})
+	}
+}
+
+// TestUnflushedWritesAreHandedOn where the disk is volatile, and the process is killed: it leaves the page as it is.
+func TestUnflushedWritesAreHandedOn(t *testing.T) {
+	write := func(w *bench) {
+		w.t.Helper()
+		if st, _ := w.do(0, tOut, 0, []virtqtest.Seg{w.buffer(512)}, nil); st != statusOK {
+			w.t.Fatalf("write: %d", st)
+		}
+	}
+	flush := func(w *bench) {
+		w.t.Helper()
+		if st, _ := w.do(0, tFlush, 0, nil, nil); st != statusOK {
+			w.t.Fatalf("flush: %d", st)
+		}
+	}
+	for name, c := range map[string]struct {
+		volatile bool
+		do       func(w *bench, c *cautious)
+		want     bool
+	}{
+		"nothing":              {true, func(*bench, *cautious) {}, false},
+		"write":                {true, func(w *bench, _ *cautious) { write(w) }, true},
+		"write of a safe disk": {false, func(w *bench, _ *cautious) { write(w) }, false},
+		"write, flush":         {true, func(w *bench, _ *cautious) { write(w); flush(w) }, false},
+		"write, flush, write":  {true, func(w *bench, _ *cautious) { write(w); flush(w); write(w) }, true},
+		"write through": {true, func(w *bench, _ *cautious) {
+			w.check(w.f.SetConfig(writebackOff, []byte{0}))
+			write(w)
+		}, false},
+		"write while a flush is under way": {true, func(w *bench, c *cautious) {
+			write(w)
+			c.mu.Lock()
+			c.onSync = w.dev.memory.answered
+			c.mu.Unlock()
+			flush(w)
+		}, true},
+		"write, flush that fails": {true, func(w *bench, c *cautious) {
+			write(w)
+			c.setFail(devsw.EIO)
+			w.do(0, tFlush, 0, nil, nil)
+		}, true},
+		"write, close": {true, func(w *bench, _ *cautious) { write(w); w.stopRings() }, false},
+		"write, close that leaves it": {true, func(w *bench, c *cautious) {
+			write(w)
+			c.mu.Lock()
+			c.state.Unflushed = true
+			c.mu.Unlock()
+			w.stopRings()
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &cautious{volatile: c.volatile}
+			w := cautiousBench(t, d)
+			region := w.startWith(w.all())
+			c.do(w, d)
+			// As it is when this process is killed now.
+			killed := vhostusertest.NewInflight(region.Inflight, must(copyOf(region))(t))
+			t.Cleanup(killed.Close)
+
+			next := &cautious{volatile: c.volatile}
+			o := cautiousBench(t, next)
+			w.moveTo(o)
+			o.restart(killed)
+			o.do(0, tFlush, 0, nil, nil)
+			told := next.heard()
+			if got := len(told) == 1 && told[0].Unflushed; got != c.want {
+				t.Errorf("the successor was told %+v, want unflushed %v", told, c.want)
+			}
+		})
+	}
+}
+
+// TestAStatePageMayHoldAnything: it is the front-end's.
+func TestAStatePageMayHoldAnything(t *testing.T) {
+	for _, state := range []uint32{0, 3, 0xf, 0x10, 0xffff0000, 0xffffffff, 1 << 20} {
+		driver, told, disk := parseState(state)
+		if driver > cacheWritethrough || told > cacheWritethrough || disk.FlushError > maxErrno {
+			t.Errorf("%#x is taken for %v, %v, %+v", state, driver, told, disk)
+		}
+	}
+}

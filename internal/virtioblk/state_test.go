@@ -1,0 +1,168 @@
+package virtioblk
+
+import (
+	"testing"
+
+	"vdev/devsw"
+	"vdev/internal/reactor"
+	"vdev/internal/sys"
+	"vdev/vhostuser/vhostusertest"
+	"vdev/virtq/virtqtest"
+)
+
+// stableWrite does a write and tells whether it was to be stable when it is answered.
+func (w *bench) stableWrite(h *held) bool {
+	w.t.Helper()
+	w.rings[0].Add([]virtqtest.Seg{w.header(tOut, 0), w.buffer(512)}, []virtqtest.Seg{w.buffer(1)})
+	w.check(w.rings[0].Notify())
+	flags := <-h.more
+	h.end()
+	if _, _, err := w.rings[0].Wait(); err != nil {
+		w.t.Fatal(err)
+	}
+	return flags&devsw.BMediaFUA != 0
+}
+
+// dup duplicates the file of a region.
+func dup(i *vhostusertest.Inflight) (*sys.FD, error) { return sys.Dup(i.FD()) }
+
+// moveTo has the guest go on with the back-end of o.
+func (w *bench) moveTo(o *bench) {
+	w.t.Helper()
+	w.hangUp()
+	o.mem, o.rings, w.rings = w.mem, w.rings, nil
+	for _, r := range o.rings {
+		r.Reconnect(o.f)
+	}
+}
+
+// TestWritesAreStableUnlessTheGuestIsKnownToFlush, whatever comes between the guest's choice and the write: a front-end that comes
+// back, or goes on elsewhere, keeps the guest's choice to itself.
+func TestWritesAreStableUnlessTheGuestIsKnownToFlush(t *testing.T) {
+	const through, back = true, false
+	choose := func(w *bench, through bool) {
+		v := byte(1)
+		if through {
+			v = 0
+		}
+		w.check(w.f.SetConfig(writebackOff, []byte{v}))
+	}
+	newDriver := func(w *bench) {
+		for _, r := range w.rings {
+			r.Close()
+		}
+		w.rings = nil
+	}
+	type world struct {
+		*bench
+		h      *held
+		region *vhostusertest.Inflight
+	}
+	for name, c := range map[string]struct {
+		through bool // the guest's choice at first
+		then    func(t *testing.T, w *world)
+		stable  bool
+	}{
+		"pause, back": {back, func(_ *testing.T, w *world) { w.stopRings(); w.startRings(w.region) }, false},
+		"pause without a region, through": {through, func(_ *testing.T, w *world) {
+			w.stopRings()
+			w.startRings(nil)
+		}, true},
+		"lost connection, through":                  {through, func(_ *testing.T, w *world) { w.again(everything); w.restart(w.region) }, true},
+		"lost connection, back":                     {back, func(_ *testing.T, w *world) { w.again(everything); w.restart(w.region) }, false},
+		"lost connection without a region, through": {through, func(_ *testing.T, w *world) { w.again(noInflight); w.restart(nil) }, true},
+		"lost connection without a region, back":    {back, func(_ *testing.T, w *world) { w.again(noInflight); w.restart(nil) }, true},
+		"lost connection, another's region, through": {through, func(t *testing.T, w *world) {
+			w.again(everything)
+			d := w.region.Inflight
+			d.MmapSize = 2112 // as one that has no state page
+			w.restart(vhostusertest.NewInflight(d, must(dup(w.region))(t)))
+		}, true},
+		"lost connection, new size read, through": {through, func(t *testing.T, w *world) {
+			w.again(noInflight)
+			w.restart(nil)
+			must(w.f.GetConfig(0, configSize))(t)
+		}, true},
+		"reset, through": {through, func(t *testing.T, w *world) {
+			w.stopRings()
+			w.check(w.f.ResetDevice())
+			newDriver(w.bench)
+			t.Cleanup(must(w.f.NewInflight(1, 128))(t).Close)
+			w.start(w.all())
+		}, true},
+		"reset, back": {back, func(t *testing.T, w *world) {
+			w.stopRings()
+			w.check(w.f.ResetDevice())
+			newDriver(w.bench)
+			t.Cleanup(must(w.f.NewInflight(1, 128))(t).Close)
+			w.start(w.all())
+		}, false},
+		"reset and lost connection, through": {through, func(t *testing.T, w *world) {
+			w.stopRings()
+			w.check(w.f.ResetDevice())
+			w.again(everything)
+			newDriver(w.bench)
+			t.Cleanup(must(w.f.NewInflight(1, 128))(t).Close)
+			w.start(w.all())
+		}, true},
+		"another front-end, through": {through, func(t *testing.T, w *world) {
+			w.again(everything)
+			newDriver(w.bench)
+			must(w.f.GetConfig(0, configSize))(t)
+			t.Cleanup(must(w.f.NewInflight(1, 128))(t).Close)
+			w.start(w.all())
+		}, false},
+		"snapshot of another time, back": {back, func(_ *testing.T, w *world) {
+			w.stopRings()
+			w.check(w.f.ResetDevice())
+			w.startRings(nil)
+		}, true},
+		// A migration's target asks for the configuration first of all.
+		"migration without the region, through": {through, func(t *testing.T, w *world) {
+			w.again(everything)
+			must(w.f.GetConfig(0, configSize))(t)
+			w.restart(nil)
+		}, true},
+		"migration with the region, through": {through, func(t *testing.T, w *world) {
+			w.again(everything)
+			must(w.f.GetConfig(0, configSize))(t)
+			w.restart(w.region)
+		}, true},
+		"migration with the region, back": {back, func(t *testing.T, w *world) {
+			w.again(everything)
+			must(w.f.GetConfig(0, configSize))(t)
+			w.restart(w.region)
+		}, false},
+		"migration without the region, and a reboot": {through, func(t *testing.T, w *world) {
+			w.again(everything)
+			must(w.f.GetConfig(0, configSize))(t)
+			w.restart(nil)
+			w.stableWrite(w.h)
+			w.stopRings()
+			newDriver(w.bench)
+			w.start(w.all())
+		}, false},
+		"migration without the region, and the guest's choice": {through, func(t *testing.T, w *world) {
+			w.again(everything)
+			must(w.f.GetConfig(0, configSize))(t)
+			w.restart(nil)
+			choose(w.bench, back)
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHeld()
+			bench, region := newSuspendBench(t, reactor.ModeURing, 1, h.disk, everything, nil)
+			w := &world{bench, h, region}
+			if c.through {
+				choose(w.bench, through)
+			}
+			if got := w.stableWrite(h); got != c.through {
+				t.Errorf("the first write is stable: %v", got)
+			}
+			c.then(t, w)
+			if got := w.stableWrite(h); got != c.stable {
+				t.Errorf("the write is stable: %v, want %v", got, c.stable)
+			}
+		})
+	}
+}
