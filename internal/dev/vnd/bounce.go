@@ -160,5 +160,5 @@ func (o *op) end(e devsw.Errno) {
 	}
 	*o = op{mem: o.mem}
 	ops.Put(o)
-	b.Biodone()
+	im.biodone(b)
 }

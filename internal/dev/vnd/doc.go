@@ -19,8 +19,9 @@
 // # Flush and its failures
 //
 // DIOCCACHESYNC is fdatasync(2), which covers every write whose biodone came before. Once one has failed, all later ones fail
-// with the same errno until the device is closed, as in QEMU: the host has dropped what it could not write, and its next
-// fdatasync would say that all is well.
+// with the same errno: the host has dropped what it could not write, and its next fdatasync would say that all is well. A close
+// changes nothing in that, nor does the end of the process (Config.Failures): it lasts until the image is another one, or somebody
+// says that it is to be forgotten (ClearState).
 //
 // # One device at a time
 //

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"vdev/devsw"
+	"vdev/internal/dev/disk"
 	"vdev/internal/dev/disk/disktest"
 	"vdev/internal/sys"
 )
@@ -68,7 +70,7 @@ func TestAFlushBeginsAfterItWasAskedFor(t *testing.T) {
 	})
 }
 
-func TestAFailedFlushStaysFailedUntilTheClose(t *testing.T) {
+func TestAFailedFlushStaysFailed(t *testing.T) {
 	path := newFile(t, make([]byte, 4096))
 	r := newRig(t)
 	dev := r.create(Config{Path: path})
@@ -97,10 +99,86 @@ func TestAFailedFlushStaysFailedUntilTheClose(t *testing.T) {
 	if err := r.tryOpen(dev); err != nil {
 		t.Fatal(err)
 	}
-	defer r.close(dev)
-	if err := flush(); err != nil {
+	defer func() { r.close(dev) }()
+	if err := flush(); err != devsw.ENOSPC {
 		t.Errorf("after opening again: %v", err)
 	}
+	// Another image.
+	r.close(dev)
+	if s := r.d.State(0); s.FlushError != devsw.ENOSPC {
+		t.Errorf("closed: %+v", s)
+	}
+	if err := os.WriteFile(path+".new", make([]byte, 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.tryOpen(dev); err != nil {
+		t.Fatal(err)
+	}
+	if err := flush(); err != nil {
+		t.Errorf("of another image: %v", err)
+	}
+	if s := r.d.State(0); s.FlushError != 0 {
+		t.Errorf("another image: %+v", s)
+	}
+}
+
+// TestAFailedFlushOutlivesTheProcess: a driver that knows the same folder fails the flushes of the image, by whatever name it comes,
+// until that is forgotten.
+func TestAFailedFlushOutlivesTheProcess(t *testing.T) {
+	path, dir := newFile(t, make([]byte, 4096)), filepath.Join(t.TempDir(), "state")
+	link := path + ".link"
+	if err := os.Link(path, link); err != nil {
+		t.Fatal(err)
+	}
+	process := func(path string, fail devsw.Errno, want error) *rig {
+		t.Helper()
+		r := newRig(t)
+		dev := r.create(Config{Path: path, Failures: disk.NewFailures(dir, func(err error) { t.Error(err) })})
+		r.open(dev)
+		if fail != 0 {
+			r.image(dev).syncer.sync = func() devsw.Errno { return fail }
+		}
+		if err := r.table.BdevIoctl(dev, devsw.DIOCCACHESYNC, nil, rw); err != want {
+			t.Errorf("flush of %s: %v, want %v", path, err, want)
+		}
+		if e := r.d.State(0).FlushError; want != nil && e != want || want == nil && e != 0 {
+			t.Errorf("state of %s: %v, want %v", path, e, want)
+		}
+		return r
+	}
+	r := process(path, devsw.EIO, devsw.EIO)
+	r.close(devsw.Makedev(bmajor, 0))
+	r = process(link, 0, devsw.EIO)
+	if s, err := r.d.ClearState(0); s.FlushError != devsw.EIO || err != nil {
+		t.Errorf("cleared %+v, %v", s, err)
+	}
+	if s, err := r.d.ClearState(0); s.FlushError != 0 || err != nil {
+		t.Errorf("cleared again: %+v, %v", s, err)
+	}
+	if err := r.table.BdevIoctl(devsw.Makedev(bmajor, 0), devsw.DIOCCACHESYNC, nil, rw); err != nil {
+		t.Errorf("then: %v", err)
+	}
+	r.close(devsw.Makedev(bmajor, 0))
+	r = process(path, 0, nil)
+	// What a predecessor knew comes by another way as well.
+	r.d.SetState(0, devsw.DiskState{FlushError: devsw.ENOSPC})
+	if err := r.table.BdevIoctl(devsw.Makedev(bmajor, 0), devsw.DIOCCACHESYNC, nil, rw); err != devsw.ENOSPC {
+		t.Errorf("a flush after SetState: %v", err)
+	}
+	r.close(devsw.Makedev(bmajor, 0))
+	// A record that cannot be read is one.
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	if err := os.WriteFile(files[0], nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r = process(path, 0, devsw.EIO)
+	r.close(devsw.Makedev(bmajor, 0))
 }
 
 func TestFlushesThatShareAFailureAllFail(t *testing.T) {
@@ -135,11 +213,16 @@ func TestAStableWriteThatFailsFailsTheFlush(t *testing.T) {
 	} {
 		for _, direct := range []bool{false, true} {
 			r := newRig(t)
-			dev := r.create(Config{Path: newFile(t, make([]byte, 4096)), Direct: direct})
+			dir := t.TempDir()
+			dev := r.create(Config{Path: newFile(t, make([]byte, 4096)), Direct: direct, Failures: disk.NewFailures(dir, nil)})
 			m := r.open(dev)
 			m.AIO = &disktest.AIO{Fault: func(*devsw.Buf, int64) (int64, devsw.Errno) { return 0, c.e }}
 			if b := m.Transfer(devsw.BWrite, c.flags, 0, sys.AlignedBuffer(513, 4096)[1:]); b.Error != c.e {
 				t.Errorf("write: %v, want %v", b.Error, c.e)
+			}
+			// Who is told of the write finds its record.
+			if e := disk.NewFailures(dir, nil).Look(r.image(dev).identity); e != 0 != (c.want != nil) {
+				t.Errorf("after a write with flags %v that failed with %v a successor finds %v", c.flags, c.e, e)
 			}
 			if err := r.table.BdevIoctl(dev, devsw.DIOCCACHESYNC, nil, rw); err != c.want {
 				t.Errorf("direct %v, flush after a write with flags %v failed with %v: %v, want %v", direct, c.flags, c.e, err, c.want)
@@ -173,6 +256,19 @@ func TestLostWritesAreNotForgotten(t *testing.T) {
 	// The kernel alone would have said that all is well, which is what this is about.
 	if e := sys.Fdatasync(r.image(vnd).fd); e != 0 {
 		t.Logf("this kernel remembers: %v", e)
+	}
+	r.close(vnd)
+	if err := r.tryOpen(vnd); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.table.BdevIoctl(vnd, devsw.DIOCCACHESYNC, nil, rw); err != first {
+		t.Errorf("opened anew: %v, want %v again", err, first)
+	}
+	if s, err := r.d.ClearState(0); s.FlushError != first || err != nil {
+		t.Errorf("cleared %+v, %v", s, err)
+	}
+	if err := r.table.BdevIoctl(vnd, devsw.DIOCCACHESYNC, nil, rw); err != nil {
+		t.Errorf("cleared: %v", err)
 	}
 }
 

@@ -13,13 +13,14 @@ import (
 // image is an image from d_open to d_close. It is the AIODone of all its transfers, and of no others': a CancelAll that comes
 // late must not hit what a later open has begun.
 type image struct {
-	file   *disk.Image
-	fd     int
-	sector int64
-	geo    geometry
-	conf   Config
-	desc   devsw.DiskInfo // without the size
-	hint   devsw.BufFlag  // BMayBlock where the file may
+	file     *disk.Image
+	identity string // of the file
+	fd       int
+	sector   int64
+	geo      geometry
+	conf     Config
+	desc     devsw.DiskInfo // without the size
+	hint     devsw.BufFlag  // BMayBlock where the file may
 
 	size atomic.Int64 // of the disk, in bytes
 	high atomic.Int64 // the largest size was; raised before size is
@@ -34,11 +35,14 @@ type image struct {
 
 	ranges *ranges // nil where sectors are no smaller than offAlign
 	syncer syncer
+
+	// unrecorded: a stable write has failed as a flush does, which is not on record yet.
+	unrecorded atomic.Bool
 }
 
-func newImage(file *disk.Image, conf Config, sector int64, g geometry) *image {
+func newImage(file *disk.Image, identity string, conf Config, sector int64, g geometry) *image {
 	im := &image{
-		file:   file,
+		file: file, identity: identity,
 		fd:     file.FD.Int(),
 		sector: sector,
 		geo:    g,
@@ -50,15 +54,24 @@ func newImage(file *disk.Image, conf Config, sector int64, g geometry) *image {
 	}
 	im.size.Store(g.size)
 	im.high.Store(g.size)
-	im.syncer.sync = im.fdatasync
+	im.syncer.sync, im.syncer.record = im.fdatasync, im.record
+	if !conf.ReadOnly {
+		im.syncer.failed = conf.Failures.Look(identity)
+	}
 	if file.MayBlock {
 		im.hint = devsw.BMayBlock
 	}
 	return im
 }
 
-// close gives the image back to the host. Nothing is in progress.
-func (im *image) close() { im.file.FD.Close() }
+// close gives the image back to the host. Nothing is in progress. Some file systems (NFS, FUSE) write back then, and tell of a failure
+// this once.
+func (im *image) close() {
+	err := im.file.FD.Close()
+	if e := devsw.ToErrno(err); err != nil && !im.conf.ReadOnly && e != devsw.EINTR && im.syncer.fail(e) {
+		im.record(e)
+	}
+}
 
 func (im *image) medium() disk.Medium {
 	// In this order: see high.
@@ -135,7 +148,7 @@ func (im *image) AIODone(b *devsw.Buf, n int64, e devsw.Errno) {
 	}
 	b.Error = e
 	b.Resid = b.Bcount - n
-	b.Biodone()
+	im.biodone(b)
 }
 
 // atEOF gives the error of a read that ended after n of the bytes wanted with e: 0 also where it ended at the end of the image,
@@ -161,7 +174,9 @@ func (im *image) wrote(n, want int64, flags devsw.BufFlag, e devsw.Errno) devsw.
 	}
 	if e == devsw.EIO && flags&devsw.BMediaFUA != 0 {
 		// The host tells a failed writeback once: this write may have taken the news of another one's from the next flush.
-		im.syncer.fail(e)
+		if im.syncer.fail(e) {
+			im.unrecorded.Store(true)
+		}
 	}
 	return e
 }

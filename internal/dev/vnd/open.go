@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"vdev/devsw"
@@ -23,6 +24,8 @@ type softc struct {
 	conf   Config            // does not change
 	sector int64             // logical sector size in bytes; does not change
 	claim  disk.Claim[image] // who has it open
+
+	identity atomic.Pointer[string] // of the image that was opened last; never nil
 }
 
 // open is d_open. The first one opens the image and takes its locks, for which it waits as long as the Config says; others
@@ -90,13 +93,18 @@ func (sc *softc) openImage() (*image, error) {
 	if err == nil {
 		g, err = sc.geometry(file)
 	}
+	var identity string
+	if err == nil {
+		identity, err = file.FD.Identity()
+	}
 	if err != nil {
 		file.FD.Close()
 		return nil, err
 	}
+	sc.identity.Store(&identity)
 	conf := sc.conf
 	conf.Bounce = conf.Bounce || file.MayBlock && !conf.Direct && pinned(file.FD.Int())
-	return newImage(file, conf, sc.sector, g), nil
+	return newImage(file, identity, conf, sc.sector, g), nil
 }
 
 // explain gives a better error than a block device's EBUSY where it has one: that of the image's locks, which tell who has it.

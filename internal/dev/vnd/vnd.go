@@ -30,6 +30,10 @@ type Config struct {
 	// LockWait is how long d_open waits for an image that is in use: a predecessor that was killed keeps its locks until the
 	// host has ended its last transfer. 0: DefaultLockWait; negative: not at all.
 	LockWait time.Duration
+
+	// Failures remembers which images have lost writes, over opens and closes and perhaps over the end of the process. It may be shared
+	// by all disks. nil: the disk has its own, which it forgets with the driver.
+	Failures *disk.Failures
 }
 
 // Driver is the vnd driver, attached to a table.
@@ -67,6 +71,9 @@ func newSoftc(conf Config) (*softc, error) {
 	if conf.LockWait == 0 {
 		conf.LockWait = DefaultLockWait
 	}
+	if conf.Failures == nil {
+		conf.Failures = disk.NewFailures("", nil)
+	}
 	sc := &softc{conf: conf, sector: sector, claim: disk.Claim[image]{Name: conf.Path}}
 	img, err := disk.OpenImage(conf.Path, sys.OpenFlags{Write: !conf.ReadOnly, Direct: conf.Direct})
 	if err != nil {
@@ -76,6 +83,12 @@ func newSoftc(conf Config) (*softc, error) {
 	if _, err := sc.geometry(img); err != nil {
 		return nil, err
 	}
+	identity, err := img.FD.Identity()
+	if err != nil {
+		return nil, disk.PathError(conf.Path, err)
+	}
+	sc.identity.Store(&identity)
+	conf.Failures.Look(identity)
 	return sc, nil
 }
 
