@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -53,6 +55,7 @@ type config struct {
 	poll     time.Duration
 	pollSet  bool
 	control  string // where to listen for commands, or empty
+	stateDir string // what is to outlive the process; empty: nothing is
 	trace    bool
 	logLevel slog.Level
 	logJSON  bool
@@ -84,6 +87,7 @@ type processFlags struct {
 	reactors  number
 	pollUS    number
 	control   string
+	stateDir  string
 	trace     bool
 	logLevel  choice
 	logFormat choice
@@ -228,6 +232,7 @@ func (f *processFlags) register(fs *pflag.FlagSet) {
 	fs.Var(&f.reactors, "reactors", "threads that serve queues (default one for each CPU, at most 4)")
 	fs.Var(&f.pollUS, "poll-us", "look for work at most `N` microseconds before sleeping (default chosen by vdev; 0 is not at all)")
 	fs.StringVar(&f.control, "control", "", "listen on a Unix socket at `PATH` for 'vdev ctl'")
+	fs.StringVar(&f.stateDir, "state-dir", "", "keep in the folder `PATH` what a vdev after this one has to know of a flush that failed (default /run/vdev for root, $XDG_RUNTIME_DIR/vdev for others)")
 	fs.BoolVar(&f.trace, "trace", false, "log what front-end and guest do: messages, requests, the device's life")
 	fs.Var(&f.logLevel, "log-level", "log what is at least so severe")
 	fs.Var(&f.logFormat, "log-format", "how the log is written")
@@ -236,6 +241,17 @@ func (f *processFlags) register(fs *pflag.FlagSet) {
 func (f *processFlags) complete(cmd *cobra.Command) {
 	completeChoices(cmd, map[string]*choice{"aio": &f.aio, "log-level": &f.logLevel, "log-format": &f.logFormat})
 	completeNothing(cmd, "reactors", "poll-us")
+}
+
+// defaultStateDir is a folder that goes when the host is started anew, as what the host has in its page cache does.
+func defaultStateDir() string {
+	if os.Getuid() == 0 {
+		return "/run/vdev"
+	}
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "vdev")
+	}
+	return ""
 }
 
 func completeChoices(cmd *cobra.Command, choices map[string]*choice) {
@@ -270,6 +286,7 @@ func (f *processFlags) config(given func(flag string) bool, disks ...diskConfig)
 		poll:     time.Duration(f.pollUS.value) * time.Microsecond,
 		pollSet:  given("poll-us"),
 		control:  f.control,
+		stateDir: f.stateDir,
 		trace:    f.trace,
 		logLevel: logLevels[f.logLevel.value],
 		logJSON:  f.logFormat.value == "json",
@@ -279,6 +296,10 @@ func (f *processFlags) config(given func(flag string) bool, disks ...diskConfig)
 		return c, errors.New("--control: a path is missing")
 	case len(f.control) > maxSocketPath:
 		return c, tooLong("control", f.control)
+	case given("state-dir") && f.stateDir == "":
+		return c, errors.New("--state-dir: a path is missing")
+	case !given("state-dir"):
+		c.stateDir = defaultStateDir()
 	}
 	for _, d := range disks {
 		if given("control") && f.control == d.socketPath {

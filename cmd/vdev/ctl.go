@@ -67,7 +67,7 @@ The socket speaks HTTP with JSON, for programs:
 		names, _ := control.NewClient(fileName(c.socket)).Devices(cmd.Context())
 		return names, cobra.ShellCompDirectiveNoFileComp
 	}))
-	cmd.AddCommand(c.statusCommand(), c.traceCommand(), c.faultCommand(), c.revokeCommand(), c.resizeCommand(), c.logLevelCommand())
+	cmd.AddCommand(c.statusCommand(), c.traceCommand(), c.faultCommand(), c.revokeCommand(), c.resizeCommand(), c.clearFailureCommand(), c.logLevelCommand())
 	return cmd
 }
 
@@ -383,6 +383,32 @@ func (c *ctl) resizeCommand() *cobra.Command {
 				how = "which is new"
 			}
 			_, err = fmt.Fprintf(w, "%d bytes, %s\n", size.Bytes, how)
+			return err
+		}),
+	}
+}
+
+func (c *ctl) clearFailureCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "clear-failure",
+		Short: "Let flushes succeed again after one has failed",
+		Long: `When a flush fails, writes that the guest was told are done are lost, and the host tells
+it once. So vdev has every later flush of the image fail, also when the guest is reset and
+when vdev is started anew, until the image is another one. 'status' shows it. When you know
+that the image is good, or that its loss does not matter, this command ends it.`,
+		Args: noArguments(""),
+		RunE: c.run(func(ctx context.Context, client *control.Client, w io.Writer) error {
+			cleared, err := client.ClearFailure(ctx)
+			switch {
+			case err != nil:
+				return err
+			case c.json:
+				return printJSON(w, cleared)
+			case cleared.FailedFlush == "":
+				_, err = fmt.Fprintln(w, "no flush has failed")
+			default:
+				_, err = fmt.Fprintf(w, "a flush had failed (%s): that is forgotten\n", cleared.FailedFlush)
+			}
 			return err
 		}),
 	}

@@ -11,6 +11,7 @@ import (
 	"vdev/internal/dev/nbd"
 	"vdev/internal/dev/null"
 	"vdev/internal/dev/vnd"
+	"vdev/internal/virtioblk"
 )
 
 // diskDriver is what the drivers of disks have in common beside their device switches.
@@ -28,6 +29,32 @@ type openedDisk struct {
 }
 
 func (d *openedDisk) info() (devsw.DiskInfo, error) { return d.driver.Info(0) }
+
+// keeper is what the disk knows of itself beside, where its driver has such a thing. nil where it has not.
+func (d *openedDisk) keeper() virtioblk.Keeper {
+	driver := d.driver
+	if s, ok := driver.(*stacked); ok {
+		driver = s.lower
+	}
+	if k, ok := driver.(keepingDriver); ok {
+		return unit0{k}
+	}
+	return nil
+}
+
+// keepingDriver is a driver whose disks know more of themselves than what is on them (devsw.DiskState).
+type keepingDriver interface {
+	State(unit int) devsw.DiskState
+	SetState(unit int, s devsw.DiskState)
+	ClearState(unit int) (devsw.DiskState, error)
+}
+
+// unit0 is the virtioblk.Keeper of its driver's only disk.
+type unit0 struct{ driver keepingDriver }
+
+func (u unit0) State() devsw.DiskState               { return u.driver.State(0) }
+func (u unit0) SetState(s devsw.DiskState)           { u.driver.SetState(0, s) }
+func (u unit0) ClearState() (devsw.DiskState, error) { return u.driver.ClearState(0) }
 
 // notify has fn be told of the loss and, with nil, the return of the server behind the disk, where there is one.
 func (d *openedDisk) notify(fn func(unit int, err error)) {
@@ -50,6 +77,7 @@ func openDisk(ctx context.Context, table *devsw.Table, spec driverSpec, blockSiz
 	case "vnd":
 		d, err := makeDisk(table, vnd.New, vnd.Config{
 			Path: spec.file, ReadOnly: spec.readOnly, Direct: spec.direct, Bounce: spec.bounce, Discard: !spec.noDiscard, SectorSize: blockSize,
+			Failures: spec.failures,
 		})
 		if err == nil {
 			driver := d.driver.(*vnd.Driver)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"vdev/internal/dev/disk"
 	"vdev/internal/dev/fault"
 	"vdev/internal/dev/nbd"
 )
@@ -24,6 +25,8 @@ type driverSpec struct {
 	nbd       nbdSpec
 	qemu      qemuSpec
 	faults    *faultSpec // what stands on it, or nil
+
+	failures *disk.Failures // which images have lost writes; all disks share it
 }
 
 // nbdSpec is what the driver nbd was given beside.

@@ -26,10 +26,12 @@ type reporter struct {
 	start time.Time
 	trace bool
 	json  bool
+
+	migrating func() // called when a front-end begins to move its guest
 }
 
 func newReporter(c config, name string, start time.Time, log *slog.Logger, out *queuedWriter) *reporter {
-	return &reporter{name: name, log: log, life: trace.New(lifeEvents), out: out, start: start, trace: c.trace, json: c.logJSON}
+	return &reporter{name: name, log: log, life: trace.New(lifeEvents), out: out, start: start, trace: c.trace, json: c.logJSON, migrating: func() {}}
 }
 
 // whose names the device, where there are several.
@@ -61,6 +63,9 @@ func (r *reporter) vhostuser(e vhostuser.Event) {
 	// How long the front-end waits in a stop belongs to the device's life. Other messages are many, and answered at once.
 	if e.Message == vhostuser.GetVringBase.String() || e.Kind != vhostuser.EventIn && e.Kind != vhostuser.EventOut {
 		r.life.Add(trace.Event{Kind: string(e.Kind), Queue: e.Ring, Note: note(e), Err: e.Err})
+	}
+	if e.Kind == vhostuser.EventIn && e.Message == vhostuser.SetLogBase.String() {
+		r.migrating()
 	}
 	switch e.Kind {
 	case vhostuser.EventConnect:

@@ -15,6 +15,7 @@ import (
 
 	"vdev/devsw"
 	"vdev/internal/control"
+	"vdev/internal/dev/disk"
 	"vdev/internal/dev/nbd"
 	"vdev/internal/virtioblk"
 	"vdev/specfs"
@@ -88,7 +89,13 @@ func runAll(ctx context.Context, c config, out *queuedWriter, asked askedBySigna
 	}
 	defer reactors.Close()
 
-	p := &program{config: c, level: level, log: log, out: out, start: time.Now(), reactors: reactors}
+	failures := disk.NewFailures(c.stateDir, func(err error) {
+		log.Error("a vdev after this one would not know that a flush has failed: that could not be recorded (--state-dir)", "cause", err)
+	})
+	p := &program{config: c, level: level, log: log, out: out, start: time.Now(), reactors: reactors, failures: failures}
+	if c.stateDir == "" {
+		log.Warn("there is no folder for what a vdev after this one has to know of a flush that fails: XDG_RUNTIME_DIR is not set, and neither is --state-dir")
+	}
 	var all []*served
 	defer func() {
 		for _, s := range all {
@@ -153,6 +160,7 @@ type program struct {
 	out      *queuedWriter
 	start    time.Time
 	reactors *vhostuser.Reactors
+	failures *disk.Failures
 }
 
 // open makes all that stands behind a disk's socket.
@@ -170,6 +178,7 @@ func (p *program) open(ctx context.Context, c diskConfig) (_ *served, err error)
 	if c.driver, err = c.driver.settle(); err != nil {
 		return nil, fmt.Errorf("--%s: %w", c.diskFlag, err)
 	}
+	c.driver.failures = p.failures
 	disk, err := openDisk(ctx, table, c.driver, c.blockSize, inUse, func(text string) { log.Warn(text) })
 	if err != nil {
 		return nil, fmt.Errorf("--%s: %w", c.diskFlag, err)
@@ -193,8 +202,10 @@ func (p *program) open(ctx context.Context, c diskConfig) (_ *served, err error)
 	fs := specfs.New(table, specfs.WithTrace(rep.specfs))
 	blk := virtioblk.Config{
 		FS: fs, Dev: disk.dev, Info: disk.info, Serial: c.serial, NumQueues: c.numQueues, CancelAfter: c.cancelWait,
-		Migratable: c.migratable, Log: rep.virtioblk,
+		Migratable: c.migratable, Log: rep.virtioblk, Keeper: disk.keeper(),
 	}
+	var backend *vhostuser.Backend // there before a front-end is
+	blk.SizeChanged = func() { backend.ConfigChanged() }
 	if p.config.trace {
 		blk.Trace = rep.request
 	}
@@ -202,11 +213,13 @@ func (p *program) open(ctx context.Context, c diskConfig) (_ *served, err error)
 	if err != nil {
 		return nil, fmt.Errorf("--%s: %w", c.diskFlag, err)
 	}
-	backend, err := vhostuser.New(vhostuser.Config{Device: device, Reactors: p.reactors, NotMigratable: !c.migratable, Trace: rep.vhostuser})
+	backend, err = vhostuser.New(vhostuser.Config{Device: device, Reactors: p.reactors, NotMigratable: !c.migratable, Trace: rep.vhostuser})
 	if err != nil {
 		return nil, err
 	}
-	return &served{program: p, config: c, log: log, rep: rep, table: table, fs: fs, disk: disk, device: device, backend: backend}, nil
+	s := &served{program: p, config: c, log: log, rep: rep, table: table, fs: fs, disk: disk, device: device, backend: backend}
+	rep.migrating = s.migrating
+	return s, nil
 }
 
 // listen makes the disk's socket, or takes it over.

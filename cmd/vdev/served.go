@@ -82,6 +82,13 @@ func (s *served) addModel(st *control.Status, m virtioblk.Status) {
 	if m.Err != nil {
 		st.Error = m.Err.Error()
 	}
+	if e := m.Lost.FlushError; e != 0 {
+		st.FailedFlush = e.Error()
+	}
+	st.Unflushed = m.Lost.Unflushed
+	if st.FrontEnd != nil && !m.Disk.ReadOnly {
+		st.Cache, st.StableWrites = m.Cache, m.Stable
+	}
 	if !m.CancelAt.IsZero() {
 		in := time.Until(m.CancelAt).Seconds()
 		st.CancelIn = &in
@@ -358,6 +365,41 @@ func (s *served) resize() (size control.Size, err error) {
 		s.backend.ConfigChanged()
 	}
 	return size, nil
+}
+
+// ClearFailure implements control.Target.
+func (s *served) ClearFailure(ctx context.Context) (c control.Cleared, err error) {
+	var e devsw.Errno
+	err = wait(ctx, func() error {
+		return s.command("clear-failure", func() (err error) {
+			e, err = s.device.ClearFailure()
+			return err
+		})
+	})
+	if err != nil {
+		return c, err
+	}
+	if e != 0 {
+		c.FailedFlush = e.Error()
+		s.log.Warn("it was forgotten that a flush had failed", "error", e)
+	}
+	return c, nil
+}
+
+// migrating is told that the front-end begins to move the guest elsewhere while it runs, or to save it. It waits for nothing.
+func (s *served) migrating() {
+	e := s.device.Failure()
+	if e == 0 {
+		return
+	}
+	now, cancel := context.WithCancel(context.Background())
+	cancel()
+	f := s.backend.Status(now).FrontEnd
+	if f != nil && f.Protocol&vhostuser.ProtocolGetVringBaseInflight != 0 {
+		return // the in-flight region goes along, and says it
+	}
+	s.log.Warn("the guest is being moved: where it goes nobody will know that a flush has failed, and that writes are lost "+
+		"(with inflight-migration=on of QEMU 11.1 vdev is told)", "error", e)
 }
 
 // LogLevel implements control.Target.

@@ -26,6 +26,19 @@ func writeStatus(w io.Writer, st control.Status) error {
 		state += ": " + st.Error
 	}
 	t.row("state", "%s", state)
+	if st.FailedFlush != "" {
+		t.row("", "a flush has failed (%s), and all fail since: acknowledged writes are lost; 'vdev ctl clear-failure' ends it", st.FailedFlush)
+	}
+	if st.Unflushed {
+		t.row("", "a vdev before this one has lost writes that were not flushed")
+	}
+	if st.Cache != "" {
+		cache := st.Cache
+		if st.StableWrites {
+			cache += ", each write is made stable"
+		}
+		t.row("cache mode", "%s", cache)
+	}
 	if st.CancelIn != nil {
 		if in := *st.CancelIn; in > 0 {
 			t.row("", "is being stopped; requests in flight are cancelled in %s", age(in))

@@ -119,6 +119,11 @@ func (c *Client) Resize(ctx context.Context) (s Size, err error) {
 	return s, c.call(ctx, "POST", c.prefix+"/resize", nil, &s)
 }
 
+// ClearFailure has it forgotten that a flush has failed.
+func (c *Client) ClearFailure(ctx context.Context) (f Cleared, err error) {
+	return f, c.call(ctx, "POST", c.prefix+"/clear-failure", nil, &f)
+}
+
 // LogLevel returns the log level.
 func (c *Client) LogLevel(ctx context.Context) (string, error) {
 	var l Level

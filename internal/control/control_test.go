@@ -90,6 +90,10 @@ func (f *fake) Resize(context.Context) (control.Size, error) {
 	return control.Size{Bytes: 1 << 40, Changed: true}, f.note("resize")
 }
 
+func (f *fake) ClearFailure(context.Context) (control.Cleared, error) {
+	return control.Cleared{FailedFlush: "no space left on device"}, f.note("clear-failure")
+}
+
 func (f *fake) LogLevel() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -161,13 +165,18 @@ func TestEachCommandReachesTheTarget(t *testing.T) {
 	if size != (control.Size{Bytes: 1 << 40, Changed: true}) {
 		t.Errorf("the size is %+v", size)
 	}
+	cleared, err := c.ClearFailure(ctx)
+	check("clear-failure", err)
+	if cleared.FailedFlush != "no space left on device" {
+		t.Errorf("cleared %+v", cleared)
+	}
 	check("log-level debug", c.SetLogLevel(ctx, "debug"))
 	level, err := c.LogLevel(ctx)
 	check("log-level", err)
 	if level != "debug" {
 		t.Errorf("the level is %q", level)
 	}
-	want := []string{"faults", `set ["hang:write" "error:read"]`, "clear [4]", "release []", "crash {Seed:18446744073709551615 Keep:0.25 Off:true}", "revoke", "resize"}
+	want := []string{"faults", `set ["hang:write" "error:read"]`, "clear [4]", "release []", "crash {Seed:18446744073709551615 Keep:0.25 Off:true}", "revoke", "resize", "clear-failure"}
 	if !slices.Equal(f.calls, want) {
 		t.Errorf("the target was asked %q, want %q", f.calls, want)
 	}

@@ -110,6 +110,7 @@ func (s *Server) routes() http.Handler {
 	device(s, mux, "POST", "/faults/crash", func(ctx context.Context, t Target, o Outage) (Losses, error) { return t.Crash(ctx, o) })
 	device(s, mux, "POST", "/revoke", func(ctx context.Context, t Target, _ nothing) (nothing, error) { return nothing{}, t.Revoke(ctx) })
 	device(s, mux, "POST", "/resize", func(ctx context.Context, t Target, _ nothing) (Size, error) { return t.Resize(ctx) })
+	device(s, mux, "POST", "/clear-failure", func(ctx context.Context, t Target, _ nothing) (Cleared, error) { return t.ClearFailure(ctx) })
 
 	// What is all devices' is any one's.
 	t := s.all[0].Target

@@ -12,6 +12,7 @@
 //	POST /v1/faults/crash    Outage      Losses
 //	POST /v1/revoke                      takes the device from the guest
 //	POST /v1/resize                      Size
+//	POST /v1/clear-failure               Cleared: has it forgotten that a flush has failed
 //	GET  /v1/log-level                   Level
 //	PUT  /v1/log-level       Level       Level
 //
@@ -44,6 +45,14 @@ type Status struct {
 	Waiting  bool      `json:"front_end_waiting,omitempty"`
 	State    string    `json:"state"`           // of the disk: closed, opening, open, failed, revoked, closing
 	Error    string    `json:"error,omitempty"` // why it could not be opened
+	// FailedFlush is why a flush has failed, and all fail since: acknowledged writes are lost. Empty where none has.
+	FailedFlush string `json:"failed_flush,omitempty"`
+	// Unflushed says that a vdev before this one has lost writes that were not flushed.
+	Unflushed bool `json:"lost_unflushed,omitempty"`
+	// Cache is what the guest takes the disk's cache for, writeback, writethrough or unknown; empty where no ring has started. StableWrites says that therefore each write
+	// is made stable before it is answered.
+	Cache        string `json:"cache,omitempty"`
+	StableWrites bool   `json:"stable_writes,omitempty"`
 	// CancelIn is when requests in flight will be cancelled by the stop that is under way, negative where they have been.
 	CancelIn *float64 `json:"cancel_in_seconds,omitempty"`
 	// Fenced is how many reads and writes storage has not given back, which the next start waits for.
@@ -199,6 +208,11 @@ type Size struct {
 	Changed bool  `json:"changed"`
 }
 
+// Cleared is why a flush had failed that is forgotten now; empty where none had.
+type Cleared struct {
+	FailedFlush string `json:"failed_flush"`
+}
+
 // Level is how severe something must be to be logged: debug, info, warn or error.
 type Level struct {
 	Level string `json:"level"`
@@ -221,6 +235,7 @@ type Target interface {
 	Crash(ctx context.Context, o Outage) (Losses, error)
 	Revoke(ctx context.Context) error
 	Resize(ctx context.Context) (Size, error)
+	ClearFailure(ctx context.Context) (Cleared, error)
 	LogLevel() string
 	SetLogLevel(level string) error
 }

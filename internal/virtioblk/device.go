@@ -151,6 +151,7 @@ func New(c Config) (*Device, error) {
 		return nil, err
 	}
 	d.readOnly = d.info.ReadOnly
+	d.learn()
 	return d, nil
 }
 

@@ -91,12 +91,12 @@ func (c *cautious) SetState(s devsw.DiskState) {
 	c.state = s
 }
 
-func (c *cautious) ClearState() devsw.DiskState {
+func (c *cautious) ClearState() (devsw.DiskState, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.state
 	c.state = devsw.DiskState{}
-	return s
+	return s, nil
 }
 
 func (c *cautious) setFail(e devsw.Errno) {
@@ -194,11 +194,11 @@ func TestAFailedFlushIsHandedOn(t *testing.T) {
 				t.Errorf("the flush after a reset and one process more has status %d", st)
 			}
 			// The operator knows better.
-			if e := p.dev.ClearFailure(); e != devsw.ENOSPC {
-				t.Errorf("cleared %v", e)
+			if e, err := p.dev.ClearFailure(); e != devsw.ENOSPC || err != nil {
+				t.Errorf("cleared %v, %v", e, err)
 			}
-			if e := p.dev.ClearFailure(); e != 0 {
-				t.Errorf("cleared again: %v", e)
+			if e, err := p.dev.ClearFailure(); e != 0 || err != nil {
+				t.Errorf("cleared again: %v, %v", e, err)
 			}
 			if st, _ := p.do(0, tFlush, 0, nil, nil); st != statusOK {
 				t.Errorf("the flush after that has status %d", st)

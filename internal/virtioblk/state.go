@@ -1,6 +1,7 @@
 package virtioblk
 
 import (
+	"fmt"
 	"sync"
 	"sync/atomic"
 
@@ -159,6 +160,24 @@ func (d *Device) ConfigRead(off, n int) {
 	}
 }
 
+// status gives what the disk has lost, and what the guest's driver takes its cache for.
+func (m *memory) status() (devsw.DiskState, string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	lost := m.disk
+	if lost.FlushError == 0 {
+		lost.FlushError = m.brought.FlushError
+	}
+	lost.Unflushed = lost.Unflushed || m.brought.Unflushed
+	return lost, [...]string{"unknown", "writeback", "writethrough"}[m.driver]
+}
+
+// Failure returns with what a flush of the disk has failed: 0 where none has. Any goroutine; it waits for nothing.
+func (d *Device) Failure() devsw.Errno {
+	lost, _ := d.memory.status()
+	return lost.FlushError
+}
+
 // setWriteback is the guest's choice.
 func (d *Device) setWriteback(v byte) {
 	mode := cacheWriteback
@@ -214,8 +233,8 @@ type Keeper interface {
 	State() devsw.DiskState
 	// SetState tells what a predecessor knew. It comes after d_open has succeeded, and before the first transfer.
 	SetState(devsw.DiskState)
-	// ClearState has it forgotten, and returns what that was.
-	ClearState() devsw.DiskState
+	// ClearState has it forgotten, and returns what that was. After an error nothing is.
+	ClearState() (devsw.DiskState, error)
 }
 
 // takeOver tells the disk, which has just been opened, what a predecessor knew of it.
@@ -257,19 +276,22 @@ func (d *Device) learn() {
 	}
 }
 
-// ClearFailure has it forgotten that a flush has failed, and with what: 0 where none has. Any goroutine.
-func (d *Device) ClearFailure() devsw.Errno {
+// ClearFailure has it forgotten that a flush has failed, and returns with what: 0 where none has. Any goroutine.
+func (d *Device) ClearFailure() (devsw.Errno, error) {
 	if d.keeper == nil {
-		return 0
+		return 0, nil
 	}
-	cleared := d.keeper.ClearState()
+	cleared, err := d.keeper.ClearState()
+	if err != nil {
+		return 0, fmt.Errorf("virtio-blk: %w", err)
+	}
 	m := &d.memory
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	e := max(cleared.FlushError, m.brought.FlushError)
 	m.disk.FlushError, m.brought.FlushError = 0, 0
 	m.storeLocked()
-	return e
+	return e, nil
 }
 
 // answered says that a write, or a discard, is about to be answered that a flush has not covered. The disk is Volatile.

@@ -25,6 +25,12 @@ type Status struct {
 	Disk  devsw.DiskInfo // as the front-end is told of it: storage is not asked
 	State State
 	Err   error // why it could not be opened
+	// Lost is what the disk has lost: with what a flush has failed, for one.
+	Lost devsw.DiskState
+	// Cache says what the guest's driver takes the disk's cache for: "writeback", "writethrough", or "unknown", while the first ring
+	// has not started, and where the driver began elsewhere. Stable: each write is made stable before it is answered.
+	Cache  string
+	Stable bool
 	// CancelAt is when requests in flight will be cancelled, or have been: the deadline of the stop that is under way. Zero
 	// without one.
 	CancelAt time.Time
@@ -59,6 +65,8 @@ const statusWait = time.Second
 // goroutine.
 func (d *Device) Status() Status {
 	s := Status{Dev: d.dev, State: StateClosed, Fenced: d.lost.Count(), Queues: make([]QueueStatus, d.numQueues)}
+	s.Lost, s.Cache = d.memory.status()
+	s.Stable = d.stable.Load()
 	d.mu.Lock()
 	s.Disk = d.info
 	for i := range s.Queues {
