@@ -193,15 +193,23 @@ func (cl *client) slot(c *conn) {
 // attach takes a connection into use, and gives it what waits for one. It is nil, and the connection closed, where the client was
 // given up.
 func (cl *client) attach(l *link) *conn {
-	c := newConn(cl, l)
-	cl.mu.Lock()
-	if cl.givenUp {
-		cl.mu.Unlock()
+	c := newConn(cl, l, make([]byte, 0, bufferSize), make([]byte, bufferSize))
+	if !cl.use(c) {
 		c.raw.Close()
 		return nil
 	}
+	return c
+}
+
+// use gives a connection what waits for one, unless the client was given up.
+func (cl *client) use(c *conn) bool {
+	cl.mu.Lock()
+	if cl.givenUp {
+		cl.mu.Unlock()
+		return false
+	}
 	cl.conns = append(cl.conns, c)
-	cl.forgot = cl.flushed.arrived(l.generation) || cl.forgot
+	cl.forgot = cl.flushed.arrived(c.generation) || cl.forgot
 	cl.expired = false
 	back := cl.trouble != ""
 	cl.trouble = ""
@@ -212,7 +220,7 @@ func (cl *client) attach(l *link) *conn {
 	if back {
 		cl.notify(nil)
 	}
-	return c
+	return true
 }
 
 // inTrouble tells why there is no connection, unless there is one, or that was told before.

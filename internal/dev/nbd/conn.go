@@ -75,13 +75,13 @@ type conn struct {
 	current *request      // in the middle of this payload
 }
 
-// newConn takes a link over.
-func newConn(cl *client, l *link) *conn {
+// newConn takes a link over, and two buffers of bufferSize bytes: for what is sent, which is empty, and for what is received.
+func newConn(cl *client, l *link, out, in []byte) *conn {
 	c := &conn{cl: cl, nc: l.nc, raw: l.raw, exp: l.exp, plain: l.plain, generation: l.generation, flight: make(map[uint64]*request)}
 	c.more.L = &cl.mu
-	c.storage = make([]byte, 0, bufferSize)
+	c.storage = out
 	c.out = c.storage
-	c.in.buf = make([]byte, bufferSize)
+	c.in.buf = in
 	c.in.ahead = bufferSize
 	if c.plain {
 		if s := sys.NewStream(l.raw); s != nil {
@@ -101,7 +101,17 @@ func (c *conn) serve() (useful bool, err error) {
 		c.send()
 	}()
 	err = c.receive()
+	useful = c.over(err)
+	<-sender
+	if errors.Is(err, io.EOF) {
+		err = errHungUp
+	}
+	return useful, err
+}
 
+// over ends the connection, from which nothing more is received for the reason err, and with it the sender. It tells whether the
+// server has answered anything.
+func (c *conn) over(err error) (useful bool) {
 	c.cl.mu.Lock()
 	c.dead, c.quit = true, true
 	c.rogue = errors.Is(err, syscall.EPROTO)
@@ -109,11 +119,7 @@ func (c *conn) serve() (useful bool, err error) {
 	c.more.Signal()
 	c.cl.mu.Unlock()
 	c.raw.Close() // it wakes the sender, too
-	<-sender
-	if errors.Is(err, io.EOF) {
-		err = errHungUp
-	}
-	return useful, err
+	return useful
 }
 
 // giveUpLocked is the connection's part in client.giveUp.

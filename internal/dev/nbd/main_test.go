@@ -32,7 +32,7 @@ var contexts *reactor.Pool
 type twice struct{ m *testing.M }
 
 func (t twice) Run() int {
-	if code := t.m.Run(); code != 0 {
+	if code := t.m.Run(); code != 0 || flag.Lookup("test.fuzz").Value.String() != "" {
 		return code
 	}
 	var err error

@@ -19,8 +19,8 @@ import (
 	"vdev/devsw"
 )
 
-func TestURIs(t *testing.T) {
-	good := map[string]target{
+var (
+	goodURIs = map[string]target{
 		"nbd://example.com":                          {network: "tcp", address: "example.com:10809", hostname: "example.com"},
 		"nbd://example.com/":                         {network: "tcp", address: "example.com:10809", hostname: "example.com"},
 		"nbd://example.com//disk":                    {network: "tcp", address: "example.com:10809", hostname: "example.com", export: "/disk"},
@@ -32,12 +32,7 @@ func TestURIs(t *testing.T) {
 		"nbds+unix:///?socket=s&tls-hostname=h":      {network: "unix", address: "s", hostname: "h", tls: true},
 		"nbds://h/?tls-type=x509&tls-certificates=d": {network: "tcp", address: "h:10809", hostname: "h", tls: true, certificates: "d"},
 	}
-	for s, want := range good {
-		if got, err := parseURI(s); err != nil || got != want {
-			t.Errorf("parseURI(%q) = %+v, %v; want %+v", s, got, err, want)
-		}
-	}
-	bad := map[string]struct {
+	badURIs = map[string]struct {
 		says string
 		e    devsw.Errno
 	}{
@@ -63,7 +58,15 @@ func TestURIs(t *testing.T) {
 		"nbds://h?tls-type=x509&tls-psk-file=f": {"mean nothing", devsw.EINVAL},
 		"nbd://h/" + strings.Repeat("x", maxString+1): {"at most 4096", devsw.EINVAL},
 	}
-	for s, want := range bad {
+)
+
+func TestURIs(t *testing.T) {
+	for s, want := range goodURIs {
+		if got, err := parseURI(s); err != nil || got != want {
+			t.Errorf("parseURI(%q) = %+v, %v; want %+v", s, got, err, want)
+		}
+	}
+	for s, want := range badURIs {
 		if got, err := parseURI(s); !errors.Is(err, want.e) || !strings.Contains(err.Error(), want.says) {
 			t.Errorf("parseURI(%q) = %+v, %v; want an error that says %q", s, got, err, want.says)
 		}
@@ -71,10 +74,22 @@ func TestURIs(t *testing.T) {
 }
 
 func FuzzURI(f *testing.F) {
-	f.Add("nbd+unix:///disk?socket=/run/nbd.sock")
-	f.Add("nbds://h:1/x?tls-hostname=y&tls-verify-peer=0")
+	for s := range goodURIs {
+		f.Add(s)
+	}
+	for s := range badURIs {
+		f.Add(s)
+	}
 	f.Fuzz(func(t *testing.T, s string) {
-		if u, err := parseURI(s); err == nil && (u.address == "" || len(u.export) > maxString || u.tls && u.hostname == "" && !u.noVerify) {
+		u, err := parseURI(s)
+		switch {
+		case err != nil:
+			if !errors.Is(err, devsw.EINVAL) && !errors.Is(err, devsw.EOPNOTSUPP) {
+				t.Errorf("an error of another kind: %v", err)
+			}
+		case u.address == "", len(u.export) > maxString, u.tls && u.hostname == "" && !u.noVerify,
+			!u.tls && (u.noVerify || u.certificates != ""), u.network != "tcp" && u.network != "unix",
+			strings.ContainsRune(u.export, 0):
 			t.Errorf("%+v", u)
 		}
 	})
