@@ -143,7 +143,12 @@ func FuzzConnection(f *testing.F) {
 	}
 	f.Cleanup(reactors.Close)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		checkFDs(t)
+		before := countFDs(t)
+		defer func() {
+			if open := countFDs(t); open > before {
+				t.Errorf("%d descriptors are open, and %d were", open, before)
+			}
+		}()
 		b, err := vhostuser.New(vhostuser.Config{
 			Device: newReverser(2), Reactors: reactors, Trace: func(e vhostuser.Event) { _ = e.String() },
 		})
@@ -236,10 +241,78 @@ func fuzzFD(t *testing.T, kind byte) *sys.FD {
 	}
 }
 
+// inflightWorld is what FuzzSetInflightFD uses over and over: a connection, guest memory with a ring in a fixed place, and a file for
+// the region.
+type inflightWorld struct {
+	front  *vhostusertest.Frontend
+	served chan error
+	mem    *virtqtest.Mem
+	kick   *sys.FD
+	region *sys.FD
+	bytes  []byte // of region
+}
+
+const (
+	regionSize = 8192
+	regionRing = 8 // descriptors
+	ringAt     = 0x1000
+	buffersAt  = 0x2000
+)
+
+func newInflightWorld(t testing.TB, reactors *vhostuser.Reactors) *inflightWorld {
+	t.Helper()
+	w := &inflightWorld{served: make(chan error, 1)}
+	b, err := vhostuser.New(vhostuser.Config{Device: newReverser(2), Reactors: reactors})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w.mem, err = virtqtest.NewMem(virtqtest.Range{Size: fuzzMemSize}); err != nil {
+		t.Fatal(err)
+	}
+	if w.kick, err = sys.NewEventfd(); err != nil {
+		t.Fatal(err)
+	}
+	if w.region, err = sys.NewMemfd("region", regionSize); err != nil {
+		t.Fatal(err)
+	}
+	if w.bytes, err = sys.Mmap(w.region.Int(), 0, regionSize, true); err != nil {
+		t.Fatal(err)
+	}
+	front, conn, err := vhostusertest.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.front = front
+	go func() { w.served <- b.ServeConn(context.Background(), conn) }()
+	_, err = front.Handshake(vhostusertest.AllProtocolFeatures)
+	if err := errors.Join(err, front.AddMemory(w.mem)); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+func (w *inflightWorld) close() {
+	w.front.Close()
+	<-w.served
+	_ = sys.Munmap(w.bytes)
+	sys.CloseAll([]*sys.FD{w.kick, w.region})
+	w.mem.Close()
+}
+
+// send sends messages that are not acknowledged, up to an error.
+func (w *inflightWorld) send(messages ...func() error) error {
+	for _, m := range messages {
+		if err := m(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // FuzzSetInflightFD brings any region, described in any way, for a ring with requests in it. Whatever it is, the message is refused,
 // or the ring breaks, or it is served, with each request answered at most once.
 func FuzzSetInflightFD(f *testing.F) {
-	const queueSize = 8
+	const queueSize = regionRing
 	fresh := vhostuser.Inflight{MmapSize: 384, NumQueues: 2, QueueSize: queueSize}
 	region := func(change func(b []byte)) []byte {
 		b := make([]byte, 384)
@@ -248,6 +321,7 @@ func FuzzSetInflightFD(f *testing.F) {
 		return b
 	}
 	f.Add(fresh.Append(nil), []byte(nil), uint16(0))
+	f.Add([]byte("0"), []byte("0"), uint16(1)) // refused: the ring begins where SET_VRING_BASE says
 	f.Add(fresh.Append(nil)[:20], region(func([]byte) {}), uint16(0))
 	f.Add(fresh.Append(nil), region(func(b []byte) { b[16] = 1 }), uint16(1))
 	f.Add(fresh.Append(nil), region(func(b []byte) { b[16+16*2], b[14], b[12] = 1, 3, 2 }), uint16(4))
@@ -259,71 +333,65 @@ func FuzzSetInflightFD(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Cleanup(reactors.Close)
+	w := newInflightWorld(f, reactors)
+	f.Cleanup(func() { w.close() })
+	before := countFDs(f)
 	f.Fuzz(func(t *testing.T, description, contents []byte, used uint16) {
-		if len(description) > 200 || len(contents) > 8192 {
+		if len(description) > 200 || len(contents) > regionSize {
 			t.Skip("longer than a message, or than the file")
 		}
-		checkFDs(t)
-		b, err := vhostuser.New(vhostuser.Config{Device: newReverser(2), Reactors: reactors})
-		if err != nil {
-			t.Fatal(err)
-		}
-		fd, err := sys.NewMemfd("region", 8192)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer fd.Close()
-		file := os.NewFile(uintptr(mustDup(t, fd.Int())), "region")
-		defer file.Close()
-		if _, err := file.WriteAt(contents, 0); err != nil {
-			t.Fatal(err)
-		}
-		mem, err := virtqtest.NewMem(virtqtest.Range{Size: fuzzMemSize})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer mem.Close()
-		front, conn, err := vhostusertest.Pair()
-		if err != nil {
-			t.Fatal(err)
-		}
-		served := make(chan error, 1)
-		go func() { served <- b.ServeConn(context.Background(), conn) }()
-		defer func() {
-			front.Close()
-			<-served
-		}()
-		if _, err := front.Handshake(vhostusertest.AllProtocolFeatures); err != nil {
-			t.Fatal(err)
-		}
-		if err := errors.Join(front.SetFeatures(vhostuser.FProtocolFeatures), front.AddMemory(mem)); err != nil {
-			t.Fatal(err)
-		}
-		err = front.Tell(vhostuser.SetInflightFD, description, fd.Int())
-		if err != nil && !errors.Is(err, vhostusertest.ErrRefused) {
-			t.Fatal(err)
-		}
-		ring, err := front.NewRing(mem, 0, queueSize)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer ring.Close()
-		ring.StartAt(used)
-		bufs := newBuffers(mem)
+		clear(w.bytes[copy(w.bytes, contents):])
+		clear(w.mem.Bytes(0, fuzzMemSize))
+		d := virtqtest.NewAt(w.mem, queueSize, 0, ringAt, ringAt+0x200, ringAt+0x300)
+		d.StartAt(used)
+		in, out := virtqtest.Seg{Addr: buffersAt, Len: 16}, virtqtest.Seg{Addr: buffersAt + 16, Len: 16}
 		for range 3 {
-			ring.Add(bufs.in, bufs.out)
+			d.Add([]virtqtest.Seg{in}, []virtqtest.Seg{out})
 		}
-		ring.Kick()
-		if err := ring.Start(); err != nil {
+		d.Kick()
+		layout := d.Layout()
+		message := func(req vhostuser.Request, payload []byte, fds ...int) func() error {
+			return func() error { return w.front.Request(req, 0, payload, fds...) }
+		}
+		state := func(n uint32) []byte { return vhostuser.VringState{Num: n}.Append(nil) }
+		refused := false
+		var base uint16
+		err := w.send(
+			// What was before is forgotten.
+			message(vhostuser.ResetDevice, nil),
+			message(vhostuser.SetFeatures, vhostuser.AppendU64(nil, vhostuser.FProtocolFeatures)),
+			func() error {
+				err := w.front.Tell(vhostuser.SetInflightFD, description, w.region.Int())
+				if refused = errors.Is(err, vhostusertest.ErrRefused); refused {
+					return nil
+				}
+				return err
+			},
+			message(vhostuser.SetVringNum, state(queueSize)),
+			message(vhostuser.SetVringBase, state(uint32(used))),
+			message(vhostuser.SetVringAddr, vhostuser.VringAddr{Desc: layout.Desc, Avail: layout.Avail, Used: layout.Used}.Append(nil)),
+			message(vhostuser.SetVringKick, vhostuser.AppendU64(nil, 0), w.kick.Int()),
+			message(vhostuser.SetVringEnable, state(1)),
+			// With the answer all has been done that is going to be.
+			func() (err error) { base, err = w.front.GetVringBase(0); return err },
+		)
+		if err != nil {
 			t.Fatal(err)
 		}
-		// With the answer all has been done that is going to be.
-		if _, err := front.GetVringBase(0); err != nil {
-			t.Fatal(err)
+		// The ring's kick and the region stay.
+		if open := countFDs(t); open > before+2 {
+			t.Fatalf("%d descriptors are open, and %d were", open, before)
+		}
+		done := d.UsedIdx() - used
+		if refused && (done != 3 || base != used+3) {
+			t.Fatalf("without a region %d requests were answered, and the ring stops at %d; want 3 and %d", done, base, used+3)
+		}
+		if done > 2*queueSize {
+			t.Fatalf("%d requests were answered", done)
 		}
 		seen := make(map[uint32]bool)
-		for i := range ring.UsedIdx() - used {
-			head := binary.LittleEndian.Uint32(ring.UsedBytes()[4+8*(int(used+i)%queueSize):])
+		for i := range done {
+			head := binary.LittleEndian.Uint32(d.UsedBytes()[4+8*(int(used+i)%queueSize):])
 			// A region can name any descriptor as one in flight.
 			if seen[head] || head >= queueSize {
 				t.Fatalf("head %d came twice, or is not one", head)

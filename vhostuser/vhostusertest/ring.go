@@ -36,6 +36,12 @@ func (f *Frontend) NewRing(m *virtqtest.Mem, index, size int) (*Ring, error) {
 	return r, nil
 }
 
+// StartAt is the Driver's, and has the back-end begin there as well.
+func (r *Ring) StartAt(idx uint16) {
+	r.Driver.StartAt(idx)
+	r.Base = idx
+}
+
 // Close closes the ring's descriptors.
 func (r *Ring) Close() { sys.CloseAll([]*sys.FD{r.kick, r.call, r.err}) }
 
