@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -137,13 +138,22 @@ func parseDevice(text string) (diskConfig, error) {
 // readConfig reads a configuration file: the disks that it describes, and what else it sets among the flags fs, unless the command
 // line has.
 func readConfig(fs *pflag.FlagSet, path string) ([]diskConfig, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, &failure{err} // it has the path in it
+	}
+	return parseConfig(fs, path, string(text))
+}
+
+// parseConfig is readConfig of a file's text.
+func parseConfig(fs *pflag.FlagSet, path, text string) ([]diskConfig, error) {
 	var all map[string]any
-	if _, err := toml.DecodeFile(path, &all); err != nil {
+	if _, err := toml.Decode(text, &all); err != nil {
 		var syntax toml.ParseError
 		if errors.As(err, &syntax) {
 			return nil, fmt.Errorf("%s:%d: %s", path, syntax.Position.Line, syntax.Message)
 		}
-		return nil, &failure{err} // it has the path in it
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	keys := pflag.NewFlagSet("keys", pflag.ContinueOnError)
 	newProcessFlags().register(keys)

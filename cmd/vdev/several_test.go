@@ -397,15 +397,21 @@ func awaitSocket(t *testing.T, path string) {
 	}
 }
 
-// TestTheExampleInTheHelpIsAConfiguration serves what the help of serve shows as a file.
-func TestTheExampleInTheHelpIsAConfiguration(t *testing.T) {
+// helpExample is what the help of serve shows as a file.
+func helpExample(t testing.TB) string {
+	t.Helper()
 	_, text, begun := strings.Cut(newServeCommand().Long, "in TOML:\n")
 	text, _, ended := strings.Cut(text, "\nPaths ")
 	if !begun || !ended {
 		t.Fatal("the help has no example")
 	}
+	return text
+}
+
+// TestTheExampleInTheHelpIsAConfiguration serves what the help of serve shows as a file.
+func TestTheExampleInTheHelpIsAConfiguration(t *testing.T) {
 	dir := t.TempDir()
-	text = strings.NewReplacer("/run/", dir+"/", "root.qcow2", image(t, 8)).Replace(text)
+	text := strings.NewReplacer("/run/", dir+"/", "root.qcow2", image(t, 8)).Replace(helpExample(t))
 	file := filepath.Join(dir, "vdev.toml")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

@@ -1,0 +1,266 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"reflect"
+	"strconv"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/BurntSushi/toml"
+	"github.com/spf13/pflag"
+)
+
+// text writes a driver as parseDriver reads it.
+func (d driverSpec) text() string {
+	var fields []string
+	add := func(format string, args ...any) { fields = append(fields, fmt.Sprintf(format, args...)) }
+	if f := d.faults; f != nil {
+		add("fault")
+		for _, r := range f.rules {
+			add("rule=%v", r)
+		}
+		if f.cache != 0 {
+			add("cache=%d", f.cache)
+		}
+		if f.noCancel {
+			add("no-cancel")
+		}
+		add("lower=%s", d.name)
+	} else {
+		add("%s", d.name)
+	}
+	for key, value := range map[string]string{
+		"file": d.file, "uri": d.nbd.uri, "format": d.qemu.format, "detect-zeroes": d.qemu.detectZeroes, "program": d.qemu.program,
+	} {
+		if value != "" {
+			add("%s=%s", key, value)
+		}
+	}
+	for key, n := range map[string]int64{"size": d.size, "connections": int64(d.nbd.connections)} {
+		if n != 0 {
+			add("%s=%d", key, n)
+		}
+	}
+	if d.nbd.delay != 0 {
+		add("reconnect-delay=%v", d.nbd.delay)
+	}
+	for key, on := range map[string]bool{
+		"read-only": d.readOnly, "direct": d.direct, "bounce": d.bounce && d.name == "vnd", "no-discard": d.noDiscard, "snapshot": d.qemu.snapshot,
+	} {
+		if on {
+			add("%s", key)
+		}
+	}
+	for i, f := range fields {
+		fields[i] = strings.ReplaceAll(f, ",", ",,")
+	}
+	return strings.Join(fields, ",")
+}
+
+// table writes a disk as a table of a configuration file.
+func (c diskConfig) table() map[string]any {
+	t := map[string]any{
+		"name": c.name, "num-queues": c.numQueues, "serial": c.serial, "logical-block-size": strconv.Itoa(int(c.blockSize)),
+		"migratable": map[bool]string{true: "on", false: "off"}[c.migratable], "incoming": c.incoming, "cancel-after": c.cancelWait.String(),
+		"bounce": c.driver.bounce,
+	}
+	if c.socketPath != "" {
+		t["socket-path"] = c.socketPath
+	} else {
+		t["fd"] = c.fd
+	}
+	d := c.driver
+	if !d.detect {
+		t["driver"] = d.text()
+		return t
+	}
+	t["blk-file"], t["snapshot"], t["read-only"], t["direct"], t["no-discard"] = d.file, d.qemu.snapshot, d.readOnly, d.direct, d.noDiscard
+	if d.qemu.format != "" {
+		t["format"] = d.qemu.format
+	}
+	return t
+}
+
+// text writes a disk as --device has it.
+func (c diskConfig) text() string {
+	var fields []string
+	for key, value := range c.table() {
+		fields = append(fields, strings.ReplaceAll(fmt.Sprintf("%s=%v", key, value), ",", ",,"))
+	}
+	return strings.Join(fields, ",")
+}
+
+// checkDriver fails if a driver was taken that cannot be.
+func checkDriver(t *testing.T, d driverSpec) {
+	t.Helper()
+	switch {
+	case driverOptions[d.name] == nil:
+		t.Errorf("driver %q does not exist", d.name)
+	case d.size < 0 || d.size%512 != 0:
+		t.Errorf("size %d", d.size)
+	case d.size == 0 && d.file == "" && d.nbd.uri == "":
+		t.Errorf("driver %s has neither a size nor a file nor a URI", d.name)
+	case d.nbd.delay < 0, d.faults != nil && d.faults.cache < 0:
+		t.Errorf("%+v, %+v", d, d.faults)
+	}
+}
+
+// checkRefusal fails unless err says something of about the text that is wrong.
+func checkRefusal(t *testing.T, err error, text string) {
+	t.Helper()
+	if n := len(err.Error()); n == 0 || n > 6*len(text)+500 {
+		t.Errorf("an error of %d bytes about a text of %d: %.500v", n, len(text), err)
+	}
+}
+
+func FuzzDriver(f *testing.F) {
+	for s := range goodDrivers {
+		f.Add(s)
+	}
+	for s := range badDrivers {
+		f.Add(s)
+	}
+	for _, s := range []string{"fault,rule=hang:write:blocks=0-7,cache=1M,no-cancel,lower=md,size=1G", "fault,lower=vnd,file=a,,b", "fault,rule=crash:any,lower=md,size=1G"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		d, err := parseDriver(s)
+		if err != nil {
+			checkRefusal(t, err, s)
+			return
+		}
+		checkDriver(t, d)
+		if again, err := parseDriver(d.text()); err != nil || !reflect.DeepEqual(again, d) {
+			t.Errorf("written as %q, it is read as %+v, %v; want %+v", d.text(), again, err, d)
+		}
+	})
+}
+
+// checkDisks fails if disks were taken that cannot be, or that are not the same when they were written and read again.
+func checkDisks(t *testing.T, disks []diskConfig) {
+	t.Helper()
+	tables := map[string]any{"device": []map[string]any{}}
+	for _, d := range disks {
+		checkDriver(t, d.driver)
+		switch {
+		case !deviceName.MatchString(d.name), d.socketPath == "" && d.fd < 0, len(d.socketPath) > maxSocketPath, len(d.serial) > serialMax,
+			d.numQueues < 1, d.blockSize != 512 && d.blockSize != 4096, d.cancelWait < 0, d.driver.size%int64(d.blockSize) != 0:
+			t.Errorf("%+v", d)
+		}
+		if again, err := parseDevice(d.text()); err != nil || !reflect.DeepEqual(again, d) {
+			t.Errorf("written as %q, a disk is read as %+v, %v; want %+v", d.text(), again, err, d)
+		}
+		tables["device"] = append(tables["device"].([]map[string]any), d.table())
+	}
+	if len(disks) == 0 {
+		return
+	}
+	var text bytes.Buffer
+	if err := toml.NewEncoder(&text).Encode(tables); err != nil {
+		t.Fatal(err)
+	}
+	if !utf8.Valid(text.Bytes()) {
+		return // a path that cannot stand in a file
+	}
+	again, err := parseConfig(pflag.NewFlagSet("", pflag.ContinueOnError), "again.toml", text.String())
+	if err != nil || !reflect.DeepEqual(again, disks) {
+		t.Errorf("written as\n%s\ndisks are read as %+v, %v; want %+v", text.Bytes(), again, err, disks)
+	}
+}
+
+// FuzzDevices reads lines as values of --device.
+func FuzzDevices(f *testing.F) {
+	for _, s := range []string{
+		"name=root,socket-path=/run/vm1-root.sock,blk-file=root.qcow2",
+		"name=scratch,socket-path=/run/vm1-scratch.sock,driver=md,,size=1G",
+		"socket-path=a.sock,blk-file=a.img\nsocket-path=b.sock,blk-file=b.img",
+		"socket-path=a.sock,blk-file=a.img\nsocket-path=./a.sock,blk-file=b.img",
+		"socket-path=a.sock,blk-file=a.img\nsocket-path=b.sock,blk-file=a.img,incoming",
+		"fd=3,driver=null,,size=1T,serial=x,num-queues=4,logical-block-size=4096,migratable=off\nfd=3,name=x,driver=null,,size=1T",
+		"fd=4,blk-file=a,,b,snapshot,format=vmdk,direct,bounce,no-discard=false,read-only,cancel-after=1m",
+		"fd=4,driver=qemu,,file=x,,snapshot,bounce=true",
+		"fd=4,driver=fault,,rule=hang:write:blocks=0-7,,lower=vnd,,file=a,,,,b",
+		"socket-path=,driver=md", "socket-path=.sock,driver=null,,size=512", "fd=-1", "nonsense", "read-only=maybe", "cancel-after=-1s",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		p := newProcessFlags()
+		fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+		p.register(fs)
+		lines := strings.Split(text, "\n")
+		c, err := severalDisks(fs, p, nil, lines[:min(len(lines), 8)])
+		if err != nil {
+			checkRefusal(t, err, text)
+			return
+		}
+		checkDisks(t, c.disks)
+		seen := map[string]bool{}
+		for _, d := range c.disks {
+			place := fmt.Sprintf("socket %s %d", d.socketPath, d.fd)
+			if seen[d.name] || seen[place] {
+				t.Errorf("there are two of %s, %s", d.name, place)
+			}
+			seen[d.name], seen[place] = true, true
+		}
+	})
+}
+
+// FuzzConfigFile reads a configuration file.
+func FuzzConfigFile(f *testing.F) {
+	for _, s := range []string{
+		"", helpExample(f),
+		"control = \"c\"\ntrace = true\nlog-level = \"warn\"\nreactors = 2\npoll-us = 0\n[[device]]\nfd = 3\ndriver = \"md,size=1M\"\nlogical-block-size = 4096\n",
+		"[[device]]\nname = \"a b\"\n", "[device]\nfd = 3\n", "device = 3", "nonsense = 1", "control = 3", "trace = \"yes\"", "x = [", "[[device]]\nfd = \"3\"",
+		"[[device]]\nfd = 3\nblk-file = 'a,b'\nserial = '\\n'\n", "log-level = \"loud\"", "reactors = 0\n", "[[device]]\n[[device]]\nfd.x = 1\n", "\xff", "a = 2020-01-01\n",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+		newProcessFlags().register(fs)
+		disks, err := parseConfig(fs, "vdev.toml", text)
+		if err != nil {
+			checkRefusal(t, err, text)
+			if !strings.HasPrefix(err.Error(), "vdev.toml:") {
+				t.Errorf("an error that names no file: %v", err)
+			}
+			return
+		}
+		checkDisks(t, disks)
+		// What it says beside is in the flags.
+		keys := map[string]any{}
+		fs.Visit(func(flag *pflag.Flag) {
+			switch value := flag.Value.String(); flag.Value.(type) {
+			case *number:
+				n, err := strconv.Atoi(value)
+				if err != nil {
+					t.Fatal(err)
+				}
+				keys[flag.Name] = n
+			default:
+				keys[flag.Name] = value
+				if flag.Value.Type() == "bool" {
+					keys[flag.Name] = value == "true"
+				}
+			}
+		})
+		var written bytes.Buffer
+		if err := toml.NewEncoder(&written).Encode(keys); err != nil {
+			t.Fatal(err)
+		}
+		again := pflag.NewFlagSet("", pflag.ContinueOnError)
+		newProcessFlags().register(again)
+		if _, err := parseConfig(again, "again.toml", written.String()); err != nil {
+			t.Fatalf("%s\nis refused: %v", written.Bytes(), err)
+		}
+		fs.VisitAll(func(flag *pflag.Flag) {
+			if got := again.Lookup(flag.Name); got.Value.String() != flag.Value.String() || got.Changed != flag.Changed {
+				t.Errorf("%s is %q, and was %q", flag.Name, got.Value, flag.Value)
+			}
+		})
+	})
+}
