@@ -38,7 +38,8 @@ var layers = map[string][]string{
 	"devsw":                   {},
 	"specfs":                  {"devsw"},
 
-	"internal/virtioblk":         {"vhostuser", "virtq", "specfs", "devsw"},
+	"internal/virtioblk":         {"vhostuser", "virtq", "specfs", "devsw", "internal/offload"},
+	"internal/offload":           {},
 	"internal/dev/disk":          {"devsw", "internal/sys"},
 	"internal/dev/disk/disktest": {"devsw", "internal/sys"},
 	"internal/dev/disk/hangfs":   {"internal/sys"},
