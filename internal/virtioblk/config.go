@@ -49,11 +49,11 @@ const (
 
 	// segMax is what a request may have besides header and status: what fits a ring of 128, QEMU's default.
 	segMax = 126
-	// maxRanges, and the sectors of one range: enough that a whole disk takes few requests, little enough that one does
-	// not take minutes where the host has to write zeroes one by one.
-	maxRanges            = 64
-	maxDiscardSectors    = 1 << 22 // 2 GiB
-	maxWriteZeroesSector = 1 << 17 // 64 MiB
+	// maxRanges is how many ranges a request may have (max_discard_seg, max_write_zeroes_seg).
+	maxRanges = 64
+	// maxRangeSectors are the sectors of one range (max_discard_sectors, max_write_zeroes_sectors), so that a whole disk takes few
+	// requests: 2 GiB, as much as QEMU's block layer has in one. What does it does it in pieces.
+	maxRangeSectors = 1 << 22
 )
 
 // fillConfig writes struct virtio_blk_config (section 5.2.4) for a disk into p, which has configSize bytes. All fields are
@@ -74,12 +74,12 @@ func fillConfig(p []byte, info devsw.DiskInfo, queues int, writeback bool) {
 	}
 	le.PutUint16(p[34:], uint16(queues))
 	if info.Discard {
-		le.PutUint32(p[36:], maxDiscardSectors)
+		le.PutUint32(p[36:], maxRangeSectors)
 		le.PutUint32(p[40:], maxRanges)
 		le.PutUint32(p[44:], max(info.DiscardAlign, block)/sectorSize)
 	}
 	if info.WriteZeroes {
-		le.PutUint32(p[48:], maxWriteZeroesSector)
+		le.PutUint32(p[48:], maxRangeSectors)
 		le.PutUint32(p[52:], maxRanges)
 		if info.Discard {
 			p[56] = 1 // write_zeroes_may_unmap

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"vdev/devsw"
+	"vdev/internal/offload"
 	"vdev/specfs"
 	"vdev/vhostuser"
 )
@@ -58,6 +59,8 @@ type Config struct {
 	// Migratable says that the guest's state may be saved, or go elsewhere, without the in-flight region, so that nothing may
 	// stay in it over a GET_VRING_BASE (see StopQueue). It goes with vhostuser.Config.NotMigratable.
 	Migratable bool
+	// Pool is where requests that may block are done: all but reads and writes. nil: offload.Default.
+	Pool *offload.Pool
 	// Trace, where it is set, is called for each request that has ended or was suspended, on its queue's reactor.
 	Trace func(Request)
 	// Log, where it is set, is told what went wrong or took long where nobody is there to take an error.
@@ -78,6 +81,7 @@ type Device struct {
 	trace       func(Request)
 	log         func(string, error)
 	readOnly    bool
+	share       *offload.Share // of Config.Pool
 
 	sectors atomic.Int64          // of 512 bytes
 	stable  atomic.Bool           // each write is to be stable when it is answered, because of the cache's mode
@@ -152,8 +156,16 @@ func New(c Config) (*Device, error) {
 	}
 	d.readOnly = d.info.ReadOnly
 	d.learn()
+	pool := c.Pool
+	if pool == nil {
+		pool = offload.Default()
+	}
+	d.share = pool.Share()
 	return d, nil
 }
+
+// Close gives up the device's part in Config.Pool. The block device is not open, and is not to be any more.
+func (d *Device) Close() { d.share.Close() }
 
 // Resize asks the disk for its size again and tells whether it has changed: then the front-end is to be told
 // (vhostuser.Backend.ConfigChanged). Any goroutine.
@@ -478,7 +490,10 @@ func (d *Device) takeDown(o *opening, revoke bool) {
 		return
 	}
 	for _, q := range queues {
-		q.vq.Do(q.park)
+		q.vq.Do(func() {
+			q.park()
+			q.recall()
+		})
 	}
 	o.cancel()
 	d.closes.Acquire()

@@ -18,6 +18,7 @@ import (
 	"vdev/internal/dev/md"
 	"vdev/internal/dev/null"
 	"vdev/internal/dev/vnd"
+	"vdev/internal/offload"
 	"vdev/internal/reactor"
 	"vdev/specfs"
 	"vdev/vhostuser"
@@ -115,7 +116,12 @@ func newBench(t testing.TB, mode reactor.Mode, queues int, make disk, change fun
 	if change != nil {
 		change(&c)
 	}
+	if c.Pool == nil {
+		c.Pool = offload.New(offload.Config{})
+		t.Cleanup(c.Pool.Close)
+	}
 	w.dev = must(New(c))(t)
+	t.Cleanup(w.dev.Close)
 	w.b = must(vhostuser.New(vhostuser.Config{Device: w.dev, Reactors: pool}))(t)
 	t.Cleanup(w.close)
 	w.connect(vhostusertest.AllProtocolFeatures)
@@ -314,22 +320,22 @@ func TestBadRequestsGetTheStatusTheyDeserve(t *testing.T) {
 		in     []virtqtest.Seg
 		want   uint8
 	}{
-		"read beyond the end":           {tIn, sectors, nil, []virtqtest.Seg{buf}, statusIOErr},
-		"read across the end":           {tIn, sectors - 1, nil, []virtqtest.Seg{buf}, statusIOErr},
-		"read at a sector near 2^64":    {tIn, ^uint64(0), nil, []virtqtest.Seg{buf}, statusIOErr},
-		"read of odd length":            {tIn, 0, nil, []virtqtest.Seg{odd}, statusIOErr},
-		"read into readable buffers":    {tIn, 0, []virtqtest.Seg{buf}, []virtqtest.Seg{buf}, statusIOErr},
-		"write from writable buffers":   {tOut, 0, []virtqtest.Seg{buf}, []virtqtest.Seg{buf}, statusIOErr},
-		"write beyond the end":          {tOut, sectors, []virtqtest.Seg{buf}, nil, statusIOErr},
-		"unknown type":                  {77, 0, nil, nil, statusUnsupp},
-		"discard without ranges":        {tDiscard, 0, nil, nil, statusIOErr},
-		"discard with half a range":     {tDiscard, 0, []virtqtest.Seg{{Addr: buf.Addr, Len: 24}}, nil, statusIOErr},
-		"discard with unmap":            {tDiscard, 0, []virtqtest.Seg{w.rangeSeg([3]uint64{0, 8, 1})}, nil, statusUnsupp},
-		"discard with an unknown flag":  {tDiscard, 0, []virtqtest.Seg{w.rangeSeg([3]uint64{0, 8, 2})}, nil, statusUnsupp},
-		"discard beyond the end":        {tDiscard, 0, []virtqtest.Seg{w.rangeSeg([3]uint64{sectors - 1, 8, 0})}, nil, statusIOErr},
-		"discard of more than the most": {tDiscard, 0, []virtqtest.Seg{w.rangeSeg([3]uint64{0, maxDiscardSectors + 1, 0})}, nil, statusIOErr},
-		"zeroes with an unknown flag":   {tWriteZeroes, 0, []virtqtest.Seg{w.rangeSeg([3]uint64{0, 8, 4})}, nil, statusUnsupp},
-		"serial number into 10 bytes":   {tGetID, 0, nil, []virtqtest.Seg{{Addr: buf.Addr, Len: 10}}, statusIOErr},
+		"read beyond the end":              {tIn, sectors, nil, []virtqtest.Seg{buf}, statusIOErr},
+		"read across the end":              {tIn, sectors - 1, nil, []virtqtest.Seg{buf}, statusIOErr},
+		"read at a sector near 2^64":       {tIn, ^uint64(0), nil, []virtqtest.Seg{buf}, statusIOErr},
+		"read of odd length":               {tIn, 0, nil, []virtqtest.Seg{odd}, statusIOErr},
+		"read into readable buffers":       {tIn, 0, []virtqtest.Seg{buf}, []virtqtest.Seg{buf}, statusIOErr},
+		"write from writable buffers":      {tOut, 0, []virtqtest.Seg{buf}, []virtqtest.Seg{buf}, statusIOErr},
+		"write beyond the end":             {tOut, sectors, []virtqtest.Seg{buf}, nil, statusIOErr},
+		"unknown type":                     {77, 0, nil, nil, statusUnsupp},
+		"discard without ranges":           {tDiscard, 0, nil, nil, statusIOErr},
+		"discard with half a range":        {tDiscard, 0, []virtqtest.Seg{{Addr: buf.Addr, Len: 24}}, nil, statusIOErr},
+		"discard with unmap":               {tDiscard, 0, []virtqtest.Seg{w.rangeSeg([3]uint64{0, 8, 1})}, nil, statusUnsupp},
+		"discard with an unknown flag":     {tDiscard, 0, []virtqtest.Seg{w.rangeSeg([3]uint64{0, 8, 2})}, nil, statusUnsupp},
+		"discard beyond the end":           {tDiscard, 0, []virtqtest.Seg{w.rangeSeg([3]uint64{sectors - 1, 8, 0})}, nil, statusIOErr},
+		"discard of more than a range has": {tDiscard, 0, []virtqtest.Seg{w.rangeSeg([3]uint64{0, maxRangeSectors + 1, 0})}, nil, statusIOErr},
+		"zeroes with an unknown flag":      {tWriteZeroes, 0, []virtqtest.Seg{w.rangeSeg([3]uint64{0, 8, 4})}, nil, statusUnsupp},
+		"serial number into 10 bytes":      {tGetID, 0, nil, []virtqtest.Seg{{Addr: buf.Addr, Len: 10}}, statusIOErr},
 	} {
 		if st, _ := w.do(0, c.typ, c.sector, c.out, c.in); st != c.want {
 			t.Errorf("%s: status %d, want %d", name, st, c.want)

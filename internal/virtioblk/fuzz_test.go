@@ -277,9 +277,9 @@ func (w *fuzzBench) expect(readable []byte, writable spans) *fuzzRequest {
 		copy(id, "vdev-test")
 		return good(id)
 	case tDiscard, tWriteZeroes:
-		feature, most := uint64(fDiscard), uint32(maxDiscardSectors)
+		feature := uint64(fDiscard)
 		if typ == tWriteZeroes {
-			feature, most = fWriteZeroes, maxWriteZeroesSector
+			feature = fWriteZeroes
 		}
 		switch {
 		case w.f.Features()&feature == 0:
@@ -292,7 +292,7 @@ func (w *fuzzBench) expect(readable []byte, writable spans) *fuzzRequest {
 			switch {
 			case flags > 1, flags == 1 && typ == tDiscard:
 				return bad(statusUnsupp)
-			case n > most, !within(sector, int64(n)*sectorSize):
+			case !within(sector, int64(n)*sectorSize):
 				return bad(statusIOErr)
 			}
 		}

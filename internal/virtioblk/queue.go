@@ -221,7 +221,7 @@ func (q *queue) get() *request {
 }
 
 func (q *queue) put(r *request) {
-	r.data, r.status, r.kept = nil, nil, nil
+	r.data, r.status, r.kept, r.ranges = nil, nil, nil, nil
 	q.free = append(q.free, r)
 	if q.idle != nil {
 		q.checkIdle()
@@ -234,9 +234,24 @@ func (q *queue) drop(r *request) {
 	q.put(r)
 }
 
-// cancel interrupts the queue's own transfers, with the device open; they end soon after. Other operations are interrupted by
-// nothing but the close of the device. On the reactor.
+// recall takes back the operations that wait for a place to be done in, as if they had come back cancelled. On the reactor, when the
+// queue is parked.
+func (q *queue) recall() {
+	for _, r := range q.requests {
+		if r.op == nil {
+			continue
+		}
+		if err, recalled := r.op.recall(); recalled {
+			r.op = nil
+			q.keep(r, err)
+		}
+	}
+}
+
+// cancel interrupts the queue's own transfers, with the device open; they end soon after. Operations that have begun are interrupted
+// by nothing but the close of the device. On the reactor.
 func (q *queue) cancel() {
+	q.recall()
 	for _, r := range q.requests {
 		if !r.inDriver() {
 			continue

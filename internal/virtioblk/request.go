@@ -4,12 +4,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"sync/atomic"
 	"time"
 
 	"vdev/devsw"
-	"vdev/specfs"
+	"vdev/internal/offload"
 	"vdev/virtq"
 )
 
@@ -70,7 +69,6 @@ var (
 	errLength    = errors.New("length not a multiple of 512 bytes")
 	errRange     = errors.New("beyond the end of the disk")
 	errRanges    = errors.New("ranges malformed, none, or more than max_discard_seg or max_write_zeroes_seg")
-	errRangeSize = errors.New("range larger than the configuration allows")
 	errShortID   = errors.New("no room for the serial number")
 	errFlags     = errors.New("unknown flags in a range")
 	errUnknown   = errors.New("unknown request type")
@@ -88,12 +86,12 @@ type request struct {
 	typ    uint32
 	sector uint64
 	bytes  int64
-	in     int // bytes of guest memory that are written, the status included
-	ranges []devsw.ZeroRange
-	op     *operation    // in progress, of a request that may block
-	seq    uint64        // the order of fetching
-	began  time.Duration // by the reactor's clock
-	kept   error         // while it is parked: what it came back with
+	in     int               // bytes of guest memory that are written, the status included
+	ranges []devsw.ZeroRange // made anew for each request: an operation may use them for longer
+	op     *operation        // in progress, of a request that may block
+	seq    uint64            // the order of fetching
+	began  time.Duration     // by the reactor's clock
+	kept   error             // while it is parked: what it came back with
 	// flushed: of a discard or write-zeroes, a flush has followed it before it ended.
 	flushed bool
 
@@ -294,14 +292,12 @@ func (r *request) getID(writable [][]byte) {
 	r.end(nil)
 }
 
-// parseRanges reads the ranges of a discard or write-zeroes request into r.ranges, in bytes, and validates them.
+// parseRanges reads the ranges of a discard or write-zeroes request into r.ranges, in bytes, and validates them. One that is larger than
+// max_discard_sectors or max_write_zeroes_sectors is taken all the same: there are drivers that split nothing (QEMU's, by libblkio), and
+// an operation is done in pieces anyway.
 func (r *request) parseRanges(readable [][]byte, writable int64) error {
 	d := r.q.d
 	total := length(readable)
-	most := int64(maxDiscardSectors)
-	if r.typ == tWriteZeroes {
-		most = maxWriteZeroesSector
-	}
 	switch {
 	case r.typ == tDiscard && r.q.features&fDiscard == 0, r.typ == tWriteZeroes && r.q.features&fWriteZeroes == 0:
 		return errUnknown
@@ -312,7 +308,7 @@ func (r *request) parseRanges(readable [][]byte, writable int64) error {
 	case total == 0 || total%rangeSize != 0 || total/rangeSize > maxRanges:
 		return errRanges
 	}
-	r.ranges = r.ranges[:0]
+	r.ranges = make([]devsw.ZeroRange, 0, total/rangeSize)
 	size := uint64(d.sectors.Load())
 	for i := range total / rangeSize {
 		var p [rangeSize]byte
@@ -321,13 +317,17 @@ func (r *request) parseRanges(readable [][]byte, writable int64) error {
 		n := binary.LittleEndian.Uint32(p[8:])
 		flags := binary.LittleEndian.Uint32(p[12:])
 		unmap := flags&1 != 0
+		var err error
 		switch {
 		case flags&^1 != 0, unmap && r.typ == tDiscard:
-			return errFlags
-		case int64(n) > most:
-			return errRangeSize
+			err = errFlags
 		case sector > size || uint64(n) > size-sector:
-			return errRange
+			err = errRange
+		}
+		if err != nil {
+			// The trace is to name what is wrong.
+			r.sector, r.bytes = sector, int64(n)*sectorSize
+			return err
 		}
 		if i == 0 {
 			r.sector = sector
@@ -351,66 +351,137 @@ func (r *request) again() {
 
 // slow does a request that may block, away from the reactor, and ends it with the result.
 func (r *request) slow() {
-	o := &operation{
-		d: r.q.d, node: r.q.open.node, typ: r.typ, ranges: slices.Clone(r.ranges), stable: r.q.stable, volatile: r.q.open.volatile,
+	o := &operation{d: r.q.d, r: r, q: r.q, open: r.q.open, typ: r.typ, ranges: r.ranges, stable: r.q.stable}
+	o.job.Owner, o.job.Piece = o, o.piece
+	if r.typ == tFlush {
+		o.job.Joint = o.cover
 	}
 	r.op = o
-	ops := &r.q.open.ops
-	ops.Acquire()
-	go func() {
-		defer ops.Release()
-		err := o.run()
-		if err != nil && !cancelled(err) {
-			o.d.learn()
-		}
-		if !o.settled.CompareAndSwap(false, true) {
-			o.keepQuiet()
-			return
-		}
-		r.q.vq.Post(func() {
-			r.op, r.flushed = nil, o.flushed
-			r.end(err)
-		})
-	}()
+	o.open.ops.Acquire()
+	r.q.d.share.Add(&o.job)
 }
 
-// operation is what a request that may block does. It uses nothing of the request, nor of the guest's memory: it may go on when
-// nobody waits for it any more. What it does stands in an I/O section of specfs.
+// operation is what a request that may block does. It uses nothing of the guest's memory: it may go on when nobody waits for it any
+// more. What it does stands in an I/O section of specfs. Where it has no place it waits as it is (see offload), and can be taken back.
 type operation struct {
-	d        *Device
-	node     *specfs.Node
-	typ      uint32
-	ranges   []devsw.ZeroRange
-	stable   bool
-	volatile bool // of the disk
+	d      *Device
+	open   *opening
+	typ    uint32
+	ranges []devsw.ZeroRange // nobody changes them
+	stable bool
+	job    offload.Job
 
-	settled  atomic.Bool // it has ended, or was given up: whoever sets this says what becomes of the request
-	flushErr error       // how its flush failed
-	flushed  bool        // its flush has succeeded
+	// Whose it is. Once it is settled they are not touched.
+	q *queue
+	r *request
+
+	begun    bool         // some of it has been done, or is being done
+	next     int          // the range whose turn it is
+	done     int64        // bytes of it
+	covered  []*operation // flushes that this one is for, too
+	settled  atomic.Bool  // it has ended, or was given up: whoever sets this says what becomes of the request
+	recalled atomic.Bool  // what is left is not to be done
+	flushErr error        // how its flush failed
+	flushed  bool         // its flush has succeeded
 }
 
-func (o *operation) run() error {
-	if o.typ == tFlush {
-		return o.flush()
+// A discard, and a write-zeroes, is done in pieces of so many bytes: others have their turns in between, and a stop need not wait for
+// the rest. Whole blocks stay whole. Where the host has to write zeroes one by one, a piece takes a while.
+const (
+	discardPiece     = 2 << 30
+	writeZeroesPiece = 64 << 20
+)
+
+// piece is offload.Job's.
+func (o *operation) piece() (more bool) {
+	if o.begun && (o.recalled.Load() || o.settled.Load()) {
+		o.end(devsw.ECANCELED)
+		return false
 	}
-	for i := range o.ranges {
-		z := &o.ranges[i]
-		var err error
-		switch {
-		case z.N == 0:
-		case o.typ == tDiscard:
-			err = o.node.Discard(z.Pos, z.N)
-		default:
-			err = o.node.Ioctl(devsw.DIOCWRITEZEROES, z, o.d.flag())
+	o.begun = true
+	var err error
+	switch {
+	case o.next < len(o.ranges):
+		err = o.doRange()
+		if err == nil && (o.next < len(o.ranges) || o.isStable()) {
+			return true
 		}
-		if err != nil {
-			return err
-		}
+	case o.typ == tFlush || o.isStable():
+		err = o.flush()
 	}
-	if o.stable || o.d.stable.Load() {
-		return o.flush()
+	o.end(err)
+	return false
+}
+
+func (o *operation) isStable() bool { return o.stable || o.d.stable.Load() }
+
+// doRange does the next piece of the range whose turn it is.
+func (o *operation) doRange() (err error) {
+	whole := o.ranges[o.next]
+	most := int64(discardPiece)
+	if o.typ == tWriteZeroes {
+		most = writeZeroesPiece
 	}
-	return nil
+	z := devsw.ZeroRange{Pos: whole.Pos + o.done, Unmap: whole.Unmap}
+	z.N = min(whole.N-o.done, most-z.Pos%most)
+	switch {
+	case z.N == 0:
+	case o.typ == tDiscard:
+		err = o.open.node.Discard(z.Pos, z.N)
+	default:
+		err = o.open.node.Ioctl(devsw.DIOCWRITEZEROES, &z, o.d.flag())
+	}
+	if o.done += z.N; o.done == whole.N {
+		o.next, o.done = o.next+1, 0
+	}
+	return err
+}
+
+// cover is offload.Job's, for a flush: one that begins when others wait does what they would.
+func (o *operation) cover(jobs []*offload.Job) {
+	for _, j := range jobs {
+		o.covered = append(o.covered, j.Owner.(*operation))
+	}
+}
+
+// end ends the operation and those it covers, and each one's request with its result, unless that has been given up.
+func (o *operation) end(err error) {
+	if err != nil && !cancelled(err) {
+		o.d.learn()
+	}
+	o.tell(err)
+	for _, c := range o.covered {
+		c.flushErr, c.flushed = o.flushErr, o.flushed
+		c.tell(err)
+	}
+}
+
+// tell is end for one request.
+func (o *operation) tell(err error) {
+	defer o.open.ops.Release()
+	if !o.settled.CompareAndSwap(false, true) {
+		o.keepQuiet()
+		return
+	}
+	o.q.vq.Post(func() {
+		o.r.op, o.r.flushed = nil, o.flushed
+		o.r.end(err)
+	})
+}
+
+// recall takes the operation back, if it can be had, and tells whether it could: then it has ended, and err says how. On the reactor
+// of its queue.
+func (o *operation) recall() (err error, recalled bool) {
+	o.recalled.Store(true)
+	if !o.d.share.Remove(&o.job) {
+		return nil, false
+	}
+	o.settled.Store(true)
+	o.open.ops.Release()
+	if o.begun {
+		return devsw.ECANCELED, true
+	}
+	return devsw.ENXIO, true // as if it had come to the device too late: see cancelled
 }
 
 func (o *operation) flush() error {
@@ -419,11 +490,11 @@ func (o *operation) flush() error {
 		return o.flushErr
 	}
 	number := uint64(0)
-	if o.volatile {
+	if o.open.volatile {
 		number = o.d.memory.beginFlush()
 	}
-	o.flushErr = o.node.Ioctl(devsw.DIOCCACHESYNC, nil, o.d.flag())
-	if o.flushed = o.flushErr == nil; o.flushed && o.volatile {
+	o.flushErr = o.open.node.Ioctl(devsw.DIOCCACHESYNC, nil, o.d.flag())
+	if o.flushed = o.flushErr == nil; o.flushed && o.open.volatile {
 		o.d.memory.endFlush(number)
 	}
 	return o.flushErr
