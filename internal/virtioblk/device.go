@@ -99,6 +99,7 @@ type Device struct {
 	open      *opening // nil while the device is not to be open
 	queues    map[*queue]struct{}
 	stop      *stop // under way, or nil
+	anew      bool  // the guest's driver has begun anew, and the block device has not been opened since
 	suspended []int // by ring: requests left in the in-flight region by its last stop
 }
 
@@ -268,7 +269,11 @@ func (d *Device) StartQueue(vq *vhostuser.Queue) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.stop = nil
-	d.meetDriver(len(d.queues) == 0, vq.Driver())
+	first := len(d.queues) == 0
+	d.meetDriver(first, vq.Driver())
+	if first && vq.Driver() == vhostuser.DriverNew {
+		d.anew = true
+	}
 	q := newQueue(d, vq)
 	vq.Data = q
 	d.queues[q] = struct{}{}
@@ -303,10 +308,16 @@ func (d *Device) runOpen(ctx context.Context, o *opening) {
 	if o.closed {
 		err = context.Canceled
 	}
-	o.begun = err == nil
+	flag := d.flag()
+	if o.begun = err == nil; o.begun {
+		if !d.anew {
+			flag |= devsw.FRESUME
+		}
+		d.anew = false
+	}
 	d.mu.Unlock()
 	if err == nil {
-		err = o.node.Open(ctx, d.flag())
+		err = o.node.Open(ctx, flag)
 	}
 	if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, devsw.EBADF) {
 		d.log("cannot open the device; its requests fail", err)
