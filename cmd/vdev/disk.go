@@ -92,6 +92,7 @@ func openDisk(ctx context.Context, table *devsw.Table, spec driverSpec, blockSiz
 	case "nbd":
 		return makeDisk(table, nbd.New, nbd.Config{
 			URI: spec.nbd.uri, ReadOnly: spec.readOnly, SectorSize: blockSize, Connections: spec.nbd.connections, ReconnectDelay: spec.nbd.delay,
+			Unflushed: spec.nbd.unflushed,
 		})
 	case "qemu":
 		return openImage(table, spec, blockSize, inUse, log)

@@ -189,8 +189,12 @@ func (p *program) open(ctx context.Context, c diskConfig) (_ *served, err error)
 		}
 	}()
 	disk.notify(func(_ int, err error) {
+		var lost *nbd.LostError
 		switch {
-		case errors.Is(err, nbd.ErrForgotten):
+		case errors.As(err, &lost) && lost.Perhaps:
+			log.Warn("the disk's server may have lost writes", "error", err)
+			return
+		case errors.As(err, &lost):
 			log.Error("the disk's server has lost writes", "error", err)
 			return
 		case err != nil:

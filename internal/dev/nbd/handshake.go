@@ -71,7 +71,8 @@ type link struct {
 	exp   export
 	plain bool // nc is raw: the memory of transfers can be given to it
 
-	generation uint64 // of the server; see Server
+	generation   uint64 // of the server; see Server
+	unidentified bool   // which it is nobody knows: see client.attach
 }
 
 // dial connects to t and shakes hands, once, for at most dialTimeout or until ctx is done. The errors name the address.

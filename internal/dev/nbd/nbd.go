@@ -34,6 +34,9 @@ type Config struct {
 	// d_open tries to reach it. 0: not at all. The driver goes on trying to connect in any case.
 	ReconnectDelay time.Duration
 
+	// Unflushed says what a server that is somebody else's loses when it ends.
+	Unflushed Unflushed
+
 	// Server starts and ends the server, which listens where URI says when it runs; nil: it is somebody else's.
 	Server Server
 	// KillAfter is how long after d_cancel the Server may owe answers, before it is killed. 0: 30 seconds.
@@ -47,7 +50,8 @@ type Driver struct {
 }
 
 // Notify has fn be told when the last connection of an open disk is lost, and why; when it cannot be dialed anew, for each other
-// reason once; and, with nil, when there is one again; and, with ErrForgotten, when the server has lost writes. fn is called on goroutines of the driver's, and must not block.
+// reason once; and, with nil, when there is one again; and, with a *LostError, when the server has
+// lost writes, or may have. fn is called on goroutines of the driver's, and must not block.
 func (d *Driver) Notify(fn func(unit int, err error)) { d.notify.Store(&fn) }
 
 // told calls what was given to Notify.
@@ -237,7 +241,7 @@ func (d *Driver) discard(dev devsw.Dev, pos, n int64) error {
 // flush is DIOCCACHESYNC.
 func (m *medium) flush() error {
 	if m.readOnly || !m.exp.has(sendFlush) {
-		return nil
+		return toError(m.cl.stale())
 	}
 	return toError(m.cl.do(cmdFlush, 0, 0, 0))
 }
@@ -363,6 +367,9 @@ func (m *medium) fits(exp *export) error {
 	return nil
 }
 
+// foreign tells whether the server is somebody else's.
+func (sc *softc) foreign() bool { return sc.conf.Server == Server(nobody{}) }
+
 // connect connects once.
 func (sc *softc) connect(ctx context.Context) (*link, error) {
 	generation, err := sc.conf.Server.Start(ctx)
@@ -374,9 +381,13 @@ func (sc *softc) connect(ctx context.Context) (*link, error) {
 		return nil, err
 	}
 	l.generation = generation
+	if sc.foreign() {
+		sc.identify(l)
+	}
 	if err = sc.check(&l.exp); err == nil {
 		// It may have been another one already that took the connection.
-		if generation, err = sc.conf.Server.Start(ctx); err == nil && generation != l.generation {
+		var now uint64
+		if now, err = sc.conf.Server.Start(ctx); err == nil && now != generation {
 			err = fmt.Errorf("the server has ended during the handshake: %w", syscall.ECONNRESET)
 		}
 	}
