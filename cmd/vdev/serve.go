@@ -203,6 +203,9 @@ func (p *program) open(ctx context.Context, c diskConfig) (_ *served, err error)
 		}
 		log.Info("the disk's server is back")
 	})
+	for _, text := range disk.warnings() {
+		log.Warn(text)
+	}
 	fs := specfs.New(table, specfs.WithTrace(rep.specfs))
 	blk := virtioblk.Config{
 		FS: fs, Dev: disk.dev, Info: disk.info, Serial: c.serial, NumQueues: c.numQueues, CancelAfter: c.cancelWait,

@@ -237,9 +237,11 @@ func (cl *client) use(c *conn) bool {
 }
 
 // lostLocked has notify told of a loss.
-func (cl *client) lostLocked() {
+func (cl *client) lostLocked() { cl.news = cl.lossLocked() }
+
+func (cl *client) lossLocked() *LostError {
 	_, foreign := cl.server.(nobody)
-	cl.news = &LostError{Writes: cl.flushed.lost, Foreign: foreign}
+	return &LostError{Writes: cl.flushed.lost, Foreign: foreign}
 }
 
 // stale gives the error of everything, where writes are lost.
@@ -464,7 +466,7 @@ func (cl *client) transfer(b *devsw.Buf, off, n int64, exp *export) {
 	r.buf, r.off, r.total = b, off, n
 	if b.Op == devsw.BWrite {
 		r.cmd = cmdWrite
-		if b.Flags&devsw.BMediaFUA != 0 {
+		if b.Flags&devsw.BMediaFUA != 0 || exp.onlyFUA() {
 			r.durable(exp)
 		}
 	}
@@ -472,7 +474,7 @@ func (cl *client) transfer(b *devsw.Buf, off, n int64, exp *export) {
 	cl.unlock(nil)
 }
 
-// durable makes a request be on stable storage when it ends. A server without FLUSH has nothing that would have to be flushed.
+// durable makes a request be on stable storage when it ends, where the server can do that.
 func (r *request) durable(exp *export) {
 	switch {
 	case exp.has(sendFUA):

@@ -541,7 +541,7 @@ func (c *conn) completeLocked(r *request) {
 	case e != 0:
 	case r.cmd == cmdFlush && !r.thenFlush:
 		e = cl.flushed.tell()
-	case r.cmd == cmdWrite && !flush && r.flags&cmdFlagFUA == 0, r.cmd == cmdWriteZeroes:
+	case (r.cmd == cmdWrite || r.cmd == cmdWriteZeroes) && !flush && r.flags&cmdFlagFUA == 0:
 		if cl.flushed.answered(c.generation) {
 			cl.lostLocked()
 		}

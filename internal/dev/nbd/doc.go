@@ -14,8 +14,11 @@
 // Where the server says that several connections are as good as one (NBD_FLAG_CAN_MULTI_CONN), there are several, and a request goes
 // to the one with the least to do, or that its context has (see Concurrency).
 //
-// FLUSH and FUA are the server's; a server that has only FLUSH gets one after each write with BMediaFUA; one that has neither has
-// nothing to flush. Zeroes are written with FAST_ZERO first, and with NO_HOLE unless they may be given back.
+// FLUSH and FUA are the server's; a server that has only FLUSH gets one after each write with
+// BMediaFUA; one that has only FUA gets it with every write. One that has neither says nothing of
+// when a write is stable: flushes succeed then, as with other clients of the protocol, and
+// Driver.Warnings tells. Zeroes are written with FAST_ZERO first, and with NO_HOLE unless they may
+// be given back.
 //
 // # When the server goes
 //

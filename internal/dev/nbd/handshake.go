@@ -40,6 +40,18 @@ type export struct {
 
 func (e *export) has(flag uint16) bool { return e.flags&flag != 0 }
 
+// onlyFUA tells whether the server can make one write stable, but not all that came before. Then
+// each write is made so, and a flush has nothing to do.
+func (e *export) onlyFUA() bool { return e.has(sendFUA) && !e.has(sendFlush) }
+
+// fua is the flag for what changes the disk without a payload.
+func (e *export) fua() uint16 {
+	if e.onlyFUA() {
+		return cmdFlagFUA
+	}
+	return 0
+}
+
 // RefusedError says that the server does not want to serve, and that asking again changes nothing. It wraps an Errno.
 type RefusedError struct {
 	What    string // what the client wanted

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -476,4 +477,89 @@ func TestErrorOfAFlushThatWasGivenUpIsTheNextOnes(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestServerWithoutFlushIsWarnedOf(t *testing.T) {
+	for flags, warned := range map[uint16]bool{
+		0: true, sendFlush: false, sendFUA: false, sendFlush | sendFUA: false, readOnly: false,
+	} {
+		f := newFake(t, structuredMode)
+		f.exp.flags = hasFlags | flags
+		r := newRig(t)
+		r.create(Config{URI: f.uri()})
+		list, err := r.d.Warnings(0)
+		told := len(list) == 1 && strings.Contains(list[0], "'flush = true'")
+		if err != nil || told != warned || len(list) > 1 {
+			t.Errorf("flags %#x: %q, %v", flags, list, err)
+		}
+	}
+}
+
+// TestServerThatHasOnlyFUAMakesEachWriteStable, so that a flush has nothing to do and nothing is
+// lost.
+func TestServerThatHasOnlyFUAMakesEachWriteStable(t *testing.T) {
+	f := newFake(t, structuredMode)
+	f.exp.flags = hasFlags | sendFUA | sendTrim | sendWriteZeroes
+	k := &keeper{}
+	r := newRig(t)
+	d, c := f.disk(r, Config{Server: k, ReconnectDelay: time.Minute})
+	b, done := d.begin(devsw.BWrite, 0, 0, make([]byte, 512))
+	ended := make(chan error, 2)
+	go func() {
+		<-done
+		ended <- d.r.table.BdevDiscard(d.Dev, 0, 512)
+		zr := &devsw.ZeroRange{N: 512}
+		ended <- d.r.table.BdevIoctl(d.Dev, devsw.DIOCWRITEZEROES, zr, devsw.FWRITE)
+	}()
+	for range 3 {
+		q, _ := c.request(true)
+		if q.flags&cmdFlagFUA == 0 {
+			t.Errorf("the server gets %+v, without FUA", q)
+		}
+		c.send(c.ok(q.cookie))
+	}
+	for range 2 {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	if err := r.flush(d.Dev); err != nil || b.Error != 0 {
+		t.Errorf("write %v, flush %v", b.Error, err)
+	}
+	k.set(func() { k.generation++ })
+	c.Close()
+	d.write(f.next(), 0)
+}
+
+func TestWarningsTellOfAServerThatIsGoneAndOfALoss(t *testing.T) {
+	f := newFake(t, structuredMode)
+	k := &keeper{}
+	r := newRig(t)
+	d, c := f.disk(r, Config{Server: k, ReconnectDelay: time.Minute})
+	check := func(want string) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+			list, err := r.d.Warnings(0)
+			got := strings.Join(list, "; ")
+			if err == nil && (got == "") == (want == "") && strings.Contains(got, want) {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("warnings %q, %v; want %q", list, err, want)
+			}
+		}
+	}
+	check("")
+	d.write(c, 0)
+	k.set(func() { k.err = errors.New("out to lunch") })
+	c.Close()
+	check("the server is gone: out to lunch")
+	k.set(func() { k.err = nil; k.generation++ })
+	f.next()
+	check("up to 1 write that it had answered and not been asked to flush are lost")
+	r.close(d.Dev)
+	check("are lost")
+	d.Disk = r.open(d.Dev)
+	f.next()
+	check("")
 }

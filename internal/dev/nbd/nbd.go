@@ -130,6 +130,40 @@ func (d *Driver) Info(unit int) (devsw.DiskInfo, error) {
 	return sc.info(), nil
 }
 
+// Warnings gives what the operator of disk unit should know, one line each: what its server lacks,
+// that it is gone, that it has lost writes. It does not wait. ENXIO where there is no such unit.
+func (d *Driver) Warnings(unit int) ([]string, error) {
+	sc, err := d.Unit(unit)
+	if err != nil {
+		return nil, err
+	}
+	return sc.warnings(), nil
+}
+
+// noFlush is what an operator has to know of a server that has neither FLUSH nor FUA.
+const noFlush = "the server offers no flush (NBD_FLAG_SEND_FLUSH): the guest's flushes are " +
+	"answered as if they were done, and what it writes may be lost when the server or its " +
+	"host fails (nbd-server offers it with 'flush = true' in its configuration)"
+
+func (sc *softc) warnings() (list []string) {
+	if exp := sc.known.Load(); !sc.info().ReadOnly && !exp.has(sendFlush) && !exp.has(sendFUA) {
+		list = append(list, noFlush)
+	}
+	cl := sc.last.Load()
+	if cl == nil {
+		return list
+	}
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	if cl.trouble != "" && !cl.givenUp {
+		list = append(list, "the server is gone: "+cl.trouble)
+	}
+	if cl.flushed.lost > 0 {
+		list = append(list, cl.lossLocked().Error())
+	}
+	return list
+}
+
 func (sc *softc) info() devsw.DiskInfo {
 	exp := sc.known.Load()
 	info := devsw.DiskInfo{
@@ -235,7 +269,7 @@ func (d *Driver) discard(dev devsw.Dev, pos, n int64) error {
 	if err := disk.CheckRange(pos, n, m.disk()); err != nil {
 		return err
 	}
-	return toError(m.inParts(cmdTrim, 0, pos, n, largePiece))
+	return toError(m.inParts(cmdTrim, m.exp.fua(), pos, n, largePiece))
 }
 
 // flush is DIOCCACHESYNC.
@@ -272,9 +306,9 @@ func (m *medium) writeZeroes(pos, n int64, unmap bool) error {
 	if err := disk.CheckRange(pos, n, m.disk()); err != nil {
 		return err
 	}
-	var flags uint16
+	flags := m.exp.fua()
 	if !unmap {
-		flags = cmdFlagNoHole
+		flags |= cmdFlagNoHole
 	}
 	e := devsw.EOPNOTSUPP
 	if m.exp.has(sendWriteZeroes) && m.exp.has(sendFastZero) {
