@@ -35,6 +35,16 @@ type AIODone interface {
 	AIODone(b *Buf, n int64, err Errno)
 }
 
+// Turner is what an AIO may be beside: a context that lets a driver go on with
+// a long piece of work later, so that it holds up nobody else there.
+type Turner interface {
+	// NextTurn has done called on the goroutine of the context, soon, when the
+	// others there have had their turn: with n == 0 and no error, or with
+	// ECANCELED where Cancel or CancelAll was called meanwhile. It is called on
+	// that goroutine too, by the driver that has b.
+	NextTurn(b *Buf, done AIODone)
+}
+
 // Watcher is what an AIO may be beside: a context that looks after a
 // connection. So what comes from it need not go from one goroutine to another.
 type Watcher interface {

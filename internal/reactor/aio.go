@@ -29,8 +29,13 @@ type op struct {
 	mayBlock  bool // devsw.BMayBlock
 	place     place
 
-	// How it ended, where that was elsewhere (threads, a call that stalled).
-	next  *op
+	part [][]byte // what piece cut off
+
+	// While it waits for a thread, under workers.mu: its neighbours there, and its lane.
+	prev, next *op
+	lane       *lane
+
+	// How it ended, where that was elsewhere (threads, a call that stalled). next is another that has, then.
 	res   int
 	errno syscall.Errno
 }
@@ -40,7 +45,9 @@ type place uint8
 
 const (
 	inQueue  place = iota // in Reactor.queue
+	inTurns               // in Reactor.turns
 	inEngine              // the engine has it
+	inThread              // Reactor.crew has it, since the file has a call that is stuck
 	inCall                // a thread is in the middle of its system call
 )
 
@@ -55,20 +62,15 @@ func (r *Reactor) WriteAt(b *devsw.Buf, fd int, off int64, done devsw.AIODone) {
 }
 
 func (r *Reactor) begin(b *devsw.Buf, fd int, off int64, done devsw.AIODone, write bool) {
-	var o *op
-	if n := len(r.freeOps); n > 0 {
-		o = r.freeOps[n-1]
-		r.freeOps = r.freeOps[:n-1]
-	} else {
-		o = &op{r: r, slot: uint32(len(r.ops)), iov: make([]uring.Iovec, 0, 8)}
-		r.ops = append(r.ops, o)
-	}
-	o.buf, o.done, o.fd, o.off, o.data = b, done, fd, off, b.Data
+	o := r.newOp(b, done)
+	o.fd, o.off, o.data = fd, off, b.Data
 	o.write, o.sync = write, write && b.Flags&devsw.BMediaFUA != 0
 	o.mayBlock = b.Flags&devsw.BMayBlock != 0
-	o.moved, o.cancelled, o.forced = 0, false, o.mayBlock
-	r.inflight++
-	r.requests++
+	o.forced = o.mayBlock
+	if b.Bcount > inlineMost {
+		r.awaitTurn(o)
+		return
+	}
 	if r.takesInline(o) {
 		o.place = inQueue
 		r.queue = append(r.queue, o)
@@ -78,8 +80,29 @@ func (r *Reactor) begin(b *devsw.Buf, fd int, off int64, done devsw.AIODone, wri
 	o.start()
 }
 
-// start hands o to the engine.
+// newOp begins a transfer of b.
+func (r *Reactor) newOp(b *devsw.Buf, done devsw.AIODone) *op {
+	var o *op
+	if n := len(r.freeOps); n > 0 {
+		o = r.freeOps[n-1]
+		r.freeOps = r.freeOps[:n-1]
+	} else {
+		o = &op{r: r, slot: uint32(len(r.ops)), iov: make([]uring.Iovec, 0, 8)}
+		r.ops = append(r.ops, o)
+	}
+	o.buf, o.done, o.moved, o.cancelled = b, done, 0, false
+	r.inflight++
+	r.requests++
+	return o
+}
+
+// start hands o to the engine, or, where it is likely to be stuck, to threads: mayStall looks at what the engine has.
 func (o *op) start() {
+	if o.r.stuck > 0 && o.r.of(o).stuck > 0 {
+		o.place = inThread
+		o.r.crew.remote.put(o)
+		return
+	}
 	o.place = inEngine
 	o.r.inEngine++
 	o.r.eng.start(o)
@@ -102,10 +125,15 @@ func (r *Reactor) cancel(o *op) {
 		return
 	}
 	o.cancelled = true
-	if o.place == inEngine {
+	switch o.place {
+	case inEngine:
 		r.eng.cancel(o)
+	case inThread:
+		if r.crew.remote.take(o) {
+			o.ended(0, syscall.ECANCELED)
+		}
 	}
-	// What is queued ends when its turn comes, and what a thread is in the middle of by itself.
+	// What is queued, or waits for its turn, ends when that comes, and what a thread is in the middle of by itself.
 }
 
 // ended takes the result of one system call's worth of o: the number of bytes or an errno. It goes on with the rest of a
@@ -115,7 +143,8 @@ func (o *op) ended(n int, errno syscall.Errno) {
 		o.r.inEngine--
 	}
 	switch {
-	case errno == syscall.EAGAIN || errno == syscall.EINTR:
+	case errno == syscall.EAGAIN || errno == syscall.EINTR || errno == syscall.EOPNOTSUPP && o.place == inCall:
+		// The last: RWF_NOWAIT is not known, and the engine does without.
 		if !o.cancelled {
 			o.forced = true
 			o.start()
@@ -127,19 +156,29 @@ func (o *op) ended(n int, errno syscall.Errno) {
 		if o.moved < o.buf.Bcount {
 			if !o.cancelled {
 				o.advance(n)
-				o.start()
+				if o.buf.Bcount > inlineMost {
+					o.r.awaitTurn(o)
+				} else {
+					o.start()
+				}
 				return
 			}
 			errno = syscall.ECANCELED
 		}
 	}
-	r, b, done, moved := o.r, o.buf, o.done, o.moved
-	o.buf, o.done, o.data = nil, nil, nil
-	clear(o.rest)
-	r.freeOps = append(r.freeOps, o)
-	r.inflight--
+	b, done, moved := o.buf, o.done, o.moved
+	o.free()
 	b.InContext = true
 	done.AIODone(b, moved, errno)
+}
+
+// free makes o one that can be used again.
+func (o *op) free() {
+	o.buf, o.done, o.data = nil, nil, nil
+	clear(o.rest)
+	clear(o.part)
+	o.r.freeOps = append(o.r.freeOps, o)
+	o.r.inflight--
 }
 
 // advance cuts n bytes off the front of o.data.

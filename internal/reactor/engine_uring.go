@@ -98,21 +98,23 @@ func (e *uringEngine) start(o *op) {
 	e.begun++
 	s := e.get()
 	s.FD, s.Off, s.UserData = int32(o.fd), uint64(o.off), kindOp<<kindShift|uint64(o.slot)
-	if len(o.data) == 1 {
+	data := o.piece()
+	if len(data) == 1 {
 		s.Op = uring.OpRead
 		if o.write {
 			s.Op = uring.OpWrite
 		}
-		s.SetBuffer(o.data[0])
+		s.SetBuffer(data[0])
 	} else {
 		s.Op = uring.OpReadv
 		if o.write {
 			s.Op = uring.OpWritev
 		}
-		if n := min(len(o.data), maxIovecs); cap(o.iov) < n {
-			o.iov = make([]uring.Iovec, 0, n)
+		data = data[:min(len(data), maxIovecs)]
+		if cap(o.iov) < len(data) {
+			o.iov = make([]uring.Iovec, 0, len(data))
 		}
-		o.iov = uring.Fill(o.iov, o.data[:min(len(o.data), maxIovecs)])
+		o.iov = uring.Fill(o.iov, data)
 		s.SetIovecs(o.iov)
 	}
 	if o.sync {

@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// guard watches a reactor's thread while it is in a write that may wait, and has another one, which stands by, take the reactor over
-// when it has waited too long.
+// guard watches a reactor's thread while it is in a system call that may wait for the storage, and has another one, which stands by, take
+// the reactor over when it has waited too long.
 type guard struct {
-	// word is odd while a write is in progress and even between them, and never the same again. Who counts it up from an odd
+	// word is odd while such a call is in progress and even between them, and never the same again. Who counts it up from an odd
 	// value owns the reactor: the thread, when it is back, or the standby, once the guard has lost patience.
 	word atomic.Uint64
-	// ready: there is a standby. Without one no write is begun that may wait. The guard sets it, the standby clears it when it takes the
+	// ready: there is a standby. Without one no call is made that may wait. The guard sets it, the standby clears it when it takes the
 	// reactor.
 	ready  atomic.Bool
 	asleep atomic.Bool
@@ -21,24 +21,25 @@ type guard struct {
 }
 
 const (
-	// guardTick is how often the guard looks. A write that is there twice has stalled.
+	// guardTick is how often the guard looks. A call that is there twice has stalled.
 	guardTick = 2 * time.Millisecond
-	// guardIdle is after how many looks without a write the guard goes to sleep.
+	// guardIdle is after how many looks without a call the guard goes to sleep.
 	guardIdle = 5
 	// standbyRetry is how long the guard waits at least where the host has refused a standby.
 	standbyRetry = time.Second
 )
 
-// wanted tells whether a write that may wait can be made, and has the guard see to it that a later one can. On the reactor.
-func (g *guard) wanted() (ready bool) {
-	if g.ready.Load() {
+// stoodBy tells whether a call that may wait can be made, and has the guard see to it that a later one can. On the reactor.
+func (r *Reactor) stoodBy() (ready bool) {
+	if r.guard.ready.Load() {
 		return true
 	}
-	g.rouse()
+	r.startGuard()
+	r.guard.rouse()
 	return false
 }
 
-// enter begins a write; the guard is ready. On the reactor.
+// enter begins a call; the guard is ready. On the reactor.
 func (g *guard) enter() (word uint64) {
 	word = g.word.Add(1)
 	g.rouse()
@@ -88,7 +89,7 @@ func (r *Reactor) watchOver(g *guard) {
 	}
 }
 
-// awaitWish returns after standbyRetry, once a write has wanted a standby. It is false where the guard is to end. The guard's.
+// awaitWish returns after standbyRetry, once a call has wanted a standby. It is false where the guard is to end. The guard's.
 func (g *guard) awaitWish() (goesOn bool) {
 	select {
 	case <-g.quit:
@@ -145,9 +146,9 @@ func (g *guard) watch(s *standby) (goesOn bool) {
 }
 
 // standby is a thread with an engine of its own, which waits to take the reactor over: when it has to, there may be no descriptor left to
-// make an engine with, and the reactor would hang with the write.
+// make an engine with, and the reactor would hang with the call.
 type standby struct {
-	words   chan uint64 // of writes to take the reactor over for; closed when it is not needed any more
+	words   chan uint64 // of calls to take the reactor over for; closed when it is not needed any more
 	answers chan bool   // first whether it has an engine, then to each word whether it has the reactor
 }
 
@@ -161,7 +162,7 @@ func (r *Reactor) newStandby() *standby {
 	return s
 }
 
-// standBy is the standby's goroutine. It goes on with the reactor if a write is still in progress when it is given its word. The thread
+// standBy is the standby's goroutine. It goes on with the reactor if a call is still in progress when it is given its word. The thread
 // that is stuck in that keeps nothing but the transfer, and hands that in when it is back; its ring has nothing but watches, which are
 // made anew.
 func (r *Reactor) standBy(s *standby) {
@@ -189,6 +190,7 @@ func (r *Reactor) goOn(eng engine) {
 	r.eng = eng
 	r.Now()
 	r.of(r.calling).stuck++
+	r.stuck++
 	for tag, s := range r.sources {
 		if s.polledOnly { // for want of a watch, in the engine before
 			s.polledOnly = false

@@ -12,40 +12,42 @@ import (
 // A transfer of a file whose pages are in the page cache is a copy. The reactor makes it itself, by a system call of its own: that
 // costs less than io_uring does, and what has ended is shown to the driver while the rest of the batch goes on.
 //
-// Reads are tried with RWF_NOWAIT, and so are writes, where the file system knows it. ext4, for one, does not for buffered writes,
-// and io_uring hands each of those to a thread of the kernel's, which takes several times as long as the write. Such a write the
-// reactor makes all the same: it hardly ever waits, and where it does, see Reactor.standBy.
+// Reads are tried with RWF_NOWAIT. Where the file keeps no access times (O_NOATIME) such a call waits for nothing: it begins no I/O and
+// writes nothing. Every other call may wait for the storage, though it hardly ever does, and is made under the guard, while another thread
+// stands by (see Reactor.standBy). That goes for
+//
+//   - reads that may have to write an access time down;
+//   - reads without RWF_NOWAIT, where the file system does not know it (tmpfs, overlayfs): io_uring would hand each of those to a thread
+//     of the kernel's, which takes longer than the copy;
+//   - writes, which sleep while the file system is frozen, with RWF_NOWAIT as well, or its disk is slower than they come. They
+//     are made without RWF_NOWAIT: ext4 does not know it for buffered writes, btrfs and at times XFS find that they would wait where they
+//     do not, and io_uring hands each such write to a thread of the kernel's.
 
 // file is what the reactor has learnt of a file.
 type file struct {
 	done devsw.AIODone // whose it is: numbers are used again
 	// buffered: transfers go by the page cache.
 	buffered bool
-	reads    skip
-	write    writes
-	stuck    int           // writes that threads are still in, who lost the reactor over them
-	resume   time.Duration // when the next one may be made in line, by Clock
-	pause    time.Duration // how long before that the last of them came back
+	// quiet: reads write no access time down.
+	quiet bool
+	// waits: reads know no RWF_NOWAIT.
+	waits  bool
+	reads  skip
+	stuck  int           // calls that threads are still in, who lost the reactor over them
+	resume time.Duration // when the next one that may wait may be made in line, by Clock
+	pause  time.Duration // how long before that the last of them came back
 }
 
-// writes is how a file's writes are tried in line.
-type writes uint8
-
-const (
-	untried writes = iota
-	nowait         // with RWF_NOWAIT
-	guarded        // without, since the file system does not know it
-)
-
-// For how long a file's writes go by the engine once one that has stalled is back. A file that stalls again soon is one that is written
-// faster than its disk can take, and each stall holds up the others on the reactor: it is left alone twice as long each time.
+// For how long what may wait of a file's transfers goes by the engine once a call that has stalled is back. A file that stalls again soon
+// is one that is written faster than its disk can take, and each stall holds up the others on the reactor: it is left alone twice as long
+// each time.
 const (
 	leastPause = 100 * time.Millisecond
 	mostPause  = 6400 * time.Millisecond
 	soon       = time.Second
 )
 
-// back says that a write that had stalled is back. On the reactor.
+// back says that a call that had stalled is back. On the reactor.
 func (f *file) back(now time.Duration) {
 	f.stuck--
 	if again := now-f.resume < max(f.pause, soon); again && f.pause > 0 {
@@ -84,35 +86,34 @@ func (r *Reactor) of(o *op) *file {
 	}
 	f := &r.files[o.fd]
 	if f.done != o.done {
-		*f = file{done: o.done, buffered: sys.Buffered(o.fd)}
+		*f = file{done: o.done}
+		f.buffered, f.quiet = sys.FileFlags(o.fd)
 	}
 	return f
 }
 
-// inlineMost is how many bytes a transfer in line may have: a longer write would pass for one that stalls.
+// inlineMost is how many bytes a transfer in line may have: a longer one would pass for one that stalls.
 const inlineMost = 1 << 20
 
 // takesInline tells whether o is to be made by the reactor itself.
 func (r *Reactor) takesInline(o *op) bool {
-	if o.forced || o.sync || o.fd < 0 || o.buf.Bcount > inlineMost {
+	if o.forced || o.sync || o.fd < 0 {
 		return false
 	}
 	f := r.of(o)
 	switch {
 	case !f.buffered:
 		return false
-	case !o.write:
-		return f.reads.try()
-	case f.write == guarded:
+	case o.write:
 		return r.mayStall(f)
 	}
-	return true
+	return (f.quiet && !f.waits || r.mayStall(f)) && f.reads.try()
 }
 
-// mayStall tells whether a write that may wait can be made on the reactor: the engine's transfers would wait with it, and so would all
+// mayStall tells whether a call that may wait can be made on the reactor: the engine's transfers would wait with it, and so would all
 // else if no other thread stood by.
 func (r *Reactor) mayStall(f *file) bool {
-	return r.inEngine == 0 && f.stuck == 0 && r.clock >= f.resume && r.guard.wanted()
+	return r.inEngine == 0 && f.stuck == 0 && r.clock >= f.resume && r.stoodBy()
 }
 
 // A long batch is shown to the drivers of the queues when no more than showLeft bytes of it are left: who is to wake up for what has
@@ -154,42 +155,95 @@ func (r *Reactor) transfer(o *op) (kept bool) {
 	}
 	o.iov = uring.Fill(o.iov, o.data[:min(len(o.data), maxIovecs)])
 	f := r.of(o)
-	if !o.write {
+	switch {
+	case o.write:
+		return r.write(o, f)
+	case f.waits:
+		return r.readWaiting(o, f)
+	case f.quiet:
 		n, errno := sys.Read(o.fd, o.iov, o.off)
-		if errno != 0 {
-			// EAGAIN: it is not in memory. Else the engine shall tell what is wrong.
-			f.reads.failed()
-			o.start()
-			return true
-		}
-		f.reads.worked()
-		o.ended(n, 0)
-		return true
-	}
-	if f.write != guarded {
-		n, errno := sys.Write(o.fd, o.iov, o.off)
-		if errno == 0 {
-			f.write = nowait
-			o.ended(n, 0)
-			return true
-		}
-		if f.write == untried && errno == syscall.EOPNOTSUPP {
-			f.write = guarded
-			r.startGuard()
-		}
-	}
-	if f.write != guarded || !r.mayStall(f) {
+		return r.wasRead(o, f, n, errno)
+	case !r.mayStall(f):
 		o.start()
 		return true
 	}
-	o.place = inCall
-	r.calling = o
-	word := r.guard.enter()
-	n, errno := r.write(o.fd, o.iov, o.off)
-	if !r.guard.leave(word) {
-		o.res, o.errno = n, errno
+	n, errno, kept := r.call(o, r.calls.read)
+	return kept && r.wasRead(o, f, n, errno)
+}
+
+// wasRead ends a read that was tried with RWF_NOWAIT, or has another try made. It is false where the reactor was lost over that.
+func (r *Reactor) wasRead(o *op, f *file, n int, errno syscall.Errno) (kept bool) {
+	switch errno {
+	case 0:
+		f.reads.worked()
+		o.ended(n, 0)
+	case syscall.EOPNOTSUPP:
+		f.waits = true
+		return r.readWaiting(o, f)
+	default:
+		// EAGAIN: it is not in memory. Else the engine shall tell what is wrong.
+		f.reads.failed()
+		o.start()
+	}
+	return true
+}
+
+// A read without RWF_NOWAIT that took longer than slowRead, and a nanosecond for each byte, was none of what is in memory.
+const slowRead = 60 * time.Microsecond
+
+// readWaiting makes a read of a file that knows no RWF_NOWAIT. It is false where the reactor was lost over it.
+//
+// Such a call says nothing of whether it had to wait for the disk, but its time does. Those that had to are no others' business: the
+// engine makes as many at a time as there are.
+func (r *Reactor) readWaiting(o *op, f *file) (kept bool) {
+	if !r.mayStall(f) {
+		o.start()
+		return true
+	}
+	begun := r.Now()
+	n, errno, kept := r.call(o, r.calls.readWaiting)
+	if !kept {
 		return false
+	}
+	if r.Now()-begun > slowRead+time.Duration(n) {
+		f.reads.failed()
+	} else {
+		f.reads.worked()
 	}
 	o.ended(n, errno)
 	return true
+}
+
+// write makes a write. It is false where the reactor was lost over it.
+func (r *Reactor) write(o *op, f *file) (kept bool) {
+	if !r.mayStall(f) {
+		o.start()
+		return true
+	}
+	n, errno, kept := r.call(o, r.calls.write)
+	if kept {
+		o.ended(n, errno)
+	}
+	return kept
+}
+
+// call is a system call of a transfer.
+type call func(fd int, iov []sys.Iovec, off int64) (int, syscall.Errno)
+
+// calls are those that may wait, which are made under the guard: the host's, but in tests.
+type calls struct{ read, readWaiting, write call }
+
+var hostCalls = calls{read: sys.ReadNowait, readWaiting: sys.ReadWaiting, write: sys.WriteWaiting}
+
+// call makes a call of o that may wait. kept is false where the reactor was lost over it: then o has the result, once the call is back.
+func (r *Reactor) call(o *op, c call) (n int, errno syscall.Errno, kept bool) {
+	o.place = inCall
+	r.calling = o
+	word := r.guard.enter()
+	n, errno = c(o.fd, o.iov, o.off)
+	if !r.guard.leave(word) {
+		o.res, o.errno = n, errno
+		return 0, 0, false
+	}
+	return n, errno, true
 }

@@ -3,6 +3,7 @@ package reactor
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -14,15 +15,18 @@ import (
 	"vdev/internal/sys"
 )
 
-// stalling gives a pool's reactor, whose writes without RWF_NOWAIT are those that may wait on every file system, and do so where hold
-// says so.
+// stalling gives a pool's reactor, whose calls that may wait do so where hold says so.
 func stalling(t *testing.T, p *Pool, hold func(off int64)) *Reactor {
 	r := p.Pick()
-	r.Do(func() {
-		r.write = func(fd int, iov []sys.Iovec, off int64) (int, syscall.Errno) {
+	held := func(c call) call {
+		return func(fd int, iov []sys.Iovec, off int64) (int, syscall.Errno) {
 			hold(off)
-			return sys.WriteWaiting(fd, iov, off)
+			return c(fd, iov, off)
 		}
+	}
+	r.Do(func() {
+		h := hostCalls
+		r.calls = calls{read: held(h.read), readWaiting: held(h.readWaiting), write: held(h.write)}
 	})
 	return r
 }
@@ -31,9 +35,7 @@ func stalling(t *testing.T, p *Pool, hold func(off int64)) *Reactor {
 func newFile(t *testing.T, r *Reactor, d devsw.AIODone) *os.File {
 	f := tempFile(t)
 	r.Do(func() {
-		of := r.of(&op{fd: int(f.Fd()), done: d})
-		of.buffered, of.write = true, guarded
-		r.startGuard()
+		r.of(&op{fd: int(f.Fd()), done: d}).buffered = true
 	})
 	awaitStandby(r)
 	return f
@@ -42,7 +44,7 @@ func newFile(t *testing.T, r *Reactor, d devsw.AIODone) *os.File {
 // awaitStandby waits for the reactor's standby, wanting it.
 func awaitStandby(r *Reactor) {
 	for ready := false; !ready; time.Sleep(guardTick) {
-		r.Do(func() { ready = r.guard.wanted() })
+		r.Do(func() { ready = r.stoodBy() })
 	}
 }
 
@@ -203,6 +205,87 @@ func TestAWriteThatStallsHoldsUpNoOther(t *testing.T) {
 	})
 }
 
+// TestAReadThatStallsHoldsUpNoOther: neither one that may have an access time to write down, nor one of a file system that knows no
+// RWF_NOWAIT.
+func TestAReadThatStallsHoldsUpNoOther(t *testing.T) {
+	for _, waits := range []bool{false, true} {
+		t.Run(fmt.Sprintf("waits=%v", waits), func(t *testing.T) {
+			modes(t, func(t *testing.T, p *Pool) {
+				release, held := make(chan struct{}), make(chan struct{}, 1)
+				r := stalling(t, p, func(off int64) {
+					if off == 0 {
+						held <- struct{}{}
+						<-release
+					}
+				})
+				slow, d := newResult(), newResult()
+				stuck, f := newFile(t, r, slow), newFile(t, r, d)
+				want := bytes.Repeat([]byte("0123"), 1024)
+				if _, err := stuck.Write(want); err != nil {
+					t.Fatal(err)
+				}
+				r.Do(func() { r.of(&op{fd: int(stuck.Fd()), done: slow}).waits = waits })
+				b := &devsw.Buf{Data: [][]byte{make([]byte, len(want))}, Bcount: int64(len(want))}
+				r.Post(func() { r.ReadAt(b, int(stuck.Fd()), 0, slow) })
+				<-held
+				for i := range 10 {
+					write(r, f, d, int64(i+1)*16)
+					<-d.ch
+				}
+				// The same file's go by threads, and nothing of it waits in the engine, or the other's would not be made in line.
+				again := &devsw.Buf{Data: [][]byte{make([]byte, 16)}, Bcount: 16}
+				r.Do(func() {
+					o := r.newOp(again, slow)
+					o.fd, o.off, o.data, o.write, o.sync = int(stuck.Fd()), 16, again.Data, false, false
+					o.start()
+					if o.place != inThread || r.inEngine != 0 {
+						t.Errorf("a transfer of a file that is stuck is at %d, and the engine has %d", o.place, r.inEngine)
+					}
+				})
+				<-slow.ch
+				if slow.err != 0 || slow.n != 16 || !bytes.Equal(again.Data[0], want[16:32]) {
+					t.Error("by a thread:", slow.n, slow.err)
+				}
+				close(release)
+				<-slow.ch
+				if slow.err != 0 || slow.n != int64(len(want)) || !bytes.Equal(b.Data[0], want) {
+					t.Error("what stalled:", slow.n, slow.err)
+				}
+			})
+		})
+	}
+}
+
+// TestReadsThatHadToWaitAreLeftToTheEngine, where only their time tells.
+func TestReadsThatHadToWaitAreLeftToTheEngine(t *testing.T) {
+	modes(t, func(t *testing.T, p *Pool) {
+		calls := 0
+		r := stalling(t, p, func(int64) {
+			calls++
+			for begun := time.Now(); time.Since(begun) < 2*slowRead; {
+			}
+		})
+		d := newResult()
+		f := newFile(t, r, d)
+		if _, err := f.Write(make([]byte, 4096)); err != nil {
+			t.Fatal(err)
+		}
+		r.Do(func() { r.of(&op{fd: int(f.Fd()), done: d}).waits = true })
+		const reads = 200
+		for range reads {
+			b := &devsw.Buf{Data: [][]byte{make([]byte, 4096)}, Bcount: 4096}
+			r.Do(func() { r.ReadAt(b, int(f.Fd()), 0, d) })
+			<-d.ch
+			if d.err != 0 || d.n != 4096 {
+				t.Fatal(d.n, d.err)
+			}
+		}
+		if calls == 0 || calls > reads/maxSkip+6 {
+			t.Errorf("%d of %d were made in line", calls, reads)
+		}
+	})
+}
+
 // noDescriptors has the host refuse the process any new descriptor, until restore is called.
 func noDescriptors(t *testing.T) (restore func()) {
 	t.Helper()
@@ -299,7 +382,7 @@ func TestTheReactorEndsWithoutAStandby(t *testing.T) {
 		defer restore()
 		r.Do(func() {
 			r.startGuard()
-			if r.guard.wanted() {
+			if r.stoodBy() {
 				t.Error("there is a standby, and no descriptor to make it with")
 			}
 		})
@@ -410,29 +493,6 @@ func TestWhatIsQueuedIsCancelled(t *testing.T) {
 	})
 }
 
-func TestTheFileSystemIsFoundOutByTheFirstWrite(t *testing.T) {
-	modes(t, func(t *testing.T, p *Pool) {
-		r := p.Pick()
-		f := tempFile(t)
-		probe := []byte{1}
-		iov := sys.Iovec{Base: &probe[0], Len: 1}
-		_, errno := sys.Write(int(f.Fd()), []sys.Iovec{iov}, 0)
-		d := newResult()
-		for i := range 20 {
-			write(r, f, d, int64(i)*16)
-			<-d.ch
-			if d.err != 0 || d.n != 16 {
-				t.Fatal(d.n, d.err)
-			}
-		}
-		r.Do(func() {
-			if got := r.of(&op{fd: int(f.Fd()), done: d}).write; (got == guarded) != (errno == syscall.EOPNOTSUPP) {
-				t.Errorf("%d, and the file system says %v", got, errno)
-			}
-		})
-	})
-}
-
 func TestReadsThatFailInLineAreTriedLessAndLess(t *testing.T) {
 	var s skip
 	tries := 0
@@ -485,10 +545,24 @@ func (m *marker) AIODone(*devsw.Buf, int64, devsw.Errno) {
 	m.left--
 }
 
+// quiet has reads of f leave its access time alone.
+func quiet(t *testing.T, f *os.File) {
+	t.Helper()
+	fd, err := sys.Dup(int(f.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fd.Close()
+	if err := fd.KeepQuiet(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestALongBatchIsShownBeforeItsEnd(t *testing.T) {
 	modes(t, func(t *testing.T, p *Pool) {
 		r := p.Pick()
 		f := tempFile(t)
+		quiet(t, f)
 		if _, err := f.Write(make([]byte, 1<<20)); err != nil {
 			t.Fatal(err)
 		}

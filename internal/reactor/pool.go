@@ -22,7 +22,7 @@ const DefaultPoll = 100 * time.Microsecond
 // Pool is a fixed set of reactors that devices share.
 type Pool struct {
 	reactors []*Reactor
-	workers  *crew // nil in io_uring mode
+	workers  *crew
 	mode     Mode
 
 	mu       sync.Mutex
@@ -46,13 +46,11 @@ func NewPool(c Config) (*Pool, error) {
 	case c.PollMax < 0:
 		c.PollMax = 0
 	}
-	p := &Pool{mode: c.Mode}
+	p := &Pool{mode: c.Mode, workers: newCrew()}
 	switch c.Mode {
 	case "":
 		p.mode = ModeURing
-	case ModeURing:
-	case ModeThreads:
-		p.workers = newCrew()
+	case ModeURing, ModeThreads:
 	default:
 		return nil, fmt.Errorf("%q: %w", c.Mode, ErrMode)
 	}
@@ -102,9 +100,7 @@ func (p *Pool) Close() {
 	for _, r := range p.reactors {
 		r.shutdown()
 	}
-	if p.workers != nil {
-		p.workers.stop()
-	}
+	p.workers.stop()
 }
 
 func newEngine(r *Reactor) (engine, error) {

@@ -7,7 +7,6 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"vdev/internal/sys"
@@ -109,8 +108,10 @@ type Reactor struct {
 	queue    []*op // to be made in line, from next on
 	next     int
 	queued   int64 // bytes of those
+	turns    []*op // that wait for their turn
 	calling  *op   // the last one whose call might have waited
 	files    []file
+	stuck    int // of all files
 	stop     bool
 	requests uint32        // transfers that were begun, modulo 1<<32
 	level    int           // inflight when the last sleep began
@@ -126,11 +127,11 @@ type Reactor struct {
 	idled    time.Duration // slept, or looked for work in vain, since then
 	spare    []func()
 
-	write func(fd int, iov []sys.Iovec, off int64) (int, syscall.Errno) // sys.WriteWaiting, but in tests
+	calls calls
 }
 
 func newReactor(mode Mode, w *crew, pollMax time.Duration) (*Reactor, error) {
-	r := &Reactor{mode: mode, crew: w, pollMax: pollMax, ended: make(chan struct{}), sources: make(map[uint64]*Source), write: sys.WriteWaiting}
+	r := &Reactor{mode: mode, crew: w, pollMax: pollMax, ended: make(chan struct{}), sources: make(map[uint64]*Source), calls: hostCalls}
 	var err error
 	if r.wakeFD, err = sys.NewEventfd(); err != nil {
 		return nil, err
@@ -296,15 +297,15 @@ func (r *Reactor) newThread() (engine, error) {
 
 // loop is the reactor's, on a thread of newThread, with its engine. It returns when the reactor has ended, or another thread has it.
 func (r *Reactor) loop(eng engine) {
-	lost := r.turns()
+	lost := r.goRound()
 	eng.close()
 	if lost != nil {
 		r.complete(lost)
 	}
 }
 
-// turns makes one round after the other, and returns the transfer over which another thread has taken the reactor, or nil at its end.
-func (r *Reactor) turns() (lost *op) {
+// goRound makes one round after the other, and returns the transfer over which another thread has taken the reactor, or nil at its end.
+func (r *Reactor) goRound() (lost *op) {
 	for {
 		worked := false
 		if r.hasPosted.Load() {
@@ -367,6 +368,9 @@ func (r *Reactor) round() (worked bool, lost *op) {
 		if lost := r.runQueue(); lost != nil {
 			return true, lost
 		}
+		worked = true
+	}
+	if r.takeTurns() {
 		worked = true
 	}
 	if r.eng.turn() {
@@ -481,7 +485,7 @@ func (r *Reactor) rest() {
 		timeout = polledPause
 	}
 	r.asleep.Swap(true)
-	if r.hasPosted.Load() || len(r.queue) > 0 {
+	if r.hasPosted.Load() || len(r.queue) > 0 || len(r.turns) > 0 {
 		r.asleep.Store(false)
 		return
 	}
@@ -551,6 +555,7 @@ func (r *Reactor) runPosted() {
 		next := o.next
 		o.next = nil
 		if o.place == inCall {
+			r.stuck--
 			r.of(o).back(r.clock)
 		}
 		o.ended(o.res, o.errno)

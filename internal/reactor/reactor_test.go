@@ -352,16 +352,17 @@ func TestCancelTakesBackWhatNoThreadHasBegun(t *testing.T) {
 	d := newResult()
 	b := &devsw.Buf{Data: [][]byte{make([]byte, 512)}, Bcount: 512}
 	r.Do(func() {
-		// On the reactor no completion comes in between, and put starts no thread for o when none may start.
+		// On the reactor no completion comes in between, and put starts no thread for o when none may start and its file has one.
 		w := r.eng.(*threadsEngine).w.local
 		w.mu.Lock()
 		was := w.running
-		w.running = maxWorkers
+		w.running, w.lanes[d] = maxWorkers, &lane{busy: 1}
 		w.mu.Unlock()
 		r.ReadAt(b, -1, 0, d)
 		r.Cancel(b)
 		w.mu.Lock()
 		w.running = was
+		delete(w.lanes, d)
 		w.mu.Unlock()
 	})
 	<-d.ch

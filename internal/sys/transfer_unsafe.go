@@ -10,23 +10,30 @@ import (
 // Iovec is struct iovec.
 type Iovec = unix.Iovec
 
-// Read is Preadv for who has the iovecs, at most 1024, and does not want to block (RWF_NOWAIT): it fails with EAGAIN where it would
+// Read is Preadv for who has the iovecs, at most 1024, and must not wait (RWF_NOWAIT): it fails with EAGAIN where it would
 // have to, and with EOPNOTSUPP where the file system cannot tell. EINTR is not tried again. It does not allocate.
 //
-// It is a raw system call: since RWF_NOWAIT begins no I/O, not even a readahead (from Linux 5.11 on), it waits for nothing but the
-// caller's pages, as any access to those may.
+// It is a raw system call, and must not be used for a file that keeps access times (FD.KeepQuiet), which may have to be written down: else,
+// since RWF_NOWAIT begins no I/O, not even a readahead (from Linux 5.11 on), it waits for nothing but the caller's pages, as any access to
+// those may.
 func Read(fd int, iov []Iovec, off int64) (int, syscall.Errno) {
 	n, _, errno := unix.RawSyscall6(unix.SYS_PREADV2, uintptr(fd), first(iov), uintptr(len(iov)), uintptr(off), 0, unix.RWF_NOWAIT)
 	return count(n, errno)
 }
 
-// Write is Read's counterpart. Not a raw system call: making room in the page cache may wait, and must not hold up a garbage collection.
-func Write(fd int, iov []Iovec, off int64) (int, syscall.Errno) {
-	n, _, errno := unix.Syscall6(unix.SYS_PWRITEV2, uintptr(fd), first(iov), uintptr(len(iov)), uintptr(off), 0, unix.RWF_NOWAIT)
+// ReadNowait is Read for any file. Not a raw system call: what sleeps must not hold up a garbage collection.
+func ReadNowait(fd int, iov []Iovec, off int64) (int, syscall.Errno) {
+	n, _, errno := unix.Syscall6(unix.SYS_PREADV2, uintptr(fd), first(iov), uintptr(len(iov)), uintptr(off), 0, unix.RWF_NOWAIT)
 	return count(n, errno)
 }
 
-// WriteWaiting is Write where it may block.
+// ReadWaiting is Read where it may block.
+func ReadWaiting(fd int, iov []Iovec, off int64) (int, syscall.Errno) {
+	n, _, errno := unix.Syscall6(unix.SYS_PREADV2, uintptr(fd), first(iov), uintptr(len(iov)), uintptr(off), 0, 0)
+	return count(n, errno)
+}
+
+// WriteWaiting is ReadWaiting's counterpart.
 func WriteWaiting(fd int, iov []Iovec, off int64) (int, syscall.Errno) {
 	n, _, errno := unix.Syscall6(unix.SYS_PWRITEV2, uintptr(fd), first(iov), uintptr(len(iov)), uintptr(off), 0, 0)
 	return count(n, errno)

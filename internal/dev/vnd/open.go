@@ -102,6 +102,8 @@ func (sc *softc) openImage() (*image, error) {
 		return nil, err
 	}
 	sc.identity.Store(&identity)
+	// A read of what is in memory then has nothing to write down, and cannot wait. Whoever may not have that does with less.
+	_ = file.FD.KeepQuiet()
 	conf := sc.conf
 	conf.Bounce = conf.Bounce || file.MayBlock && !conf.Direct && pinned(file.FD.Int())
 	return newImage(file, identity, conf, sc.sector, g), nil
