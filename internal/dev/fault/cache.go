@@ -119,7 +119,7 @@ func (sc *softc) writeBack(x extent, flags devsw.BufFlag) devsw.Errno {
 	return 0
 }
 
-// maxWrite bounds a write of writeOut in bytes.
+// maxWrite bounds a write of writeOut in bytes, and a transfer that is looked up in the cache, or put there, in a context.
 const maxWrite = 1 << 20
 
 // writeOut writes sectors to the lower device in order, neighbours together, and waits for it.

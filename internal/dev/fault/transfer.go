@@ -147,6 +147,12 @@ func (d *Driver) cancelBuf(b *devsw.Buf) {
 // that issued it.
 func (sc *softc) begin(b *devsw.Buf, v verdict, inContext bool) {
 	n := b.Bcount
+	if inContext && sc.cache != nil && n > maxWrite {
+		// The cache is looked through, and copied to and from, at a length that a context does not have for one transfer.
+		b.InContext = false
+		go sc.begin(b, v, false)
+		return
+	}
 	b.InContext = inContext
 	switch {
 	case v.crash != nil:

@@ -3,6 +3,7 @@ package md
 import (
 	"fmt"
 	"math"
+	"sync/atomic"
 
 	"vdev/devsw"
 	"vdev/internal/dev/disk"
@@ -31,13 +32,16 @@ type softc struct {
 	opens  disk.Opens
 	mem    []byte
 	medium disk.Medium
+
+	cancelled atomic.Bool // d_cancel of the block device has been, d_close has not
 }
 
 // New attaches the driver to t under the name "md".
 func New(t *devsw.Table) (*Driver, error) {
 	d := new(Driver)
 	err := d.Attach(t, "md", bmajor, cmajor, disk.Funcs{
-		Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, Ioctl: d.ioctl, Psize: d.psize, Discard: d.discard,
+		Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, CancelBuf: d.cancelBuf, Ioctl: d.ioctl,
+		Psize: d.psize, Discard: d.discard,
 	}, (*softc).retire)
 	if err != nil {
 		return nil, err
@@ -137,14 +141,31 @@ func (d *Driver) open(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error {
 	return sc.opens.Open(mode)
 }
 
-// cancel is d_cancel. There is nothing to interrupt: all operations end by themselves, without waiting for anything.
-func (d *Driver) cancel(devsw.Dev, devsw.Flag, devsw.Mode) error { return nil }
+// cancel is d_cancel. All operations end by themselves, without waiting for anything, but a transfer that goes on in several turns is
+// given up between two of them.
+func (d *Driver) cancel(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
+	// Those of the character device have no context, and no turns.
+	if sc := d.Get(dev); sc != nil && mode == devsw.IFBLK {
+		sc.cancelled.Store(true)
+	}
+	return nil
+}
+
+// cancelBuf is CancelBuf.
+func (d *Driver) cancelBuf(b *devsw.Buf) {
+	if b.AIO != nil {
+		b.AIO.Cancel(b)
+	}
+}
 
 // close is d_close.
 func (d *Driver) close(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
 	sc := d.Get(dev)
 	if sc == nil {
 		return devsw.ENXIO
+	}
+	if mode == devsw.IFBLK {
+		sc.cancelled.Store(false)
 	}
 	sc.opens.Close(mode)
 	return nil
@@ -158,15 +179,23 @@ func (d *Driver) strategy(b *devsw.Buf) {
 		b.Fail(devsw.ENXIO)
 		return
 	}
-	off, n, ok := disk.Check(b, sc.medium)
-	if !ok {
-		return
+	if _, n, ok := disk.Check(b, sc.medium); ok {
+		disk.Transfer(b, n, sc)
 	}
-	if b.Error = b.MoveAt(sc.mem[off:off+n], 0); b.Error != 0 {
-		n = 0
+}
+
+// Copy implements disk.Copier.
+func (sc *softc) Copy(b *devsw.Buf, off, n int64) devsw.Errno {
+	at := b.Blkno*devsw.DEVBSIZE + off
+	return b.MoveAt(sc.mem[at:at+n], off)
+}
+
+// AIODone goes on with a transfer that takes several turns.
+func (sc *softc) AIODone(b *devsw.Buf, _ int64, e devsw.Errno) {
+	if e == 0 && sc.cancelled.Load() {
+		e = devsw.ECANCELED
 	}
-	b.Resid = b.Bcount - n
-	b.Biodone()
+	disk.Continue(b, min(b.Bcount, sc.medium.Size-b.Blkno*devsw.DEVBSIZE), e, sc)
 }
 
 // ioctl is d_ioctl.

@@ -1,11 +1,13 @@
 // Package null is a disk that keeps nothing, for measuring what stands above it: writes vanish, and reads leave the memory
 // as it is or, where wanted, make it zero. QEMU's null-co is the model; NetBSD has no such disk.
 //
-// Concurrency: transfers have ended when d_strategy returns, and take no lock.
+// Concurrency: transfers have ended when d_strategy returns, but for long reads of zeroes in a context with turns (devsw.Turner),
+// and take no lock.
 package null
 
 import (
 	"fmt"
+	"sync/atomic"
 
 	"vdev/devsw"
 	"vdev/internal/dev/disk"
@@ -27,13 +29,16 @@ type softc struct {
 	opens      disk.Opens
 	medium     disk.Medium
 	readZeroes bool
+
+	cancelled atomic.Bool // d_cancel of the block device has been, d_close has not
 }
 
 // New attaches the driver to t under the name "null", with majors of the table's choice.
 func New(t *devsw.Table) (*Driver, error) {
 	d := new(Driver)
 	err := d.Attach(t, "null", devsw.NODEVMAJOR, devsw.NODEVMAJOR, disk.Funcs{
-		Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, Ioctl: d.ioctl, Psize: d.psize, Discard: d.discard,
+		Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, CancelBuf: d.cancelBuf, Ioctl: d.ioctl,
+		Psize: d.psize, Discard: d.discard,
 	}, func(sc *softc) error { return sc.opens.Retire() })
 	if err != nil {
 		return nil, err
@@ -88,14 +93,29 @@ func (d *Driver) open(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error {
 	return sc.opens.Open(mode)
 }
 
-// cancel is d_cancel. There is nothing to interrupt.
-func (d *Driver) cancel(devsw.Dev, devsw.Flag, devsw.Mode) error { return nil }
+// cancel is d_cancel. There is nothing to interrupt, but a transfer that goes on in several turns is given up between two of them.
+func (d *Driver) cancel(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
+	if sc := d.Get(dev); sc != nil && mode == devsw.IFBLK {
+		sc.cancelled.Store(true)
+	}
+	return nil
+}
+
+// cancelBuf is CancelBuf.
+func (d *Driver) cancelBuf(b *devsw.Buf) {
+	if b.AIO != nil {
+		b.AIO.Cancel(b)
+	}
+}
 
 // close is d_close.
 func (d *Driver) close(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
 	sc := d.Get(dev)
 	if sc == nil {
 		return devsw.ENXIO
+	}
+	if mode == devsw.IFBLK {
+		sc.cancelled.Store(false)
 	}
 	sc.opens.Close(mode)
 	return nil
@@ -114,12 +134,22 @@ func (d *Driver) strategy(b *devsw.Buf) {
 		return
 	}
 	if sc.readZeroes && b.Op == devsw.BRead {
-		if b.Error = disk.Zero(b, 0, n); b.Error != 0 {
-			n = 0
-		}
+		disk.Transfer(b, n, sc)
+		return
 	}
 	b.Resid = b.Bcount - n
 	b.Biodone()
+}
+
+// Copy implements disk.Copier.
+func (sc *softc) Copy(b *devsw.Buf, off, n int64) devsw.Errno { return disk.Zero(b, off, n) }
+
+// AIODone goes on with a transfer that takes several turns.
+func (sc *softc) AIODone(b *devsw.Buf, _ int64, e devsw.Errno) {
+	if e == 0 && sc.cancelled.Load() {
+		e = devsw.ECANCELED
+	}
+	disk.Continue(b, min(b.Bcount, sc.medium.Size-b.Blkno*devsw.DEVBSIZE), e, sc)
 }
 
 // ioctl is d_ioctl.
