@@ -35,7 +35,7 @@ const MaxSerial = idSize
 // turns, and messages of the front-end wait for neither: a driver may copy data on the reactor.
 const (
 	budget      = 128
-	budgetBytes = 32 << 20
+	budgetBytes = 4 << 20
 )
 
 // Config says what a Device serves.
