@@ -6,15 +6,15 @@ import (
 	"vdev/devsw"
 )
 
-// What is long is done in pieces, so that it holds up the others on the reactor, by no more than turnBytes in each of its rounds, whatever
+// What is long is done in pieces, so that it holds up the others on the reactor, by no more than turnBytes, and what the last one has, in each of its rounds, whatever
 // the number and length of the transfers. In between it can be cancelled.
 const (
-	// pieceMost is how many bytes of a transfer the engine is given at once. What is in memory it copies then and there.
-	pieceMost = 4 << 20
-	// turnBytes is how many bytes of transfers longer than inlineMost are begun in a round.
-	turnBytes = pieceMost
-	// turnShare is how many of those bytes a driver's turn counts for.
-	turnShare = turnBytes / 4
+	// wholeMost is how long a transfer may be that the engine is given in one piece: what guests send is not longer, as a rule.
+	wholeMost = 4 << 20
+	// pieceMost is how many bytes of a longer one the engine is given at once. What is in memory it copies then and there.
+	pieceMost = 1 << 20
+	// turnBytes is after how many bytes of transfers longer than inlineMost no further one is begun in a round.
+	turnBytes = 1 << 20
 )
 
 var _ devsw.Turner = (*Reactor)(nil)
@@ -47,12 +47,12 @@ func (r *Reactor) takeTurns() (any bool) {
 		n++
 		switch {
 		case o.fd == noFile:
-			bytes += turnShare
+			bytes = turnBytes
 			o.turn()
 		case o.cancelled:
 			o.ended(0, syscall.ECANCELED)
 		default:
-			bytes += min(o.buf.Bcount-o.moved, pieceMost)
+			bytes += o.pieceBytes()
 			o.start()
 		}
 	}
@@ -74,9 +74,17 @@ func (o *op) turn() {
 	done.AIODone(b, 0, errno)
 }
 
-// piece is what is to be transferred next of o: all that is left, or pieceMost bytes of it.
+// pieceBytes is how many bytes piece has.
+func (o *op) pieceBytes() int64 {
+	if left := o.buf.Bcount - o.moved; o.buf.Bcount <= wholeMost || left < pieceMost {
+		return left
+	}
+	return pieceMost
+}
+
+// piece is what is to be transferred next of o: all that is left, or a part of it where that is long.
 func (o *op) piece() [][]byte {
-	if o.buf.Bcount <= pieceMost {
+	if o.buf.Bcount <= wholeMost {
 		return o.data
 	}
 	o.part = o.part[:0]

@@ -20,7 +20,7 @@ func (c *rounds) Poll() bool { c.n++; return !c.until() }
 
 // TestALongTransferLetsTheOthersHaveTheirTurn: the reactor never does more of it in one round than is fixed.
 func TestALongTransferLetsTheOthersHaveTheirTurn(t *testing.T) {
-	const length = 10*pieceMost + 512
+	const length = 10*wholeMost + 512
 	modes(t, func(t *testing.T, p *Pool) {
 		r := p.Pick()
 		f := tempFile(t)
