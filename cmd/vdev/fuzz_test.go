@@ -47,6 +47,9 @@ func (d driverSpec) text() string {
 	if d.nbd.delay != 0 {
 		add("reconnect-delay=%v", d.nbd.delay)
 	}
+	if d.nbd.unflushed != 0 {
+		add("unflushed=%s", unflushedNames[d.nbd.unflushed])
+	}
 	for key, on := range map[string]bool{
 		"read-only": d.readOnly, "direct": d.direct, "bounce": d.bounce && d.name == "vnd", "no-discard": d.noDiscard, "snapshot": d.qemu.snapshot,
 	} {
