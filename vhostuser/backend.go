@@ -100,10 +100,14 @@ func New(cfg Config) (*Backend, error) {
 	return b, nil
 }
 
+// blockedPause is how long a device is without a front-end after one has made a reactor wait by an eventfd, for up to 10 ms: all else on
+// the reactor has waited too, and shall not do so for more than a hundredth of its time.
+const blockedPause = time.Second
+
 // ServeConn serves one front-end on a connected socket, and closes it. It returns nil when the front-end has hung up between
 // two messages and when ctx is done; in any case all rings have stopped then, and everything that came over the connection is
 // released. Other errors say why the connection was ended: a *ProtocolError, a *RingError, or the host's. ErrBusy is for a
-// second front-end at the same time.
+// second front-end at the same time. After a front-end whose eventfds have made a reactor wait it returns a second later.
 func (b *Backend) ServeConn(ctx context.Context, c *net.UnixConn) error {
 	b.mu.Lock()
 	if b.current != nil {
@@ -119,6 +123,12 @@ func (b *Backend) ServeConn(ctx context.Context, c *net.UnixConn) error {
 	err := s.run()
 	// Only now: to the front-end its memory is used no more when the socket is closed.
 	c.Close()
+	if s.blocked.Load() {
+		select {
+		case <-time.After(blockedPause):
+		case <-ctx.Done():
+		}
+	}
 	b.mu.Lock()
 	b.current = nil
 	b.mu.Unlock()

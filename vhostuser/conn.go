@@ -25,6 +25,19 @@ func (m *message) takeFD(i int) *sys.FD {
 	return f
 }
 
+// takeEventfd is takeFD for the message's first descriptor, which must be an eventfd. A pipe or a file could make whoever writes to it or
+// watches it wait, or be ready all the time. (QEMU sends pipes where the host has no eventfds, which every Linux has.)
+func (m *message) takeEventfd() (*sys.FD, error) {
+	ok, kind, err := sys.IsEventfd(m.fds[0].Int())
+	switch {
+	case err != nil:
+		return nil, err
+	case !ok:
+		return nil, &DescriptorError{Kind: string(kind), Want: string(sys.KindEventfd)}
+	}
+	return m.takeFD(0), nil
+}
+
 // close closes the descriptors that nobody took, and the reply's.
 func (m *message) close() {
 	sys.CloseAll(m.fds)

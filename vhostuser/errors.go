@@ -19,11 +19,21 @@ func (e *FieldError) Error() string {
 	return fmt.Sprintf("%s %#x, must be %s", e.Field, e.Value, e.Want)
 }
 
+// DescriptorError says that a descriptor that came with a message is not of the kind that it must be.
+type DescriptorError struct {
+	Kind string // what it is, as in "a pipe"
+	Want string // what it must be, as in "an eventfd"
+}
+
+func (e *DescriptorError) Error() string {
+	return fmt.Sprintf("the descriptor is %s, must be %s", e.Kind, e.Want)
+}
+
 // ProtocolError says that a front-end's message was refused. It ends the connection, unless the front-end asked for an
 // acknowledgement, which then tells it.
 type ProtocolError struct {
 	Request Request
-	Err     error // a *FieldError, a *RingError, the host's, or the Device's own
+	Err     error // a *FieldError, a *DescriptorError, a *RingError, the host's, or the Device's own
 }
 
 func (e *ProtocolError) Error() string { return fmt.Sprintf("vhostuser: %v: %v", e.Request, e.Err) }
@@ -47,6 +57,10 @@ type FaultError struct {
 }
 
 func (e *FaultError) Error() string { return fmt.Sprintf("fault on guest memory at %#x", e.Addr) }
+
+// errBlocked says that the front-end has filled the counter of an eventfd and taken O_NONBLOCK away, and the reactor had to wait over it.
+// It breaks the ring and ends the connection.
+var errBlocked = errors.New("a write to an eventfd of the front-end's had to wait, since its counter is full and O_NONBLOCK is not set")
 
 // errHangup ends a session whose front-end has closed the connection between two messages.
 var errHangup = errors.New("vhostuser: the front-end has closed the connection")

@@ -360,9 +360,20 @@ func newRigOn(t testing.TB, dev *reverser, aio string) *rig {
 func newRigFor(t testing.TB, served vhostuser.Device, dev *reverser, aio string) *rig {
 	t.Helper()
 	checkFDs(t)
+	return newRigServing(t, served, dev, newReactorsOn(t, aio))
+}
+
+// newRigWith makes a rig on reactors that it may share with others.
+func newRigWith(t testing.TB, dev *reverser, reactors *vhostuser.Reactors) *rig {
+	t.Helper()
+	return newRigServing(t, dev, dev, reactors)
+}
+
+func newRigServing(t testing.TB, served vhostuser.Device, dev *reverser, reactors *vhostuser.Reactors) *rig {
+	t.Helper()
 	g := &rig{t: t, dev: dev, served: make(chan error, 1), mem: newMem(t)}
 	var err error
-	g.backend, err = vhostuser.New(vhostuser.Config{Device: served, Reactors: newReactorsOn(t, aio), Trace: g.rec.trace})
+	g.backend, err = vhostuser.New(vhostuser.Config{Device: served, Reactors: reactors, Trace: g.rec.trace})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -398,6 +409,23 @@ func (g *rig) wait() error {
 	g.cancel()
 	g.Close()
 	return g.result
+}
+
+// waitCancelled is wait for a connection that has ended by itself; what ServeConn waits for behind it is cut short.
+func (g *rig) waitCancelled() error {
+	g.t.Helper()
+	for timeout := time.After(vhostusertest.Timeout); ; {
+		if _, _, err := g.Receive(); err != nil {
+			break
+		}
+		select {
+		case <-timeout:
+			g.t.Fatal("the connection goes on")
+		default:
+		}
+	}
+	g.cancel()
+	return g.wait()
 }
 
 // hangUp closes the connection, and returns what ServeConn did.

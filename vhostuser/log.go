@@ -27,8 +27,12 @@ func (s *session) setLogBase(m *message) ([]byte, error) {
 
 // setLogFD takes the descriptor that is signalled when something was marked.
 func (s *session) setLogFD(m *message) ([]byte, error) {
+	fd, err := m.takeEventfd()
+	if err != nil {
+		return nil, err
+	}
 	old := s.logFD
-	s.logFD = m.takeFD(0)
+	s.logFD = fd
 	s.relog()
 	closeFD(&old)
 	return nil, nil

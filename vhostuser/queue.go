@@ -74,13 +74,13 @@ func newSignal(f *sys.FD) signal {
 	return signal{fd: f.Int(), mayBlock: err != nil || !nonblock}
 }
 
-// send signals. A descriptor that is full has a reader with something to look at, and one that fails has none; the
-// front-end answers for what it sent.
-func (s signal) send() {
-	if s.fd < 0 || s.mayBlock && !sys.Writable(s.fd) {
-		return
+// send signals, on r. A descriptor that is full has a reader with something to look at, and one that fails has none; the
+// front-end answers for what it sent. It returns errBlocked where the front-end has made it wait.
+func (s signal) send(r *Reactor) error {
+	if s.fd < 0 || s.mayBlock && !sys.Writable(s.fd) || r.Signal(s.fd) {
+		return nil
 	}
-	_ = sys.EventfdWrite(s.fd)
+	return errBlocked
 }
 
 // Index returns the ring's index. Any goroutine.
@@ -406,7 +406,20 @@ func (q *Queue) fail(err error) {
 	q.broken = err
 	q.vq.Break(err)
 	q.s.b.event(Event{Kind: EventBreak, Ring: q.index, Err: err})
-	q.errs.send()
+	q.signal(q.errs)
+}
+
+// signal signals the front-end. One that makes the reactor wait over it loses the ring and the connection, and is signalled no more: with
+// a descriptor for each of its rings it could make it wait as often.
+func (q *Queue) signal(to signal) {
+	if q.s.blocked.Load() {
+		return
+	}
+	if err := to.send(q.reactor); err != nil {
+		q.s.blocked.Store(true)
+		q.fail(err)
+		q.s.end(&RingError{Ring: q.index, Err: err})
+	}
 }
 
 // poller is what the reactor sees of a Queue.
@@ -476,7 +489,7 @@ func (q poller) Flush() {
 	}
 	defer q.RecoverFault()
 	if q.vq.Publish() {
-		q.call.send()
+		q.signal(q.call)
 	}
-	q.logged.send()
+	q.signal(q.logged)
 }

@@ -154,7 +154,8 @@ func (s *session) vringFD(m *message) (*ring, *sys.FD, error) {
 	if want == 0 {
 		return r, nil, nil
 	}
-	return r, m.takeFD(0), nil
+	fd, err := m.takeEventfd()
+	return r, fd, err
 }
 
 // setVringKick starts the ring. Without a descriptor it is polled.
@@ -323,7 +324,7 @@ func (s *session) start(r *ring) error {
 	q.reactor.Do(func() {
 		q.paused = false
 		// A call may have been lost on the way here, with the descriptor or the back-end before this one.
-		q.call.send()
+		q.signal(q.call)
 		q.src.Wake()
 	})
 	return nil
@@ -333,10 +334,24 @@ func (s *session) start(r *ring) error {
 func (s *session) breakRing(r *ring, err error) {
 	r.broken = err
 	s.b.event(Event{Kind: EventBreak, Ring: r.index, Err: err})
-	newSignal(r.er).send()
+	s.signalBroken(r)
 	if fault := (*FaultError)(nil); errors.As(err, &fault) {
 		s.end(&RingError{r.index, err})
 	}
+}
+
+// signalBroken signals the error descriptor of a ring that does not run.
+func (s *session) signalBroken(r *ring) {
+	if r.er == nil || s.blocked.Load() {
+		return
+	}
+	errs, reactor := newSignal(r.er), s.b.reactors.Pick()
+	reactor.Do(func() {
+		if err := errs.send(reactor); err != nil {
+			s.blocked.Store(true)
+			s.end(&RingError{r.index, err})
+		}
+	})
 }
 
 // detach sees to it that nothing more is fetched from a running ring when it returns.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -18,7 +19,7 @@ const virtioFeaturesOK = 8
 
 // session is one front-end's connection. What a second SET_OWNER starts anew is reset by restart.
 //
-// Everything in it belongs to the connection's goroutine, but for ctx and end, and notify and look, which have locks of their own.
+// Everything in it belongs to the connection's goroutine, but for ctx, end and blocked, and notify and look, which have locks of their own.
 type session struct {
 	b      *Backend
 	c      *conn
@@ -27,6 +28,8 @@ type session struct {
 	ctx    context.Context // of parent; done when the session is to end; its cause says why
 	end    context.CancelCauseFunc
 	notify notifier
+
+	blocked atomic.Bool // an eventfd of the front-end's has made a reactor wait
 
 	mu          sync.Mutex
 	interrupted bool          // the connection's reads and writes fail from now on

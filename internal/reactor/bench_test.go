@@ -88,3 +88,29 @@ func newBenchPool(b *testing.B, mode Mode, pollMax time.Duration) *Pool {
 	b.Cleanup(p.Close)
 	return p
 }
+
+// BenchmarkSignal is a write to an eventfd, watched, and as it would be without.
+func BenchmarkSignal(b *testing.B) {
+	fd, err := sys.NewEventfd()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer fd.Close()
+	r := newBenchPool(b, ModeURing, 0).Pick()
+	for _, bc := range []struct {
+		name   string
+		signal func()
+	}{
+		{"watched", func() { r.Signal(fd.Int()) }},
+		{"bare", func() { _ = sys.EventfdWrite(fd.Int()) }},
+	} {
+		b.Run(bc.name, func(b *testing.B) {
+			b.ReportAllocs()
+			r.Do(func() {
+				for b.Loop() {
+					bc.signal()
+				}
+			})
+		})
+	}
+}

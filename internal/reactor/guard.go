@@ -3,6 +3,8 @@ package reactor
 import (
 	"sync/atomic"
 	"time"
+
+	"vdev/internal/sys"
 )
 
 // guard watches a reactor's thread while it is in a system call that may wait for the storage, and has another one, which stands by, take
@@ -188,6 +190,7 @@ func (r *Reactor) standBy(s *standby) {
 // goOn makes the reactor, whose thread is stuck in r.calling, that of the calling goroutine and of eng.
 func (r *Reactor) goOn(eng engine) {
 	r.eng = eng
+	r.signals.tid = sys.ThreadID()
 	r.Now()
 	r.of(r.calling).stuck++
 	r.stuck++

@@ -88,6 +88,7 @@ type Reactor struct {
 
 	completed atomic.Pointer[op] // ended elsewhere (threads, a call that stalled), linked by next, newest first
 	guard     guard
+	signals   signals
 
 	hasPosted atomic.Bool
 	asleep    atomic.Bool // who posts is to wake it
@@ -136,6 +137,7 @@ func newReactor(mode Mode, w *crew, pollMax time.Duration) (*Reactor, error) {
 	if r.wakeFD, err = sys.NewEventfd(); err != nil {
 		return nil, err
 	}
+	r.signals.wake = make(chan struct{}, 1)
 	ready := make(chan error)
 	r.threads.Go(func() {
 		eng, err := r.newThread()
@@ -146,6 +148,7 @@ func newReactor(mode Mode, w *crew, pollMax time.Duration) (*Reactor, error) {
 		r.eng = eng
 		r.counted = r.Now()
 		r.usage.set(r.clock, 0)
+		r.signals.tid = sys.ThreadID()
 		close(ready)
 		r.loop(eng)
 	})
@@ -158,6 +161,7 @@ func newReactor(mode Mode, w *crew, pollMax time.Duration) (*Reactor, error) {
 		<-r.ended
 		return nil, err
 	}
+	go r.watchSignals()
 	return r, nil
 }
 

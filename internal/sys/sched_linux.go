@@ -44,3 +44,12 @@ func ProcessCPU(pid int) (time.Duration, error) {
 	}
 	return time.Duration(ts.Nano()), nil
 }
+
+// ThreadID is the calling thread's number. It is the goroutine's for as long as that is locked to its thread.
+func ThreadID() int { return unix.Gettid() }
+
+// Interrupt makes a system call return that waits in the thread tid of this process and can be interrupted; the kernel begins it anew. It
+// uses SIGURG, which the Go runtime sends to its threads too, and does nothing about where nobody has asked for it.
+func Interrupt(tid int) error {
+	return os.NewSyscallError("tgkill", unix.Tgkill(unix.Getpid(), tid, unix.SIGURG))
+}
