@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"vdev/internal/guestmem"
 	"vdev/internal/reactor"
 	"vdev/internal/sys"
 )
@@ -53,6 +54,10 @@ type Config struct {
 	// NotMigratable says that the device is never migrated: VHOST_F_LOG_ALL is not offered, without which a front-end refuses
 	// to. Then a Device may leave requests in the in-flight region at every stop.
 	NotMigratable bool
+	// AnyMemoryFiles has guest memory, in-flight region and log accepted in any kind of file. Otherwise they must be memfds or files of
+	// tmpfs or hugetlbfs (ErrMemoryFile): with another file, storage or a server that does not answer holds up the whole process, and with
+	// it all other devices.
+	AnyMemoryFiles bool
 	// Trace, if it is not nil, is told of every message and of what happens to the rings. It is called on the connection's
 	// goroutine and on the reactors, also at the same time, and must not block.
 	Trace func(Event)
@@ -67,6 +72,8 @@ type Backend struct {
 	configSize int
 
 	notMigratable bool
+	closer        closer
+	space         guestmem.Space // of all front-ends, one after the other: what one leaves in use counts for the next
 
 	keeper StateKeeper   // dev, where it is one
 	told   ConfigWatcher // likewise
@@ -91,6 +98,7 @@ func New(cfg Config) (*Backend, error) {
 	}
 	b.keeper, _ = cfg.Device.(StateKeeper)
 	b.told, _ = cfg.Device.(ConfigWatcher)
+	b.space.AnyFiles = cfg.AnyMemoryFiles
 	if n := b.numQueues; n < 1 || n > int(VringIndexMask)+1 {
 		return nil, fmt.Errorf("vhostuser: device has %d queues, must be 1 to %d", n, VringIndexMask+1)
 	}
@@ -115,7 +123,7 @@ func (b *Backend) ServeConn(ctx context.Context, c *net.UnixConn) error {
 		b.refuse(c)
 		return ErrBusy
 	}
-	s := newSession(ctx, b, newConn(c))
+	s := newSession(ctx, b, newConn(c, &b.closer))
 	b.current = s
 	b.mu.Unlock()
 

@@ -15,6 +15,7 @@ type message struct {
 	flags   uint32
 	payload []byte    // a part of the conn's buffer, valid until the next read
 	fds     []*sys.FD // owned by the message, except those that were taken
+	closer  *closer   // of descriptors that nobody took
 	reply   *sys.FD   // what is sent along with the reply, if not nil; owned by the message
 }
 
@@ -40,7 +41,11 @@ func (m *message) takeEventfd() (*sys.FD, error) {
 
 // close closes the descriptors that nobody took, and the reply's.
 func (m *message) close() {
-	sys.CloseAll(m.fds)
+	for _, f := range m.fds {
+		if f != nil {
+			m.closer.close(f)
+		}
+	}
 	m.fds = nil
 	closeFD(&m.reply)
 }
@@ -48,15 +53,16 @@ func (m *message) close() {
 // conn frames messages.
 type conn struct {
 	uc     *net.UnixConn
+	closer *closer
 	header [HeaderSize]byte
 	buf    [maxPayload]byte
 	oob    []byte
 	out    []byte
 }
 
-func newConn(uc *net.UnixConn) *conn {
+func newConn(uc *net.UnixConn, c *closer) *conn {
 	// Room for as many descriptors as can come at all, so that all of them are received, and closed.
-	return &conn{uc: uc, oob: make([]byte, sys.RightsSpace(sys.MaxRights))}
+	return &conn{uc: uc, closer: c, oob: make([]byte, sys.RightsSpace(sys.MaxRights))}
 }
 
 // errTruncated says that descriptors of a message were lost on the way.
@@ -68,7 +74,7 @@ var errTruncated = errors.New("descriptors were cut off (out of file descriptors
 // first byte of what was sent with them, and are this message's whether the sender sent it in one piece or more. begun is
 // called when the header is there.
 func (c *conn) read(m *message, begun func()) error {
-	*m = message{}
+	*m = message{closer: c.closer}
 	if err := c.readFull(m, c.header[:]); err != nil {
 		m.close()
 		return err

@@ -3,10 +3,20 @@ package vhostuser
 import (
 	"errors"
 	"fmt"
+
+	"vdev/internal/guestmem"
 )
 
 // ErrBusy is returned by ServeConn while another front-end is being served.
 var ErrBusy = errors.New("vhostuser: another front-end is connected")
+
+// Wrapped by the errors of messages that share memory.
+var (
+	// ErrMemoryFile: the file is none of those that are taken (see Config.AnyMemoryFiles).
+	ErrMemoryFile = guestmem.ErrFile
+	// ErrMemorySpace: this front-end, or all front-ends of the process together, would share more than may be mapped.
+	ErrMemorySpace = guestmem.ErrSpace
+)
 
 // FieldError says which field of a message, or of what came with it, has a value that it must not have.
 type FieldError struct {

@@ -97,8 +97,12 @@ func (s *session) setInflightFD(m *message) ([]byte, error) {
 	if d.MmapOffset%8 != 0 {
 		return nil, field("mmap offset", d.MmapOffset, "a multiple of 8")
 	}
+	fd, err := s.takeMemory(m, 0)
+	if err != nil {
+		return nil, err
+	}
 	// Not more than is used: the rest is not ours to map. The state page is not mapped at all.
-	region, err := guestmem.Map(0, d.size(), 0, d.MmapOffset, m.takeFD(0))
+	region, err := s.b.space.Map(0, d.size(), 0, d.MmapOffset, fd)
 	if err != nil {
 		return nil, err
 	}

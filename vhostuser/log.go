@@ -1,7 +1,6 @@
 package vhostuser
 
 import (
-	"vdev/internal/guestmem"
 	"vdev/virtq"
 )
 
@@ -12,7 +11,7 @@ import (
 // The log need not cover all of guest memory; a ring breaks when something is to be marked outside of it.
 func (s *session) setLogBase(m *message) ([]byte, error) {
 	d := ParseLogBase(m.payload)
-	log, err := guestmem.NewLog(m.fds[0], d.MmapSize, d.MmapOffset)
+	log, err := s.b.space.NewLog(m.fds[0], d.MmapSize, d.MmapOffset)
 	if err != nil {
 		return nil, err
 	}

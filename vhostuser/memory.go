@@ -22,7 +22,7 @@ func (s *session) setMemTable(m *message) ([]byte, error) {
 		}
 	}()
 	for i, t := range table {
-		r, err := mapRegion(t, m.takeFD(i))
+		r, err := s.mapRegion(t, m, i)
 		if err != nil {
 			return nil, err
 		}
@@ -44,7 +44,7 @@ func (s *session) addMemReg(m *message) ([]byte, error) {
 			return nil, nil
 		}
 	}
-	r, err := mapRegion(d, m.takeFD(0))
+	r, err := s.mapRegion(d, m, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -69,8 +69,22 @@ func (s *session) remMemReg(m *message) ([]byte, error) {
 	return nil, nil
 }
 
-func mapRegion(d MemoryRegion, fd *sys.FD) (*guestmem.Region, error) {
-	return guestmem.Map(d.GuestPhys, d.Size, d.UserAddr, d.MmapOffset, fd)
+// mapRegion maps what d describes of the i-th descriptor of m.
+func (s *session) mapRegion(d MemoryRegion, m *message, i int) (*guestmem.Region, error) {
+	fd, err := s.takeMemory(m, i)
+	if err != nil {
+		return nil, err
+	}
+	return s.b.space.Map(d.GuestPhys, d.Size, d.UserAddr, d.MmapOffset, fd)
+}
+
+// takeMemory takes the i-th descriptor of m, of which memory is to be mapped. One that is refused stays the message's, which knows how to
+// close it.
+func (s *session) takeMemory(m *message, i int) (*sys.FD, error) {
+	if err := s.b.space.Admits(m.fds[i]); err != nil {
+		return nil, err
+	}
+	return m.takeFD(i), nil
 }
 
 // setMemory makes mem, to which it takes over the caller's reference, the current generation. When it returns, no ring

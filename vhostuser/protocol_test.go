@@ -396,7 +396,7 @@ func TestFieldsOutOfRangeAreRefused(t *testing.T) {
 		{"in-flight region at an odd place", vhostuser.SetInflightFD, inflight(192, 4, 1, 8), 1, "mmap offset 0x4"},
 		{"in-flight region beyond its file", vhostuser.SetInflightFD, inflight(1<<20, 0, 2, 128), 1, "file ends"},
 		{"in-flight region far beyond its file", vhostuser.SetInflightFD, inflight(192, ^uint64(7), 1, 8), 1, "overflow"},
-		{"back-end channel that is no socket", vhostuser.SetBackendReqFD, nil, 1, "not a Unix stream socket"},
+		{"back-end channel that is no socket", vhostuser.SetBackendReqFD, nil, 1, "must be a Unix stream socket"},
 	} {
 		t.Run(fmt.Sprintf("%v/%s", c.req, c.name), func(t *testing.T) {
 			g := newRig(t, newReverser(2))

@@ -3,7 +3,6 @@ package vhostuser
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
@@ -392,11 +391,13 @@ func (s *session) parseConfig(m *message) (ConfigSpace, error) {
 
 // setBackendReqFD takes the socket for messages of ours.
 func (s *session) setBackendReqFD(m *message) ([]byte, error) {
-	fd := m.takeFD(0)
-	if info, err := sys.Socket(fd.Int()); err != nil || !info.Unix || !info.Stream {
-		fd.Close()
-		return nil, fmt.Errorf("descriptor is not a Unix stream socket: %w", errors.Join(err, syscall.EINVAL))
+	if info, err := sys.Socket(m.fds[0].Int()); err != nil || !info.Unix || !info.Stream {
+		kind, err := sys.KindOf(m.fds[0].Int())
+		if err != nil {
+			return nil, err
+		}
+		return nil, &DescriptorError{Kind: string(kind), Want: "a Unix stream socket"}
 	}
-	s.notify.reset(fd, s.protocol&ProtocolConfig != 0)
+	s.notify.reset(m.takeFD(0), s.protocol&ProtocolConfig != 0)
 	return nil, nil
 }

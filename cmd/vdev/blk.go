@@ -43,6 +43,7 @@ type diskConfig struct {
 	serial     string
 	blockSize  uint32 // bytes
 	migratable bool
+	anyMemory  bool // guest memory may be any file
 	incoming   bool          // the guest comes from where the image is still in use
 	cancelWait time.Duration // how long a stop waits for requests before it cancels them
 }
@@ -77,6 +78,7 @@ type diskFlags struct {
 	serial     serial
 	blockSize  choice
 	migratable choice
+	memory     choice
 	incoming   bool
 	cancel     time.Duration
 }
@@ -193,6 +195,7 @@ func newDiskFlags() *diskFlags {
 		numQueues:  number{value: maxQueues, min: 1, max: 256},
 		blockSize:  choice{value: "512", of: []string{"512", "4096"}},
 		migratable: choice{value: "on", of: []string{"on", "off"}},
+		memory:     choice{value: "memory", of: []string{"memory", "any"}},
 	}
 }
 
@@ -211,12 +214,13 @@ func (f *diskFlags) register(fs *pflag.FlagSet) {
 	fs.Var(&f.serial, "serial", "serial number of the disk: `TEXT` of at most 20 bytes")
 	fs.Var(&f.blockSize, "logical-block-size", "block size that the guest sees, in bytes")
 	fs.Var(&f.migratable, "migratable", "whether the guest can be saved or moved to another host: if not, a stop may leave requests in progress to the next start")
+	fs.Var(&f.memory, "memory-files", "what files the guest's memory may be: memory is memfds and files of tmpfs and hugetlbfs; any takes others too (QEMU's memory-backend-file on a disk), and then storage that hangs under one guest's memory makes all of vdev hang")
 	fs.BoolVar(&f.incoming, "incoming", false, "do not mind that the image is in use: the guest comes from there, and gives it up before it starts here")
 	fs.DurationVar(&f.cancel, "cancel-after", cancelAfter, "when the guest stops the device, wait so long for requests in progress before cancelling them ("+cancelAfterPinned.String()+" with --migratable=off); half a second later the stop is answered, whatever storage does, but see --direct")
 }
 
 func (f *diskFlags) complete(cmd *cobra.Command) {
-	completeChoices(cmd, map[string]*choice{"logical-block-size": &f.blockSize, "migratable": &f.migratable})
+	completeChoices(cmd, map[string]*choice{"logical-block-size": &f.blockSize, "migratable": &f.migratable, "memory-files": &f.memory})
 	must(cmd.RegisterFlagCompletionFunc("driver", cobra.FixedCompletions(
 		[]string{"vnd,file=", "md,size=", "nbd,uri=", "qemu,file=", "null,size=", "fault,rule="}, cobra.ShellCompDirectiveNoSpace|cobra.ShellCompDirectiveNoFileComp)))
 	completeNothing(cmd, "fd", "num-queues", "serial", "cancel-after")
@@ -322,6 +326,7 @@ func (f *diskFlags) config(given func(flag string) bool) (diskConfig, error) {
 		numQueues:  f.numQueues.value,
 		serial:     string(f.serial),
 		migratable: f.migratable.value == "on",
+		anyMemory:  f.memory.value == "any",
 		incoming:   f.incoming,
 		cancelWait: f.cancel,
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -81,7 +82,11 @@ func (r *reporter) vhostuser(e vhostuser.Event) {
 	case vhostuser.EventShort:
 		r.log.Error("a front-end has to wait: it cannot be accepted now (look at 'ulimit -Hn' for descriptors)", "cause", e.Err)
 	case vhostuser.EventFail:
-		r.log.Error("a message was refused", "message", e.Message, "cause", e.Err)
+		about := []any{"message", e.Message, "cause", e.Err}
+		if errors.Is(e.Err, vhostuser.ErrMemoryFile) {
+			about = append(about, "way_out", "share=on with memory-backend-memfd, or with a file in /dev/shm; or vdev's --memory-files any")
+		}
+		r.log.Error("a message was refused", about...)
 	case vhostuser.EventBreak:
 		r.log.Error("a ring is broken", "ring", e.Ring, "cause", e.Err)
 	}

@@ -220,7 +220,9 @@ func (p *program) open(ctx context.Context, c diskConfig) (_ *served, err error)
 	if err != nil {
 		return nil, fmt.Errorf("--%s: %w", c.diskFlag, err)
 	}
-	backend, err = vhostuser.New(vhostuser.Config{Device: device, Reactors: p.reactors, NotMigratable: !c.migratable, Trace: rep.vhostuser})
+	backend, err = vhostuser.New(vhostuser.Config{
+		Device: device, Reactors: p.reactors, NotMigratable: !c.migratable, AnyMemoryFiles: c.anyMemory, Trace: rep.vhostuser,
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -3,9 +3,12 @@
 // A Region is one mapping, with the descriptor it was made from. A Memory is an immutable set of regions, one
 // generation of the guest's memory: a change of the memory makes a new Memory, and whoever still works with
 // addresses of the old one keeps it by a reference. Both count references, atomically; a region is unmapped when
-// the last Memory that has it and its creator have let go. Nothing here has a lock.
+// the last Memory that has it and its creator have let go. Only the list of all
+// mappings has a lock.
 //
 // A Log is the front-end's bitmap of the pages that were written.
+//
+// A Space is what the mappings of one front-end count in. It has a bound, and so have all of them together.
 //
 // A View translates on behalf of one goroutine, and remembers the region of the last hit.
 package guestmem

@@ -3,13 +3,14 @@ package guestmem
 import "vdev/internal/sys"
 
 // Again maps the same range of the same file anew, at other addresses of this process. The caller holds the one reference to the
-// Region it returns. Errors are *RegionError.
+// Region it returns. Errors are *RegionError. Both count; for the second, which is there to take the first one's place, there is room
+// beyond what a Space may hold otherwise.
 func (r *Region) Again() (*Region, error) {
 	fd, err := r.fd.Dup()
 	if err != nil {
 		return nil, r.error(err)
 	}
-	return Map(r.GuestPhys, r.Size, r.UserAddr, r.MmapOffset, fd)
+	return r.space.mapRegion(r.GuestPhys, r.Size, r.UserAddr, r.MmapOffset, fd, hostLimits().again())
 }
 
 // Fence puts private memory in the place of the guest's at the region's addresses, for good: see sys.Fence, whose errors it has, and

@@ -17,12 +17,13 @@ const LogPage = 4096
 //
 // A front-end that cuts off the file behind the log causes faults in Mark, as it does with guest memory.
 type Log struct {
+	space   *Space
 	mapping []byte
 	words   []uint32 // the bitmap; its last word may reach beyond it, but not out of mapping
 	pages   uint64   // bits of the bitmap
 }
 
-// LogError says which log was refused, and why: ErrSize, ErrAlign, ErrOverflow, ErrShort, or an error of a system call.
+// LogError says which log was refused, and why: ErrSize, ErrAlign, ErrOverflow, ErrShort, ErrFile, ErrSpace, or an error of a system call.
 type LogError struct {
 	Size, Offset uint64
 	Err          error
@@ -34,18 +35,23 @@ func (e *LogError) Error() string {
 
 func (e *LogError) Unwrap() error { return e.Err }
 
+// NewLog is Space.NewLog with a Space of its own.
+func NewLog(fd *sys.FD, size, offset uint64) (*Log, error) {
+	return new(Space).NewLog(fd, size, offset)
+}
+
 // NewLog maps the bitmap of size bytes that begins at offset in fd, of which it needs no more when it returns: fd stays
 // the caller's. Nothing is populated. offset must be a multiple of 8, and a regular file long enough. Errors are
 // *LogError.
-func NewLog(fd *sys.FD, size, offset uint64) (*Log, error) {
+func (s *Space) NewLog(fd *sys.FD, size, offset uint64) (*Log, error) {
 	if offset%8 != 0 {
 		return nil, &LogError{size, offset, ErrAlign}
 	}
-	mapping, mem, err := mapFile(fd, size, offset)
+	mapping, mem, err := s.mapFile(fd, size, offset, hostLimits())
 	if err != nil {
 		return nil, &LogError{size, offset, err}
 	}
-	return &Log{mapping: mapping, words: words(mem), pages: 8 * size}, nil
+	return &Log{space: s, mapping: mapping, words: words(mem), pages: 8 * size}, nil
 }
 
 // Covers tells whether the log has a bit for each page of the n bytes from the guest physical address addr on.
@@ -82,6 +88,6 @@ func (l *Log) Mark(addr, n uint64) bool {
 
 // Close unmaps the log, which nobody uses any more.
 func (l *Log) Close() {
-	unmap(l.mapping)
+	l.space.unmap(l.mapping)
 	*l = Log{}
 }

@@ -14,6 +14,7 @@ import (
 var mappings = struct {
 	mu    sync.Mutex
 	sizes map[uintptr]uintptr // in bytes, by address
+	held  held                // by all Spaces; also what could not be unmapped
 }{sizes: make(map[uintptr]uintptr)}
 
 // Mapped tells whether addr, an address of this process, lies in memory that a front-end shares and that is mapped by Map or NewLog: a
@@ -31,10 +32,14 @@ func Mapped(addr uintptr) bool {
 }
 
 // mapFile maps size bytes of fd from offset on, shared and writable: mem, within mapping, which is whole pages around
-// it and what unmap needs.
-func mapFile(fd *sys.FD, size, offset uint64) (mapping, mem []byte, err error) {
+// it and what unmap needs. It counts in s, within l.
+func (s *Space) mapFile(fd *sys.FD, size, offset uint64, l limits) (mapping, mem []byte, err error) {
 	if size == 0 {
 		return nil, nil, ErrSize
+	}
+	// Before anything that asks the file's file system, which may not answer.
+	if err := s.Admits(fd); err != nil {
+		return nil, nil, err
 	}
 	align, err := sys.MapAlign(fd.Int())
 	if err != nil {
@@ -54,24 +59,56 @@ func mapFile(fd *sys.FD, size, offset uint64) (mapping, mem []byte, err error) {
 	start := offset &^ (a - 1)
 	skip := offset - start
 	length := (skip + size + a - 1) &^ (a - 1)
-	m, err := sys.Mmap(fd.Int(), int64(start), int(length), true)
+	h := held{length, 1}
+	mappings.mu.Lock()
+	err = s.takeLocked(h, l)
+	mappings.mu.Unlock()
 	if err != nil {
 		return nil, nil, err
 	}
+	m, err := sys.Mmap(fd.Int(), int64(start), int(length), true)
 	mappings.mu.Lock()
+	defer mappings.mu.Unlock()
+	if err != nil {
+		s.giveLocked(h)
+		return nil, nil, err
+	}
 	mappings.sizes[address(m)] = uintptr(len(m))
-	mappings.mu.Unlock()
 	return m, m[skip : skip+size : skip+size], nil
 }
 
-// unmap ends a mapping.
-func unmap(mapping []byte) {
+// Admits tells why fd must not be memory: it is none of the files that are taken, with ErrFile, or the host does not say what it is. It
+// never waits.
+func (s *Space) Admits(fd *sys.FD) error {
+	if s.AnyFiles {
+		return nil
+	}
+	memory, err := sys.IsMemory(fd.Int())
+	if memory || err != nil {
+		return err
+	}
+	kind, err := sys.KindOf(fd.Int())
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: it is %s", ErrFile, kind)
+}
+
+// unmap ends a mapping that counts in s.
+func (s *Space) unmap(mapping []byte) {
 	// Before somebody else's mapping has the address.
 	mappings.mu.Lock()
 	delete(mappings.sizes, address(mapping))
 	mappings.mu.Unlock()
-	// ENOMEM: the kernel had joined the mapping with a neighbour and may not split it. Then it stays, unused.
-	if err := sys.Munmap(mapping); err != nil && !errors.Is(err, syscall.ENOMEM) {
+	err := sys.Munmap(mapping)
+	if err != nil && !errors.Is(err, syscall.ENOMEM) {
 		panic(fmt.Sprintf("guestmem: %v", err))
 	}
+	if err != nil {
+		// The kernel had joined the mapping with a neighbour and may not split it. Then it stays, unused, and counts.
+		return
+	}
+	mappings.mu.Lock()
+	defer mappings.mu.Unlock()
+	s.giveLocked(held{uint64(len(mapping)), 1})
 }

@@ -17,6 +17,7 @@ type Region struct {
 	UserAddr   uint64 // address of the first byte in the front-end's own address space
 	MmapOffset uint64 // offset in bytes of the first byte in the file behind FD
 
+	space   *Space
 	fd      *sys.FD
 	mapping []byte // what munmap needs: whole pages around mem
 	mem     []byte // the region itself
@@ -45,7 +46,13 @@ var (
 	ErrOverlap  = errors.New("overlaps another region")
 	ErrTooMany  = errors.New("more than 509 regions")
 	ErrUnknown  = errors.New("no such region")
+	ErrFile     = errors.New("the descriptor must be a memfd, or a file of tmpfs or hugetlbfs")
 )
+
+// Map is Space.Map with a Space of its own.
+func Map(guestPhys, size, userAddr, mmapOffset uint64, fd *sys.FD) (*Region, error) {
+	return new(Space).Map(guestPhys, size, userAddr, mmapOffset, fd)
+}
 
 // Map maps size bytes of fd from mmapOffset on as the guest memory at guestPhys, which the front-end has at
 // userAddr. It owns fd on every path: an error closes it. Nothing is populated. The caller holds the one reference
@@ -53,9 +60,13 @@ var (
 //
 // Neither range may reach the last byte of the 64-bit address space, so that its end is a number too. A regular
 // file must be long enough when it is mapped; who truncates it afterwards causes faults (SIGBUS) in its users.
-func Map(guestPhys, size, userAddr, mmapOffset uint64, fd *sys.FD) (*Region, error) {
-	r := &Region{GuestPhys: guestPhys, Size: size, UserAddr: userAddr, MmapOffset: mmapOffset, fd: fd}
-	if err := r.mmap(); err != nil {
+func (s *Space) Map(guestPhys, size, userAddr, mmapOffset uint64, fd *sys.FD) (*Region, error) {
+	return s.mapRegion(guestPhys, size, userAddr, mmapOffset, fd, hostLimits())
+}
+
+func (s *Space) mapRegion(guestPhys, size, userAddr, mmapOffset uint64, fd *sys.FD, l limits) (*Region, error) {
+	r := &Region{GuestPhys: guestPhys, Size: size, UserAddr: userAddr, MmapOffset: mmapOffset, space: s, fd: fd}
+	if err := r.mmap(l); err != nil {
 		fd.Close()
 		return nil, r.error(err)
 	}
@@ -63,11 +74,11 @@ func Map(guestPhys, size, userAddr, mmapOffset uint64, fd *sys.FD) (*Region, err
 	return r, nil
 }
 
-func (r *Region) mmap() error {
+func (r *Region) mmap(l limits) error {
 	if r.GuestPhys > math.MaxUint64-r.Size || r.UserAddr > math.MaxUint64-r.Size {
 		return ErrOverflow
 	}
-	mapping, mem, err := mapFile(r.fd, r.Size, r.MmapOffset)
+	mapping, mem, err := r.space.mapFile(r.fd, r.Size, r.MmapOffset, l)
 	if err != nil {
 		return err
 	}
@@ -106,7 +117,7 @@ func (r *Region) Release() {
 	case n < 0:
 		panic("guestmem: region released too often")
 	}
-	unmap(r.mapping)
+	r.space.unmap(r.mapping)
 	r.mapping, r.mem = nil, nil
 	r.fd.Close()
 }

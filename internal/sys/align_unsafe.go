@@ -7,6 +7,9 @@ func Aligned(b []byte, align int64) bool {
 	return uintptr(unsafe.Pointer(unsafe.SliceData(b)))&uintptr(align-1) == 0
 }
 
+// addressOf returns where b begins.
+func addressOf(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
+
 // AlignedBuffer allocates n bytes, at least one, that begin at an address that is a multiple of align, a power of two.
 func AlignedBuffer(n int, align int64) []byte {
 	b := make([]byte, n+int(align)-1)

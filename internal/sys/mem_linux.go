@@ -1,7 +1,11 @@
 package sys
 
 import (
+	"math"
+	"math/bits"
 	"os"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,6 +44,50 @@ func Mmap(fd int, off int64, length int, writable bool) ([]byte, error) {
 // Munmap ends a mapping made by Mmap. b must be the very slice that Mmap returned.
 func Munmap(b []byte) error {
 	return os.NewSyscallError("munmap", unix.Munmap(b))
+}
+
+// IsMemory tells whether fd is a file that is nothing but memory, a memfd or a file of tmpfs or hugetlbfs. It asks the kernel for the file's
+// seals (fcntl_linux(2)), which only those have, and never a file system that may not answer.
+func IsMemory(fd int) (bool, error) {
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	if err == unix.EINVAL {
+		return false, nil
+	}
+	return err == nil, os.NewSyscallError("fcntl(F_GET_SEALS)", err)
+}
+
+// AddressSpace is how many bytes of addresses a process has on this host: a power of two. The kernel puts the first mappings at the top, so
+// that one of them shows it. (Where it has been told to begin at the bottom, by an unlimited stack, half as much is found.)
+func AddressSpace() uint64 {
+	b, err := unix.Mmap(-1, 0, PageSize(), unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return 1 << 38 // the least that hosts have
+	}
+	defer func() { _ = unix.Munmap(b) }()
+	return 1 << bits.Len64(uint64(addressOf(b)))
+}
+
+// AddressLimit is how many bytes of them this process may use (RLIMIT_AS).
+func AddressLimit() uint64 {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_AS, &l); err != nil {
+		return math.MaxUint64
+	}
+	return l.Cur
+}
+
+// MaxMappings is how many mappings a process can have (vm.max_map_count).
+func MaxMappings() uint64 {
+	const usual = 65530
+	text, err := os.ReadFile("/proc/sys/vm/max_map_count")
+	if err != nil {
+		return usual
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil {
+		return usual
+	}
+	return n
 }
 
 // PageSize is the host's page size in bytes.

@@ -1,0 +1,113 @@
+package guestmem
+
+import (
+	"errors"
+	"math"
+	"strings"
+	"testing"
+
+	"vdev/internal/sys"
+)
+
+func TestWhatMayBeMappedIsAShareOfTheAddressSpace(t *testing.T) {
+	const tib = 1 << 40
+	for _, c := range []struct {
+		space, limit, mappings uint64
+		one, all               held
+	}{
+		{128 * tib, math.MaxUint64, 65530, held{16 * tib, 1024}, held{96 * tib, 32765}},
+		{1 << 39, math.MaxUint64, 65530, held{1 << 36, 1024}, held{3 << 37, 32765}},
+		{128 * tib, 1 << 36, 65530, held{3 << 34, 1024}, held{3 << 34, 32765}},
+		{128 * tib, math.MaxUint64, 1000, held{16 * tib, 500}, held{96 * tib, 500}},
+	} {
+		got := limitsOf(c.space, c.limit, c.mappings)
+		if got.one != c.one || got.all != c.all {
+			t.Errorf("of %#x bytes, %#x at most, and %d mappings: %+v, want %+v and %+v", c.space, c.limit, c.mappings, got, c.one, c.all)
+		}
+		if again := got.again(); again.all.bytes >= min(c.space, c.limit) || again.all.bytes <= got.all.bytes {
+			t.Errorf("what is mapped again may take %#x bytes", again.all.bytes)
+		}
+	}
+	if got := hostLimits(); got.one.bytes == 0 || got.one.bytes > got.all.bytes || got.all.bytes >= sys.AddressSpace() {
+		t.Errorf("the limits of this host are %+v", got)
+	}
+}
+
+func TestASpaceTakesNoMoreThanItMay(t *testing.T) {
+	page := uint64(sys.PageSize())
+	l := limits{one: held{4 * page, 3}, all: held{6 * page, 100}}
+	// What other tests of the package have mapped does not count.
+	mappings.mu.Lock()
+	before := mappings.held
+	l.all = l.all.plus(before)
+	mappings.mu.Unlock()
+	var a, b Space
+	try := func(s *Space, pages uint64) *Region {
+		t.Helper()
+		fd, err := sys.NewMemfd("space", int64(pages*page))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := s.mapRegion(0, pages*page, 0, 0, fd, l)
+		if err != nil && !errors.Is(err, ErrSpace) {
+			t.Fatal(err)
+		}
+		if err != nil && !strings.Contains(err.Error(), "and may") {
+			t.Errorf("%q does not name the bound", err)
+		}
+		return r
+	}
+	if try(&a, 5) != nil {
+		t.Error("one region larger than the bound was taken")
+	}
+	first, second := try(&a, 2), try(&a, 2)
+	if first == nil || second == nil {
+		t.Fatal("what is within the bound was refused")
+	}
+	if try(&a, 1) != nil {
+		t.Error("a front-end has more than it may")
+	}
+	if try(&b, 3) != nil {
+		t.Error("all front-ends together have more than they may")
+	}
+	third := try(&b, 2)
+	if third == nil {
+		t.Fatal("one front-end keeps another from what it may have")
+	}
+	first.Release()
+	second.Release()
+	var small []*Region
+	for r := try(&a, 1); r != nil; r = try(&a, 1) {
+		small = append(small, r)
+	}
+	if len(small) != 3 {
+		t.Errorf("%d small mappings, want 3", len(small))
+	}
+	for _, r := range append(small, third) {
+		r.Release()
+	}
+	if a.held != (held{}) || b.held != (held{}) || mappings.held != before {
+		t.Errorf("held after the end: %+v, %+v, %+v", a.held, b.held, mappings.held)
+	}
+}
+
+func TestARefusedMappingDoesNotCount(t *testing.T) {
+	var s Space
+	fd, err := sys.NewSealedMemfd("refused", int64(sys.PageSize()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Map(0, uint64(2*sys.PageSize()), 0, 0, fd); !errors.Is(err, ErrShort) {
+		t.Errorf("a short file: %v", err)
+	}
+	read, err := sys.OpenFile("/dev/shm", sys.OpenFlags{})
+	if err != nil {
+		t.Skipf("there is no tmpfs at /dev/shm: %v", err)
+	}
+	if _, err := s.Map(0, uint64(sys.PageSize()), 0, 0, read); err == nil {
+		t.Error("a folder was mapped")
+	}
+	if s.held != (held{}) {
+		t.Errorf("held: %+v", s.held)
+	}
+}
