@@ -31,7 +31,7 @@ type signals struct {
 const (
 	signalNone    = iota // there is none
 	signalWriting        // the reactor writes
-	signalTaken          // it has taken too long, and the watch is about to end it
+	signalTaken          // it has taken long, and the watch looks at it, and may be about to end it
 	signalEnded          // the watch has done what it can: the write ends at once, and fd is an eventfd of ours
 	signalWord           // how many states there are
 )
@@ -57,14 +57,13 @@ func (r *Reactor) Signal(fd int) (ok bool) {
 	}
 	// It can fail only where fd is none that can be signalled, and then there is nobody to tell.
 	_ = sys.EventfdWrite(fd)
-	if s.word.CompareAndSwap(word+signalWriting, word+signalWord) {
-		return true
-	}
-	for s.word.Load() != word+signalEnded {
+	for !s.word.CompareAndSwap(word+signalWriting, word+signalWord) {
+		if s.word.CompareAndSwap(word+signalEnded, word+signalWord) {
+			return false
+		}
 		runtime.Gosched()
 	}
-	s.word.Store(word + signalWord)
-	return false
+	return true
 }
 
 // watchSignals is the goroutine that watches the reactor's writes, until the reactor has ended.
@@ -85,9 +84,11 @@ func (r *Reactor) watchSignals() {
 			last, idle = word, 0
 		case state == signalWriting:
 			if s.word.CompareAndSwap(word, word-signalWriting+signalTaken) {
-				s.end(r.wakeFD.Int())
-				last = word - signalWriting + signalEnded
-				s.word.Store(last)
+				if s.waits() {
+					s.end(r.wakeFD.Int())
+					word += signalEnded - signalWriting
+				}
+				s.word.Store(word)
 			}
 		case state == signalNone:
 			if idle++; idle < signalIdle {
@@ -107,6 +108,10 @@ func (r *Reactor) watchSignals() {
 		}
 	}
 }
+
+// waits tells whether the write waits, and is not only slow because others want the processor, too. A counter that is not full by now, or
+// that the front-end makes so again, lets the write go on. The watch's.
+func (s *signals) waits() bool { return !sys.Writable(s.fd) }
 
 // end ends the write, of which it has fd; ours is an eventfd that never makes anybody wait. The watch's.
 func (s *signals) end(ours int) {
