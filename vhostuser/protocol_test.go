@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"testing"
 
 	"vdev/internal/sys"
@@ -457,7 +458,7 @@ func TestConfigSpaceIsReadAndWritten(t *testing.T) {
 		}
 	}
 	for _, c := range []struct{ off, n int }{{0, 17}, {16, 1}, {17, 0}, {1 << 31, 16}} {
-		if _, err := g.GetConfig(c.off, c.n); !errors.Is(err, vhostusertest.ErrRefused) {
+		if err := g.SetConfig(c.off, make([]byte, c.n)); !errors.Is(err, vhostusertest.ErrRefused) {
 			t.Errorf("%d bytes at %d: %v, want a refusal", c.n, c.off, err)
 		}
 	}
@@ -466,6 +467,33 @@ func TestConfigSpaceIsReadAndWritten(t *testing.T) {
 	g.must(g.Tell(vhostuser.SetConfig, vhostuser.ConfigSpace{Flags: vhostuser.ConfigMigration, Data: []byte("Z")}.Append(nil)))
 	if got, err := g.GetConfig(0, 2); err != nil || string(got) != "Z1" {
 		t.Errorf("after SET_CONFIG: %q, %v", got, err)
+	}
+}
+
+func TestNoReadOfTheConfigSpaceIsRefused(t *testing.T) {
+	for _, size := range []int{16, vhostuser.MaxConfigSize} {
+		dev := newReverser(1)
+		dev.config = bytes.Repeat([]byte("0123456789abcdef"), size/16)
+		g := newRig(t, dev)
+		g.handshake()
+		all := append(slices.Clone(dev.config), make([]byte, 3*vhostuser.MaxConfigSize)...)
+		read := func(off, n int, want []byte) {
+			t.Helper()
+			if got, err := g.GetConfig(off, n); err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("%d bytes at %d of %d: %q, %v, want %q", n, off, size, got, err, want)
+			}
+		}
+		for off := range 2*vhostuser.MaxConfigSize + 1 {
+			for _, n := range []int{0, 1, 57, vhostuser.MaxConfigSize} {
+				read(off, n, all[off:off+n])
+			}
+		}
+		for n := range vhostuser.MaxConfigSize + 1 {
+			read(3, n, all[3:3+n])
+		}
+		for _, off := range []int{1 << 31, 1<<32 - 1} {
+			read(off, vhostuser.MaxConfigSize, make([]byte, vhostuser.MaxConfigSize))
+		}
 	}
 }
 

@@ -351,14 +351,18 @@ func (s *session) setStatus(m *message) ([]byte, error) {
 	return nil, nil
 }
 
-// getConfig answers with a part of the configuration space.
+// getConfig answers with a part of the configuration space. Behind its end are zeros: front-ends ask for what the structure has in their
+// version of the specification, and some wait for ever where they are refused.
 func (s *session) getConfig(m *message) ([]byte, error) {
-	c, err := s.parseConfig(m)
+	c, err := ParseConfigSpace(m.payload)
 	if err != nil {
 		return nil, err
 	}
 	s.dev.ReadConfig(s.configSpace)
-	c.Data = s.configSpace[c.Offset:][:len(c.Data)]
+	c.Data = make([]byte, len(c.Data))
+	if c.Offset < uint32(len(s.configSpace)) {
+		copy(c.Data, s.configSpace[c.Offset:])
+	}
 	if w := s.b.told; w != nil {
 		w.ConfigRead(int(c.Offset), len(c.Data))
 	}
