@@ -43,7 +43,7 @@ type diskConfig struct {
 	serial     string
 	blockSize  uint32 // bytes
 	migratable bool
-	anyMemory  bool // guest memory may be any file
+	anyMemory  bool          // guest memory may be any file
 	incoming   bool          // the guest comes from where the image is still in use
 	cancelWait time.Duration // how long a stop waits for requests before it cancels them
 }
