@@ -241,42 +241,30 @@ func fuzzFD(t *testing.T, kind byte) *sys.FD {
 	}
 }
 
-// inflightWorld is what FuzzSetInflightFD uses over and over: a connection, guest memory with a ring in a fixed place, and a file for
-// the region.
-type inflightWorld struct {
+// fuzzSession is a connection with guest memory that a fuzz target uses over and over.
+type fuzzSession struct {
+	dev    *reverser
 	front  *vhostusertest.Frontend
 	served chan error
 	mem    *virtqtest.Mem
 	kick   *sys.FD
-	region *sys.FD
-	bytes  []byte // of region
+	errs   *sys.FD
 }
 
-const (
-	regionSize = 8192
-	regionRing = 8 // descriptors
-	ringAt     = 0x1000
-	buffersAt  = 0x2000
-)
-
-func newInflightWorld(t testing.TB, reactors *vhostuser.Reactors) *inflightWorld {
+func newFuzzSession(t testing.TB, reactors *vhostuser.Reactors, ranges ...virtqtest.Range) *fuzzSession {
 	t.Helper()
-	w := &inflightWorld{served: make(chan error, 1)}
-	b, err := vhostuser.New(vhostuser.Config{Device: newReverser(2), Reactors: reactors})
+	w := &fuzzSession{dev: newReverser(2), served: make(chan error, 1)}
+	b, err := vhostuser.New(vhostuser.Config{Device: w.dev, Reactors: reactors})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w.mem, err = virtqtest.NewMem(virtqtest.Range{Size: fuzzMemSize}); err != nil {
+	if w.mem, err = virtqtest.NewMem(ranges...); err != nil {
 		t.Fatal(err)
 	}
-	if w.kick, err = sys.NewEventfd(); err != nil {
-		t.Fatal(err)
-	}
-	if w.region, err = sys.NewMemfd("region", regionSize); err != nil {
-		t.Fatal(err)
-	}
-	if w.bytes, err = sys.Mmap(w.region.Int(), 0, regionSize, true); err != nil {
-		t.Fatal(err)
+	for _, fd := range []**sys.FD{&w.kick, &w.errs} {
+		if *fd, err = sys.NewEventfd(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	front, conn, err := vhostusertest.Pair()
 	if err != nil {
@@ -291,16 +279,22 @@ func newInflightWorld(t testing.TB, reactors *vhostuser.Reactors) *inflightWorld
 	return w
 }
 
-func (w *inflightWorld) close() {
+func (w *fuzzSession) close() {
 	w.front.Close()
 	<-w.served
-	_ = sys.Munmap(w.bytes)
-	sys.CloseAll([]*sys.FD{w.kick, w.region})
+	sys.CloseAll([]*sys.FD{w.kick, w.errs})
 	w.mem.Close()
 }
 
+// ring makes a driver of a ring of fuzzRing descriptors at ringAt, which begins at used.
+func (w *fuzzSession) ring(used uint16) *virtqtest.Driver {
+	d := virtqtest.NewAt(w.mem, fuzzRing, 0, ringAt, ringAt+0x200, ringAt+0x300)
+	d.StartAt(used)
+	return d
+}
+
 // send sends messages that are not acknowledged, up to an error.
-func (w *inflightWorld) send(messages ...func() error) error {
+func (w *fuzzSession) send(messages ...func() error) error {
 	for _, m := range messages {
 		if err := m(); err != nil {
 			return err
@@ -309,10 +303,42 @@ func (w *inflightWorld) send(messages ...func() error) error {
 	return nil
 }
 
+func (w *fuzzSession) message(req vhostuser.Request, payload []byte, fds ...int) func() error {
+	return func() error { return w.front.Request(req, 0, payload, fds...) }
+}
+
+func ringState(n uint32) []byte { return vhostuser.VringState{Num: n}.Append(nil) }
+
+// begin sends what makes the device forget what was before.
+func (w *fuzzSession) begin() error {
+	return w.send(
+		w.message(vhostuser.ResetDevice, nil),
+		w.message(vhostuser.SetFeatures, vhostuser.AppendU64(nil, vhostuser.FProtocolFeatures)))
+}
+
+// start sends what starts the ring.
+func (w *fuzzSession) start(d *virtqtest.Driver) error {
+	layout := d.Layout()
+	return w.send(
+		w.message(vhostuser.SetVringErr, vhostuser.AppendU64(nil, 0), w.errs.Int()),
+		w.message(vhostuser.SetVringNum, ringState(fuzzRing)),
+		w.message(vhostuser.SetVringBase, ringState(uint32(layout.Base))),
+		w.message(vhostuser.SetVringAddr, vhostuser.VringAddr{Desc: layout.Desc, Avail: layout.Avail, Used: layout.Used}.Append(nil)),
+		w.message(vhostuser.SetVringKick, vhostuser.AppendU64(nil, 0), w.kick.Int()),
+		w.message(vhostuser.SetVringEnable, ringState(1)))
+}
+
+const (
+	regionSize = 8192
+	fuzzRing   = 8 // descriptors
+	ringAt     = 0x1000
+	buffersAt  = 0x2000
+)
+
 // FuzzSetInflightFD brings any region, described in any way, for a ring with requests in it. Whatever it is, the message is refused,
 // or the ring breaks, or it is served, with each request answered at most once.
 func FuzzSetInflightFD(f *testing.F) {
-	const queueSize = regionRing
+	const queueSize = fuzzRing
 	fresh := vhostuser.Inflight{MmapSize: 384, NumQueues: 2, QueueSize: queueSize}
 	region := func(change func(b []byte)) []byte {
 		b := make([]byte, 384)
@@ -333,53 +359,51 @@ func FuzzSetInflightFD(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Cleanup(reactors.Close)
-	w := newInflightWorld(f, reactors)
-	f.Cleanup(func() { w.close() })
+	w := newFuzzSession(f, reactors, virtqtest.Range{Size: fuzzMemSize})
+	f.Cleanup(w.close)
+	file, err := sys.NewMemfd("region", regionSize)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { file.Close() })
+	held, err := sys.Mmap(file.Int(), 0, regionSize, true)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { _ = sys.Munmap(held) })
 	before := countFDs(f)
 	f.Fuzz(func(t *testing.T, description, contents []byte, used uint16) {
 		if len(description) > 200 || len(contents) > regionSize {
 			t.Skip("longer than a message, or than the file")
 		}
-		clear(w.bytes[copy(w.bytes, contents):])
+		clear(held[copy(held, contents):])
 		clear(w.mem.Bytes(0, fuzzMemSize))
-		d := virtqtest.NewAt(w.mem, queueSize, 0, ringAt, ringAt+0x200, ringAt+0x300)
-		d.StartAt(used)
+		d := w.ring(used)
 		in, out := virtqtest.Seg{Addr: buffersAt, Len: 16}, virtqtest.Seg{Addr: buffersAt + 16, Len: 16}
 		for range 3 {
 			d.Add([]virtqtest.Seg{in}, []virtqtest.Seg{out})
 		}
 		d.Kick()
-		layout := d.Layout()
-		message := func(req vhostuser.Request, payload []byte, fds ...int) func() error {
-			return func() error { return w.front.Request(req, 0, payload, fds...) }
-		}
-		state := func(n uint32) []byte { return vhostuser.VringState{Num: n}.Append(nil) }
 		refused := false
 		var base uint16
 		err := w.send(
-			// What was before is forgotten.
-			message(vhostuser.ResetDevice, nil),
-			message(vhostuser.SetFeatures, vhostuser.AppendU64(nil, vhostuser.FProtocolFeatures)),
+			w.begin,
 			func() error {
-				err := w.front.Tell(vhostuser.SetInflightFD, description, w.region.Int())
+				err := w.front.Tell(vhostuser.SetInflightFD, description, file.Int())
 				if refused = errors.Is(err, vhostusertest.ErrRefused); refused {
 					return nil
 				}
 				return err
 			},
-			message(vhostuser.SetVringNum, state(queueSize)),
-			message(vhostuser.SetVringBase, state(uint32(used))),
-			message(vhostuser.SetVringAddr, vhostuser.VringAddr{Desc: layout.Desc, Avail: layout.Avail, Used: layout.Used}.Append(nil)),
-			message(vhostuser.SetVringKick, vhostuser.AppendU64(nil, 0), w.kick.Int()),
-			message(vhostuser.SetVringEnable, state(1)),
+			func() error { return w.start(d) },
 			// With the answer all has been done that is going to be.
 			func() (err error) { base, err = w.front.GetVringBase(0); return err },
 		)
 		if err != nil {
 			t.Fatal(err)
 		}
-		// The ring's kick and the region stay.
-		if open := countFDs(t); open > before+2 {
+		// The ring's kick and error descriptor, and the region stay.
+		if open := countFDs(t); open > before+3 {
 			t.Fatalf("%d descriptors are open, and %d were", open, before)
 		}
 		done := d.UsedIdx() - used
