@@ -71,6 +71,7 @@ func init() {
 		"life":         plain(life),
 		"migrate":      plain(migrate),
 		"hangfs":       plain(mountHanging),
+		"lossy":        plain(makeLossy),
 		"hold":         plain(hold),
 		"held":         plain(held),
 		"release":      plain(letGo),

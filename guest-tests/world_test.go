@@ -51,6 +51,7 @@ type world struct {
 	storage  map[string]string       // the NBD server of a disk that has one which is recorded
 	deafness time.Duration           // QEMU's monitor's longest, of what "deaf" has measured
 	mutant   string                  // the vdev to test, where it is not the real one
+	undo     []func() error          // at the end, the last first
 }
 
 type worldKey struct{}
@@ -143,6 +144,11 @@ func (w *world) end() {
 		}
 		if err := r.Close(); err != nil {
 			w.t.Errorf("the record of %s: %v", name, err)
+		}
+	}
+	for _, undo := range slices.Backward(w.undo) {
+		if err := undo(); err != nil {
+			w.t.Errorf("%v", err)
 		}
 	}
 }
