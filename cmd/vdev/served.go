@@ -396,7 +396,7 @@ func (s *served) migrating() {
 	now, cancel := context.WithCancel(context.Background())
 	cancel()
 	f := s.backend.Status(now).FrontEnd
-	if f != nil && f.Protocol&vhostuser.ProtocolGetVringBaseInflight != 0 {
+	if f != nil && f.Inflight && f.Protocol&vhostuser.ProtocolGetVringBaseInflight != 0 {
 		return // the in-flight region goes along, and says it
 	}
 	s.log.Warn("the guest is being moved: where it goes nobody will know that a flush has failed, and that writes are lost "+

@@ -1,6 +1,8 @@
 package virtioblk
 
 import (
+	"encoding/binary"
+	"sync/atomic"
 	"testing"
 
 	"vdev/devsw"
@@ -165,4 +167,61 @@ func TestWritesAreStableUnlessTheGuestIsKnownToFlush(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestASessionBeginsWithTheSizeThatStorageHasNow, and with the one that is known while storage does not answer; once it does, the
+// front-end is told.
+func TestASessionBeginsWithTheSizeThatStorageHasNow(t *testing.T) {
+	c := &cautious{}
+	changed := make(chan struct{}, 10)
+	stuck := make(chan struct{})
+	var hang atomic.Bool
+	w := newBench(t, reactor.ModeURing, 1, c.disk, func(conf *Config) {
+		info := conf.Info
+		conf.Info = func() (devsw.DiskInfo, error) {
+			if hang.Load() {
+				<-stuck
+			}
+			return info()
+		}
+		conf.SizeChanged = func() { changed <- struct{}{} }
+	})
+	capacity := func(want int64) {
+		t.Helper()
+		if got := binary.LittleEndian.Uint64(must(w.f.GetConfig(0, 8))(t)); got != uint64(want/512) {
+			t.Errorf("the capacity is %d sectors, want %d", got, want/512)
+		}
+	}
+	resize := func(n int64) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.size = n
+	}
+	capacity(diskSize)
+	resize(2 * diskSize)
+	capacity(diskSize)
+	w.hangUp()
+	w.connect(everything)
+	capacity(2 * diskSize)
+	<-changed // a front-end that has come back would not ask
+
+	resize(3 * diskSize)
+	hang.Store(true)
+	for range 2 { // the second one does not even wait
+		w.hangUp()
+		w.connect(everything)
+		capacity(2 * diskSize)
+	}
+	hang.Store(false)
+	close(stuck)
+	<-changed
+	capacity(3 * diskSize)
+
+	// While a guest has begun with another size, the open finds the one of now.
+	w.start(w.all())
+	resize(4 * diskSize)
+	w.stopRings()
+	w.startRings(nil)
+	<-changed
+	capacity(4 * diskSize)
 }
