@@ -49,7 +49,7 @@ type server func(socket string, args []string) (*exec.Cmd, error)
 // theServer is the program under test: vdev, or, with VDEV_BACKEND=qemu-storage-daemon, the one that the scripts
 // can be tried on when they themselves are in doubt.
 func theServer(w *world) server {
-	if os.Getenv("VDEV_BACKEND") == "qemu-storage-daemon" {
+	if os.Getenv(backendEnv) == "qemu-storage-daemon" {
 		return storageDaemon
 	}
 	return func(socket string, args []string) (*exec.Cmd, error) {

@@ -296,7 +296,7 @@ func startQEMU(w *world, args []string) (string, error) {
 	switch {
 	case *firmware:
 	case *netbsd:
-		if c.Kernel, err = filepath.Abs(os.Getenv("VDEV_NETBSD_KERNEL")); err != nil {
+		if c.Kernel, err = filepath.Abs(os.Getenv(kernelEnv)); err != nil {
 			return "", err
 		}
 		c.Append = vm.NetBSDAppend
@@ -316,7 +316,11 @@ func startQEMU(w *world, args []string) (string, error) {
 	}
 	ctx, cancel := w.context()
 	defer cancel()
-	return w.machine.Console.AwaitBoot(ctx, 0)
+	text, err := w.machine.Console.AwaitBoot(ctx, 0)
+	if err == nil && *netbsd {
+		used.netbsd.Add(1)
+	}
+	return text, err
 }
 
 // guestCommand is "guest COMMAND ARG..." for the agent; negated, the agent must report an error.

@@ -31,7 +31,7 @@ func TestCompare(t *testing.T) {
 		what := headline(t, script)
 		verdicts := map[string]string{}
 		for _, backend := range []string{"vdev", "qemu-storage-daemon"} {
-			t.Setenv("VDEV_BACKEND", backend)
+			t.Setenv(backendEnv, backend)
 			fmt.Fprintf(os.Stderr, "    %s: %s\n", backend, what)
 			r := try(t, script, backend)
 			verdicts[backend] = "passes"

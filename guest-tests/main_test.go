@@ -5,6 +5,7 @@ package guesttests
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -49,10 +51,18 @@ func TestGuests(t *testing.T) {
 	if os.Getenv("VDEV_GUEST_TESTS") == "" {
 		t.Skip("the guest tests take minutes; scripts/test runs them, and so does VDEV_GUEST_TESTS=1")
 	}
+	if err := checkEnvironment(os.Getenv); err != nil {
+		t.Fatal(err)
+	}
 	scripts, err := filepath.Glob("testdata/script/*.txtar")
 	if err != nil || len(scripts) == 0 {
 		t.Fatalf("no scripts: %v", err)
 	}
+	t.Cleanup(func() { // when all have ended
+		if err := used.check(os.Getenv); err != nil {
+			t.Error(err)
+		}
+	})
 	for _, script := range scripts {
 		rows, err := readMatrix(script)
 		if err != nil {
@@ -74,6 +84,7 @@ const scriptLimit = 25 * time.Minute
 
 // runScript runs one script with one row of its matrix.
 func runScript(t *testing.T, script string, row row) {
+	used.rows.Add(1)
 	if row.value("aio") == "io_uring" && !hasIOUring() {
 		t.Skip("the host refuses io_uring")
 	}
@@ -116,20 +127,76 @@ type within struct{ *testing.T }
 
 func (w within) Run(_ string, f func(testscript.T)) { f(w) }
 func (within) Parallel()                            {}
-func (within) Verbose() bool                        { return testing.Verbose() }
 
-// condition knows, beside testscript's own, what a script may depend on. "KEY:VALUE" is for one value of its matrix.
+// Verbose is for -v. go test -json gives -test.v=test2json, and wants to know of everything, but nobody reads it all.
+func (within) Verbose() bool {
+	return testing.Verbose() && flag.Lookup("test.v").Value.String() != "test2json"
+}
+
+// givenKernel is the condition of a script that needs a NetBSD kernel. It is not "netbsd": testscript answers the names of
+// systems itself, with what the tests run on.
+const givenKernel = "netbsd-kernel"
+
+// condition knows what a script may depend on. "KEY:VALUE" is for one value of its matrix. A name that testscript knows too
+// does not get here: TestEveryConditionOfAScriptIsOurs.
 func (r row) condition(name string) (bool, error) {
 	switch name {
 	case "mounts":
 		return canMount(), nil
-	case "netbsd":
-		return os.Getenv("VDEV_NETBSD_KERNEL") != "", nil
+	case givenKernel:
+		return os.Getenv(kernelEnv) != "", nil
 	}
 	if key, value, ok := strings.Cut(name, ":"); ok {
+		if r.value(key) == "" {
+			return false, fmt.Errorf("condition %q: the script has no matrix of %s", name, key)
+		}
 		return r.value(key) == value, nil
 	}
 	return false, fmt.Errorf("no condition %q", name)
+}
+
+// The environment that says what is to be tested, beside VDEV_GUEST_TESTS and VDEV_KEEP.
+const (
+	kernelEnv  = "VDEV_NETBSD_KERNEL"
+	kvmEnv     = "VDEV_KVM"
+	backendEnv = "VDEV_BACKEND"
+)
+
+// checkEnvironment refuses what would have no effect.
+func checkEnvironment(getenv func(string) string) error {
+	if name := getenv(kernelEnv); name != "" {
+		if f, err := os.Open(name); err != nil {
+			return fmt.Errorf("%s: %w", kernelEnv, err)
+		} else {
+			f.Close()
+		}
+	}
+	if v := getenv(kvmEnv); v != "" && v != "0" && v != "1" {
+		return fmt.Errorf("%s=%s: it may be 0 or 1", kvmEnv, v)
+	}
+	if v := getenv(backendEnv); v != "" && v != "vdev" && v != "qemu-storage-daemon" {
+		return fmt.Errorf("%s=%s: it may be vdev or qemu-storage-daemon", backendEnv, v)
+	}
+	return nil
+}
+
+// usage is what a run has done of what it was asked for.
+type usage struct {
+	rows   atomic.Int64 // begun
+	netbsd atomic.Int64 // guests that have booted the kernel that was given
+}
+
+var used usage
+
+// check fails a run that was asked for something and has not done it: nobody would notice.
+func (u *usage) check(getenv func(string) string) error {
+	if u.rows.Load() == 0 {
+		return fmt.Errorf("no guest test was run: -run %q and -skip %q leave none", flag.Lookup("test.run").Value, flag.Lookup("test.skip").Value)
+	}
+	if kernel := getenv(kernelEnv); kernel != "" && u.netbsd.Load() == 0 {
+		return fmt.Errorf("the kernel %s was given (--kernel, %s), and no guest has booted it", kernel, kernelEnv)
+	}
+	return nil
 }
 
 // canMount says whether a process may have file systems of its own, as root or in a user namespace.

@@ -232,7 +232,7 @@ func (w *world) startAs(name, socket string, again func() (*exec.Cmd, error)) er
 	if err != nil {
 		return err
 	}
-	b.again, b.foreign = again, os.Getenv("VDEV_BACKEND") == "qemu-storage-daemon"
+	b.again, b.foreign = again, os.Getenv(backendEnv) == "qemu-storage-daemon"
 	if was := w.backends[name]; was != nil && was.beside {
 		b.foreign, b.beside = true, true
 	}
@@ -270,7 +270,7 @@ func (w *world) start(c vm.Config) error {
 	if err := os.Mkdir(c.Dir, 0o755); err != nil {
 		return err
 	}
-	c.KVM = os.Getenv("VDEV_KVM") == "1"
+	c.KVM = os.Getenv(kvmEnv) == "1"
 	w.disks = map[string]vm.Disk{}
 	for _, d := range c.Disks {
 		w.disks[d.Name] = d
