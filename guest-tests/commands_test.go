@@ -282,7 +282,7 @@ func startQEMU(w *world, args []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	c := vm.Config{QEMU: q, CPUs: *cpus, Memory: *memory, Args: more}
+	c := vm.Config{QEMU: q, CPUs: *cpus, Memory: *memory, Args: more, DiskCode: *boot || *netbsd}
 	for i, name := range flags.Args() {
 		b, err := w.backend(name)
 		if err != nil {

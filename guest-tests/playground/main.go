@@ -80,7 +80,7 @@ func play(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	machine := vm.Config{QEMU: q, Dir: dir, CPUs: 2, RawSerial: true}
+	machine := vm.Config{QEMU: q, Dir: dir, CPUs: 2, RawSerial: true, DiskCode: true}
 	if err := o.guest(dir, &machine); err != nil {
 		return err
 	}
