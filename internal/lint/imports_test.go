@@ -57,6 +57,7 @@ var layers = map[string][]string{
 	"internal/control":           {"internal/trace", "internal/sys"},
 	"internal/lint":              {},
 	"internal/bench":             {"internal/chart", "internal/child", "internal/load", "internal/scale", "internal/sys"},
+	"internal/testreport":        {},
 	"internal/chart":             {},
 	"internal/child":             {"internal/sys"},
 	"internal/scale":             {"internal/child", "vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/sys"},
