@@ -1,0 +1,116 @@
+// Package tasks tells how many tasks, threads of the kernel's own included, the host lets this process have. Go's runtime ends the
+// process where a thread cannot be made, so that what makes threads has to stay below that by itself.
+package tasks
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"vdev/internal/sys"
+)
+
+// Limit is how many tasks there may be.
+type Limit struct {
+	N    int    // those of now included; Unlimited where the host sets no limit
+	Name string // of what limits them; empty where nothing does
+}
+
+// Unlimited is as many as a process may have at all.
+const Unlimited = 1 << 22 // PID_MAX_LIMIT
+
+// Find asks the host: the pids controllers of all control groups that the process is in (pids.max, less what others have there), and
+// RLIMIT_NPROC (likewise), which does not hold for root. What cannot be read does not limit. Others may take more later.
+func Find() Limit { return find("/", os.Getuid(), sys.MaxProcesses()) }
+
+// find is Find on a file system of tests' own, where root is not "/".
+func find(root string, uid int, nproc uint64) Limit {
+	l := Limit{N: Unlimited}
+	own := threads(root, "self")
+	take := func(n int, name string) {
+		if n < l.N {
+			l = Limit{max(n, 0), name}
+		}
+	}
+	for _, dir := range groups(root) {
+		most, err1 := number(filepath.Join(dir, "pids.max"))
+		now, err2 := number(filepath.Join(dir, "pids.current"))
+		if err1 == nil && err2 == nil {
+			take(most-now+own, fmt.Sprintf("pids.max=%d of control group %s", most, strings.TrimPrefix(dir, root)))
+		}
+	}
+	if uid != 0 && nproc < Unlimited {
+		take(int(nproc)-ofUser(root, uid)+own, fmt.Sprintf("RLIMIT_NPROC=%d", nproc))
+	}
+	return l
+}
+
+// groups gives the directories of the control groups that limit tasks, of both versions, the outer ones as well.
+func groups(root string) (dirs []string) {
+	text, _ := os.ReadFile(filepath.Join(root, "proc/self/cgroup"))
+	for line := range strings.Lines(string(text)) {
+		// hierarchy-ID:controller-list:cgroup-path (cgroups(7))
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(f) != 3 {
+			continue
+		}
+		var at []string
+		switch {
+		case f[0] == "0":
+			at = []string{"sys/fs/cgroup", "sys/fs/cgroup/unified"}
+		case strings.Contains(","+f[1]+",", ",pids,"):
+			at = []string{"sys/fs/cgroup/pids", "sys/fs/cgroup/" + f[1]}
+		}
+		for _, mount := range at {
+			// In a container the path may be the host's, of which only the last part is to be seen here, as the root.
+			for p := path.Join("/", f[2]); ; p = path.Dir(p) {
+				dirs = append(dirs, filepath.Join(root, mount, p))
+				if p == "/" {
+					break
+				}
+			}
+		}
+	}
+	return dirs
+}
+
+func number(name string) (int, error) {
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(text))) // "max" is no number
+}
+
+// threads is how many threads a process has, or 0.
+func threads(root, pid string) int {
+	n, _ := strconv.Atoi(field(root, pid, "Threads:"))
+	return n
+}
+
+// ofUser counts the threads of all processes of a user.
+func ofUser(root string, uid int) (n int) {
+	list, _ := os.ReadDir(filepath.Join(root, "proc"))
+	for _, e := range list {
+		if _, err := strconv.Atoi(e.Name()); err == nil && field(root, e.Name(), "Uid:") == strconv.Itoa(uid) {
+			n += threads(root, e.Name())
+		}
+	}
+	return n
+}
+
+// field is the first word of a line of /proc/PID/status.
+func field(root, pid, name string) string {
+	text, _ := os.ReadFile(filepath.Join(root, "proc", pid, "status"))
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, name); ok {
+			if f := strings.Fields(rest); len(f) > 0 {
+				return f[0]
+			}
+		}
+	}
+	return ""
+}
