@@ -21,6 +21,9 @@ type Reactors = reactor.Pool
 // ReactorConfig says how Reactors are made. The zero value is one event loop on what the host has.
 type ReactorConfig = reactor.Config
 
+// MaxStuck is the default of ReactorConfig.MaxStuck.
+const MaxStuck = reactor.MaxStuck
+
 // How reactors wait and transfer.
 const (
 	ModeURing   = "io_uring"

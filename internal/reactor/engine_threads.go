@@ -84,16 +84,19 @@ func (e *threadsEngine) close() {
 const (
 	// maxWorkers bounds the threads of a Pool that are in a transfer at once, but for one of each file.
 	maxWorkers = 64
-	// maxStuck bounds those, or with io_uring each reactor's of the kernel, that are in a transfer of a file that may block: with so
-	// many requests stuck in one, those for the others still get through.
-	maxStuck = 1024
+	// MaxStuck bounds those, or with io_uring each reactor's of the kernel, that are in a transfer of a file that may block: with so
+	// many requests stuck in one, those for the others still get through. Config.MaxStuck may be less.
+	MaxStuck = 1024
 )
 
 // crew is what transfers for the reactors of a Pool: workers for files that may block (devsw.BMayBlock), or do, so that they hold up
 // nobody else, and workers for all others.
 type crew struct{ local, remote *workers }
 
-func newCrew() *crew { return &crew{newWorkers(maxWorkers), newWorkers(maxStuck)} }
+// newCrew makes a crew of at most stuck threads for files that may block.
+func newCrew(stuck int) *crew {
+	return &crew{newWorkers(min(maxWorkers, stuck)), newWorkers(stuck)}
+}
 
 // of gives the workers for o.
 func (c *crew) of(o *op) *workers {

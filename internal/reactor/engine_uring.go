@@ -44,7 +44,7 @@ func newUringEngine(r *Reactor) (*uringEngine, error) {
 		return nil, err
 	}
 	// Without it the ring works as well, as long as no storage hangs.
-	_ = ring.SetWorkers(maxStuck)
+	_ = ring.SetWorkers(uint32(r.maxStuck))
 	e := &uringEngine{r: r, ring: ring, fds: make(map[uint64]int)}
 	e.poll(r.wakeFD.Int(), kindWake<<kindShift)
 	return e, nil

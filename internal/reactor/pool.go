@@ -34,6 +34,10 @@ type Config struct {
 	Reactors int           // 1 where it is less
 	Mode     Mode          // ModeURing where it is empty
 	PollMax  time.Duration // how long to look for work before sleeping; DefaultPoll where 0, not at all where negative
+
+	// MaxStuck is how many threads may be stuck in transfers: of the kernel's for each reactor's ring, and of the Pool's own. It is
+	// for a host that allows few; MaxStuck where 0.
+	MaxStuck int
 }
 
 // NewPool starts the reactors. Its error is ErrMode for a Mode that does not exist, or the host's (ENOSYS, EPERM, ENOMEM in
@@ -46,7 +50,10 @@ func NewPool(c Config) (*Pool, error) {
 	case c.PollMax < 0:
 		c.PollMax = 0
 	}
-	p := &Pool{mode: c.Mode, workers: newCrew()}
+	if c.MaxStuck <= 0 {
+		c.MaxStuck = MaxStuck
+	}
+	p := &Pool{mode: c.Mode, workers: newCrew(c.MaxStuck)}
 	switch c.Mode {
 	case "":
 		p.mode = ModeURing
@@ -55,7 +62,7 @@ func NewPool(c Config) (*Pool, error) {
 		return nil, fmt.Errorf("%q: %w", c.Mode, ErrMode)
 	}
 	for range c.Reactors {
-		r, err := newReactor(p.mode, p.workers, c.PollMax)
+		r, err := newReactor(p.mode, p.workers, c.PollMax, c.MaxStuck)
 		if err != nil {
 			p.Close()
 			return nil, err

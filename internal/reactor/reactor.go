@@ -74,14 +74,15 @@ type engine interface {
 
 // Reactor is one event loop. It implements devsw.AIO.
 type Reactor struct {
-	mode    Mode
-	crew    *crew
-	pollMax time.Duration
-	load    atomic.Int64   // Sources, for Pick
-	usage   usage          // for Pick
-	wakeFD  *sys.FD        // ends a sleep
-	threads sync.WaitGroup // goroutines that have the reactor, or had it
-	ended   chan struct{}  // closed when the last of them has ended
+	mode     Mode
+	crew     *crew
+	pollMax  time.Duration
+	maxStuck int            // see Config
+	load     atomic.Int64   // Sources, for Pick
+	usage    usage          // for Pick
+	wakeFD   *sys.FD        // ends a sleep
+	threads  sync.WaitGroup // goroutines that have the reactor, or had it
+	ended    chan struct{}  // closed when the last of them has ended
 
 	mu     sync.Mutex
 	posted []func()
@@ -131,8 +132,8 @@ type Reactor struct {
 	calls calls
 }
 
-func newReactor(mode Mode, w *crew, pollMax time.Duration) (*Reactor, error) {
-	r := &Reactor{mode: mode, crew: w, pollMax: pollMax, ended: make(chan struct{}), sources: make(map[uint64]*Source), calls: hostCalls}
+func newReactor(mode Mode, w *crew, pollMax time.Duration, maxStuck int) (*Reactor, error) {
+	r := &Reactor{mode: mode, crew: w, pollMax: pollMax, maxStuck: maxStuck, ended: make(chan struct{}), sources: make(map[uint64]*Source), calls: hostCalls}
 	var err error
 	if r.wakeFD, err = sys.NewEventfd(); err != nil {
 		return nil, err
