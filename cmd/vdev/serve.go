@@ -17,6 +17,8 @@ import (
 	"vdev/internal/control"
 	"vdev/internal/dev/disk"
 	"vdev/internal/dev/nbd"
+	"vdev/internal/offload"
+	"vdev/internal/tasks"
 	"vdev/internal/virtioblk"
 	"vdev/specfs"
 	"vdev/vhostuser"
@@ -83,16 +85,18 @@ func runAll(ctx context.Context, c config, out *queuedWriter, asked askedBySigna
 	level := new(slog.LevelVar)
 	level.Set(c.logLevel)
 	log := newLogger(out, level, c.logJSON)
-	reactors, err := newReactors(c, log)
+	reactors, places, err := newReactors(c, log, tasks.Find())
 	if err != nil {
 		return err
 	}
 	defer reactors.Close()
+	pool := offload.New(offload.Config{Places: places})
+	defer pool.Close()
 
 	failures := disk.NewFailures(c.stateDir, func(err error) {
 		log.Error("a vdev after this one would not know that a flush has failed: that could not be recorded (--state-dir)", "cause", err)
 	})
-	p := &program{config: c, level: level, log: log, out: out, start: time.Now(), reactors: reactors, failures: failures}
+	p := &program{config: c, level: level, log: log, out: out, start: time.Now(), reactors: reactors, pool: pool, failures: failures}
 	if c.stateDir == "" {
 		log.Warn("there is no folder for what a vdev after this one has to know of a flush that fails: XDG_RUNTIME_DIR is not set, and neither is --state-dir")
 	}
@@ -160,6 +164,7 @@ type program struct {
 	out      *queuedWriter
 	start    time.Time
 	reactors *vhostuser.Reactors
+	pool     *offload.Pool
 	failures *disk.Failures
 }
 
@@ -189,12 +194,8 @@ func (p *program) open(ctx context.Context, c diskConfig) (_ *served, err error)
 		}
 	}()
 	disk.notify(func(_ int, err error) {
-		var lost *nbd.LostError
 		switch {
-		case errors.As(err, &lost) && lost.Perhaps:
-			log.Warn("the disk's server may have lost writes", "error", err)
-			return
-		case errors.As(err, &lost):
+		case errors.Is(err, nbd.ErrForgotten):
 			log.Error("the disk's server has lost writes", "error", err)
 			return
 		case err != nil:
@@ -203,13 +204,10 @@ func (p *program) open(ctx context.Context, c diskConfig) (_ *served, err error)
 		}
 		log.Info("the disk's server is back")
 	})
-	for _, text := range disk.warnings() {
-		log.Warn(text)
-	}
 	fs := specfs.New(table, specfs.WithTrace(rep.specfs))
 	blk := virtioblk.Config{
 		FS: fs, Dev: disk.dev, Info: disk.info, Serial: c.serial, NumQueues: c.numQueues, CancelAfter: c.cancelWait,
-		Migratable: c.migratable, Log: rep.virtioblk, Keeper: disk.keeper(),
+		Migratable: c.migratable, Pool: p.pool, Log: rep.virtioblk, Keeper: disk.keeper(),
 	}
 	var backend *vhostuser.Backend // there before a front-end is
 	blk.SizeChanged = func() { backend.ConfigChanged() }
@@ -271,6 +269,7 @@ func (s *served) close() (err error) {
 		if s.listener != nil {
 			s.listener.Close() // Serve has, where it was called
 		}
+		s.device.Close()
 		err = s.disk.driver.Detach()
 	})
 	return err
@@ -362,8 +361,9 @@ func listen(c diskConfig) (net.Listener, error) {
 }
 
 // newReactors starts the event loops. Where nobody has said how they are to work, and the host refuses io_uring (an
-// old kernel, a container), they do with threads.
-func newReactors(c config, log *slog.Logger) (*vhostuser.Reactors, error) {
+// old kernel, a container), they do with threads. places are those of the offload.Pool, which is what else takes threads: both have to do
+// with what the host allows.
+func newReactors(c config, log *slog.Logger, limit tasks.Limit) (_ *vhostuser.Reactors, places int, err error) {
 	config := vhostuser.ReactorConfig{Reactors: c.reactors, Mode: vhostuser.ModeURing}
 	if c.reactors == 0 {
 		queues := 0
@@ -387,14 +387,29 @@ func newReactors(c config, log *slog.Logger) (*vhostuser.Reactors, error) {
 	if c.aio == "threads" {
 		config.Mode = vhostuser.ModeThreads
 	}
-	reactors, err := vhostuser.NewReactorsConfig(config)
+	servers := 0
+	for _, d := range c.disks {
+		if d.driver.name == "qemu" {
+			servers++
+		}
+	}
+	start := func() (*vhostuser.Reactors, error) {
+		plan, enough := planThreads(limit.N, runtime.GOMAXPROCS(0), config.Reactors, len(c.disks), servers, config.Mode == vhostuser.ModeThreads)
+		config.MaxStuck, places = plan.stuck, plan.places
+		reactors, err := vhostuser.NewReactorsConfig(config)
+		if err == nil {
+			plan.tell(log, limit, enough)
+		}
+		return reactors, err
+	}
+	reactors, err := start()
 	if err != nil && c.aio == "" {
 		log.Warn("the host refuses io_uring: threads are used instead", "cause", err)
 		config.Mode = vhostuser.ModeThreads
-		reactors, err = vhostuser.NewReactorsConfig(config)
+		reactors, err = start()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("--aio %s: %w", config.Mode, err)
+		return nil, 0, fmt.Errorf("--aio %s: %w", config.Mode, err)
 	}
-	return reactors, nil
+	return reactors, places, nil
 }

@@ -99,7 +99,6 @@ type Device struct {
 	open      *opening // nil while the device is not to be open
 	queues    map[*queue]struct{}
 	stop      *stop // under way, or nil
-	anew      bool  // the guest's driver has begun anew, and the block device has not been opened since
 	suspended []int // by ring: requests left in the in-flight region by its last stop
 }
 
@@ -269,11 +268,7 @@ func (d *Device) StartQueue(vq *vhostuser.Queue) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.stop = nil
-	first := len(d.queues) == 0
-	d.meetDriver(first, vq.Driver())
-	if first && vq.Driver() == vhostuser.DriverNew {
-		d.anew = true
-	}
+	d.meetDriver(len(d.queues) == 0, vq.Driver())
 	q := newQueue(d, vq)
 	vq.Data = q
 	d.queues[q] = struct{}{}
@@ -308,16 +303,10 @@ func (d *Device) runOpen(ctx context.Context, o *opening) {
 	if o.closed {
 		err = context.Canceled
 	}
-	flag := d.flag()
-	if o.begun = err == nil; o.begun {
-		if !d.anew {
-			flag |= devsw.FRESUME
-		}
-		d.anew = false
-	}
+	o.begun = err == nil
 	d.mu.Unlock()
 	if err == nil {
-		err = o.node.Open(ctx, flag)
+		err = o.node.Open(ctx, d.flag())
 	}
 	if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, devsw.EBADF) {
 		d.log("cannot open the device; its requests fail", err)

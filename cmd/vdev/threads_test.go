@@ -1,0 +1,57 @@
+package main
+
+import (
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"vdev/internal/tasks"
+	"vdev/vhostuser"
+)
+
+func TestThreadsFitWhatTheHostAllows(t *testing.T) {
+	for name, c := range map[string]struct {
+		limit, procs, reactors, disks, servers int
+		crew                                   bool
+		want                                   threads
+		enough                                 bool
+	}{
+		"no limit":            {limit: tasks.Unlimited, procs: 10, reactors: 4, disks: 1, want: threads{64, 1024}, enough: true},
+		"no limit, threads":   {limit: tasks.Unlimited, procs: 10, reactors: 4, disks: 1, crew: true, want: threads{64, 1024}, enough: true},
+		"600":                 {limit: 600, procs: 6, reactors: 2, disks: 1, want: threads{64, 100}, enough: true},
+		"100":                 {limit: 100, procs: 6, reactors: 2, disks: 1, want: threads{32, 6}, enough: true},
+		"100, threads":        {limit: 100, procs: 6, reactors: 2, disks: 1, crew: true, want: threads{32, 16}, enough: true},
+		"600, two qemu-nbd":   {limit: 600, procs: 6, reactors: 2, disks: 2, servers: 2, want: threads{65, 71}, enough: true},
+		"1000 disks":          {limit: tasks.Unlimited, procs: 10, reactors: 4, disks: 1000, want: threads{1000, 51}, enough: true},
+		"100, and 1000 disks": {limit: 100, procs: 10, reactors: 4, disks: 1000, want: threads{1000, 1}},
+		"20":                  {limit: 20, procs: 6, reactors: 2, disks: 1, want: threads{1, 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, enough := planThreads(c.limit, c.procs, c.reactors, c.disks, c.servers, c.crew)
+			if got != c.want || enough != c.enough {
+				t.Errorf("got %+v, enough: %v, want %+v, %v", got, enough, c.want, c.enough)
+			}
+		})
+	}
+}
+
+func TestThreadsNeverExceedWhatTheHostAllows(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		limit := rapid.IntRange(1, 20_000).Draw(t, "limit")
+		procs, reactors := rapid.IntRange(1, 64).Draw(t, "procs"), rapid.IntRange(1, 16).Draw(t, "reactors")
+		disks, servers := rapid.IntRange(1, 2000).Draw(t, "disks"), rapid.IntRange(0, 20).Draw(t, "servers")
+		crew := rapid.Bool().Draw(t, "crew")
+		got, enough := planThreads(limit, procs, reactors, disks, servers, crew)
+		stuck := 2 * got.stuck
+		if !crew {
+			stuck = (1 + 2*reactors) * got.stuck
+		}
+		all := procs + runtimeThreads + 2*reactors + (diskThreads+reactors)*disks + commandThreads + serverTasks*servers + got.places + stuck
+		if enough && got.stuck > 1 && all > limit {
+			t.Fatalf("%+v: that is %d tasks", got, all)
+		}
+		if got.places < disks || got.stuck < 1 || got.stuck > vhostuser.MaxStuck {
+			t.Fatalf("%+v for %d disks", got, disks)
+		}
+	})
+}
