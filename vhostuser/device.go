@@ -32,7 +32,7 @@ func (r StopReason) String() string {
 
 // Device is a device model behind a Backend. A Backend calls all methods but Process on one goroutine, that of the
 // connection, one at a time; each is answered by the front-end's main loop standing still, so none of them waits on
-// storage, StopQueue excepted. A Device that has nothing to say to most of them embeds BaseDevice.
+// storage, StopQueue and PauseQueue excepted. A Device that has nothing to say to most of them embeds BaseDevice.
 type Device interface {
 	// Features returns the virtio feature bits that the device offers, those of its rings included
 	// (virtq.FeatureVersion1, ...). Bits that are vhost-user's own are not its business.
@@ -62,6 +62,15 @@ type Device interface {
 	// chains in the ring on purpose returns false without having seen Pop return false; it is called again after
 	// Queue.Wake, after a Push, or at the next kick. It must not block.
 	Process(q *Queue) (more bool)
+	// PauseQueue is called when q was disabled with chains in flight. Process is not called any more, until
+	// ResumeQueue. When PauseQueue returns, nothing of those chains uses guest memory any more: each one was pushed,
+	// or is kept as it is, untouched, until ResumeQueue or StopQueue. It may wait for that as StopQueue may, and the
+	// front-end waits as long: some pause or reset a device by nothing but this. The Backend then publishes what was
+	// pushed, and signals it. It is not called where Queue.InflightMigration: a stop that cancels is next there, and
+	// is not to be held up.
+	PauseQueue(q *Queue)
+	// ResumeQueue is called when q, which was disabled, is enabled again. Process may be called from then on.
+	ResumeQueue(q *Queue)
 	// StopQueue ends what StartQueue began. When it is called, Process is not called any more. When it returns, every
 	// chain that was popped has been pushed, suspended or given back with Unpop. It may wait for that, within the device's own
 	// bound; the front-end waits as long, unless it has gone: q.Context(), asked for in this call, tells. The Backend
@@ -110,6 +119,12 @@ func (BaseDevice) SetFeatures(uint64) {}
 
 // StartQueue does nothing.
 func (BaseDevice) StartQueue(*Queue) error { return nil }
+
+// PauseQueue does nothing: it is for devices whose Process pushes every chain it pops, or whose chains wait for input.
+func (BaseDevice) PauseQueue(*Queue) {}
+
+// ResumeQueue does nothing.
+func (BaseDevice) ResumeQueue(*Queue) {}
 
 // StopQueue does nothing: it is for devices whose Process pushes every chain it pops.
 func (BaseDevice) StopQueue(*Queue, StopReason) {}

@@ -21,6 +21,8 @@ const (
 	EventStart      EventKind = "start"      // a ring was handed to the Device; resubmitted is what its in-flight region brought
 	EventEnable     EventKind = "enable"     // a running ring is fetched from again
 	EventDisable    EventKind = "disable"    // a running ring is fetched from no more
+	EventDrain      EventKind = "drain"      // requests of a disabled ring are waited for
+	EventDrained    EventKind = "drained"    // they have ended, but for those that the Device keeps; its memory is not used
 	EventStopping   EventKind = "stopping"   // a ring is being stopped: the Device is asked next
 	EventStop       EventKind = "stop"       // a ring has stopped: its memory is used no more; suspended is what is left in its region
 	EventBreak      EventKind = "break"      // a ring broke; Err says why

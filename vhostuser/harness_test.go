@@ -85,6 +85,7 @@ type reverser struct {
 	// Hooks, nil for nothing; on the connection's goroutine.
 	onStart func(*vhostuser.Queue) error
 	onStop  func(*vhostuser.Queue, vhostuser.StopReason)
+	onPause func(*vhostuser.Queue)
 
 	mu       sync.Mutex
 	hold     bool
@@ -263,6 +264,15 @@ func (d *reverser) finishHeld(q *vhostuser.Queue) {
 		d.finish(q, c)
 	}
 }
+
+func (d *reverser) PauseQueue(q *vhostuser.Queue) {
+	d.note("pause %d", q.Index())
+	if d.onPause != nil {
+		d.onPause(q)
+	}
+}
+
+func (d *reverser) ResumeQueue(q *vhostuser.Queue) { d.note("resume %d", q.Index()) }
 
 func (d *reverser) StopQueue(q *vhostuser.Queue, why vhostuser.StopReason) {
 	d.note("stop %d %v", q.Index(), why)

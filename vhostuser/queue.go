@@ -56,6 +56,7 @@ type Queue struct {
 
 	// The connection's goroutine's.
 	enabled  bool // as the reactor was told
+	draining bool // PauseQueue is being asked
 	logs     bool // likewise: something is marked
 	stopping bool
 }
@@ -98,9 +99,9 @@ func (q *Queue) Driver() DriverOrigin { return q.driver }
 // Reactor returns the reactor that owns q. Any goroutine.
 func (q *Queue) Reactor() *Reactor { return q.reactor }
 
-// Context is done when the front-end has hung up, the session has failed or the Backend is to end. A StopQueue that is to wait asks for it
-// then: it is from that moment on that a hang-up is seen in the midst of a stop, after which it need not wait for the guest's sake any
-// longer. Any goroutine.
+// Context is done when the front-end has hung up, the session has failed or the Backend is to end. A StopQueue or
+// PauseQueue that is to wait asks for it then: it is from that moment on that a hang-up is seen in the midst of it, after
+// which it need not wait for the guest's sake any longer. Any goroutine.
 func (q *Queue) Context() context.Context {
 	q.s.watchHangup()
 	return q.s.ctx
@@ -257,8 +258,8 @@ func (q *Queue) Broken() error { return q.broken }
 // it. The front-end's error eventfd is signalled. What is in flight is pushed as ever, which then only keeps count.
 func (q *Queue) Break(err error) { q.fail(err) }
 
-// WaitIdle waits until nothing is in flight, everything pushed, suspended or given back, or ctx is done, whose error it then returns. Not on the reactor: StopQueue
-// calls it.
+// WaitIdle waits until nothing is in flight, everything pushed, suspended or given back, or ctx is done, whose error it
+// then returns. Not on the reactor: StopQueue and PauseQueue call it.
 func (q *Queue) WaitIdle(ctx context.Context) error {
 	idle := make(chan struct{})
 	q.reactor.Post(func() {
@@ -297,7 +298,8 @@ func (q *Queue) LastOfDevice() bool {
 }
 
 // DeviceStopping tells whether no ring of the session is fetched from any more: each one has stopped, or was disabled, or
-// the session ends. Then it is the device that is being stopped, and not just one ring of it. Only in StopQueue.
+// the session ends. Then it is the device that is being stopped, and not just one ring of it. Only in StopQueue and
+// PauseQueue.
 func (q *Queue) DeviceStopping() bool {
 	for _, r := range q.s.rings {
 		if r.q != nil && !r.q.stopping && r.enabled {
@@ -351,6 +353,13 @@ func (q *Queue) setMemory(mem *guestmem.Memory, must bool) {
 	if err := q.vq.SetMemory(mem); err != nil {
 		q.fail(err)
 	}
+}
+
+// unpause lets the ring be fetched from, and asks for no kicks, since it is looked at. On the reactor.
+func (q *Queue) unpause() {
+	q.paused = false
+	poller{q}.Disarm()
+	q.src.Wake()
 }
 
 // close lets go of the reactor, of guest memory and of the descriptors. Chains in flight keep their memory.
@@ -473,9 +482,9 @@ func (q poller) Arm() (pending bool) {
 	return q.vq.EnableNotify()
 }
 
-// Disarm tells the driver that no kicks are needed.
+// Disarm tells the driver that no kicks are needed. A ring that is paused is left alone: it is in nobody's use.
 func (q poller) Disarm() {
-	if q.broken != nil {
+	if q.paused || q.broken != nil {
 		return
 	}
 	defer q.RecoverFault()

@@ -16,7 +16,7 @@ import (
 //     then wait for the ring to be looked at without one.)
 //   - SET_VRING_ENABLE enables and disables it, at any time.
 //   - A ring runs, as a Queue that the Device has, from the moment it is both until it is stopped. When it is disabled in
-//     between, nothing more is fetched, what is in flight ends as it will, and the Device keeps it.
+//     between, nothing more is fetched, what is in flight is waited for, and the Device keeps the ring.
 //   - A kick that comes before all this is not lost: a ring that begins to run, or is enabled again, is looked at.
 type ring struct {
 	index int
@@ -247,7 +247,12 @@ func (s *session) getVringBase(m *message) ([]byte, error) {
 // settle makes the ring run, pause or go on, as its two states want it to.
 func (s *session) settle(r *ring) error {
 	switch q := r.q; {
-	case q != nil && q.enabled != r.enabled:
+	case q != nil && q.enabled && !r.enabled:
+		if s.disable(r) > 0 {
+			s.drain(r)
+		}
+		return nil
+	case q != nil && !q.enabled && r.enabled:
 		s.enable(r)
 		return nil
 	case q == nil && r.started && r.enabled && r.broken == nil:
@@ -257,21 +262,48 @@ func (s *session) settle(r *ring) error {
 	}
 }
 
-// enable makes a running ring be fetched from, or not. It is a barrier: when it returns, the reactor has seen it.
+// enable makes a running ring be fetched from again. It is a barrier: when it returns, the reactor has seen it.
 func (s *session) enable(r *ring) {
-	q, enabled := r.q, r.enabled
-	q.enabled = enabled
+	q := r.q
+	q.enabled = true
+	s.b.event(Event{Kind: EventEnable, Ring: r.index})
+	s.dev.ResumeQueue(q)
+	q.reactor.Do(q.unpause)
+}
+
+// disable makes a running ring be fetched from no more, and returns how many of its requests are in flight. It is a
+// barrier, as enable is.
+func (s *session) disable(r *ring) (inFlight int) {
+	q := r.q
+	q.enabled = false
 	q.reactor.Do(func() {
-		q.paused = !enabled
-		if enabled {
-			q.src.Wake()
-		}
+		q.paused = true
+		inFlight = q.InFlight()
 	})
-	kind := EventDisable
-	if enabled {
-		kind = EventEnable
+	s.b.event(Event{Kind: EventDisable, Ring: r.index})
+	return inFlight
+}
+
+// drain has the Device end, or keep, what a disabled ring has in flight, and shows the driver what was pushed. When it
+// returns, nothing of the ring's guest memory is used, and nothing signalled, until the ring is enabled or stopped. Where
+// the in-flight region travels with the guest, a stop follows, which cancels: nothing is waited for here (Device.PauseQueue).
+func (s *session) drain(r *ring) {
+	q := r.q
+	if q.InflightMigration() {
+		return
 	}
-	s.b.event(Event{Kind: kind, Ring: r.index})
+	left := 0
+	s.b.event(Event{Kind: EventDrain, Ring: r.index})
+	q.draining = true
+	s.publish()
+	s.whileWaited(func() { s.dev.PauseQueue(q) })
+	q.reactor.Do(func() {
+		poller{q}.Flush()
+		left = q.InFlight()
+	})
+	q.draining = false
+	s.publish()
+	s.b.event(Event{Kind: EventDrained, Ring: r.index, Fields: []Field{{"kept", left}}})
 }
 
 // start makes the ring run: it is given to a reactor, then to the Device, and then fetched from. What the guest alone can have
@@ -322,10 +354,9 @@ func (s *session) start(r *ring) error {
 	}
 	s.b.event(Event{Kind: EventStart, Ring: r.index, Fields: fields})
 	q.reactor.Do(func() {
-		q.paused = false
 		// A call may have been lost on the way here, with the descriptor or the back-end before this one.
 		q.signal(q.call)
-		q.src.Wake()
+		q.unpause()
 	})
 	return nil
 }
@@ -382,7 +413,7 @@ func (s *session) stop(r *ring, why StopReason) {
 	r.why = why
 	s.publish()
 	if why == StopBase {
-		s.stopQueue(q)
+		s.whileWaited(func() { s.dev.StopQueue(q, why) })
 	} else {
 		s.dev.StopQueue(q, why)
 	}

@@ -33,7 +33,7 @@ type session struct {
 	mu          sync.Mutex
 	interrupted bool          // the connection's reads and writes fail from now on
 	ended       chan struct{} // closed when interrupted was set
-	waited      bool          // the front-end waits for a StopQueue
+	waited      bool          // the front-end waits for the Device
 	watch       chan struct{} // closed by the goroutine that watches for its hang-up meanwhile; nil where nobody has asked for it
 
 	look look // what Backend.Status shows; it has a lock of its own
@@ -135,8 +135,8 @@ func (s *session) serve() error {
 	}
 }
 
-// watchHangup has the session end when the front-end hangs up while StopQueue waits, and no message of it is read; it does nothing at other
-// times. A front-end that has sent something further is not seen to hang up: it is not one that waits for the answer. Any goroutine.
+// watchHangup has the session end when the front-end hangs up while the Device waits, and no message of it is read; it
+// does nothing at other times. A front-end may have sent further messages by then: none of them is handled. Any goroutine.
 func (s *session) watchHangup() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -154,8 +154,8 @@ func (s *session) watchHangup() {
 		hung := false
 		_ = raw.Read(func(fd uintptr) bool {
 			n, err := sys.Peek(int(fd))
-			hung = err == nil && n == 0
-			return !errors.Is(err, syscall.EAGAIN)
+			hung = err == nil && n == 0 || sys.Closed(int(fd))
+			return hung || err != nil && !errors.Is(err, syscall.EAGAIN)
 		})
 		if hung {
 			s.end(errHangup)
@@ -163,12 +163,12 @@ func (s *session) watchHangup() {
 	}()
 }
 
-// stopQueue is StopQueue for a front-end that waits for it.
-func (s *session) stopQueue(q *Queue) {
+// whileWaited calls a method of the Device that may wait, for a front-end that waits for its end.
+func (s *session) whileWaited(call func()) {
 	s.mu.Lock()
 	s.waited = true
 	s.mu.Unlock()
-	s.dev.StopQueue(q, StopBase)
+	call()
 	s.mu.Lock()
 	watch := s.watch
 	s.waited, s.watch = false, nil
@@ -296,11 +296,16 @@ func (s *session) setOwner(*message) ([]byte, error) {
 
 // resetOwner disables all rings, which is what the specification recommends for this deprecated message.
 func (s *session) resetOwner(*message) ([]byte, error) {
+	var busy []*ring
 	for _, r := range s.rings {
 		r.enabled = false
-		if err := s.settle(r); err != nil {
-			return nil, err
+		if r.q != nil && r.q.enabled && s.disable(r) > 0 {
+			busy = append(busy, r)
 		}
+	}
+	// All of them stop fetching before the Device waits for the first.
+	for _, r := range busy {
+		s.drain(r)
 	}
 	return nil, nil
 }

@@ -42,6 +42,7 @@ const (
 	RingStarted  RingState = "started"  // and not enabled yet: it does not run
 	RingRunning  RingState = "running"  // the Device has it, and fetches from it
 	RingDisabled RingState = "disabled" // the Device has it, but nothing more is fetched
+	RingDraining RingState = "draining" // likewise, and its requests in flight are waited for
 	RingStopping RingState = "stopping" // the Device is being asked to stop it
 	RingBroken   RingState = "broken"
 )
@@ -97,6 +98,8 @@ func (r *ring) state() RingState {
 		return RingStopping
 	case r.q != nil && r.enabled:
 		return RingRunning
+	case r.q != nil && r.q.draining:
+		return RingDraining
 	case r.q != nil:
 		return RingDisabled
 	case r.started:

@@ -35,6 +35,9 @@ func HungUp(fd int) bool {
 	return pollNow(fd, unix.POLLRDHUP)&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
 }
 
+// Closed tells whether the peer of the socket fd has closed it altogether. It does not wait.
+func Closed(fd int) bool { return pollNow(fd, 0)&(unix.POLLHUP|unix.POLLERR) != 0 }
+
 // DrainEventfd sets the counter of an eventfd to 0, or takes 1 from it with EFD_SEMAPHORE. It does not wait, whatever O_NONBLOCK is,
 // which belongs to all who have the file and stays as it is.
 func DrainEventfd(fd int) {

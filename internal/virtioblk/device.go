@@ -15,9 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"runtime"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -99,6 +97,7 @@ type Device struct {
 	open      *opening // nil while the device is not to be open
 	queues    map[*queue]struct{}
 	stop      *stop // under way, or nil
+	stopGap   time.Duration
 	suspended []int // by ring: requests left in the in-flight region by its last stop
 }
 
@@ -125,12 +124,19 @@ type opening struct {
 	pinned bool // that transfers cannot be fenced was logged
 }
 
-// stop is a stop of the device, from the first ring's GET_VRING_BASE to the last one's or to the next start.
+// stop is a stop of the device: rings are disabled or stopped, one soon after the other. It begins with the first one that
+// has something in flight, and is over when a ring is started or enabled, or Device.stopGap after the front-end was answered
+// last.
 type stop struct {
 	deadline time.Time
-	// fetched is how much each started ring had fetched when it began. For one that has fetched since, it is over.
-	fetched map[*queue]uint64
+	waiting  bool      // the front-end waits for an answer
+	answered time.Time // when it was answered last
+	drains   bool      // other rings are likely to be disabled or stopped next
 }
+
+// defaultStopGap is how long after one ring another one may be disabled, or stopped, and pass for a part of the same stop.
+// All of a stop has one deadline, or a device of 64 rings that hang would hold up the front-end for 64 times as long.
+const defaultStopGap = time.Second
 
 var _ vhostuser.Device = (*Device)(nil)
 
@@ -143,7 +149,8 @@ func New(c Config) (*Device, error) {
 		return nil, fmt.Errorf("virtio-blk: serial number %q has %d bytes, at most %d fit", c.Serial, len(c.Serial), MaxSerial)
 	}
 	d := &Device{fs: c.FS, dev: c.Dev, readInfo: c.Info, serial: c.Serial, numQueues: c.NumQueues,
-		cancelAfter: c.CancelAfter, migratable: c.Migratable, trace: c.Trace, log: c.Log, keeper: c.Keeper, sizeChanged: c.SizeChanged,
+		cancelAfter: c.CancelAfter, stopGap: defaultStopGap, migratable: c.Migratable,
+		trace: c.Trace, log: c.Log, keeper: c.Keeper, sizeChanged: c.SizeChanged,
 		queues: make(map[*queue]struct{}), suspended: make([]int, c.NumQueues)}
 	if d.log == nil {
 		d.log = func(string, error) {}
@@ -366,24 +373,15 @@ func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 	if why != vhostuser.StopBase || travels {
 		after = 0
 	}
-	o, deadline, quiet := d.beginStop(q, after)
+	o, deadline, quiet := d.beginStop(q, after, false)
 
 	switch {
 	case why != vhostuser.StopBase:
 		d.takeDown(o, true)
 	case !quiet:
-		ctx, cancel := context.WithDeadline(vq.Context(), deadline)
-		err := q.wait(ctx)
-		cancel()
+		err := d.completeOrCancel(q, o, deadline)
 		if vq.Context().Err() != nil {
 			suspend = region
-		}
-		switch {
-		case err == nil:
-		case vq.DeviceStopping():
-			d.takeDown(o, false)
-		default:
-			d.cancelAlone(q, o)
 		}
 		if err != nil && !suspend {
 			d.log("requests were cancelled, and fail: they did not complete in time after the ring was stopped", nil)
@@ -404,10 +402,7 @@ func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 	delete(d.queues, q)
 	d.suspended[vq.Index()] = suspended
 	last := len(d.queuesOfLocked(o)) == 0
-	// A ring that was stopped by itself leaves no deadline to those that go on.
-	if len(d.queues) == 0 || !vq.DeviceStopping() {
-		d.stop = nil
-	}
+	d.answerLocked(len(d.queues) == 0)
 	d.mu.Unlock()
 	if last {
 		d.takeDown(o, false)
@@ -419,36 +414,106 @@ func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 	d.tellLate(o)
 }
 
-// beginStop parks q and gives its open, and the deadline of the stop that is under way, or else of a new one. quiet says that nothing
-// of q is in flight, nor kept: then that is how it stays.
-func (d *Device) beginStop(q *queue, after time.Duration) (o *opening, deadline time.Time, quiet bool) {
-	var fetched uint64
-	q.vq.Do(func() {
-		q.park()
-		fetched = q.fetched
-		quiet = q.vq.InFlight() == 0
-	})
-	d.mu.Lock()
-	o = q.open
-	begun := d.stop != nil && d.stop.fetched[q] == fetched
-	if begun {
-		deadline = d.stop.deadline
+// PauseQueue implements vhostuser.Device. It waits for what is in flight to complete, as a stop for GET_VRING_BASE that
+// may follow it does, and within the same deadline, and then cancels in the same way. Of what comes back cancelled, that
+// which StopQueue would suspend is kept for it, or for ResumeQueue; the rest ends with VIRTIO_BLK_S_IOERR. A front-end that
+// hangs up ends the wait: all is left to the stop that comes then.
+func (d *Device) PauseQueue(vq *vhostuser.Queue) {
+	q := vq.Data.(*queue)
+	q.disabled = true
+	o, deadline, quiet := d.beginStop(q, d.cancelAfter, true)
+	if quiet {
+		return
 	}
-	queues := slices.Collect(maps.Keys(d.queues))
-	d.mu.Unlock()
-	if begun {
-		return o, deadline, quiet
-	}
-	s := &stop{deadline: time.Now().Add(after), fetched: map[*queue]uint64{q: fetched}}
-	for _, other := range queues {
-		if other != q {
-			other.vq.Do(func() { s.fetched[other] = other.fetched })
+	err := d.completeOrCancel(q, o, deadline)
+	if vq.Context().Err() == nil {
+		d.awaitCancelled(q, o)
+		// What would be suspended by a stop is kept for it.
+		if !vq.CanSuspend() || d.migratable {
+			q.vq.Do(func() { q.settle(false) })
+			if err != nil {
+				d.log("requests were cancelled, and fail: they did not complete in time after the ring was disabled", nil)
+			}
 		}
 	}
 	d.mu.Lock()
+	d.answerLocked(false)
+	d.mu.Unlock()
+	d.tellLate(o)
+}
+
+// ResumeQueue implements vhostuser.Device. What is kept is begun again.
+func (d *Device) ResumeQueue(vq *vhostuser.Queue) {
+	d.mu.Lock()
+	d.stop = nil
+	d.mu.Unlock()
+	if q := vq.Data.(*queue); q.disabled {
+		q.disabled = false
+		q.vq.Do(q.resume)
+	}
+}
+
+// beginStop parks q and gives its open, and the deadline of the stop that is under way, or else of a new one; drains is
+// as in stop. quiet says that nothing of q is in flight, nor kept: then that is how it stays, and there is
+// no deadline.
+func (d *Device) beginStop(q *queue, after time.Duration, drains bool) (o *opening, deadline time.Time, quiet bool) {
+	q.vq.Do(func() {
+		q.park()
+		quiet = q.vq.InFlight() == 0
+	})
+	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.stop = s
-	return o, s.deadline, quiet
+	if quiet {
+		return q.open, time.Time{}, true
+	}
+	now := time.Now()
+	if d.stop == nil || d.stopLeftLocked(now) == 0 {
+		d.stop = &stop{deadline: now.Add(after)}
+	}
+	d.stop.waiting = true
+	d.stop.drains = d.stop.drains || drains
+	return q.open, d.stop.deadline, false
+}
+
+// stopLeftLocked tells for how long the stop, which there is, is not over yet, if nothing comes of it any more.
+func (d *Device) stopLeftLocked(now time.Time) time.Duration {
+	if d.stop.waiting {
+		return d.stopGap
+	}
+	return max(d.stopGap-now.Sub(d.stop.answered), 0)
+}
+
+// answerLocked says that the front-end is being answered. over: the stop is, too.
+func (d *Device) answerLocked(over bool) {
+	switch {
+	case d.stop == nil:
+	case over:
+		d.stop = nil
+	default:
+		d.stop.waiting, d.stop.answered = false, time.Now()
+	}
+}
+
+// completeOrCancel waits until nothing of q, which is parked, is in flight but what is kept. At the deadline, or when the
+// front-end has hung up, it cancels what is left, and returns the error of the wait.
+func (d *Device) completeOrCancel(q *queue, o *opening, deadline time.Time) error {
+	ctx, cancel := context.WithDeadline(q.vq.Context(), deadline)
+	defer cancel()
+	err := q.wait(ctx)
+	switch {
+	case err == nil:
+	case q.vq.DeviceStopping():
+		d.takeDown(o, false)
+	case q.vq.Context().Err() != nil:
+		// All the other rings are stopped next.
+		d.mu.Lock()
+		d.stop.drains = true
+		d.mu.Unlock()
+		d.takeDown(o, false)
+	default:
+		d.cancelAlone(q, o)
+	}
+	return err
 }
 
 // A queue that is stopped alone has its requests cancelled this often, since one may go by unseen, and for this long before

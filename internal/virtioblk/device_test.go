@@ -134,6 +134,13 @@ func newBench(t testing.TB, mode reactor.Mode, queues int, make disk, change fun
 // connect connects a front-end that knows these protocol features.
 func (w *bench) connect(want vhostuser.ProtocolFeatures) {
 	w.t.Helper()
+	w.dial()
+	w.offered = must(w.f.Handshake(want))(w.t)
+}
+
+// dial connects a front-end that has yet to say anything.
+func (w *bench) dial() {
+	w.t.Helper()
 	f, conn, err := vhostusertest.Pair()
 	if err != nil {
 		w.t.Fatal(err)
@@ -142,7 +149,6 @@ func (w *bench) connect(want vhostuser.ProtocolFeatures) {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.cancel = cancel
 	go func(c *net.UnixConn) { w.ended <- w.b.ServeConn(ctx, c) }(conn)
-	w.offered = must(f.Handshake(want))(w.t)
 }
 
 func make2() chan error { return make(chan error, 1) }

@@ -12,7 +12,7 @@ import (
 
 // fence splits off the transfers that the driver has not given back, though their cancel was a while ago, and keeps them off the guest's
 // memory (vhostuser.Queue.Fence). o has been taken down, so that all queues are parked and nothing new is begun. On the connection's
-// goroutine, in q's StopQueue.
+// goroutine, in q's StopQueue or PauseQueue.
 //
 // Of each such request the driver keeps its half: the Buf, with the memory it had, whose end nobody waits for any more but the close of
 // the device, and so the next open. A successor has the rest, the chain above all, as if the transfer had come back cancelled: it is

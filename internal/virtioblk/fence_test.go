@@ -247,6 +247,7 @@ func TestARingThatGoesOnIsNotFencedOut(t *testing.T) {
 	eachMode(t, func(t *testing.T, mode reactor.Mode) {
 		d := &keeper{hold: true, fill: 0xaa, wrote: map[int64][]byte{}}
 		w, _ := newSuspendBench(t, mode, 2, d.disk, noInflight, func(c *Config) { c.CancelAfter = time.Millisecond })
+		w.setStopGap(time.Millisecond)
 		gone := w.readAt(0, 1)
 		in, status := w.buffer(512), w.buffer(1)
 		w.bytes(status)[0] = 0xff
@@ -410,6 +411,7 @@ func TestARingThatGoesOnLosesNothing(t *testing.T) {
 		for i := range 6 {
 			d := &keeper{hold: true, fill: 0xcc, wrote: map[int64][]byte{}}
 			w, _ := newSuspendBench(t, mode, 2, d.disk, noInflight, func(c *Config) { c.CancelAfter = time.Millisecond })
+			w.setStopGap(time.Millisecond)
 			w.readAt(0, 0)
 			var status []virtqtest.Seg
 			for b := range uint64(10) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"vdev/devsw"
 	"vdev/specfs"
@@ -20,6 +21,8 @@ type queue struct {
 	features uint64
 	stable   bool // writes are stable when they complete, whatever writeback says: the driver cannot flush
 
+	disabled bool // PauseQueue was called, and ResumeQueue not; the connection's goroutine only
+
 	// Changed by the queue's reactor, or before it has the queue, under Device.mu.
 	open    *opening
 	counter *specfs.Counter // of open's node
@@ -28,6 +31,7 @@ type queue struct {
 	failed   bool
 	parking  bool // see park
 	orphaned bool // open was closed for another queue's sake
+	waits    bool // to be reopened once a stop is over
 	fetched  uint64
 	free     []*request
 	requests []*request    // all
@@ -59,9 +63,24 @@ func (q *queue) opened(o *opening) {
 }
 
 // park fetches no more, and keeps from now on what comes back cancelled: when the queue is stopped, settle says what becomes of
-// it, and where it goes on instead, because it was only disabled when the device was closed for another one, it is handed to
+// it, and where it goes on instead, because it was only disabled, or the device was closed for another one, it is handed to
 // the device again. On the reactor.
 func (q *queue) park() { q.ready, q.parking = false, true }
+
+// resume goes on where park has left off: at once, unless the device was closed meanwhile. On the reactor.
+func (q *queue) resume() {
+	o := q.open
+	q.d.mu.Lock()
+	closed := o.closed
+	q.d.mu.Unlock()
+	if closed {
+		return // reopen comes, when the close has been done
+	}
+	q.parking = false
+	if ended(o.done) {
+		q.opened(o)
+	}
+}
 
 // orphan says that the device has been closed. On the reactor.
 func (q *queue) orphan() {
@@ -69,13 +88,30 @@ func (q *queue) orphan() {
 	q.vq.Wake()
 }
 
-// reopen opens the device again, or shares the open that there is. On the reactor.
+// reopen opens the device again, or shares the open that there is. It waits for the end of a stop in which this ring may
+// be disabled next: the device would be opened only to be closed again. On the reactor.
 func (q *queue) reopen() {
+	d := q.d
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if s := d.stop; s != nil && s.drains {
+		if left := d.stopLeftLocked(time.Now()); left > 0 {
+			if !q.waits {
+				q.waits = true
+				time.AfterFunc(left, func() { q.vq.Post(q.waited) })
+			}
+			return
+		}
+	}
 	q.orphaned, q.parking = false, false
 	q.counter.Release()
-	q.d.mu.Lock()
-	defer q.d.mu.Unlock()
-	q.d.openLocked(q)
+	d.openLocked(q)
+}
+
+// waited says that reopen is to be tried again. On the reactor.
+func (q *queue) waited() {
+	q.waits = false
+	q.vq.Wake()
 }
 
 // keep takes a request that has come back cancelled by err, which is to be ended with it or started again. On the reactor.

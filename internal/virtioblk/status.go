@@ -31,8 +31,8 @@ type Status struct {
 	// has not started, and where the driver began elsewhere. Stable: each write is made stable before it is answered.
 	Cache  string
 	Stable bool
-	// CancelAt is when requests in flight will be cancelled, or have been: the deadline of the stop that is under way. Zero
-	// without one.
+	// CancelAt is when requests in flight will be cancelled, or have been: the deadline of the stop that the front-end
+	// waits for. Zero without one.
 	CancelAt time.Time
 	Queues   []QueueStatus // by Index, from 0 on; those that are not started as well
 	// Fenced is how many reads and writes storage has not given back, that were fenced from the guest's memory and that the next
@@ -81,7 +81,7 @@ func (d *Device) Status() Status {
 	default:
 		s.State = StateOpen
 	}
-	if d.stop != nil {
+	if d.stop != nil && d.stop.waiting {
 		s.CancelAt = d.stop.deadline
 	}
 	asked := len(d.queues)

@@ -82,6 +82,13 @@ func newSuspendBench(t *testing.T, mode reactor.Mode, queues int, make disk, wan
 	return w, region
 }
 
+// setStopGap says how long a stop may go on with further rings.
+func (w *bench) setStopGap(gap time.Duration) {
+	w.dev.mu.Lock()
+	defer w.dev.mu.Unlock()
+	w.dev.stopGap = gap
+}
+
 // disable disables all rings, as QEMU does before it stops them one by one.
 func (w *bench) disable() {
 	w.t.Helper()
@@ -171,8 +178,15 @@ func TestWhatAStopDoesWithRequestsThatHang(t *testing.T) {
 		w.check(w.f.Barrier())
 	}
 	byHangUpInTheStop := func(w *bench) {
-		w.disable()
 		go func(f *vhostusertest.Frontend) { _, _ = f.GetVringBase(0) }(w.f)
+		w.waitStop()
+		w.hangUp()
+	}
+	// More messages are on their way, as from a front-end that asks for no acknowledgement.
+	byHangUpInTheDisable := func(w *bench) {
+		for i := range w.rings {
+			w.check(w.f.Request(vhostuser.SetVringEnable, 0, vhostuser.VringState{Index: uint32(i)}.Append(nil)))
+		}
 		w.waitStop()
 		w.hangUp()
 	}
@@ -200,6 +214,8 @@ func TestWhatAStopDoesWithRequestsThatHang(t *testing.T) {
 		"disconnect, no region":                  {byHangUp, noInflight, true, never, false, revokes, false},
 		"disconnect in a stop, the region stays": {byHangUpInTheStop, noMigration, true, never, true, closes, false},
 		"disconnect in a stop, no region":        {byHangUpInTheStop, noInflight, true, never, false, closes, false},
+		"disconnect in a disable, with a region": {byHangUpInTheDisable, noMigration, true, never, true, closes, false},
+		"disconnect in a disable, no region":     {byHangUpInTheDisable, noInflight, true, never, false, closes, false},
 		"another owner, the region travels":      {byNewOwner, everything, true, never, true, revokes, true},
 		"another owner, no region":               {byNewOwner, noInflight, true, never, false, revokes, true},
 	}
@@ -613,8 +629,8 @@ func TestNoStaleWriteLandsAfterANewerOne(t *testing.T) {
 	})
 }
 
-// TestOneDeadlineForAllRings: the stops that follow the first one do not set it anew, and when it is over, the device is closed
-// for all of them.
+// TestOneDeadlineForAllRings: the first ring that is disabled with a request in flight sets it, those that are disabled or
+// stopped after it do not set it anew, and when it is over, the device is closed for all of them, once.
 func TestOneDeadlineForAllRings(t *testing.T) {
 	d := &recorder{hold: true}
 	w, _ := newSuspendBench(t, reactor.ModeURing, 4, d.disk, noInflight, func(c *Config) { c.CancelAfter = 10 * time.Minute })
@@ -623,27 +639,39 @@ func TestOneDeadlineForAllRings(t *testing.T) {
 		status = append(status, w.readAt(q, uint64(q)))
 	}
 	d.take(t, 3)
-	w.disable()
-	w.check(w.rings[0].Stop()) // has nothing in flight
-	first := w.dev.Status().CancelAt
-	if first.IsZero() {
-		t.Fatal("the first stop has set no deadline")
+	disable := func(q int) (disabled chan error) {
+		disabled = make(chan error, 1)
+		go func() { disabled <- w.f.SetVringEnable(q, false) }()
+		return disabled
 	}
+	w.check(<-disable(0)) // has nothing in flight
+	if at := w.dev.Status().CancelAt; !at.IsZero() {
+		t.Error("a ring with nothing in flight has set a deadline")
+	}
+	disabled := disable(1)
+	w.waitStop()
+	first := w.dev.Status().CancelAt
 	d.end(1)
-	w.check(w.rings[1].Stop())
+	w.check(<-disabled)
+	disabled = disable(2)
+	w.waitStop()
 	if at := w.dev.Status().CancelAt; !at.Equal(first) {
 		t.Errorf("the deadline has moved by %v", at.Sub(first))
 	}
-	w.expectOrder("stops of idle rings", opens...)
+	w.expectOrder("disables", opens...)
+	d.end(2)
+	w.check(<-disabled)
 	// As if all that time had passed: nobody waits any more.
 	w.dev.mu.Lock()
-	w.dev.stop.deadline = time.Now()
+	w.dev.stop.deadline, w.dev.stop.answered = time.Now(), time.Now()
 	w.dev.mu.Unlock()
-	w.check(w.rings[2].Stop())
-	w.expectOrder("the stop of a ring that hangs", closes...)
-	w.check(w.rings[3].Stop())
-	w.expectOrder("the stop of the last ring")
-	for i, want := range []uint8{statusOK, statusIOErr, statusIOErr} {
+	w.check(<-disable(3))
+	w.expectOrder("the last disable", closes...)
+	for _, r := range w.rings {
+		w.check(r.Stop())
+	}
+	w.expectOrder("the stops")
+	for i, want := range []uint8{statusOK, statusOK, statusIOErr} {
 		if got := w.bytes(status[i])[0]; got != want {
 			t.Errorf("the request of ring %d has status %#x, want %#x", i+1, got, want)
 		}
@@ -656,7 +684,7 @@ func TestOneDeadlineForAllRings(t *testing.T) {
 // TestADisabledRingGoesOnAfterTheDeviceWasClosed for the stop of the other one: what it had in flight is begun again, and the
 // guest sees no error.
 func TestADisabledRingGoesOnAfterTheDeviceWasClosed(t *testing.T) {
-	for name, knows := range map[string]vhostuser.ProtocolFeatures{"region": everything, "none": noInflight} {
+	for name, knows := range map[string]vhostuser.ProtocolFeatures{"the region travels": everything, "it stays": noMigration} {
 		t.Run(name, func(t *testing.T) {
 			d := &recorder{hold: true}
 			w, _ := newSuspendBench(t, reactor.ModeURing, 2, d.disk, knows, nil)
@@ -773,6 +801,7 @@ func TestWhatARingStoppedAloneCannotCancelHasTheDeviceTakenDown(t *testing.T) {
 	t.Run("a flush", func(t *testing.T) {
 		f := newFaulty(t, vndDisk, "hang:any")
 		w, _ := newSuspendBench(t, reactor.ModeURing, 2, f.disk, noInflight, nil)
+		w.setStopGap(time.Millisecond)
 		own := w.request(0, tFlush)
 		var other []virtqtest.Seg
 		for _, typ := range kinds {
@@ -840,9 +869,9 @@ func TestStatusTellsWhatADeviceWaitsFor(t *testing.T) {
 	if len(s.Operations) != 2 { // the transfer and the flush
 		t.Errorf("operations: %+v", s.Operations)
 	}
-	w.disable()
+	w.check(w.f.SetVringEnable(0, false))
 	stopped := make(chan error, 1)
-	go func() { stopped <- w.rings[1].Stop() }()
+	go func() { stopped <- errors.Join(w.f.SetVringEnable(1, false), w.rings[1].Stop()) }()
 	w.waitStop()
 	if s := status(); s.State != StateOpen || s.Queues[1].InFlight != 2 {
 		t.Errorf("in the stop: %+v", s)
@@ -992,6 +1021,7 @@ func TestEachRequestIsAnsweredOnceOverStopsOfAllKinds(t *testing.T) {
 						fmt.Sprintf("hang:any:prob=0.1:seed=%d", seed))
 					f.conf.Cache = int64(seed%2) << 14
 					w, region := newSuspendBench(t, mode, 3, f.disk, c.knows, func(c *Config) { c.CancelAfter = time.Millisecond })
+					w.setStopGap(time.Duration(seed) * time.Millisecond)
 					g := newGuest(w, seed)
 					for range 15 {
 						g.life(c.knows, region)
