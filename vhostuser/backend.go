@@ -119,7 +119,9 @@ const blockedPause = time.Second
 // two messages and when ctx is done; in any case all rings have stopped then, and everything that came over the connection is
 // released. Other errors say why the connection was ended: a *ProtocolError, a *RingError, or the host's. ErrBusy is for a
 // second front-end at the same time. After a front-end whose eventfds have made a reactor wait it returns a second later.
-func (b *Backend) ServeConn(ctx context.Context, c *net.UnixConn) error {
+func (b *Backend) ServeConn(ctx context.Context, c *net.UnixConn) error { return b.serve(ctx, c) }
+
+func (b *Backend) serve(ctx context.Context, c socket) error {
 	b.mu.Lock()
 	if b.current != nil {
 		b.mu.Unlock()
@@ -254,13 +256,13 @@ func (b *Backend) takeWaiting() *net.UnixConn {
 }
 
 // refuse tells a front-end off.
-func (b *Backend) refuse(c *net.UnixConn) {
+func (b *Backend) refuse(c io.Closer) {
 	b.event(Event{Kind: EventRefuse, Ring: -1, Err: ErrBusy})
 	c.Close()
 }
 
 // hungUp tells whether the peer of c is gone.
-func hungUp(c *net.UnixConn) bool {
+func hungUp(c syscall.Conn) bool {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return true

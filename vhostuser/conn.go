@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"syscall"
+	"time"
 
 	"vdev/internal/sys"
 )
@@ -50,9 +52,20 @@ func (m *message) close() {
 	closeFD(&m.reply)
 }
 
+// socket is the part of a *net.UnixConn that is used. A fuzz target has one that says what is in memory.
+type socket interface {
+	ReadMsgUnix(b, oob []byte) (n, oobn, flags int, addr *net.UnixAddr, err error)
+	WriteMsgUnix(b, oob []byte, addr *net.UnixAddr) (n, oobn int, err error)
+	Write(b []byte) (int, error)
+	SetDeadline(t time.Time) error
+	SetReadDeadline(t time.Time) error
+	syscall.Conn
+	io.Closer
+}
+
 // conn frames messages.
 type conn struct {
-	uc     *net.UnixConn
+	uc     socket
 	closer *closer
 	header [HeaderSize]byte
 	buf    [maxPayload]byte
@@ -60,7 +73,7 @@ type conn struct {
 	out    []byte
 }
 
-func newConn(uc *net.UnixConn, c *closer) *conn {
+func newConn(uc socket, c *closer) *conn {
 	// Room for as many descriptors as can come at all, so that all of them are received, and closed.
 	return &conn{uc: uc, closer: c, oob: make([]byte, sys.RightsSpace(sys.MaxRights))}
 }

@@ -6,7 +6,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"net"
 	"os"
+	"runtime"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -142,13 +146,10 @@ func FuzzConnection(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Cleanup(reactors.Close)
+	have := newFuzzFDs(f)
+	f.Cleanup(have.close)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		before := countFDs(t)
-		defer func() {
-			if open := countFDs(t); open > before {
-				t.Errorf("%d descriptors are open, and %d were", open, before)
-			}
-		}()
 		b, err := vhostuser.New(vhostuser.Config{
 			Device: newReverser(2), Reactors: reactors, Trace: func(e vhostuser.Event) { _ = e.String() },
 		})
@@ -156,90 +157,129 @@ func FuzzConnection(f *testing.F) {
 			t.Fatal(err)
 		}
 		mem, _ := fuzzGuest(t)
-		defer mem.Close()
-		file := os.NewFile(uintptr(mustDup(t, mem.FD())), "mem")
-		defer file.Close()
-		front, conn, err := vhostusertest.Pair()
-		if err != nil {
-			t.Fatal(err)
+		have.fds[fuzzMemory] = mem.FD()
+		c := &scriptedSocket{t: t, have: have, script: data}
+		_ = b.ServeSocket(context.Background(), c)
+		mem.Close()
+		if !c.closed {
+			t.Error("the socket is still open")
 		}
-		served := make(chan error, 1)
-		go func() { served <- b.ServeConn(context.Background(), conn) }()
-		read := make(chan struct{})
-		go func() {
-			defer close(read)
-			_, _ = io.Copy(io.Discard, front.Conn())
-		}()
-		play(t, front, mem, file, data)
-		_ = front.Conn().CloseWrite()
-		<-served
-		<-read
-		front.Close()
+		// Some descriptors are closed by and by.
+		for end := time.Now().Add(vhostusertest.Timeout); countFDs(t) > before; runtime.Gosched() {
+			if time.Now().After(end) {
+				t.Fatalf("%d descriptors are open, and %d were", countFDs(t), before)
+			}
+		}
 	})
 }
 
-// play sends a script, until the back-end has had enough of it.
-func play(t *testing.T, front *vhostusertest.Frontend, mem *virtqtest.Mem, file *os.File, data []byte) {
-	t.Helper()
-	for len(data) >= 2 {
-		kind, n := data[0]&0xf%fuzzKinds, int(data[0]>>4)
-		b := data[2:min(len(data), 2+int(data[1]))]
-		data = data[2+len(b):]
-		if kind == fuzzTruncate {
-			// Time for what was sent to be handled; any order will do.
-			time.Sleep(time.Millisecond)
-			if err := file.Truncate(int64(len(b)) * 4096); err != nil {
-				t.Fatal(err)
-			}
-			continue
-		}
-		if len(b) == 0 {
-			continue
-		}
-		var made []*sys.FD
-		var fds []int
-		for range n {
-			fd := mem.FD()
-			if kind != fuzzMemory {
-				f := fuzzFD(t, kind)
-				made, fd = append(made, f), f.Int()
-			}
-			fds = append(fds, fd)
-		}
-		err := front.SendRaw(b, fds...)
-		sys.CloseAll(made)
-		if err != nil {
-			return
-		}
-	}
+// fuzzFDs are descriptors to send, by their kind.
+type fuzzFDs struct {
+	fds   [fuzzKinds]int
+	owned []*sys.FD
 }
 
-func fuzzFD(t *testing.T, kind byte) *sys.FD {
+func newFuzzFDs(t testing.TB) *fuzzFDs {
 	t.Helper()
-	switch kind {
-	case fuzzSocket:
-		a, b, err := sys.SocketPair()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer a.Close()
-		defer b.Close()
-		return sys.NewFD(inherit(t, a))
-	case fuzzNull:
-		f, err := os.Open(os.DevNull)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		return sys.NewFD(mustDup(t, int(f.Fd())))
-	default:
-		f, err := sys.NewEventfd()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return f
+	event, err := sys.NewEventfd()
+	if err != nil {
+		t.Fatal(err)
 	}
+	a, b, err := sys.SocketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	defer b.Close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	h := &fuzzFDs{owned: []*sys.FD{event, sys.NewFD(inherit(t, a)), sys.NewFD(mustDup(t, int(null.Fd())))}}
+	h.fds[fuzzEventfd], h.fds[fuzzSocket], h.fds[fuzzNull] = event.Int(), h.owned[1].Int(), h.owned[2].Int()
+	return h
 }
+
+func (h *fuzzFDs) close() { sys.CloseAll(h.owned) }
+
+// scriptedSocket is a connection over which a script comes, until it ends or the back-end has had enough of it. What the back-end
+// answers must be replies.
+type scriptedSocket struct {
+	t      *testing.T
+	have   *fuzzFDs
+	script []byte
+	rest   []byte // of the record that is being received
+	rights []byte // that come with its next byte
+	closed bool
+	over   atomic.Bool // a deadline has been set, which is past
+}
+
+// ReadMsgUnix receives a part of a record, as it is sent.
+func (s *scriptedSocket) ReadMsgUnix(b, oob []byte) (n, oobn, flags int, addr *net.UnixAddr, err error) {
+	for len(s.rest) == 0 {
+		if len(s.script) < 2 {
+			return 0, 0, 0, nil, io.EOF
+		}
+		kind, fds := s.script[0]&0xf%fuzzKinds, int(s.script[0]>>4)
+		s.rest = s.script[2:min(len(s.script), 2+int(s.script[1]))]
+		s.script = s.script[2+len(s.rest):]
+		if kind == fuzzTruncate {
+			if err := syscall.Ftruncate(s.have.fds[fuzzMemory], int64(len(s.rest))*4096); err != nil {
+				s.t.Fatal(err)
+			}
+			s.rest = nil
+			continue
+		}
+		s.rights = nil
+		if len(s.rest) > 0 {
+			var sent []int
+			for range fds {
+				sent = append(sent, mustDup(s.t, s.have.fds[kind]))
+			}
+			s.rights = sys.Rights(sent...)
+		}
+	}
+	if s.over.Load() {
+		fds, err := sys.ParseRights(s.rights)
+		sys.CloseAll(fds)
+		return 0, 0, 0, nil, errors.Join(err, os.ErrDeadlineExceeded)
+	}
+	n, oobn = copy(b, s.rest), copy(oob, s.rights)
+	s.rest, s.rights = s.rest[n:], nil
+	return n, oobn, 0, nil, nil
+}
+
+func (s *scriptedSocket) Write(b []byte) (int, error) {
+	if s.closed {
+		s.t.Error("something is written to a socket that was closed")
+	}
+	if len(b) < vhostuser.HeaderSize {
+		s.t.Fatalf("an answer of %d bytes", len(b))
+	}
+	h := vhostuser.ParseHeader(b)
+	if h.Flags != vhostuser.FlagVersion|vhostuser.FlagReply || int(h.Size) != len(b)-vhostuser.HeaderSize {
+		s.t.Fatalf("an answer of %d bytes begins with %+v", len(b), h)
+	}
+	if s.over.Load() {
+		return 0, os.ErrDeadlineExceeded
+	}
+	return len(b), nil
+}
+
+func (s *scriptedSocket) WriteMsgUnix(b, oob []byte, _ *net.UnixAddr) (n, oobn int, err error) {
+	n, err = s.Write(b)
+	return n, len(oob), err
+}
+
+func (s *scriptedSocket) SetDeadline(t time.Time) error {
+	s.over.Store(!t.IsZero())
+	return nil
+}
+
+func (s *scriptedSocket) SetReadDeadline(t time.Time) error     { return s.SetDeadline(t) }
+func (s *scriptedSocket) SyscallConn() (syscall.RawConn, error) { return nil, os.ErrInvalid }
+func (s *scriptedSocket) Close() error                          { s.closed = true; return nil }
 
 // fuzzSession is a connection with guest memory that a fuzz target uses over and over.
 type fuzzSession struct {

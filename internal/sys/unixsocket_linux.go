@@ -73,7 +73,7 @@ type Peer struct {
 }
 
 // PeerOf asks who is at the other end of the connected Unix socket c.
-func PeerOf(c *net.UnixConn) (Peer, error) {
+func PeerOf(c syscall.Conn) (Peer, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return Peer{}, err
