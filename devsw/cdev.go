@@ -109,15 +109,21 @@ func (t *Table) CdevMmap(dev Dev, off int64, flag Flag) int64 {
 	return d.Mmap(dev, off, flag)
 }
 
-// CdevKqfilter calls d_kqfilter. ENXIO: no such driver; ENODEV: no d_kqfilter.
-// NetBSD: cdev_kqfilter.
+// CdevKqfilter calls d_kqfilter. ENXIO: no such driver. Without a d_kqfilter the
+// device is always ready, as NetBSD's seltrue_kqfilter has it: kn, for reads or
+// writes, is activated at once, never again, and needs no Detach; EINVAL for any
+// other filter. NetBSD: cdev_kqfilter.
 func (t *Table) CdevKqfilter(dev Dev, kn *Knote) error {
 	d := t.CdevswLookup(dev)
 	if d == nil {
 		return ENXIO
 	}
 	if d.Kqfilter == nil {
-		return ENODEV
+		if kn.Filter != EVFILTRead && kn.Filter != EVFILTWrite {
+			return EINVAL
+		}
+		kn.Activate(-1)
+		return nil
 	}
 	t.enter(d.Flag)
 	defer t.exit(d.Flag)

@@ -74,7 +74,8 @@ type Cdevsw struct {
 
 	// Read moves bytes into u, at least one unless u is empty or the end was
 	// reached, and may sleep for them; with FNONBLOCK in flag it answers EAGAIN
-	// instead. Cancel wakes it: see Cv. Nil: ENODEV.
+	// instead (on NetBSD the flags are vn_read's, and it is IO_NDELAY). specfs does
+	// not call it for no bytes. Cancel wakes it: see Cv. Nil: ENODEV.
 	Read func(dev Dev, u *Uio, flag Flag) error
 
 	// Write moves bytes out of u, and may sleep like Read. Nil: ENODEV.
@@ -99,7 +100,8 @@ type Cdevsw struct {
 	// Nil: -1.
 	Mmap func(dev Dev, off int64, flag Flag) int64
 
-	// Kqfilter attaches kn to the unit: see Klist. Nil: ENODEV.
+	// Kqfilter attaches kn to the unit: see Klist. Nil: always ready for reads
+	// and writes.
 	Kqfilter func(dev Dev, kn *Knote) error
 
 	// Discard gives back the bytes pos to pos+n. Nil: ENODEV.

@@ -3,6 +3,7 @@ package devsw
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -184,6 +185,15 @@ func TestWrappersAnswerForWhatIsNotThere(t *testing.T) {
 		}
 		return b.Error
 	}
+	// A Knote that is taken is of a device that is ready.
+	kqfilter := func(dev Dev, f Filter) error {
+		var ready []int64
+		err := table.CdevKqfilter(dev, &Knote{Filter: f, Activate: func(n int64) { ready = append(ready, n) }})
+		if (err == nil) != slices.Equal(ready, []int64{-1}) {
+			t.Errorf("kqfilter %v: %v, activated with %v", f, err, ready)
+		}
+		return err
+	}
 	bknown, cknown := Makedev(uint32(bm), 3), Makedev(uint32(cm), 3)
 	for _, unknown := range []Dev{NODEV, Makedev(1, 3), Makedev(MAXDEVSW, 0), Makedev(1<<31, 0)} {
 		for _, w := range []struct {
@@ -213,7 +223,9 @@ func TestWrappersAnswerForWhatIsNotThere(t *testing.T) {
 			{"cdev tty", func(_, c Dev) any { return table.CdevTTY(c) }, (*Tty)(nil), (*Tty)(nil)},
 			{"cdev poll", func(_, c Dev) any { return table.CdevPoll(c, POLLIN|POLLOUT, nil) }, POLLERR, POLLIN | POLLOUT},
 			{"cdev mmap", func(_, c Dev) any { return table.CdevMmap(c, 0, FREAD) }, int64(-1), int64(-1)},
-			{"cdev kqfilter", func(_, c Dev) any { return table.CdevKqfilter(c, &Knote{}) }, ENXIO, ENODEV},
+			{"cdev kqfilter", func(_, c Dev) any { return table.CdevKqfilter(c, &Knote{}) }, ENXIO, EINVAL},
+			{"cdev kqfilter read", func(_, c Dev) any { return kqfilter(c, EVFILTRead) }, ENXIO, nil},
+			{"cdev kqfilter write", func(_, c Dev) any { return kqfilter(c, EVFILTWrite) }, ENXIO, nil},
 			{"cdev discard", func(_, c Dev) any { return table.CdevDiscard(c, 0, 512) }, ENXIO, ENODEV},
 			{"cdev flags", func(_, c Dev) any { return table.CdevFlags(c) }, DFlag(0), DFlag(0)},
 			{"cdev type", func(_, c Dev) any { return table.CdevType(c) }, DOther, DTTY},
