@@ -55,7 +55,7 @@
 //
 // # Compared with NetBSD
 //
-// As of spec_vnops.c 1.205 and driver(9) with d_cancel:
+// As of spec_vnops.c 1.219 and driver(9) with d_cancel:
 //
 //	NetBSD                      here                  the difference
 //	spec_node_init              FS.Node               a Node is known to the device only while it has opens or
@@ -69,7 +69,7 @@
 //	                                                  answered
 //	VOP_REVOKE(REVOKEALL)       FS.RevokeDevice       all nodes are marked before the first is closed, so that only
 //	                                                  one close comes, with one d_cancel
-//	vdevgone                    FS.Vdevgone           the same
+//	vdevgone                    FS.Vdevgone           the same, and it does not wait for an open that sleeps: it wakes it
 //	spec_io_enter, _exit        sections              a count for each queue instead of one for the device; refused
 //	                                                  from closing on, not only to revoked nodes; only a node that
 //	                                                  is itself open can enter
@@ -78,8 +78,10 @@
 //	spec_open                   Node.Open             d_open is a section; a failed last open also closes where the
 //	                                                  d_open of a revoked node still sleeps. No module autoload, no
 //	                                                  kauth(9), no size of the vnode
-//	spec_close                  Node.Close            no buffer cache to flush, no controlling terminal
-//	spec_read, spec_write       Node.Read, Write      a block device transfers directly, as physio(9) does
+//	spec_close                  Node.Close            no buffer cache to flush, no controlling terminal. Without a driver
+//	                                                  there is neither d_cancel nor d_close
+//	spec_read, spec_write       Node.Read, Write      a block device transfers directly, as physio(9) does. flag is
+//	                                                  FNONBLOCK where there it is IO_NDELAY
 //	spec_strategy               Node.Strategy         the section ends with biodone and with the return of
 //	                                                  d_strategy, whichever is later; NetBSD's ends with the return,
 //	                                                  and its buffer cache waits for the rest. No copy-on-write hook

@@ -11,8 +11,12 @@ import "vdev/devsw"
 // Of a character device it calls d_read, which may sleep until there is data or
 // the device is cancelled. Of a block device it transfers u.Resid bytes at
 // u.Offset, both multiples of devsw.DEVBSIZE (else EINVAL), and waits for the
-// end; u shows how far it got. There is no buffer cache. NetBSD: spec_read.
+// end; u shows how far it got. There is no buffer cache. To read no bytes is nil
+// at once, wherever and whether the node is open or not. NetBSD: spec_read.
 func (n *Node) Read(u *devsw.Uio, flag devsw.Flag) error {
+	if u.Resid == 0 {
+		return nil
+	}
 	if n.key.kind == devsw.IFBLK {
 		return n.physio(devsw.BRead, u)
 	}
@@ -24,7 +28,8 @@ func (n *Node) Read(u *devsw.Uio, flag devsw.Flag) error {
 	return n.fs.t.CdevRead(n.key.dev, u, flag)
 }
 
-// Write writes u to the device; see Read. NetBSD: spec_write.
+// Write writes u to the device; see Read. That there are no bytes to write is nil
+// at once for a block device; a character device is asked. NetBSD: spec_write.
 func (n *Node) Write(u *devsw.Uio, flag devsw.Flag) error {
 	if n.key.kind == devsw.IFBLK {
 		return n.physio(devsw.BWrite, u)
@@ -39,11 +44,11 @@ func (n *Node) Write(u *devsw.Uio, flag devsw.Flag) error {
 
 // physio makes one transfer of u and waits for it. NetBSD: physio(9).
 func (n *Node) physio(op devsw.Op, u *devsw.Uio) error {
-	if u.Offset < 0 || u.Offset%devsw.DEVBSIZE != 0 || u.Resid%devsw.DEVBSIZE != 0 {
-		return devsw.EINVAL
-	}
 	if u.Resid == 0 {
 		return nil
+	}
+	if u.Offset < 0 || u.Offset%devsw.DEVBSIZE != 0 || u.Resid%devsw.DEVBSIZE != 0 {
+		return devsw.EINVAL
 	}
 	done := make(chan struct{})
 	b := &devsw.Buf{

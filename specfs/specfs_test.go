@@ -1155,11 +1155,52 @@ func TestReadAndWriteOfABlockDevice(t *testing.T) {
 				t.Errorf("Read of %d bytes at %d gives %v", bad.n, bad.off, err)
 			}
 		}
-		if err := n.Read(devsw.NewUio(devsw.UIORead), 0); err != nil {
-			t.Errorf("Read of nothing gives %v", err)
-		}
 		mustClose(t, n)
 	})
+}
+
+// To read nothing is always possible, as on NetBSD; to write nothing is for the driver of a character device to answer.
+func TestNoBytesAreReadOrWritten(t *testing.T) {
+	asked := 0
+	table := devsw.NewTable()
+	write := func(devsw.Dev, *devsw.Uio, devsw.Flag) error { asked++; return devsw.EROFS }
+	bm, cm, err := table.Attach("x", &devsw.Bdevsw{}, -1, &devsw.Cdevsw{Write: write}, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fs := New(table)
+	for _, kind := range []devsw.Mode{devsw.IFBLK, devsw.IFCHR} {
+		major := map[devsw.Mode]int{devsw.IFBLK: bm, devsw.IFCHR: cm}[kind]
+		n := fs.Node(kind, devsw.Makedev(uint32(major), 0))
+		nothing := func(when string, wantWrite error) {
+			t.Helper()
+			for _, off := range []int64{0, 1, -512} {
+				u := devsw.NewUio(devsw.UIORead)
+				u.Offset = off
+				if err := n.Read(u, 0); err != nil {
+					t.Errorf("%v, %s: a read of no bytes at %d gives %v", kind, when, off, err)
+				}
+				u.Rw = devsw.UIOWrite
+				if err := n.Write(u, 0); err != wantWrite {
+					t.Errorf("%v, %s: a write of no bytes at %d gives %v, want %v", kind, when, off, err, wantWrite)
+				}
+			}
+		}
+		whenOpen, whenNot := error(nil), error(nil)
+		if kind == devsw.IFCHR {
+			whenOpen, whenNot = devsw.EROFS, devsw.ENXIO
+		}
+		nothing("not open", whenNot)
+		if err := n.Open(t.Context(), rw); err != nil {
+			t.Fatal(err)
+		}
+		nothing("open", whenOpen)
+		n.Revoke()
+		nothing("revoked", whenNot)
+	}
+	if asked != 3 {
+		t.Errorf("d_write was called %d times", asked)
+	}
 }
 
 // A node keeps d_strategy from its open; another driver under the same number
