@@ -162,7 +162,6 @@ func New(c Config) (*Device, error) {
 		return nil, err
 	}
 	d.readOnly = d.info.ReadOnly
-	d.learn()
 	pool := c.Pool
 	if pool == nil {
 		pool = offload.Default()
@@ -184,6 +183,7 @@ func (d *Device) Resize() (changed bool, err error) {
 	if info.SectorSize < sectorSize || info.SectorSize&(info.SectorSize-1) != 0 {
 		return false, fmt.Errorf("virtio-blk: sectors of %d bytes: %w", info.SectorSize, devsw.EINVAL)
 	}
+	d.learn() // it may be another disk
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	changed = info.Size != d.info.Size
@@ -570,9 +570,7 @@ func (d *Device) takeDown(o *opening, revoke bool) {
 		<-o.done
 		// Background never ends, so this does not fail.
 		_ = o.ops.Drain(context.Background())
-		if begun {
-			d.closed()
-		}
+		d.closed()
 		close(o.gone)
 		for _, q := range queues {
 			q.vq.Post(q.orphan)

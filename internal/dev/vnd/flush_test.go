@@ -114,6 +114,12 @@ func TestAFailedFlushStaysFailed(t *testing.T) {
 	if err := os.Rename(path+".new", path); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := r.d.Info(0); err != nil {
+		t.Fatal(err)
+	}
+	if s := r.d.State(0); s.FlushError != 0 {
+		t.Errorf("looked at again: %+v", s)
+	}
 	if err := r.tryOpen(dev); err != nil {
 		t.Fatal(err)
 	}

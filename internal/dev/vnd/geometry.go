@@ -106,6 +106,9 @@ func (sc *softc) info() (devsw.DiskInfo, error) {
 	if err != nil {
 		return devsw.DiskInfo{}, err
 	}
+	if _, err := sc.recognise(img); err != nil {
+		return devsw.DiskInfo{}, err
+	}
 	return describe(img, sc.conf, sc.sector, g), nil
 }
 

@@ -25,7 +25,7 @@ type softc struct {
 	sector int64             // logical sector size in bytes; does not change
 	claim  disk.Claim[image] // who has it open
 
-	identity atomic.Pointer[string] // of the image that was opened last; never nil
+	identity atomic.Pointer[string] // of the image that was looked at last; never nil
 }
 
 // open is d_open. The first one opens the image and takes its locks, for which it waits as long as the Config says; others
@@ -107,6 +107,16 @@ func (sc *softc) openImage() (*image, error) {
 	conf := sc.conf
 	conf.Bounce = conf.Bounce || file.MayBlock && !conf.Direct && pinned(file.FD.Int())
 	return newImage(file, identity, conf, sc.sector, g), nil
+}
+
+// recognise notes which image is the disk's now, and looks what is known of it.
+func (sc *softc) recognise(img *disk.Image) (identity string, err error) {
+	if identity, err = img.FD.Identity(); err != nil {
+		return "", disk.PathError(img.Path, err)
+	}
+	sc.identity.Store(&identity)
+	sc.conf.Failures.Look(identity)
+	return identity, nil
 }
 
 // explain gives a better error than a block device's EBUSY where it has one: that of the image's locks, which tell who has it.

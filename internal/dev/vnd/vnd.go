@@ -83,12 +83,9 @@ func newSoftc(conf Config) (*softc, error) {
 	if _, err := sc.geometry(img); err != nil {
 		return nil, err
 	}
-	identity, err := img.FD.Identity()
-	if err != nil {
-		return nil, disk.PathError(conf.Path, err)
+	if _, err := sc.recognise(img); err != nil {
+		return nil, err
 	}
-	sc.identity.Store(&identity)
-	conf.Failures.Look(identity)
 	return sc, nil
 }
 
