@@ -69,6 +69,8 @@ func TestGuests(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Run(strings.TrimSuffix(filepath.Base(script), ".txtar"), func(t *testing.T) {
+			// Else the next script waits for the last row of this one, and a processor with it.
+			t.Parallel()
 			for _, row := range rows {
 				t.Run(row.name(), func(t *testing.T) {
 					t.Parallel()
