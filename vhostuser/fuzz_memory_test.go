@@ -244,7 +244,7 @@ func FuzzMemoryChanges(f *testing.F) {
 	f.Add([]byte{step(memRemove, 1), step(memRemove, 1), step(memOverlap, 1), step(memOverlap, 2), step(memAdd, 2), step(memAdd, 1), step(memRequest, both)})
 	f.Add([]byte{step(memTable, 6), step(memRequest, 0), step(memTable, 7), step(memTable, 7), step(memRequest, 0)})
 
-	reactors, err := vhostuser.NewReactors(1, "")
+	reactors, err := fuzzReactors()
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -30,6 +30,7 @@ const (
 	fuzzSocket
 	fuzzNull
 	fuzzTruncate // no descriptor: the memory file is cut to the length's number of pages, and nothing is sent
+	fuzzRegion   // a file of regionSize bytes
 	fuzzKinds
 )
 
@@ -141,7 +142,7 @@ func FuzzConnection(f *testing.F) {
 		f.Add(join(one))
 	}
 
-	reactors, err := vhostuser.NewReactors(1, "")
+	reactors, err := fuzzReactors()
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -173,6 +174,12 @@ func FuzzConnection(f *testing.F) {
 	})
 }
 
+// fuzzReactors is one reactor that sleeps as soon as there is nothing to do: with both sides on one machine, looking for work costs
+// more than it saves.
+func fuzzReactors() (*vhostuser.Reactors, error) {
+	return vhostuser.NewReactorsConfig(vhostuser.ReactorConfig{PollMax: -1})
+}
+
 // fuzzFDs are descriptors to send, by their kind.
 type fuzzFDs struct {
 	fds   [fuzzKinds]int
@@ -196,8 +203,12 @@ func newFuzzFDs(t testing.TB) *fuzzFDs {
 		t.Fatal(err)
 	}
 	defer null.Close()
-	h := &fuzzFDs{owned: []*sys.FD{event, sys.NewFD(inherit(t, a)), sys.NewFD(mustDup(t, int(null.Fd())))}}
-	h.fds[fuzzEventfd], h.fds[fuzzSocket], h.fds[fuzzNull] = event.Int(), h.owned[1].Int(), h.owned[2].Int()
+	region, err := sys.NewMemfd("region", regionSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &fuzzFDs{owned: []*sys.FD{event, sys.NewFD(inherit(t, a)), sys.NewFD(mustDup(t, int(null.Fd()))), region}}
+	h.fds[fuzzEventfd], h.fds[fuzzSocket], h.fds[fuzzNull], h.fds[fuzzRegion] = event.Int(), h.owned[1].Int(), h.owned[2].Int(), region.Int()
 	return h
 }
 
@@ -213,6 +224,8 @@ type scriptedSocket struct {
 	rights []byte // that come with its next byte
 	closed bool
 	over   atomic.Bool // a deadline has been set, which is past
+
+	answers map[vhostuser.Request][]byte // the last to each; nil where nobody wants to know
 }
 
 // ReadMsgUnix receives a part of a record, as it is sent.
@@ -263,6 +276,9 @@ func (s *scriptedSocket) Write(b []byte) (int, error) {
 	}
 	if s.over.Load() {
 		return 0, os.ErrDeadlineExceeded
+	}
+	if s.answers != nil {
+		s.answers[vhostuser.Request(h.Request)] = bytes.Clone(b[vhostuser.HeaderSize:])
 	}
 	return len(b), nil
 }
@@ -394,56 +410,69 @@ func FuzzSetInflightFD(f *testing.F) {
 	f.Add(fresh.Append(nil), region(func(b []byte) { b[8] = 7 }), uint16(4))
 	f.Add(vhostuser.Inflight{MmapSize: 8192, MmapOffset: 4088, NumQueues: 1, QueueSize: queueSize}.Append(nil), []byte(nil), uint16(9))
 
-	reactors, err := vhostuser.NewReactors(1, "")
+	reactors, err := fuzzReactors()
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Cleanup(reactors.Close)
-	w := newFuzzSession(f, reactors, virtqtest.Range{Size: fuzzMemSize})
-	f.Cleanup(w.close)
-	file, err := sys.NewMemfd("region", regionSize)
+	have := newFuzzFDs(f)
+	f.Cleanup(have.close)
+	mem, err := virtqtest.NewMem(virtqtest.Range{Size: fuzzMemSize})
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Cleanup(func() { file.Close() })
-	held, err := sys.Mmap(file.Int(), 0, regionSize, true)
+	f.Cleanup(mem.Close)
+	have.fds[fuzzMemory] = mem.FD()
+	held, err := sys.Mmap(have.fds[fuzzRegion], 0, regionSize, true)
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Cleanup(func() { _ = sys.Munmap(held) })
-	before := countFDs(f)
 	f.Fuzz(func(t *testing.T, description, contents []byte, used uint16) {
 		if len(description) > 200 || len(contents) > regionSize {
 			t.Skip("longer than a message, or than the file")
 		}
+		before := countFDs(t)
+		b, err := vhostuser.New(vhostuser.Config{Device: newReverser(2), Reactors: reactors})
+		if err != nil {
+			t.Fatal(err)
+		}
 		clear(held[copy(held, contents):])
-		clear(w.mem.Bytes(0, fuzzMemSize))
-		d := w.ring(used)
+		clear(mem.Bytes(0, fuzzMemSize))
+		d := virtqtest.NewAt(mem, queueSize, 0, ringAt, ringAt+0x200, ringAt+0x300)
+		d.StartAt(used)
 		in, out := virtqtest.Seg{Addr: buffersAt, Len: 16}, virtqtest.Seg{Addr: buffersAt + 16, Len: 16}
 		for range 3 {
 			d.Add([]virtqtest.Seg{in}, []virtqtest.Seg{out})
 		}
 		d.Kick()
-		refused := false
-		var base uint16
-		err := w.send(
-			w.begin,
-			func() error {
-				err := w.front.Tell(vhostuser.SetInflightFD, description, file.Int())
-				if refused = errors.Is(err, vhostusertest.ErrRefused); refused {
-					return nil
-				}
-				return err
-			},
-			func() error { return w.start(d) },
-			// With the answer all has been done that is going to be.
-			func() (err error) { base, err = w.front.GetVringBase(0); return err },
-		)
-		if err != nil {
+		layout := d.Layout()
+		s := new(script)
+		protocol := vhostuser.ProtocolReplyAck | vhostuser.ProtocolInflightSHMFD | vhostuser.ProtocolConfigureMemSlots
+		s.message(0, 0, vhostuser.SetProtocolFeatures, vhostuser.AppendU64(nil, uint64(protocol)))
+		s.message(0, 0, vhostuser.SetOwner, nil)
+		s.message(0, 0, vhostuser.SetFeatures, vhostuser.AppendU64(nil, vhostuser.FProtocolFeatures))
+		s.message(fuzzMemory, 1, vhostuser.AddMemReg, vhostuser.MemoryRegion(mem.Regions()[0]).Append(nil))
+		s.message(fuzzRegion, 1, vhostuser.SetInflightFD, description)
+		s.message(0, 0, vhostuser.SetVringNum, ringState(queueSize))
+		s.message(0, 0, vhostuser.SetVringBase, ringState(uint32(used)))
+		s.message(0, 0, vhostuser.SetVringAddr, vhostuser.VringAddr{Desc: layout.Desc, Avail: layout.Avail, Used: layout.Used}.Append(nil))
+		s.message(fuzzEventfd, 1, vhostuser.SetVringKick, vhostuser.AppendU64(nil, 0))
+		s.message(0, 0, vhostuser.SetVringEnable, ringState(1))
+		// With the answer all has been done that is going to be.
+		s.message(0, 0, vhostuser.GetVringBase, ringState(0))
+		c := &scriptedSocket{t: t, have: have, script: s.Bytes(), answers: make(map[vhostuser.Request][]byte)}
+		if err := b.ServeSocket(context.Background(), c); err != nil {
 			t.Fatal(err)
 		}
-		// The ring's kick and error descriptor, and the region stay.
-		if open := countFDs(t); open > before+3 {
+		stopped := c.answers[vhostuser.GetVringBase]
+		if len(stopped) == 0 {
+			t.Fatal("GET_VRING_BASE is not answered")
+		}
+		base := uint16(vhostuser.ParseVringState(stopped).Num)
+		told := c.answers[vhostuser.SetInflightFD]
+		refused := len(told) != 8 || vhostuser.ParseU64(told) != 0
+		if open := countFDs(t); open > before {
 			t.Fatalf("%d descriptors are open, and %d were", open, before)
 		}
 		done := d.UsedIdx() - used
