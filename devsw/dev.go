@@ -67,6 +67,12 @@ const (
 	FREAD     Flag = 0x1 // for reading
 	FWRITE    Flag = 0x2 // for writing
 	FNONBLOCK Flag = 0x4 // do not sleep: EAGAIN (EWOULDBLOCK) instead
+
+	// FRESUME, at an open, says that the opener goes on where it was when it closed the device
+	// last, and trusts that all it has written is there. A driver that has lost some of it fails
+	// every operation with ESTALE, until an open without this flag: its opener begins with what it
+	// finds. vdev's own.
+	FRESUME Flag = 1 << 30
 )
 
 // DFlag is a driver's type, and the properties it declares.

@@ -35,6 +35,7 @@ const (
 	EROFS      = syscall.EROFS      // the device is read-only
 	ERANGE     = syscall.ERANGE     // out of range
 	ETIMEDOUT  = syscall.ETIMEDOUT  // took too long
+	ESTALE     = syscall.ESTALE     // what was written is lost, and the opener does not know; see FRESUME
 	ECANCELED  = syscall.ECANCELED  // interrupted by d_cancel
 	EOPNOTSUPP = syscall.EOPNOTSUPP // not supported by this device
 )

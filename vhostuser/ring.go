@@ -312,7 +312,6 @@ func (s *session) start(r *ring) error {
 	if r.num == 0 || !r.hasAddr {
 		return errVringOrder
 	}
-	s.findDriver(r)
 	q := &Queue{
 		s: s, index: r.index, size: int(r.num), features: s.features &^ (FProtocolFeatures | FLogAll),
 		reactor: s.b.reactors.Pick(),
@@ -320,7 +319,6 @@ func (s *session) start(r *ring) error {
 		paused: true, enabled: true,
 		canSuspend: s.inflight.queue(r.index) != nil,
 		migrates:   s.protocol&ProtocolGetVringBaseInflight != 0,
-		driver:     s.driver,
 	}
 	q.wake = func() {
 		if q.src != nil {
@@ -340,6 +338,8 @@ func (s *session) start(r *ring) error {
 		s.breakRing(r, ringErr)
 		return nil
 	}
+	s.findDriver(r, q)
+	q.driver = s.driver
 	s.relogRing(r, q)
 	if err := s.dev.StartQueue(q); err != nil {
 		q.reactor.Do(q.close)
@@ -461,20 +461,25 @@ const (
 	DriverElsewhere
 )
 
-// findDriver finds out what driver the session's rings have, when r is about to start: by the bases, which are 0 for rings that
-// begin, and what GET_VRING_BASE has answered for those that go on.
-func (s *session) findDriver(r *ring) {
+// findDriver finds out what driver the session's rings have, when r is about to run, of which q was
+// built: by the bases, which are 0 for rings that begin, and what GET_VRING_BASE has answered for
+// those that go on; and by the in-flight region, which a new driver gets anew. The front-end has
+// told the base of each ring that it has started; that of another may be left over from the driver
+// before.
+func (s *session) findDriver(r *ring, q *Queue) {
 	if s.running() {
 		if r.base != 0 && r.base != r.left {
 			s.driver = DriverElsewhere
 		}
 		return
 	}
-	begins, goesOn, ran := true, true, false
+	begins, goesOn, ran := !q.vq.Inherited(), true, false
 	for _, r := range s.rings {
-		begins = begins && r.base == 0
-		goesOn = goesOn && r.base == r.left
 		ran = ran || r.left != 0
+		if r.started {
+			begins = begins && r.base == 0
+			goesOn = goesOn && r.base == r.left
+		}
 	}
 	switch {
 	case begins && (ran || s.driver == driverUnseen):

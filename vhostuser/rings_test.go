@@ -961,3 +961,72 @@ func TestQueueTellsWhatItIs(t *testing.T) {
 		}
 	})
 }
+
+// TestQueueTellsWhetherTheDriverGoesOn has what tells a pause from a reset, with an in-flight
+// region and without one.
+func TestQueueTellsWhetherTheDriverGoesOn(t *testing.T) {
+	for _, region := range []bool{false, true} {
+		start := func(g *rig, r *vhostusertest.Ring, want bool) {
+			t.Helper()
+			g.must(r.Start())
+			if got := g.dev.queue().Driver() != vhostuser.DriverNew; got != want {
+				t.Errorf("region %v: ring %d at base %d: the driver goes on: %v, want %v", region, r.Index, r.Base, got, want)
+			}
+		}
+		g := newRig(t, newReverser(2))
+		g.handshake()
+		var shared *vhostusertest.Inflight
+		renew := func() {
+			if region {
+				shared = g.newInflight(2, 8)
+			}
+		}
+		again := func() {
+			if region {
+				g.must(g.SetInflightFD(shared))
+			}
+		}
+		renew()
+		a, b := g.ring(0, 8), g.ring(1, 8)
+		start(g, a, false)
+		start(g, b, false)
+		g.io(b, 3)
+		g.must(b.Stop())
+		start(g, b, false) // it was stopped alone: the device goes on as it has begun
+		g.io(b, 1)
+
+		// A pause. The first ring has done nothing.
+		g.must(a.Stop())
+		g.must(b.Stop())
+		again()
+		g.must(a.Setup())
+		g.must(b.Setup())
+		g.must(g.SetVringKick(a.Index, a.KickFD()))
+		g.must(g.SetVringKick(b.Index, b.KickFD()))
+		start(g, a, true)
+		start(g, b, true)
+
+		// The same over another connection.
+		g.must(g.hangUp())
+		g.connect()
+		g.handshake()
+		again()
+		b.Reconnect(g.Frontend)
+		start(g, b, true)
+
+		// A reset as newer front-ends tell it.
+		g.must(b.Stop())
+		g.must(g.ResetDevice())
+		g.must(g.SetFeatures(g.Features()))
+		renew()
+		b = g.ring(1, 8)
+		start(g, b, false)
+		g.io(b, 2)
+
+		// As older ones do, with a driver that does not use the ring.
+		g.must(b.Stop())
+		renew()
+		a = g.ring(0, 8)
+		start(g, a, false)
+	}
+}

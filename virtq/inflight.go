@@ -58,6 +58,7 @@ type tracker struct {
 	entries   []byte   // like the available ring's, for those positions that are resubmitted
 	again     int      // how many of them come, from the next position on
 	suspended int
+	inherited bool // the region had been in use before
 
 	stored func() // for tests: called after each store that a successor can find; nil otherwise
 }
@@ -94,6 +95,7 @@ func newTracker(cfg *Config, used, avail uint16) (*tracker, error) {
 	if n < size || n > len(t.desc)/inflightDesc {
 		return nil, fail(uint64(n), "desc_num for a ring of %d descriptors, with room for %d", size, len(t.desc)/inflightDesc)
 	}
+	t.inherited = true
 	t.desc = t.desc[:inflightDesc*n]
 	if err := t.finishBatch(used, size, fail); err != nil {
 		return nil, err
@@ -299,6 +301,10 @@ func (q *Queue) Resubmit() int {
 	}
 	return q.track.again
 }
+
+// Inherited tells whether the in-flight region had been in use before this Queue: then the driver
+// goes on where it was, whatever was in flight. It is false without a region.
+func (q *Queue) Inherited() bool { return q.track != nil && q.track.inherited }
 
 // ErrInflight is wrapped where the in-flight region is refused. A new one, all zero, is always good.
 var ErrInflight = errors.New("in-flight region")

@@ -116,9 +116,14 @@ What stands behind the disk is a driver:
           which vdev has qemu-nbd serve while a guest uses the disk; --blk-file disk.qcow2 is short for it
   md,size=BYTES[,file=FILE][,read-only]
           memory of vdev's own, forgotten when vdev ends; FILE is what it holds at first
-  nbd,uri=URI[,connections=N][,reconnect-delay=TIME][,read-only]
+  nbd,uri=URI[,connections=N][,reconnect-delay=TIME][,unflushed=auto|lost|kept][,read-only]
           what an NBD server exports: nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH,
-          with nbds for TLS; when the server is gone, requests wait TIME for it (default 0s)
+          with nbds for TLS; when the server is gone, requests wait TIME for it (default 0s).
+          A server that was started anew may have lost what it had answered and not flushed: then
+          every request fails until the guest is reset. auto knows it by the process that made
+          a Unix socket, and else only warns; lost assumes it whenever the connection breaks and
+          the server is not known to be the same; kept never: say so of a server that keeps
+          nothing in its own memory, such as nbdkit's file plugin or qemu-nbd with a raw image
   null,size=BYTES[,read-only]
           nothing: what is written is forgotten, and what is read is whatever was there
   fault[,rule=RULE]...[,cache=BYTES][,no-cancel],lower=NAME,...

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"syscall"
 	"testing"
@@ -206,7 +207,7 @@ func TestAStatusDoesNotLookAtStorage(t *testing.T) {
 	if err := syscall.Mkfifo(file, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if after := p.status(ctl).Disk; after != before || after.Bytes == 0 || !after.ReadOnly {
+	if after := p.status(ctl).Disk; !reflect.DeepEqual(after, before) || after.Bytes == 0 || !after.ReadOnly {
 		t.Errorf("the disk was %+v, and is %+v", before, after)
 	}
 	p.endsCleanly()

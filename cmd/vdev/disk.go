@@ -67,6 +67,19 @@ func (d *openedDisk) notify(fn func(unit int, err error)) {
 	}
 }
 
+// warnings are what the operator should know of the disk, one line each.
+func (d *openedDisk) warnings() []string {
+	driver := d.driver
+	if s, ok := driver.(*stacked); ok {
+		driver = s.lower
+	}
+	if w, ok := driver.(interface{ Warnings(int) ([]string, error) }); ok {
+		list, _ := w.Warnings(0) // it is there
+		return list
+	}
+	return nil
+}
+
 // openDisk attaches the driver to the table and makes its unit 0. What is wrong with an image shows here, and not at a
 // guest's first request: checkImage looks at it, until ctx ends. log is told what a program says that serves the image.
 func openDisk(ctx context.Context, table *devsw.Table, spec driverSpec, blockSize uint32, inUse func(error), log func(string)) (*openedDisk, error) {
@@ -92,6 +105,7 @@ func openDisk(ctx context.Context, table *devsw.Table, spec driverSpec, blockSiz
 	case "nbd":
 		return makeDisk(table, nbd.New, nbd.Config{
 			URI: spec.nbd.uri, ReadOnly: spec.readOnly, SectorSize: blockSize, Connections: spec.nbd.connections, ReconnectDelay: spec.nbd.delay,
+			Unflushed: spec.nbd.unflushed,
 		})
 	case "qemu":
 		return openImage(table, spec, blockSize, inUse, log)

@@ -34,7 +34,11 @@ type nbdSpec struct {
 	uri         string
 	connections int // 0: chosen
 	delay       time.Duration
+	unflushed   nbd.Unflushed
 }
+
+// unflushedNames are the values of the option unflushed, by nbd.Unflushed.
+var unflushedNames = []string{"auto", "lost", "kept"}
 
 // faultSpec is what the driver fault, which stands on another one, was given.
 type faultSpec struct {
@@ -47,7 +51,7 @@ type faultSpec struct {
 var driverOptions = map[string][]string{
 	"md":   {"size", "file", "read-only"},
 	"vnd":  {"file", "read-only", "direct", "bounce", "no-discard"},
-	"nbd":  {"uri", "connections", "reconnect-delay", "read-only"},
+	"nbd":  {"uri", "connections", "reconnect-delay", "unflushed", "read-only"},
 	"qemu": {"file", "format", "snapshot", "read-only", "direct", "no-discard", "detect-zeroes", "connections", "program"},
 	"null": {"size", "read-only"},
 }
@@ -121,6 +125,12 @@ func parseFields(fields, names []string) (driverSpec, error) {
 			if spec.nbd.connections, err = strconv.Atoi(value); err != nil || spec.nbd.connections < 1 || spec.nbd.connections > nbd.MaxConnections {
 				err = fmt.Errorf("connections=%s: must be a whole number from 1 to %d", value, nbd.MaxConnections)
 			}
+		case "unflushed":
+			i := slices.Index(unflushedNames, value)
+			if i < 0 {
+				err = fmt.Errorf("unflushed=%s: must be %s", value, oneOf(unflushedNames))
+			}
+			spec.nbd.unflushed = nbd.Unflushed(i)
 		case "reconnect-delay":
 			if spec.nbd.delay, err = time.ParseDuration(value); err != nil || spec.nbd.delay < 0 {
 				err = fmt.Errorf("reconnect-delay=%s: must be a time, such as 10s", value)

@@ -194,8 +194,12 @@ func (p *program) open(ctx context.Context, c diskConfig) (_ *served, err error)
 		}
 	}()
 	disk.notify(func(_ int, err error) {
+		var lost *nbd.LostError
 		switch {
-		case errors.Is(err, nbd.ErrForgotten):
+		case errors.As(err, &lost) && lost.Perhaps:
+			log.Warn("the disk's server may have lost writes", "error", err)
+			return
+		case errors.As(err, &lost):
 			log.Error("the disk's server has lost writes", "error", err)
 			return
 		case err != nil:
@@ -204,6 +208,9 @@ func (p *program) open(ctx context.Context, c diskConfig) (_ *served, err error)
 		}
 		log.Info("the disk's server is back")
 	})
+	for _, text := range disk.warnings() {
+		log.Warn(text)
+	}
 	fs := specfs.New(table, specfs.WithTrace(rep.specfs))
 	blk := virtioblk.Config{
 		FS: fs, Dev: disk.dev, Info: disk.info, Serial: c.serial, NumQueues: c.numQueues, CancelAfter: c.cancelWait,

@@ -105,6 +105,7 @@ func (s *served) diskStatus() control.Disk {
 		Driver: c.driver.name, File: c.driver.file, Serial: c.serial, Socket: c.socketPath, AIO: s.aio(),
 		Migratable: c.migratable, CancelAfter: c.cancelWait.Seconds(),
 	}
+	d.Warnings = s.disk.warnings()
 	if c.driver.faults != nil {
 		d.Driver = "fault on " + d.Driver
 	}

@@ -20,6 +20,9 @@ func writeStatus(w io.Writer, st control.Status) error {
 	}
 	d := &st.Disk
 	t.row("disk", "%s", describeDisk(d))
+	for _, text := range d.Warnings {
+		t.row("warning", "%s", text)
+	}
 	t.row("socket", "%s", d.Socket)
 	state := st.State
 	if st.Error != "" {

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+
+	"vdev/internal/dev/nbd"
 )
 
 func TestSizes(t *testing.T) {
@@ -37,6 +39,8 @@ var (
 		"md,file=boot.img,read-only": {name: "md", file: "boot.img", readOnly: true},
 		"md,size=64M,file=a":         {name: "md", size: 64 << 20, file: "a"},
 		"nbd,uri=nbd://h,connections=2,reconnect-delay=3s": {name: "nbd", nbd: nbdSpec{uri: "nbd://h", connections: 2, delay: 3 * time.Second}},
+		"nbd,uri=nbd://h,unflushed=kept": {
+			name: "nbd", nbd: nbdSpec{uri: "nbd://h", unflushed: nbd.UnflushedKept}},
 		"qemu,file=x": {name: "qemu", file: "x"},
 		"qemu,file=x,format=vmdk,snapshot,detect-zeroes=unmap,program=/q": {
 			name: "qemu", file: "x", qemu: qemuSpec{format: "vmdk", snapshot: true, detectZeroes: "unmap", program: "/q"}},
@@ -62,6 +66,7 @@ var (
 		"nbd,connections=2":       "needs the option uri=URI",
 		"nbd,uri=x,connections=0": "connections=0: must be a whole number from 1 to 16",
 		"nbd,reconnect-delay=5":   "reconnect-delay=5: must be a time",
+		"nbd,unflushed=no":        "unflushed=no: must be auto, lost or kept",
 		"qemu,format=raw":         "needs the option file=PATH",
 		"qemu,file=x,format=":     `format "": must be one of QEMU's`,
 		"qemu,file=x,format=a,,b": `format "a,b": must be one of QEMU's`,

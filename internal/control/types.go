@@ -80,6 +80,8 @@ type Disk struct {
 	// Migratable and CancelAfter are --migratable and --cancel-after.
 	Migratable  bool    `json:"migratable"`
 	CancelAfter float64 `json:"cancel_after_seconds"`
+	// Warnings are what the operator should know of the disk, one line each.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // FrontEnd is the connection that is served.

@@ -98,6 +98,7 @@ type Device struct {
 	queues    map[*queue]struct{}
 	stop      *stop // under way, or nil
 	stopGap   time.Duration
+	anew      bool  // the guest's driver has begun anew, and the block device has not been opened since
 	suspended []int // by ring: requests left in the in-flight region by its last stop
 }
 
@@ -275,7 +276,11 @@ func (d *Device) StartQueue(vq *vhostuser.Queue) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.stop = nil
-	d.meetDriver(len(d.queues) == 0, vq.Driver())
+	first := len(d.queues) == 0
+	d.meetDriver(first, vq.Driver())
+	if first && vq.Driver() == vhostuser.DriverNew {
+		d.anew = true
+	}
 	q := newQueue(d, vq)
 	vq.Data = q
 	d.queues[q] = struct{}{}
@@ -310,10 +315,16 @@ func (d *Device) runOpen(ctx context.Context, o *opening) {
 	if o.closed {
 		err = context.Canceled
 	}
-	o.begun = err == nil
+	flag := d.flag()
+	if o.begun = err == nil; o.begun {
+		if !d.anew {
+			flag |= devsw.FRESUME
+		}
+		d.anew = false
+	}
 	d.mu.Unlock()
 	if err == nil {
-		err = o.node.Open(ctx, d.flag())
+		err = o.node.Open(ctx, flag)
 	}
 	if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, devsw.EBADF) {
 		d.log("cannot open the device; its requests fail", err)

@@ -503,7 +503,7 @@ func (o *operation) flush() error {
 // keepQuiet ends an operation that was given up. That a flush has failed is told once by the host, and often by drivers: the next
 // flush, which may be the same one begun again, must not succeed as if nothing had been lost.
 func (o *operation) keepQuiet() {
-	if err := o.flushErr; err != nil && !cancelled(err) {
+	if err := o.flushErr; err != nil && !cancelled(err) && !errors.Is(err, devsw.ESTALE) {
 		o.d.unsaid.Store(&err)
 	}
 }

@@ -29,6 +29,7 @@ type client struct {
 	delay     time.Duration                            // reconnect-delay
 	server    Server
 	killAfter time.Duration
+	unflushed Unflushed
 	ctx       context.Context // done when the client is given up
 	stop      context.CancelFunc
 	idle      chan struct{} // closed when the last slot has gone
@@ -43,7 +44,9 @@ type client struct {
 	orphans int      // writes that were given up, and that the server may still do
 	givenUp bool
 	flushed stability
-	forgot  bool // notify is to be told of a loss, by unlock
+	outages uint64     // the generation of a server that cannot be told from another: see attach
+	away    bool       // there was no connection for a time
+	news    *LostError // notify is to be told, by unlock
 	seq     uint64
 	free    []*request
 	endings *[]ending // to be told by unlock
@@ -78,7 +81,8 @@ func (s *requests) take() requests {
 // newClient makes a client without connections and without goroutines. It has one slot, which is the caller's.
 func newClient(conf *Config, dial func(ctx context.Context) (*link, error), notify func(error)) *client {
 	cl := &client{
-		dial: dial, notify: notify, delay: conf.ReconnectDelay, server: conf.Server, killAfter: conf.KillAfter, slots: 1,
+		dial: dial, notify: notify, delay: conf.ReconnectDelay, server: conf.Server, killAfter: conf.KillAfter,
+		unflushed: conf.Unflushed, slots: 1,
 		idle: make(chan struct{}), killed: make(chan struct{}), done: make(chan struct{}),
 	}
 	cl.ctx, cl.stop = context.WithCancel(context.Background())
@@ -139,11 +143,11 @@ func (cl *client) end() {
 
 // unlock lets go of mu, and then tells whoever is to be told. in is the context that the caller is in, or nil.
 func (cl *client) unlock(in devsw.Watcher) {
-	list, forgot := cl.endings, cl.forgot
-	cl.endings, cl.forgot = nil, false
+	list, news := cl.endings, cl.news
+	cl.endings, cl.news = nil, nil
 	cl.mu.Unlock()
-	if forgot {
-		cl.notify(ErrForgotten)
+	if news != nil {
+		cl.notify(news)
 	}
 	if list == nil {
 		return
@@ -209,7 +213,16 @@ func (cl *client) use(c *conn) bool {
 		return false
 	}
 	cl.conns = append(cl.conns, c)
-	cl.forgot = cl.flushed.arrived(c.generation) || cl.forgot
+	if c.unidentified {
+		c.generation = cl.outages
+		if n := cl.flushed.volatile(); cl.away && n > 0 && cl.unflushed == UnflushedAuto {
+			cl.news = &LostError{Writes: n, Perhaps: true, Foreign: true}
+		}
+	}
+	cl.away = false
+	if cl.flushed.arrived(c.generation) {
+		cl.lostLocked()
+	}
 	cl.expired = false
 	back := cl.trouble != ""
 	cl.trouble = ""
@@ -221,6 +234,24 @@ func (cl *client) use(c *conn) bool {
 		cl.notify(nil)
 	}
 	return true
+}
+
+// lostLocked has notify told of a loss.
+func (cl *client) lostLocked() { cl.news = cl.lossLocked() }
+
+func (cl *client) lossLocked() *LostError {
+	_, foreign := cl.server.(nobody)
+	return &LostError{Writes: cl.flushed.lost, Foreign: foreign}
+}
+
+// stale gives the error of everything, where writes are lost.
+func (cl *client) stale() devsw.Errno {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	if cl.flushed.lost > 0 {
+		return devsw.ESTALE
+	}
+	return 0
 }
 
 // inTrouble tells why there is no connection, unless there is one, or that was told before.
@@ -242,6 +273,12 @@ func (cl *client) lost(c *conn) {
 	cl.mu.Lock()
 	c.current = nil
 	cl.conns = slices.DeleteFunc(cl.conns, func(x *conn) bool { return x == c })
+	if len(cl.conns) == 0 && !cl.givenUp {
+		cl.away = true
+		if c.unidentified && cl.unflushed == UnflushedLost {
+			cl.outages++
+		}
+	}
 	var again requests
 	for _, r := range c.flight {
 		switch {
@@ -354,6 +391,11 @@ func (cl *client) enqueueLocked(r *request) {
 		cl.releaseLocked(r)
 		return
 	}
+	if cl.flushed.lost > 0 {
+		cl.finishLocked(r, devsw.ESTALE)
+		cl.releaseLocked(r)
+		return
+	}
 	if cl.orphans > 0 && cl.disturbedLocked(r) {
 		cl.held = append(cl.held, r)
 		return
@@ -424,7 +466,7 @@ func (cl *client) transfer(b *devsw.Buf, off, n int64, exp *export) {
 	r.buf, r.off, r.total = b, off, n
 	if b.Op == devsw.BWrite {
 		r.cmd = cmdWrite
-		if b.Flags&devsw.BMediaFUA != 0 {
+		if b.Flags&devsw.BMediaFUA != 0 || exp.onlyFUA() {
 			r.durable(exp)
 		}
 	}
@@ -432,7 +474,7 @@ func (cl *client) transfer(b *devsw.Buf, off, n int64, exp *export) {
 	cl.unlock(nil)
 }
 
-// durable makes a request be on stable storage when it ends. A server without FLUSH has nothing that would have to be flushed.
+// durable makes a request be on stable storage when it ends, where the server can do that.
 func (r *request) durable(exp *export) {
 	switch {
 	case exp.has(sendFUA):

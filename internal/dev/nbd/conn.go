@@ -41,7 +41,8 @@ type conn struct {
 	// stream is nc where that is plain, and not a test's.
 	stream *sys.Stream
 
-	generation uint64 // of the server
+	generation   uint64 // of the server
+	unidentified bool   // see link
 
 	more   sync.Cond // for the sender: something has changed
 	queue  requests
@@ -77,7 +78,8 @@ type conn struct {
 
 // newConn takes a link over, and two buffers of bufferSize bytes: for what is sent, which is empty, and for what is received.
 func newConn(cl *client, l *link, out, in []byte) *conn {
-	c := &conn{cl: cl, nc: l.nc, raw: l.raw, exp: l.exp, plain: l.plain, generation: l.generation, flight: make(map[uint64]*request)}
+	c := &conn{cl: cl, nc: l.nc, raw: l.raw, exp: l.exp, plain: l.plain, generation: l.generation,
+		unidentified: l.unidentified, flight: make(map[uint64]*request)}
 	c.more.L = &cl.mu
 	c.storage = out
 	c.out = c.storage
@@ -539,8 +541,13 @@ func (c *conn) completeLocked(r *request) {
 	case e != 0:
 	case r.cmd == cmdFlush && !r.thenFlush:
 		e = cl.flushed.tell()
-	case r.cmd == cmdWrite && !flush && r.flags&cmdFlagFUA == 0, r.cmd == cmdWriteZeroes:
-		cl.forgot = cl.flushed.answered(c.generation) || cl.forgot
+	case (r.cmd == cmdWrite || r.cmd == cmdWriteZeroes) && !flush && r.flags&cmdFlagFUA == 0:
+		if cl.flushed.answered(c.generation) {
+			cl.lostLocked()
+		}
+	}
+	if e == 0 && cl.flushed.lost > 0 {
+		e = devsw.ESTALE
 	}
 	switch {
 	case e != 0:

@@ -14,8 +14,11 @@
 // Where the server says that several connections are as good as one (NBD_FLAG_CAN_MULTI_CONN), there are several, and a request goes
 // to the one with the least to do, or that its context has (see Concurrency).
 //
-// FLUSH and FUA are the server's; a server that has only FLUSH gets one after each write with BMediaFUA; one that has neither has
-// nothing to flush. Zeroes are written with FAST_ZERO first, and with NO_HOLE unless they may be given back.
+// FLUSH and FUA are the server's; a server that has only FLUSH gets one after each write with
+// BMediaFUA; one that has only FUA gets it with every write. One that has neither says nothing of
+// when a write is stable: flushes succeed then, as with other clients of the protocol, and
+// Driver.Warnings tells. Zeroes are written with FAST_ZERO first, and with NO_HOLE unless they may
+// be given back.
 //
 // # When the server goes
 //
@@ -48,15 +51,29 @@
 // connection (noticed by TCP's keep-alive) between a client and a server that live on, a proxy that answers for another: each can
 // bring a write that was given up, or one that was asked for a second time, after a newer one. The same goes for this process's own
 // end, which leaves nobody to wait, for destroying a unit, which waits for a second, and for a server that breaks the protocol: its
-// connection is closed at once, and the writes it owed fail with EIO. Whether a server that came back has kept the writes that it had
-// answered, but not been asked to flush, is the server's affair, unless it is the driver's to start and end.
+// connection is closed at once, and the writes it owed fail with EIO.
+//
+// # What a server takes with it
+//
+// A server may keep in its own memory what it has answered, until it is asked to flush; when it is
+// killed, that is gone, and what is read afterwards is old. So: where a server has ended and
+// another one has come in its place, while there were writes that it had answered and that no flush
+// covered, everything fails with ESTALE, reads as well. That outlasts d_close, for an opener that
+// goes on where it was (devsw.FRESUME); one that begins anew is served with what there is, as after
+// a power failure.
+//
+// A server of the driver's own says itself when it is another one (Server.Start). Of one that is
+// somebody else's it is known by the process that has made its Unix socket; of TCP, and of sockets
+// that a service manager has made, nothing is known. There a connection that breaks may be the
+// network's fault, and is no reason to take a guest's disk away: the requests go on, and
+// Driver.Notify's function is told. Config.Unflushed has the driver take the one or the other for
+// granted. A server without FLUSH is never known to have anything on stable storage.
 //
 // # A server of the driver's own
 //
 // With Config.Server the server runs while the disk is open: it is started before a connection is dialed, and stopped when the last
 // connection of a disk that was closed has gone. One that owes answers for too long after d_cancel is killed: it can write no more
-// then, and the next d_open need not wait. Where a server has ended otherwise than by being stopped, and there were writes that it had
-// answered and that no flush covered, flushes fail with EIO until d_close, and where none came, the first after the next d_open does.
+// then, and the next d_open need not wait.
 //
 // # Trust
 //

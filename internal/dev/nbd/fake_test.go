@@ -19,6 +19,7 @@ type fake struct {
 	l     net.Listener
 	path  string
 	conns chan *fakeConn // those that have shaken hands
+	gone  <-chan struct{}
 }
 
 // fakeConn is one of its connections.
@@ -53,25 +54,11 @@ func newFake(t testing.TB, mode int) *fake {
 		t.Fatal(err)
 	}
 	gone := make(chan struct{})
-	go func() {
-		defer close(gone)
-		for {
-			nc, err := f.l.Accept()
-			if err != nil {
-				return
-			}
-			_ = nc.SetDeadline(time.Now().Add(30 * time.Second)) // a test that waits for nothing is to fail, not to hang
-			c := &fakeConn{Conn: nc, t: t, exp: &f.exp}
-			if err := f.shake(nc); err != nil {
-				nc.Close()
-				continue
-			}
-			f.conns <- c
-		}
-	}()
+	f.gone = gone
+	go f.accept(f.l, gone)
 	t.Cleanup(func() {
 		f.l.Close()
-		<-gone
+		<-f.gone
 		for len(f.conns) > 0 {
 			(<-f.conns).Close()
 		}
@@ -79,7 +66,45 @@ func newFake(t testing.TB, mode int) *fake {
 	return f
 }
 
-func (f *fake) uri() string { return "nbd+unix:///?socket=" + url.QueryEscape(f.path) }
+// accept has who connects shake hands, until l is closed.
+func (f *fake) accept(l net.Listener, gone chan<- struct{}) {
+	defer close(gone)
+	for {
+		nc, err := l.Accept()
+		if err != nil {
+			return
+		}
+		_ = nc.SetDeadline(time.Now().Add(30 * time.Second)) // a test that waits for nothing is to fail, not to hang
+		c := &fakeConn{Conn: nc, t: f.t, exp: &f.exp}
+		if err := f.shake(nc); err != nil {
+			nc.Close()
+			continue
+		}
+		f.conns <- c
+	}
+}
+
+// listenTCP has the server listen on a port of this host instead.
+func (f *fake) listenTCP() {
+	f.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.l.Close()
+	<-f.gone
+	f.l, f.path = l, ""
+	gone := make(chan struct{})
+	f.gone = gone
+	go f.accept(l, gone)
+}
+
+func (f *fake) uri() string {
+	if f.path == "" {
+		return "nbd://" + f.l.Addr().String()
+	}
+	return "nbd+unix:///?socket=" + url.QueryEscape(f.path)
+}
 
 // shake is the server's side of the handshake.
 func (f *fake) shake(nc net.Conn) error {

@@ -40,6 +40,18 @@ type export struct {
 
 func (e *export) has(flag uint16) bool { return e.flags&flag != 0 }
 
+// onlyFUA tells whether the server can make one write stable, but not all that came before. Then
+// each write is made so, and a flush has nothing to do.
+func (e *export) onlyFUA() bool { return e.has(sendFUA) && !e.has(sendFlush) }
+
+// fua is the flag for what changes the disk without a payload.
+func (e *export) fua() uint16 {
+	if e.onlyFUA() {
+		return cmdFlagFUA
+	}
+	return 0
+}
+
 // RefusedError says that the server does not want to serve, and that asking again changes nothing. It wraps an Errno.
 type RefusedError struct {
 	What    string // what the client wanted
@@ -71,7 +83,8 @@ type link struct {
 	exp   export
 	plain bool // nc is raw: the memory of transfers can be given to it
 
-	generation uint64 // of the server; see Server
+	generation   uint64 // of the server; see Server
+	unidentified bool   // which it is nobody knows: see client.attach
 }
 
 // dial connects to t and shakes hands, once, for at most dialTimeout or until ctx is done. The errors name the address.

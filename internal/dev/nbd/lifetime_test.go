@@ -3,6 +3,8 @@ package nbd
 import (
 	"context"
 	"errors"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -148,7 +150,7 @@ func TestServerThatAnswersInTimeIsNotKilled(t *testing.T) {
 	f := newFake(t, structuredMode)
 	k := &keeper{killed: func() {}}
 	r := newRig(t)
-	dev := r.create(Config{URI: f.uri(), Server: k, KillAfter: 10 * time.Millisecond})
+	dev := r.create(Config{URI: f.uri(), Server: k, KillAfter: 300 * time.Millisecond})
 	f.next()
 	for range 3 {
 		r.open(dev)
@@ -156,7 +158,7 @@ func TestServerThatAnswersInTimeIsNotKilled(t *testing.T) {
 		r.close(dev)
 	}
 	r.gone(dev)
-	time.Sleep(30 * time.Millisecond) // for one that does it nevertheless
+	time.Sleep(400 * time.Millisecond) // for one that does it nevertheless
 	k.check(t, false, 4, 0)
 }
 
@@ -185,8 +187,9 @@ func (d *diskUnderTest) sync(c *fakeConn) error {
 	return <-ended
 }
 
-// TestFlushTellsOfWritesThatTheServerHasTakenWithIt, and of those alone.
-func TestFlushTellsOfWritesThatTheServerHasTakenWithIt(t *testing.T) {
+// TestNothingIsServedOfADiskWhoseServerHasTakenWritesWithIt, until somebody opens it who does not
+// go on where he was.
+func TestNothingIsServedOfADiskWhoseServerHasTakenWritesWithIt(t *testing.T) {
 	tests := map[string]struct {
 		before func(d *diskUnderTest, c *fakeConn)
 		same   bool // the server that comes is the same
@@ -226,10 +229,10 @@ func TestFlushTellsOfWritesThatTheServerHasTakenWithIt(t *testing.T) {
 				f := newFake(t, structuredMode)
 				k := &keeper{}
 				r := newRig(t)
-				forgotten := make(chan error, 9)
+				lost := make(chan *LostError, 9)
 				r.d.Notify(func(_ int, err error) {
-					if errors.Is(err, ErrForgotten) {
-						forgotten <- err
+					if e := (*LostError)(nil); errors.As(err, &e) {
+						lost <- e
 					}
 				})
 				d, c := f.disk(r, Config{Server: k, ReconnectDelay: time.Minute})
@@ -242,47 +245,194 @@ func TestFlushTellsOfWritesThatTheServerHasTakenWithIt(t *testing.T) {
 					k.set(func() { k.generation++ })
 				}
 				if closed {
-					d = &diskUnderTest{r.open(d.Dev), r}
+					d = &diskUnderTest{r.resume(d.Dev), r}
+				} else {
+					c.Close()
 				}
-				c.Close()
 				c = f.next()
-				for range 2 {
-					if err := d.sync(c); errors.Is(err, devsw.EIO) != tt.lost || err != nil && !tt.lost {
-						t.Errorf("the flush ends with %v", err)
+				if tt.lost {
+					if e := <-lost; *e != (LostError{Writes: 1}) || !errors.Is(e, devsw.ESTALE) {
+						t.Errorf("the loss is told as %+v: %v", e, e)
 					}
+					d.stale()
+					// A pause, which its opener goes on after.
+					r.close(d.Dev)
+					d = &diskUnderTest{r.resume(d.Dev), r}
+					f.next()
+					d.stale()
+					// The end of a guest, which another one does not know of.
+					r.close(d.Dev)
+					d = &diskUnderTest{r.open(d.Dev), r}
+					c = f.next()
 				}
-				d.write(c, devsw.BMediaFUA)
-				if len(forgotten) != map[bool]int{true: 1}[tt.lost] {
-					t.Errorf("the loss is told %d times", len(forgotten))
+				d.write(c, 0)
+				if err := d.sync(c); err != nil {
+					t.Errorf("a flush ends with %v", err)
 				}
-				r.close(d.Dev)
-				r.open(d.Dev)
-				if err := d.sync(f.next()); err != nil {
-					t.Errorf("the flush of the next open ends with %v", err)
+				if len(lost) != 0 {
+					t.Errorf("a loss is told: %v", <-lost)
 				}
 			})
 		}
 	}
 }
 
-func TestLossThatNoFlushWasToldOfIsToldAfterTheNextOpen(t *testing.T) {
+// stale looks whether everything fails. Nothing of it reaches the server, which answers nothing.
+func (d *diskUnderTest) stale() {
+	d.r.t.Helper()
+	for _, op := range []devsw.Op{devsw.BRead, devsw.BWrite} {
+		for _, flags := range []devsw.BufFlag{0, devsw.BMediaFUA} {
+			b := d.Transfer(op, flags, 0, make([]byte, 512))
+			if b.Error != devsw.ESTALE || b.Resid != 512 {
+				d.r.t.Errorf("%v with flags %v ends with %v, resid %d", op, flags, b.Error, b.Resid)
+			}
+		}
+	}
+	table, zr := d.r.table, &devsw.ZeroRange{N: 512}
+	for what, err := range map[string]error{
+		"flush":   d.r.flush(d.Dev),
+		"discard": table.BdevDiscard(d.Dev, 0, 512),
+		"zeroes":  table.BdevIoctl(d.Dev, devsw.DIOCWRITEZEROES, zr, devsw.FWRITE),
+	} {
+		if !errors.Is(err, devsw.ESTALE) {
+			d.r.t.Errorf("%s ends with %v", what, err)
+		}
+	}
+}
+
+// TestWhatIsInProgressWhenWritesAreLostFails, too: it was asked for by somebody who trusts what he
+// has written.
+func TestWhatIsInProgressWhenWritesAreLostFails(t *testing.T) {
 	f := newFake(t, structuredMode)
 	k := &keeper{}
 	r := newRig(t)
 	d, c := f.disk(r, Config{Server: k, ReconnectDelay: time.Minute})
 	d.write(c, 0)
+	read, ended := d.begin(devsw.BRead, 0, 0, make([]byte, 512))
+	c.request(true)
 	k.set(func() { k.generation++ })
 	c.Close()
+	// This one finds no connection.
+	write, done := d.begin(devsw.BWrite, devsw.BMediaFUA, 0, make([]byte, 512))
 	f.next()
-	for d.connections() == 0 {
-		time.Sleep(time.Millisecond)
+	d.Wait(ended)
+	d.Wait(done)
+	if read.Error != devsw.ESTALE || write.Error != devsw.ESTALE {
+		t.Errorf("they end with %v and %v", read.Error, write.Error)
+	}
+}
+
+// TestOpenThatFailsIsTheEndOfALossAsWell: the guest has begun anew, whether or not it finds a
+// server.
+func TestOpenThatFailsIsTheEndOfALossAsWell(t *testing.T) {
+	f := newFake(t, structuredMode)
+	k := &keeper{}
+	r := newRig(t)
+	d, c := f.disk(r, Config{Server: k})
+	d.write(c, 0)
+	r.close(d.Dev)
+	r.gone(d.Dev)
+	k.set(func() { k.generation++; k.err = devsw.EINVAL })
+	if err := r.table.BdevOpen(d.Dev, rw, devsw.IFBLK); !errors.Is(err, devsw.EINVAL) {
+		t.Fatalf("it opens with %v", err)
 	}
 	r.close(d.Dev)
-	r.open(d.Dev)
-	c = f.next()
-	for _, want := range []error{devsw.EIO, nil} {
-		if err := d.sync(c); !errors.Is(err, want) {
-			t.Errorf("the flush ends with %v, want %v", err, want)
+	k.set(func() { k.err = nil })
+	d = &diskUnderTest{r.resume(d.Dev), r}
+	d.write(f.next(), 0)
+}
+
+// TestServerOfOthersIsKnownByItsProcess: what another process had answered is lost; a connection to
+// the same one is not.
+func TestServerOfOthersIsKnownByItsProcess(t *testing.T) {
+	for name, c := range map[string]struct {
+		unflushed Unflushed
+		restart   bool // by another process
+		tcp       bool
+		lost      bool
+		perhaps   bool
+	}{
+		"another process":              {restart: true, lost: true},
+		"another process, which keeps": {restart: true, unflushed: UnflushedKept},
+		"the same process":             {},
+		"the same process, by option":  {unflushed: UnflushedLost},
+		"TCP":                          {tcp: true, perhaps: true},
+		"TCP, which keeps":             {tcp: true, unflushed: UnflushedKept},
+		"TCP, which loses":             {tcp: true, unflushed: UnflushedLost, lost: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFake(t, structuredMode)
+			if c.tcp {
+				f.listenTCP()
+			}
+			r := newRig(t)
+			told := make(chan *LostError, 9)
+			r.d.Notify(func(_ int, err error) {
+				if e := (*LostError)(nil); errors.As(err, &e) {
+					told <- e
+				}
+			})
+			d, conn := f.disk(r, Config{ReconnectDelay: time.Minute, Unflushed: c.unflushed})
+			d.write(conn, 0)
+			if c.restart {
+				sc := r.d.Get(d.Dev)
+				sc.mu.Lock()
+				sc.listener.start-- // as if that one had been
+				sc.mu.Unlock()
+			}
+			conn.Close()
+			conn = f.next()
+			if c.lost || c.perhaps {
+				if e := <-told; e.Perhaps != c.perhaps || !e.Foreign || e.Writes != 1 {
+					t.Errorf("it is told as %+v", e)
+				}
+			}
+			if c.lost {
+				d.stale()
+			} else {
+				d.write(conn, 0)
+			}
+			if len(told) != 0 {
+				t.Errorf("a loss is told: %v", <-told)
+			}
+		})
+	}
+}
+
+func TestServerThatIsKilledWithUnflushedWritesFailsTheDisk(t *testing.T) {
+	sock := filepath.Join(t.TempDir(), "nbd")
+	s := nbdkitAt(t, sock, "memory", "size=1M")
+	r := newRig(t)
+	dev := r.create(Config{URI: s.uri(), ReconnectDelay: 30 * time.Second})
+	d := &diskUnderTest{r.open(dev), r}
+	if b := d.Transfer(devsw.BWrite, 0, 0, pattern(4096, 1)); b.Error != 0 {
+		t.Fatal(b.Error)
+	}
+	s.kill()
+	read, done := d.begin(devsw.BRead, 0, 0, make([]byte, 4096))
+	nbdkitAt(t, sock, "memory", "size=1M")
+	d.Wait(done)
+	if read.Error != devsw.ESTALE {
+		t.Errorf("a read of what is lost ends with %v", read.Error)
+	}
+	d.stale()
+	r.close(dev)
+	d = &diskUnderTest{r.resume(dev), r}
+	d.stale()
+	r.close(dev)
+	if b := r.open(dev).Transfer(devsw.BRead, 0, 0, make([]byte, 4096)); b.Error != 0 {
+		t.Errorf("a read after a new beginning ends with %v", b.Error)
+	}
+}
+
+func TestProcessStatIsRead(t *testing.T) {
+	line := []byte("42 (a ) (b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20")
+	if comm, start := readStat(line); comm != "a ) (b" || start != 4711 {
+		t.Errorf("%q, %d", comm, start)
+	}
+	for _, bad := range []string{"", "42", "42 )(", "42 (a) S 1"} {
+		if _, start := readStat([]byte(bad)); start != 0 {
+			t.Errorf("%q: %d", bad, start)
 		}
 	}
 }
@@ -327,4 +477,89 @@ func TestErrorOfAFlushThatWasGivenUpIsTheNextOnes(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestServerWithoutFlushIsWarnedOf(t *testing.T) {
+	for flags, warned := range map[uint16]bool{
+		0: true, sendFlush: false, sendFUA: false, sendFlush | sendFUA: false, readOnly: false,
+	} {
+		f := newFake(t, structuredMode)
+		f.exp.flags = hasFlags | flags
+		r := newRig(t)
+		r.create(Config{URI: f.uri()})
+		list, err := r.d.Warnings(0)
+		told := len(list) == 1 && strings.Contains(list[0], "'flush = true'")
+		if err != nil || told != warned || len(list) > 1 {
+			t.Errorf("flags %#x: %q, %v", flags, list, err)
+		}
+	}
+}
+
+// TestServerThatHasOnlyFUAMakesEachWriteStable, so that a flush has nothing to do and nothing is
+// lost.
+func TestServerThatHasOnlyFUAMakesEachWriteStable(t *testing.T) {
+	f := newFake(t, structuredMode)
+	f.exp.flags = hasFlags | sendFUA | sendTrim | sendWriteZeroes
+	k := &keeper{}
+	r := newRig(t)
+	d, c := f.disk(r, Config{Server: k, ReconnectDelay: time.Minute})
+	b, done := d.begin(devsw.BWrite, 0, 0, make([]byte, 512))
+	ended := make(chan error, 2)
+	go func() {
+		<-done
+		ended <- d.r.table.BdevDiscard(d.Dev, 0, 512)
+		zr := &devsw.ZeroRange{N: 512}
+		ended <- d.r.table.BdevIoctl(d.Dev, devsw.DIOCWRITEZEROES, zr, devsw.FWRITE)
+	}()
+	for range 3 {
+		q, _ := c.request(true)
+		if q.flags&cmdFlagFUA == 0 {
+			t.Errorf("the server gets %+v, without FUA", q)
+		}
+		c.send(c.ok(q.cookie))
+	}
+	for range 2 {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	if err := r.flush(d.Dev); err != nil || b.Error != 0 {
+		t.Errorf("write %v, flush %v", b.Error, err)
+	}
+	k.set(func() { k.generation++ })
+	c.Close()
+	d.write(f.next(), 0)
+}
+
+func TestWarningsTellOfAServerThatIsGoneAndOfALoss(t *testing.T) {
+	f := newFake(t, structuredMode)
+	k := &keeper{}
+	r := newRig(t)
+	d, c := f.disk(r, Config{Server: k, ReconnectDelay: time.Minute})
+	check := func(want string) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+			list, err := r.d.Warnings(0)
+			got := strings.Join(list, "; ")
+			if err == nil && (got == "") == (want == "") && strings.Contains(got, want) {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("warnings %q, %v; want %q", list, err, want)
+			}
+		}
+	}
+	check("")
+	d.write(c, 0)
+	k.set(func() { k.err = errors.New("out to lunch") })
+	c.Close()
+	check("the server is gone: out to lunch")
+	k.set(func() { k.err = nil; k.generation++ })
+	f.next()
+	check("up to 1 write that it had answered and not been asked to flush are lost")
+	r.close(d.Dev)
+	check("are lost")
+	d.Disk = r.open(d.Dev)
+	f.next()
+	check("")
 }

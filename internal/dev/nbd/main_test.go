@@ -94,7 +94,18 @@ func (r *rig) create(conf Config) devsw.Dev {
 // open opens a disk for the length of the test.
 func (r *rig) open(dev devsw.Dev) *disktest.Disk {
 	r.t.Helper()
-	if err := r.table.BdevOpen(dev, rw, devsw.IFBLK); err != nil {
+	return r.openWith(dev, rw)
+}
+
+// resume is open, by somebody who goes on where he was.
+func (r *rig) resume(dev devsw.Dev) *disktest.Disk {
+	r.t.Helper()
+	return r.openWith(dev, rw|devsw.FRESUME)
+}
+
+func (r *rig) openWith(dev devsw.Dev, flag devsw.Flag) *disktest.Disk {
+	r.t.Helper()
+	if err := r.table.BdevOpen(dev, flag, devsw.IFBLK); err != nil {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { r.close(dev) })

@@ -34,6 +34,9 @@ type Config struct {
 	// d_open tries to reach it. 0: not at all. The driver goes on trying to connect in any case.
 	ReconnectDelay time.Duration
 
+	// Unflushed says what a server that is somebody else's loses when it ends.
+	Unflushed Unflushed
+
 	// Server starts and ends the server, which listens where URI says when it runs; nil: it is somebody else's.
 	Server Server
 	// KillAfter is how long after d_cancel the Server may owe answers, before it is killed. 0: 30 seconds.
@@ -47,7 +50,8 @@ type Driver struct {
 }
 
 // Notify has fn be told when the last connection of an open disk is lost, and why; when it cannot be dialed anew, for each other
-// reason once; and, with nil, when there is one again; and, with ErrForgotten, when the server has lost writes. fn is called on goroutines of the driver's, and must not block.
+// reason once; and, with nil, when there is one again; and, with a *LostError, when the server has
+// lost writes, or may have. fn is called on goroutines of the driver's, and must not block.
 func (d *Driver) Notify(fn func(unit int, err error)) { d.notify.Store(&fn) }
 
 // told calls what was given to Notify.
@@ -124,6 +128,40 @@ func (d *Driver) Info(unit int) (devsw.DiskInfo, error) {
 		return devsw.DiskInfo{}, err
 	}
 	return sc.info(), nil
+}
+
+// Warnings gives what the operator of disk unit should know, one line each: what its server lacks,
+// that it is gone, that it has lost writes. It does not wait. ENXIO where there is no such unit.
+func (d *Driver) Warnings(unit int) ([]string, error) {
+	sc, err := d.Unit(unit)
+	if err != nil {
+		return nil, err
+	}
+	return sc.warnings(), nil
+}
+
+// noFlush is what an operator has to know of a server that has neither FLUSH nor FUA.
+const noFlush = "the server offers no flush (NBD_FLAG_SEND_FLUSH): the guest's flushes are " +
+	"answered as if they were done, and what it writes may be lost when the server or its " +
+	"host fails (nbd-server offers it with 'flush = true' in its configuration)"
+
+func (sc *softc) warnings() (list []string) {
+	if exp := sc.known.Load(); !sc.info().ReadOnly && !exp.has(sendFlush) && !exp.has(sendFUA) {
+		list = append(list, noFlush)
+	}
+	cl := sc.last.Load()
+	if cl == nil {
+		return list
+	}
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	if cl.trouble != "" && !cl.givenUp {
+		list = append(list, "the server is gone: "+cl.trouble)
+	}
+	if cl.flushed.lost > 0 {
+		list = append(list, cl.lossLocked().Error())
+	}
+	return list
 }
 
 func (sc *softc) info() devsw.DiskInfo {
@@ -231,13 +269,13 @@ func (d *Driver) discard(dev devsw.Dev, pos, n int64) error {
 	if err := disk.CheckRange(pos, n, m.disk()); err != nil {
 		return err
 	}
-	return toError(m.inParts(cmdTrim, 0, pos, n, largePiece))
+	return toError(m.inParts(cmdTrim, m.exp.fua(), pos, n, largePiece))
 }
 
 // flush is DIOCCACHESYNC.
 func (m *medium) flush() error {
 	if m.readOnly || !m.exp.has(sendFlush) {
-		return nil
+		return toError(m.cl.stale())
 	}
 	return toError(m.cl.do(cmdFlush, 0, 0, 0))
 }
@@ -268,9 +306,9 @@ func (m *medium) writeZeroes(pos, n int64, unmap bool) error {
 	if err := disk.CheckRange(pos, n, m.disk()); err != nil {
 		return err
 	}
-	var flags uint16
+	flags := m.exp.fua()
 	if !unmap {
-		flags = cmdFlagNoHole
+		flags |= cmdFlagNoHole
 	}
 	e := devsw.EOPNOTSUPP
 	if m.exp.has(sendWriteZeroes) && m.exp.has(sendFastZero) {
@@ -363,6 +401,9 @@ func (m *medium) fits(exp *export) error {
 	return nil
 }
 
+// foreign tells whether the server is somebody else's.
+func (sc *softc) foreign() bool { return sc.conf.Server == Server(nobody{}) }
+
 // connect connects once.
 func (sc *softc) connect(ctx context.Context) (*link, error) {
 	generation, err := sc.conf.Server.Start(ctx)
@@ -374,9 +415,13 @@ func (sc *softc) connect(ctx context.Context) (*link, error) {
 		return nil, err
 	}
 	l.generation = generation
+	if sc.foreign() {
+		sc.identify(l)
+	}
 	if err = sc.check(&l.exp); err == nil {
 		// It may have been another one already that took the connection.
-		if generation, err = sc.conf.Server.Start(ctx); err == nil && generation != l.generation {
+		var now uint64
+		if now, err = sc.conf.Server.Start(ctx); err == nil && now != generation {
 			err = fmt.Errorf("the server has ended during the handshake: %w", syscall.ECONNRESET)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,11 @@ type softc struct {
 
 	known atomic.Pointer[export] // as the server has described it last
 
+	mu         sync.Mutex
+	listener   process // where the server is somebody else's: who it was last, as far as is known
+	generation uint64  // how often it has changed
+
+	anew  bool                   // openExport's, which is called once at a time
 	claim disk.Claim[medium]     // who has it open
 	last  atomic.Pointer[client] // that of the last open, whose connections may not have gone yet; or nil
 }
@@ -50,13 +56,15 @@ func (sc *softc) open(flag devsw.Flag, mode devsw.Mode) error {
 	return err
 }
 
-// openExport is the first open. It waits until the last open's connections have gone.
+// openExport is the first open. It waits until the last open's connections have gone. An opener
+// that does not go on where it was, even if its open fails, is the end of what was lost before.
 func (sc *softc) openExport(ctx context.Context, flag devsw.Flag) (*medium, error) {
+	sc.anew = sc.anew || flag&devsw.FRESUME == 0
 	var before stability
 	if last := sc.last.Load(); last != nil {
 		select {
 		case <-last.done:
-			before = last.flushed.inherited()
+			before = last.flushed.inherited(!sc.anew)
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -73,8 +81,9 @@ func (sc *softc) openExport(ctx context.Context, flag devsw.Flag) (*medium, erro
 		}
 		return l, nil
 	}, sc.notify)
-	m.cl.flushed = before
+	m.cl.flushed, m.cl.outages = before, before.generation
 	sc.last.Store(m.cl)
+	sc.anew = false
 	l, err := sc.reach(ctx)
 	if err == nil && flag&devsw.FWRITE != 0 && l.exp.has(readOnly) {
 		l.raw.Close()

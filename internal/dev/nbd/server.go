@@ -32,9 +32,54 @@ type Server interface {
 // defaultKillAfter is how long after d_cancel a Server may owe answers where the Config does not say.
 const defaultKillAfter = 30 * time.Second
 
-// ErrForgotten is what Driver.Notify's function gets when writes are lost.
-var ErrForgotten = fmt.Errorf("the server has ended and is another one now: "+
-	"what it had answered and not been asked to flush may be lost, and flushes fail until the disk is closed: %w", devsw.EIO)
+// LostError is what Driver.Notify's function gets when what a server has answered, and not been
+// asked to flush, is lost, or may be.
+type LostError struct {
+	Writes uint64 // how many of them there are: none that came later is among them
+	// Perhaps: nobody knows whether the server is another one than before. Requests go on.
+	Perhaps bool
+	// Foreign: the server is none of the driver's own (Config.Server).
+	Foreign bool
+}
+
+func (e *LostError) Error() string {
+	writes := "1 write"
+	if e.Writes != 1 {
+		writes = fmt.Sprintf("%d writes", e.Writes)
+	}
+	writes += " that it had answered and not been asked to flush"
+	if e.Perhaps {
+		return "the server was away, and it cannot be told whether it was started anew: if so, " +
+			writes + " may be lost (with the option unflushed=lost requests fail in such a case; " +
+			"with unflushed=kept the server is taken to lose nothing)"
+	}
+	way := "every request fails until the guest resets the device " +
+		"(restart the guest: it finds the disk as after a power failure)"
+	if e.Foreign {
+		way += "; for a server that keeps nothing in its own memory there is the option " +
+			"unflushed=kept"
+	}
+	return "the server has ended and was started anew, and up to " + writes + " are lost: " + way
+}
+
+// Unwrap gives ESTALE, with which the requests end.
+func (e *LostError) Unwrap() error { return devsw.ESTALE }
+
+// Unflushed says what becomes of writes that a server has answered, and not been asked to flush,
+// when it ends and another one comes in its place.
+type Unflushed int
+
+const (
+	// UnflushedAuto: they are lost with a server of which it can be told that it is another process
+	// than before: one behind a Unix socket, which is not a service manager's. Of others they are
+	// taken to be kept.
+	UnflushedAuto Unflushed = iota
+	// UnflushedLost: they are lost whenever the last connection breaks and it cannot be told that
+	// the server is the same process.
+	UnflushedLost
+	// UnflushedKept: they are not lost, since the server keeps nothing in its own memory.
+	UnflushedKept
+)
 
 // nobody is the Server of a disk whose server is somebody else's.
 type nobody struct{}
@@ -48,25 +93,26 @@ type stability struct {
 	generation uint64 // of the server; see Server
 	acked      uint64 // how many writes were answered
 	stable     uint64 // how many of them a flush has covered since
-	lost       bool   // some of the rest may be lost: flushes fail until d_close
-	told       bool   // one has
 
-	// owing is what the next flush is told: the error of one that nobody waited for any more, or of a loss of which none was told
-	// before d_close.
+	// lost is how many others are lost. If any is, everything fails until an open without FRESUME.
+	lost uint64
+
+	// owing is what the next flush is told: the error of one that nobody waited for any more.
 	owing devsw.Errno
 }
 
-// inherited is what the next open of the disk has to know of it.
-func (s stability) inherited() stability {
+// inherited is what the next open of the disk has to know of it: resumed says that its opener goes
+// on where it was (FRESUME).
+func (s stability) inherited(resumed bool) stability {
 	next := stability{generation: s.generation, owing: s.owing}
-	if s.acked > s.stable {
-		next.acked = 1
-	}
-	if s.lost && !s.told {
-		next.owing = devsw.EIO
+	if resumed {
+		next.acked, next.lost = s.volatile(), s.lost
 	}
 	return next
 }
+
+// volatile is how many writes a server would take with it.
+func (s *stability) volatile() uint64 { return s.acked - s.stable }
 
 // answered notes that a server of this generation has answered a write, and tells whether that is news of a loss.
 func (s *stability) answered(generation uint64) (news bool) {
@@ -80,12 +126,13 @@ func (s *stability) arrived(generation uint64) (news bool) {
 		return false
 	}
 	s.generation = generation
-	return s.acked > s.stable && s.lose()
+	return s.volatile() > 0 && s.lose()
 }
 
 func (s *stability) lose() (news bool) {
-	news = !s.lost
-	s.lost = true
+	news = s.lost == 0
+	s.lost += s.volatile()
+	s.stable = s.acked
 	return news
 }
 
@@ -98,10 +145,6 @@ func (s *stability) flushed(generation, n uint64) {
 
 // tell gives what a flush that has gone well must say nevertheless.
 func (s *stability) tell() devsw.Errno {
-	if s.lost {
-		s.told = true
-		return devsw.EIO
-	}
 	e := s.owing
 	s.owing = 0
 	return e
