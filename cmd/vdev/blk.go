@@ -123,7 +123,10 @@ What stands behind the disk is a driver:
           every request fails until the guest is reset. auto knows it by the process that made
           a Unix socket, and else only warns; lost assumes it whenever the connection breaks and
           the server is not known to be the same; kept never: say so of a server that keeps
-          nothing in its own memory, such as nbdkit's file plugin or qemu-nbd with a raw image
+          nothing in its own memory, such as nbdkit's file plugin or qemu-nbd with a raw image.
+          vdev keeps a connection while no guest uses the disk, since some servers end with their
+          last client (qemu-nbd without --persistent); one that takes a single client (qemu-nbd
+          without --shared) serves the disk, but cannot be asked for a new size
   null,size=BYTES[,read-only]
           nothing: what is written is forgotten, and what is read is whatever was there
   fault[,rule=RULE]...[,cache=BYTES][,no-cancel],lower=NAME,...

@@ -80,6 +80,19 @@ func (d *openedDisk) warnings() []string {
 	return nil
 }
 
+// reread has the driver look at the disk's size again, while it is not open, where Info alone does
+// not.
+func (d *openedDisk) reread() error {
+	driver := d.driver
+	if s, ok := driver.(*stacked); ok {
+		driver = s.lower
+	}
+	if r, ok := driver.(interface{ Reread(int) error }); ok {
+		return r.Reread(0)
+	}
+	return nil
+}
+
 // openDisk attaches the driver to the table and makes its unit 0. What is wrong with an image shows here, and not at a
 // guest's first request: checkImage looks at it, until ctx ends. log is told what a program says that serves the image.
 func openDisk(ctx context.Context, table *devsw.Table, spec driverSpec, blockSize uint32, inUse func(error), log func(string)) (*openedDisk, error) {

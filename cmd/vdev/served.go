@@ -345,13 +345,20 @@ func (s *served) Resize(ctx context.Context) (size control.Size, err error) {
 }
 
 func (s *served) resize() (size control.Size, err error) {
+	// An open driver goes by the size it knows. ENXIO: it is being closed, and will look when it is
+	// opened next. ENOTTY: its disks do not change.
+	err = devsw.ENXIO
 	if node := s.fs.Lookup(devsw.IFBLK, s.disk.dev); node != nil {
-		// An open driver goes by the size it knows. ENXIO: it is being closed, and will look when it is opened next.
-		// ENOTTY: its disks do not change.
-		err := node.Ioctl(devsw.DIOCGROW, nil, devsw.FREAD)
-		if err != nil && !errors.Is(err, devsw.ENXIO) && !errors.Is(err, devsw.ENOTTY) {
-			return size, err
+		err = node.Ioctl(devsw.DIOCGROW, nil, devsw.FREAD)
+	}
+	if errors.Is(err, devsw.ENXIO) {
+		// EBUSY: it is being opened, and looks.
+		if err = s.disk.reread(); errors.Is(err, devsw.EBUSY) {
+			err = nil
 		}
+	}
+	if err != nil && !errors.Is(err, devsw.ENOTTY) {
+		return size, err
 	}
 	if size.Changed, err = s.device.Resize(); err != nil {
 		return size, err

@@ -269,7 +269,7 @@ func (r *request) done() {
 	case b.Resid != 0:
 		err = devsw.EIO
 	}
-	if err != nil && r.typ == tOut && !cancelled(err) {
+	if err != nil && !cancelled(err) && (r.typ == tOut || err == devsw.ESTALE) {
 		r.q.d.learn()
 	}
 	r.end(err)

@@ -25,6 +25,7 @@ const (
 // is done to a connection there.
 type client struct {
 	dial      func(ctx context.Context) (*link, error) // checks the export, too
+	keep      func(*link) bool                         // see softc.keep; nil: not to be
 	notify    func(error)                              // see Driver.Notify
 	delay     time.Duration                            // reconnect-delay
 	server    Server
@@ -179,6 +180,9 @@ func (cl *client) slot(c *conn) {
 				wait = firstRetry
 			}
 			cl.lost(c)
+			if err == errKept {
+				c.handOn()
+			}
 			cl.inTrouble(err)
 			c = nil
 		}

@@ -50,6 +50,7 @@ type conn struct {
 	last   uint64              // cookie
 	quit   bool                // nothing more is to be sent; the connection goes when nothing is owed to it
 	dead   bool                // the receiver has ended
+	spare  bool                // the connection is over for the client, but is to stay: see leaveLocked
 	rogue  bool                // because the server broke the protocol
 	useful bool                // the server has answered something
 
@@ -86,7 +87,11 @@ func newConn(cl *client, l *link, out, in []byte) *conn {
 	c.in.buf = in
 	c.in.ahead = bufferSize
 	if c.plain {
-		if s := sys.NewStream(l.raw); s != nil {
+		s, ok := l.raw.(*sys.Stream)
+		if !ok {
+			s = sys.NewStream(l.raw)
+		}
+		if s != nil {
 			c.nc, c.raw, c.stream = s, s, s
 		}
 	}
@@ -120,7 +125,9 @@ func (c *conn) over(err error) (useful bool) {
 	useful = c.useful
 	c.more.Signal()
 	c.cl.mu.Unlock()
-	c.raw.Close() // it wakes the sender, too
+	if err != errKept {
+		c.raw.Close() // it wakes the sender, too
+	}
 	return useful
 }
 
@@ -263,6 +270,15 @@ func (c *conn) leaveLocked() {
 	if c.dead {
 		return
 	}
+	if c.cl.keep != nil && c.cl.givenUp && c.stream != nil && len(c.flight) == 0 && len(c.out) == 0 {
+		// The receiver ends with errKept, unless something comes that nobody has asked for.
+		c.spare = true
+		_ = c.nc.SetReadDeadline(past)
+		for !c.dead {
+			c.more.Wait()
+		}
+		return
+	}
 	cut := c.cutLocked()
 	goodbye := c.boundaryLocked()
 	c.cl.unlock(c.sender())
@@ -279,6 +295,19 @@ func (c *conn) leaveLocked() {
 		c.hangUp()
 	}
 	c.cl.mu.Lock()
+}
+
+// errKept is why a connection is over that stays for the next open.
+var errKept = errors.New("kept")
+
+// handOn keeps the connection for the next open, or says good-bye.
+func (c *conn) handOn() {
+	_ = c.nc.SetDeadline(time.Time{})
+	l := &link{nc: c.nc, raw: c.raw, exp: c.exp, plain: c.plain, generation: c.generation,
+		unidentified: c.unidentified}
+	if !c.cl.keep(l) {
+		l.leave()
+	}
 }
 
 // hangUp closes the connection, of which the receiver learns.
@@ -518,13 +547,14 @@ func (c *conn) completeLocked(r *request) {
 	if c.quit {
 		c.more.Signal()
 	}
-	if r.cmd == cmdFlush && r.err == 0 {
+	switch {
+	case r.cmd != cmdFlush:
+	case r.err == 0:
 		cl.flushed.flushed(c.generation, r.covers)
+	case !r.retry && cl.flushed.failed == 0:
+		cl.flushed.failed = r.err
 	}
 	if r.finished {
-		if r.cmd == cmdFlush && r.err != 0 && !r.retry {
-			cl.flushed.owing = r.err
-		}
 		orphan := r.orphan()
 		cl.dropLocked(r)
 		if orphan {
@@ -540,7 +570,7 @@ func (c *conn) completeLocked(r *request) {
 	switch {
 	case e != 0:
 	case r.cmd == cmdFlush && !r.thenFlush:
-		e = cl.flushed.tell()
+		e = cl.flushed.failed
 	case (r.cmd == cmdWrite || r.cmd == cmdWriteZeroes) && !flush && r.flags&cmdFlagFUA == 0:
 		if cl.flushed.answered(c.generation) {
 			cl.lostLocked()

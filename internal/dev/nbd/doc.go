@@ -69,6 +69,19 @@
 // Driver.Notify's function is told. Config.Unflushed has the driver take the one or the other for
 // granted. A server without FLUSH is never known to have anything on stable storage.
 //
+// A flush that has failed stays so: the server tells of it once, and may have dropped what it could
+// not write. Driver.State tells of that and of a loss, for whoever serves the disk next;
+// Driver.ClearState ends both.
+//
+// # Between opens
+//
+// Some servers end with their last client. So the first connection, by which the disk was looked
+// at, stays until the first open, and one stays between two opens, but with TLS. An open makes a
+// new one first, by which it learns the size, and then lets go of the other. A server that takes
+// one client at a time does not answer that in time: the open goes on with the connection that
+// there is, and later ones do not try. With the protocol the size cannot be asked for without
+// another connection (DIOCGROW, Driver.Reread).
+//
 // # A server of the driver's own
 //
 // With Config.Server the server runs while the disk is open: it is started before a connection is dialed, and stopped when the last

@@ -7,19 +7,22 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 )
 
 // fake is a server that shakes hands by itself, and then does what the test tells it.
 type fake struct {
-	t     testing.TB
-	exp   export // what it serves, and how it speaks
-	noGo  bool   // it has no NBD_OPT_GO
-	l     net.Listener
-	path  string
-	conns chan *fakeConn // those that have shaken hands
-	gone  <-chan struct{}
+	t    testing.TB
+	exp  export // what it serves, and how it speaks
+	noGo bool   // it has no NBD_OPT_GO
+	// refusals is how many times its policy does not allow what a client wants.
+	refusals atomic.Int32
+	l        net.Listener
+	path     string
+	conns    chan *fakeConn // those that have shaken hands
+	gone     <-chan struct{}
 }
 
 // fakeConn is one of its connections.
@@ -143,6 +146,8 @@ func (f *fake) shake(nc net.Conn) error {
 			p = be.AppendUint16(p, f.exp.flags)
 			_, err := nc.Write(append(p, make([]byte, 124)...))
 			return err
+		case opt == optGo && f.refusals.Add(-1) >= 0:
+			reply(repErrPolicy, []byte("too many clients"))
 		case opt == optGo && !f.noGo:
 			p := be.AppendUint16(nil, infoExport)
 			p = be.AppendUint64(p, uint64(f.exp.size))

@@ -52,12 +52,13 @@ func (e *export) fua() uint16 {
 	return 0
 }
 
-// RefusedError says that the server does not want to serve, and that asking again changes nothing. It wraps an Errno.
+// RefusedError says that the server does not want to serve. It wraps an Errno.
 type RefusedError struct {
 	What    string // what the client wanted
 	Reason  string // why the server did not
 	Message string // what the server says itself, or empty; untrusted
 	Errno   devsw.Errno
+	Again   bool // it may serve another time; else asking again changes nothing
 }
 
 func (e *RefusedError) Error() string {
@@ -120,7 +121,8 @@ func dialOnce(ctx context.Context, t *target) (*link, error) {
 	if err != nil {
 		raw.Close()
 		if ctx.Err() != nil {
-			err = fmt.Errorf("no answer within %v: %w", dialTimeout, devsw.ETIMEDOUT)
+			err = fmt.Errorf("no answer within %v (if the server has another client, it may take one at "+
+				"a time; qemu-nbd takes more with --shared=N): %w", dialTimeout, devsw.ETIMEDOUT)
 		}
 		return nil, err
 	}
@@ -402,7 +404,8 @@ func refused(what string, kind uint32, data []byte) error {
 	case repErrUnsup:
 		e.Reason, e.Errno = "it does not know this option", devsw.EOPNOTSUPP
 	case repErrPolicy:
-		e.Reason = "its policy does not allow it"
+		// So a server answers that has as many clients as it wants.
+		e.Reason, e.Again = "its policy does not allow it, perhaps as it has other clients", true
 	case repErrInvalid:
 		e.Reason, e.Errno = "it finds the request invalid", devsw.EINVAL
 	case repErrPlatform:

@@ -437,8 +437,8 @@ func TestProcessStatIsRead(t *testing.T) {
 	}
 }
 
-// TestErrorOfAFlushThatWasGivenUpIsTheNextOnes: a server tells of an error once.
-func TestErrorOfAFlushThatWasGivenUpIsTheNextOnes(t *testing.T) {
+// TestFlushThatHasFailedStaysSo although nobody waited for it: a server tells of an error once.
+func TestFlushThatHasFailedStaysSo(t *testing.T) {
 	for name, code := range map[string]uint32{"error": 28, "none": 0} {
 		t.Run(name, func(t *testing.T) {
 			f := newFake(t, structuredMode)
@@ -464,7 +464,7 @@ func TestErrorOfAFlushThatWasGivenUpIsTheNextOnes(t *testing.T) {
 				c.send(c.ok(q.cookie))
 			} else {
 				c.send(c.chunk(replyFlagDone, replyError, q.cookie, errorChunk(code, "")))
-				want[0] = devsw.ENOSPC
+				want = []error{devsw.ENOSPC, devsw.ENOSPC}
 			}
 			if err := <-opened; err != nil {
 				t.Fatal(err)
@@ -474,6 +474,13 @@ func TestErrorOfAFlushThatWasGivenUpIsTheNextOnes(t *testing.T) {
 				if err := d.sync(c); !errors.Is(err, want) {
 					t.Errorf("the next flush ends with %v, want %v", err, want)
 				}
+			}
+			wanted := devsw.DiskState{FlushError: devsw.ToErrno(want[0])}
+			if s, err := r.d.ClearState(0); s != wanted || err != nil {
+				t.Errorf("cleared %+v, %v; want %+v", s, err, wanted)
+			}
+			if err := d.sync(c); err != nil {
+				t.Errorf("the flush after that ends with %v", err)
 			}
 		})
 	}
@@ -562,4 +569,39 @@ func TestWarningsTellOfAServerThatIsGoneAndOfALoss(t *testing.T) {
 	d.Disk = r.open(d.Dev)
 	f.next()
 	check("")
+}
+
+// TestStateOfADiskIsHandedOn to another process, which is another driver here.
+func TestStateOfADiskIsHandedOn(t *testing.T) {
+	f := newFake(t, structuredMode)
+	k := &keeper{}
+	r := newRig(t)
+	d, c := f.disk(r, Config{Server: k, ReconnectDelay: time.Minute})
+	if s := r.d.State(0); s != (devsw.DiskState{}) {
+		t.Errorf("at first it is %+v", s)
+	}
+	d.write(c, 0)
+	k.set(func() { k.generation++ })
+	c.Close()
+	f.next()
+	d.stale()
+	lost := devsw.DiskState{Unflushed: true}
+	if s := r.d.State(0); s != lost {
+		t.Errorf("after a loss it is %+v", s)
+	}
+	r.close(d.Dev)
+	if s := r.d.State(0); s != lost {
+		t.Errorf("after a close it is %+v", s)
+	}
+
+	next := newRig(t)
+	o, _ := f.disk(next, Config{})
+	next.d.SetState(0, lost)
+	o.stale()
+	next.close(o.Dev)
+	o = &diskUnderTest{next.open(o.Dev), next}
+	o.write(f.next(), 0)
+	if s := next.d.State(0); s != (devsw.DiskState{}) {
+		t.Errorf("after a new beginning it is %+v", s)
+	}
 }

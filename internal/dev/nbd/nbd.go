@@ -83,7 +83,11 @@ func (d *Driver) Create(unit int, conf Config) (devsw.Dev, error) {
 		return devsw.NODEV, fmt.Errorf("nbd: %w", err)
 	}
 	sc.notify = func(err error) { d.told(unit, err) }
-	return d.Switch.Create(unit, sc)
+	dev, err := d.Switch.Create(unit, sc)
+	if err != nil {
+		sc.forget()
+	}
+	return dev, err
 }
 
 func newSoftc(conf Config) (*softc, error) {
@@ -108,16 +112,18 @@ func newSoftc(conf Config) (*softc, error) {
 	if conf.Connections == 0 {
 		conf.Connections = min(defaultConnections, runtime.GOMAXPROCS(0))
 	}
-	sc := &softc{conf: conf, sector: sector, claim: disk.Claim[medium]{Name: conf.URI}}
+	sc := &softc{conf: conf, sector: sector, patience: besideTimeout, claim: disk.Claim[medium]{Name: conf.URI}}
 	if sc.target, err = parseURI(conf.URI); err != nil {
 		return nil, err
 	}
-	exp, err := sc.probe(context.Background())
-	conf.Server.Stop()
+	l, err := sc.first(context.Background())
 	if err != nil {
+		conf.Server.Stop()
 		return nil, err
 	}
-	sc.known.Store(exp)
+	sc.known.Store(&l.exp)
+	sc.drop(l)
+	conf.Server.Stop()
 	return sc, nil
 }
 
@@ -351,10 +357,12 @@ func (sc *softc) grow(m *medium) (int64, error) {
 		return 0, devsw.ECANCELED
 	}
 	defer m.cl.leave()
-	exp, err := sc.probe(m.cl.ctx)
+	l, err := sc.beside(m.cl.ctx)
 	if err != nil {
 		return 0, err
 	}
+	exp := &l.exp
+	l.leave()
 	size := exp.size &^ (sc.sector - 1)
 	m.size.Store(size)
 	for high := m.high.Load(); high < size && !m.high.CompareAndSwap(high, size); high = m.high.Load() {
@@ -432,20 +440,22 @@ func (sc *softc) connect(ctx context.Context) (*link, error) {
 	return l, nil
 }
 
-// probe connects, learns what the export is like, and hangs up.
-func (sc *softc) probe(ctx context.Context) (*export, error) {
-	l, err := sc.connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	_ = l.nc.SetWriteDeadline(time.Now().Add(farewell))
-	_, _ = l.nc.Write(l.exp.header(nil, cmdDisc, 0, 0, 0, 0))
-	l.raw.Close()
-	return &l.exp, nil
+// first connects to learn what the export is like. What is wrong is to show at once; but a server
+// that is busy with others is waited for, as long as the Config says.
+func (sc *softc) first(ctx context.Context) (*link, error) {
+	return sc.retry(ctx, func(err error) bool {
+		return errors.Is(err, devsw.ETIMEDOUT) || refusedForNow(err)
+	})
 }
 
 // mayReturn tells whether trying again may help.
 func mayReturn(err error) bool {
 	var refused *RefusedError
-	return !errors.As(err, &refused) && !errors.Is(err, devsw.EINVAL)
+	return refusedForNow(err) || !errors.As(err, &refused) && !errors.Is(err, devsw.EINVAL)
+}
+
+// refusedForNow tells whether the server refuses what it may do another time.
+func refusedForNow(err error) bool {
+	var refused *RefusedError
+	return errors.As(err, &refused) && refused.Again
 }

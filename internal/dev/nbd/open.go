@@ -14,16 +14,20 @@ import (
 
 // softc is one disk.
 type softc struct {
-	conf   Config          // does not change
-	target target          // what its URI says
-	sector int64           // logical sector size in bytes; does not change
-	notify func(err error) // tells of the loss of the server; see Driver.Notify
+	conf     Config          // does not change
+	target   target          // what its URI says
+	sector   int64           // logical sector size in bytes; does not change
+	patience time.Duration   // besideTimeout, but in tests
+	notify   func(err error) // tells of the loss of the server; see Driver.Notify
 
 	known atomic.Pointer[export] // as the server has described it last
 
 	mu         sync.Mutex
 	listener   process // where the server is somebody else's: who it was last, as far as is known
 	generation uint64  // how often it has changed
+	kept       *link   // a connection between two opens, or nil: see keep
+	alone      bool    // the server has not answered a connection beside that
+	retired    bool    // nothing is kept any more
 
 	anew  bool                   // openExport's, which is called once at a time
 	claim disk.Claim[medium]     // who has it open
@@ -82,9 +86,12 @@ func (sc *softc) openExport(ctx context.Context, flag devsw.Flag) (*medium, erro
 		return l, nil
 	}, sc.notify)
 	m.cl.flushed, m.cl.outages = before, before.generation
+	if sc.foreign() {
+		m.cl.keep = sc.keep
+	}
 	sc.last.Store(m.cl)
 	sc.anew = false
-	l, err := sc.reach(ctx)
+	l, err := sc.begin(ctx)
 	if err == nil && flag&devsw.FWRITE != 0 && l.exp.has(readOnly) {
 		l.raw.Close()
 		err = fmt.Errorf("the export is read-only: %w", devsw.EROFS)
@@ -103,7 +110,11 @@ func (sc *softc) openExport(ctx context.Context, flag devsw.Flag) (*medium, erro
 }
 
 // reach waits for the server, for as long as the Config says.
-func (sc *softc) reach(ctx context.Context) (*link, error) {
+func (sc *softc) reach(ctx context.Context) (*link, error) { return sc.retry(ctx, mayReturn) }
+
+// retry connects, again and again for as long as the Config says, while an error is one that may
+// pass.
+func (sc *softc) retry(ctx context.Context, may func(error) bool) (*link, error) {
 	deadline := time.NewTimer(sc.conf.ReconnectDelay)
 	defer deadline.Stop()
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
@@ -113,7 +124,7 @@ func (sc *softc) reach(ctx context.Context) (*link, error) {
 			return l, nil
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
-		case sc.conf.ReconnectDelay == 0 || !mayReturn(err):
+		case sc.conf.ReconnectDelay == 0 || !may(err):
 			return nil, err
 		}
 		retry := time.NewTimer(wait/2 + rand.N(wait))
@@ -165,6 +176,7 @@ func (sc *softc) retire() error {
 	if err := sc.claim.Retire(); err != nil {
 		return err
 	}
+	defer sc.forget()
 	last := sc.last.Load()
 	if last == nil {
 		return nil
@@ -183,4 +195,15 @@ func (sc *softc) retire() error {
 	case <-patience.C:
 	}
 	return nil
+}
+
+// forget says good-bye on the connection that was kept, and has none kept any more.
+func (sc *softc) forget() {
+	sc.mu.Lock()
+	l := sc.kept
+	sc.kept, sc.retired = nil, true
+	sc.mu.Unlock()
+	if l != nil {
+		l.leave()
+	}
 }

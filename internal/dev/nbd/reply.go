@@ -97,7 +97,7 @@ func (c *conn) fill(n int) ([]byte, error) {
 			if !errors.Is(err, os.ErrDeadlineExceeded) {
 				return nil, err
 			}
-			if err := c.woken(); err != nil {
+			if err := c.woken(in.r == in.w); err != nil {
 				return nil, err
 			}
 		}
@@ -108,9 +108,16 @@ func (c *conn) fill(n int) ([]byte, error) {
 func (c *conn) take(n int) { c.in.r += n }
 
 // woken is for a read whose deadline is over, which only means that something has changed.
-func (c *conn) woken() error {
+// between says that nothing has been read of the next reply.
+func (c *conn) woken(between bool) error {
 	c.cl.mu.Lock()
 	defer c.cl.mu.Unlock()
+	switch {
+	case c.spare && between:
+		return errKept
+	case c.spare:
+		return protocolError("an answer to nothing")
+	}
 	_ = c.nc.SetReadDeadline(time.Time{})
 	if c.next != nil && c.watch == nil {
 		return errMove
@@ -382,7 +389,7 @@ func (c *conn) payload() error {
 		in.left -= k
 		in.drop = e != 0
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			err = c.woken()
+			err = c.woken(false)
 		}
 		if err != nil {
 			return err

@@ -97,14 +97,15 @@ type stability struct {
 	// lost is how many others are lost. If any is, everything fails until an open without FRESUME.
 	lost uint64
 
-	// owing is what the next flush is told: the error of one that nobody waited for any more.
-	owing devsw.Errno
+	// failed is not 0 where a flush has failed, with that error. A server may tell of it once, and
+	// have dropped what it could not write: later flushes fail as well.
+	failed devsw.Errno
 }
 
 // inherited is what the next open of the disk has to know of it: resumed says that its opener goes
 // on where it was (FRESUME).
 func (s stability) inherited(resumed bool) stability {
-	next := stability{generation: s.generation, owing: s.owing}
+	next := stability{generation: s.generation, failed: s.failed}
 	if resumed {
 		next.acked, next.lost = s.volatile(), s.lost
 	}
@@ -141,11 +142,4 @@ func (s *stability) flushed(generation, n uint64) {
 	if generation == s.generation {
 		s.stable = max(s.stable, n)
 	}
-}
-
-// tell gives what a flush that has gone well must say nevertheless.
-func (s *stability) tell() devsw.Errno {
-	e := s.owing
-	s.owing = 0
-	return e
 }

@@ -1,0 +1,187 @@
+package nbd
+
+import (
+	"bytes"
+	"errors"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"vdev/devsw"
+)
+
+// untouched starts a program for the length of the test, which nobody connects to before the test
+// does.
+func untouched(t *testing.T, sock, name string, args ...string) *server {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Skipf("there is no %s", name)
+	}
+	s := &server{t: t, cmd: exec.Command(path, args...), path: sock}
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.kill)
+	return s
+}
+
+// createWhenThere makes a disk of a server that is being started.
+func (r *rig) createWhenThere(conf Config) devsw.Dev {
+	r.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		dev, err := r.d.Create(r.units, conf)
+		if err == nil {
+			r.units++
+			return dev
+		}
+		if !hasEnded(err) || time.Now().After(deadline) {
+			r.t.Fatal(err)
+		}
+	}
+}
+
+// lastClient are servers that end with their last client.
+func lastClient(t *testing.T, sock, img string) map[string][]string {
+	return map[string][]string{
+		"qemu-nbd":               {"qemu-nbd", "--socket=" + sock, "--format=raw", img},
+		"qemu-nbd, many clients": {"qemu-nbd", "--socket=" + sock, "--format=raw", "--shared=8", img},
+		"nbdkit exitlast": {"nbdkit", "--foreground", "--exit-with-parent", "--unix", sock,
+			"--filter=exitlast", "file", img},
+	}
+}
+
+// TestServerThatEndsWithItsLastClientStaysFromTheStartToTheEnd: over the look at the start, opens
+// and closes.
+func TestServerThatEndsWithItsLastClientStaysFromTheStartToTheEnd(t *testing.T) {
+	for name := range lastClient(t, "", "") {
+		t.Run(name, func(t *testing.T) {
+			sock := filepath.Join(t.TempDir(), "nbd")
+			command := lastClient(t, sock, image(t))[name]
+			s := untouched(t, sock, command[0], command[1:]...)
+			r := newRig(t)
+			dev := r.createWhenThere(Config{URI: s.uri(), Connections: 2})
+			r.d.Get(dev).patience = 300 * time.Millisecond
+			want, got := pattern(4096, 1), make([]byte, 4096)
+			for i := range 3 {
+				d := r.resume(dev)
+				if i == 0 {
+					if b := d.Transfer(devsw.BWrite, 0, 0, want); b.Error != 0 {
+						t.Fatalf("write: %v", b.Error)
+					}
+				}
+				b := d.Transfer(devsw.BRead, 0, 0, got)
+				if b.Error != 0 || !bytes.Equal(got, want) {
+					t.Fatalf("read after %d closes: %v", i, b.Error)
+				}
+				r.close(dev)
+				r.gone(dev)
+			}
+			ended := make(chan error, 1)
+			go func() { ended <- s.cmd.Wait() }()
+			if err := r.d.Get(dev).retire(); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-ended:
+			case <-time.After(20 * time.Second):
+				t.Error("the server has not been told that its client has gone")
+			}
+		})
+	}
+}
+
+// TestServerOfOneClientIsUsedByTheConnectionThatIsThere, and the error of what needs another one
+// says so.
+func TestServerOfOneClientIsUsedByTheConnectionThatIsThere(t *testing.T) {
+	sock := filepath.Join(t.TempDir(), "nbd")
+	s := untouched(t, sock, "qemu-nbd", "--socket="+sock, "--format=raw", "--persistent", image(t))
+	r := newRig(t)
+	dev := r.createWhenThere(Config{URI: s.uri()})
+	r.d.Get(dev).patience = 300 * time.Millisecond
+	for range 2 {
+		d := r.open(dev)
+		if b := d.Transfer(devsw.BRead, 0, 0, make([]byte, 4096)); b.Error != 0 {
+			t.Fatal(b.Error)
+		}
+		err := r.table.BdevIoctl(dev, devsw.DIOCGROW, nil, devsw.FREAD)
+		if !errors.Is(err, devsw.ETIMEDOUT) || !strings.Contains(err.Error(), "--shared=N") {
+			t.Errorf("looking at the size ends with %v", err)
+		}
+		if b := d.Transfer(devsw.BRead, 0, 0, make([]byte, 4096)); b.Error != 0 {
+			t.Fatal(b.Error)
+		}
+		r.close(dev)
+		r.gone(dev)
+	}
+}
+
+func TestSizeIsReadAgainBetweenOpens(t *testing.T) {
+	f := newFake(t, structuredMode)
+	r := newRig(t)
+	dev := r.create(Config{URI: f.uri()})
+	first := f.next()
+	size := func(want int64) {
+		t.Helper()
+		if info, err := r.d.Info(0); err != nil || info.Size != want {
+			t.Errorf("size %d, %v; want %d", info.Size, err, want)
+		}
+	}
+	f.exp.size = 2 * testSize
+	size(testSize)
+	if err := r.d.Reread(0); err != nil {
+		t.Fatal(err)
+	}
+	size(2 * testSize)
+	if q, err := first.readRequest(); err != nil || q.cmd != cmdDisc {
+		t.Errorf("the first connection ends with %+v, %v", q, err)
+	}
+	f.next()
+	f.exp.size = 3 * testSize
+	r.open(dev)
+	size(3 * testSize)
+	if err := r.d.Reread(0); !errors.Is(err, devsw.EBUSY) {
+		t.Errorf("while it is open: %v", err)
+	}
+}
+
+func TestServerThatHasEndedSinceIsNamedAsTheCause(t *testing.T) {
+	f := newFake(t, structuredMode)
+	r := newRig(t)
+	dev := r.create(Config{URI: f.uri()})
+	f.next().Close()
+	f.l.Close()
+	err := r.table.BdevOpen(dev, rw, devsw.IFBLK)
+	if err == nil || !strings.Contains(err.Error(), "if it ends with its last client") {
+		t.Errorf("it opens with %v", err)
+	}
+}
+
+// TestRefusalByPolicyIsTriedAgain for as long as the Config says, since clients of others go.
+func TestRefusalByPolicyIsTriedAgain(t *testing.T) {
+	f := newFake(t, structuredMode)
+	r := newRig(t)
+	f.refusals.Store(2)
+	if _, err := r.d.Create(0, Config{URI: f.uri()}); !refusedForNow(err) {
+		t.Errorf("without a delay: %v", err)
+	}
+	f.refusals.Store(2)
+	dev := r.create(Config{URI: f.uri(), ReconnectDelay: time.Minute})
+	f.next().Close()
+	f.refusals.Store(2)
+	d := r.open(dev)
+	c := f.next()
+	f.refusals.Store(2)
+	c.Close()
+	c = f.next()
+	b, done := d.Buf(devsw.BRead, 0, 0, make([]byte, 512))
+	d.Issue(b)
+	q, _ := c.request(true)
+	c.send(c.read(q, make([]byte, 512)))
+	d.Wait(done)
+	if b.Error != 0 {
+		t.Error(b.Error)
+	}
+}
