@@ -102,8 +102,14 @@ func vndWith(t testing.TB, table *devsw.Table, dir string, conf vnd.Config) (dev
 // newBench connects a front-end; no ring is started.
 func newBench(t testing.TB, mode reactor.Mode, queues int, make disk, change func(*Config)) *bench {
 	t.Helper()
+	return newBenchOn(t, vhostuser.ReactorConfig{Reactors: 2, Mode: mode}, queues, make, change)
+}
+
+// newBenchOn is newBench on reactors of this kind.
+func newBenchOn(t testing.TB, reactors vhostuser.ReactorConfig, queues int, make disk, change func(*Config)) *bench {
+	t.Helper()
 	w := &bench{t: t, ended: make2()}
-	pool := must(vhostuser.NewReactorsConfig(vhostuser.ReactorConfig{Reactors: 2, Mode: mode}))(t)
+	pool := must(vhostuser.NewReactorsConfig(reactors))(t)
 	t.Cleanup(pool.Close)
 	table := devsw.NewTable()
 	dev, info := make(t, table)

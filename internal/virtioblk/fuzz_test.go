@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"vdev/internal/dev/md"
-	"vdev/internal/reactor"
 	"vdev/internal/sys"
 	"vdev/vhostuser"
 	"vdev/vhostuser/vhostusertest"
@@ -90,7 +89,7 @@ func (s spans) last() int {
 
 func newFuzzBench(f *testing.F, readOnly bool) *fuzzBench {
 	w := &fuzzBench{
-		bench:    newBench(f, reactor.ModeURing, 1, mdDisk(md.Config{Size: fuzzDisk, ReadOnly: readOnly}), nil),
+		bench:    newBenchOn(f, vhostuser.ReactorConfig{PollMax: -1}, 1, mdDisk(md.Config{Size: fuzzDisk, ReadOnly: readOnly}), nil),
 		readOnly: readOnly, disk: make([]byte, fuzzDisk), flight: make(map[uint16]*fuzzRequest),
 	}
 	w.desc, w.avail, w.used = w.mem.Alloc(16*fuzzRing, 16), w.mem.Alloc(6+2*fuzzRing, 2), w.mem.Alloc(6+8*fuzzRing, 4)
@@ -312,7 +311,7 @@ func (w *fuzzBench) wait(t *testing.T) {
 	}
 	for len(w.flight) > 0 {
 		// Sleeping, and being woken, would take most of the time.
-		for i := 0; i < 1000 && !w.ring.PendingUsed(); i++ {
+		for i := 0; i < 20 && !w.ring.PendingUsed(); i++ {
 			runtime.Gosched()
 		}
 		head, written, err := w.ring.Wait()
