@@ -29,6 +29,7 @@ type Ticket uint64
 type BufSet struct {
 	mu        sync.Mutex
 	bufs      map[Ticket]*Buf
+	tickets   BufIndex[Ticket]
 	last      Ticket
 	cancelled bool
 }
@@ -58,6 +59,7 @@ func (s *BufSet) Claim(t Ticket) *Buf {
 	defer s.mu.Unlock()
 	b := s.bufs[t]
 	delete(s.bufs, t)
+	s.tickets.Ended(b)
 	return b
 }
 
@@ -94,13 +96,16 @@ func (s *BufSet) CancelBuf(b *Buf) bool {
 func (s *BufSet) remove(b *Buf) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for t, x := range s.bufs {
-		if x == b {
-			delete(s.bufs, t)
-			return true
+	t, ok := s.tickets.Find(b, uint64(s.last), func(yield func(*Buf, Ticket) bool) {
+		for t, b := range s.bufs {
+			if !yield(b, t) {
+				return
+			}
 		}
-	}
-	return false
+	})
+	delete(s.bufs, t)
+	s.tickets.Ended(b)
+	return ok
 }
 
 // Reset makes Add succeed again. It is d_close that calls it, for the reason

@@ -174,6 +174,7 @@ func (o *op) ended(n int, errno syscall.Errno) {
 
 // free makes o one that can be used again.
 func (o *op) free() {
+	o.r.opOf.Ended(o.buf)
 	o.buf, o.done, o.data = nil, nil, nil
 	clear(o.rest)
 	clear(o.part)
@@ -202,10 +203,14 @@ func reverse(o *op) (head *op) {
 
 // Cancel implements devsw.AIO. On the reactor.
 func (r *Reactor) Cancel(b *devsw.Buf) {
-	for _, o := range r.ops {
-		if o.buf == b {
-			r.cancel(o)
-			return
+	o, ok := r.opOf.Find(b, uint64(r.requests), func(yield func(*devsw.Buf, *op) bool) {
+		for _, o := range r.ops {
+			if o.buf != nil && !yield(o.buf, o) {
+				return
+			}
 		}
+	})
+	if ok {
+		r.cancel(o)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"vdev/devsw"
 	"vdev/internal/sys"
 )
 
@@ -105,6 +106,7 @@ type Reactor struct {
 	noKick   int // active Sources without a kick descriptor
 	ops      []*op
 	freeOps  []*op
+	opOf     devsw.BufIndex[*op] // for Cancel
 	inflight int
 	inEngine int   // of those
 	queue    []*op // to be made in line, from next on

@@ -537,7 +537,9 @@ const (
 // cancelAlone cancels the requests of a queue that is parked, with the device open, and returns when they have come back.
 func (d *Device) cancelAlone(q *queue, o *opening) {
 	for range cancelFor {
-		q.vq.Do(q.cancel)
+		for at, all := 0, false; !all; {
+			q.vq.Do(func() { at, all = q.cancel(at) })
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), cancelEvery)
 		err := q.wait(ctx)
 		cancel()

@@ -285,10 +285,14 @@ func (q *queue) recall() {
 }
 
 // cancel interrupts the queue's own transfers, with the device open; they end soon after. Operations that have begun are interrupted
-// by nothing but the close of the device. On the reactor.
-func (q *queue) cancel() {
-	q.recall()
-	for _, r := range q.requests {
+// by nothing but the close of the device. It begins with the request at from, does one turn's worth, and returns with which to go on,
+// and whether that was all. On the reactor.
+func (q *queue) cancel(from int) (next int, all bool) {
+	if from == 0 {
+		q.recall()
+	}
+	next = min(from+cancelTurn, len(q.requests))
+	for _, r := range q.requests[from:next] {
 		if !r.inDriver() {
 			continue
 		}
@@ -296,4 +300,8 @@ func (q *queue) cancel() {
 		// For a driver that has no such function, but works by the reactor.
 		q.reactor.Cancel(&r.buf)
 	}
+	return next, next == len(q.requests)
 }
+
+// cancelTurn is how many requests are cancelled before other rings of the reactor have their turn.
+const cancelTurn = 2048

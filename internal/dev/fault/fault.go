@@ -53,6 +53,7 @@ type softc struct {
 	off      bool // since a crash, until d_close
 
 	holds    map[*hold]struct{}
+	holdOf   devsw.BufIndex[*hold] // of those that cancelBuf can end
 	lastHold uint64
 	cv       *devsw.Cv    // where operations sleep
 	stuck    *devsw.Cv    // where those sleep that d_cancel does not end; never cancelled

@@ -38,6 +38,7 @@ func (sc *softc) holdLocked(op Ops, pos, n int64, v verdict) *hold {
 // forgetLocked ends the hold itself, and nothing more.
 func (sc *softc) forgetLocked(h *hold) {
 	delete(sc.holds, h)
+	sc.holdOf.Ended(h.buf)
 	if h.timer != nil {
 		h.timer.Stop()
 	}

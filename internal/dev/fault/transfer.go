@@ -27,6 +27,8 @@ type xfer struct {
 type xferList struct {
 	mu    sync.Mutex
 	first *xfer
+	begun uint64
+	of    devsw.BufIndex[*xfer]
 }
 
 func (l *xferList) add(x *xfer) {
@@ -36,6 +38,7 @@ func (l *xferList) add(x *xfer) {
 		x.next.prev = x
 	}
 	l.first = x
+	l.begun++
 }
 
 // remove takes x out, and tells whether it is pinned.
@@ -50,6 +53,7 @@ func (l *xferList) remove(x *xfer) (pinned bool) {
 	if x.next != nil {
 		x.next.prev = x.prev
 	}
+	l.of.Ended(x.b)
 	return x.pinned
 }
 
@@ -58,13 +62,17 @@ func (l *xferList) remove(x *xfer) (pinned bool) {
 func (l *xferList) pin(b *devsw.Buf) *xfer {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for x := l.first; x != nil; x = x.next {
-		if x.b == b {
-			x.pinned = true
-			return x
+	x, ok := l.of.Find(b, l.begun, func(yield func(*devsw.Buf, *xfer) bool) {
+		for x := l.first; x != nil; x = x.next {
+			if !yield(x.b, x) {
+				return
+			}
 		}
+	})
+	if ok {
+		x.pinned = true
 	}
-	return nil
+	return x
 }
 
 var xfers = sync.Pool{New: func() any { return new(xfer) }}
@@ -128,11 +136,15 @@ func (d *Driver) cancelBuf(b *devsw.Buf) {
 		return
 	}
 	sc.mu.Lock()
-	for h := range sc.holds {
-		if h.buf == b && h.set == &sc.held {
-			sc.forgetLocked(h)
-			break
+	h, ok := sc.holdOf.Find(b, sc.lastHold, func(yield func(*devsw.Buf, *hold) bool) {
+		for h := range sc.holds {
+			if h.set == &sc.held && !yield(h.buf, h) {
+				return
+			}
 		}
+	})
+	if ok {
+		sc.forgetLocked(h)
 	}
 	sc.mu.Unlock()
 	if sc.held.CancelBuf(b) {

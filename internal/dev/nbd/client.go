@@ -42,7 +42,8 @@ type client struct {
 	conns   []*conn // those in use
 	pending requests
 	held    requests // they wait for orphans
-	orphans int      // writes that were given up, and that the server may still do
+	of      devsw.BufIndex[*request]
+	orphans int // writes that were given up, and that the server may still do
 	givenUp bool
 	flushed stability
 	outages uint64     // the generation of a server that cannot be told from another: see attach
@@ -63,14 +64,13 @@ type client struct {
 // requests is a list of requests.
 type requests []*request
 
-func (s *requests) remove(b *devsw.Buf) *request {
-	i := slices.IndexFunc(*s, func(r *request) bool { return r.buf == b })
+func (s *requests) remove(r *request) bool {
+	i := slices.Index(*s, r)
 	if i < 0 {
-		return nil
+		return false
 	}
-	r := (*s)[i]
 	*s = slices.Delete(*s, i, i+1)
-	return r
+	return true
 }
 
 func (s *requests) take() requests {
@@ -359,6 +359,7 @@ func (cl *client) finishLocked(r *request, e devsw.Errno) {
 		end.resid = r.buf.Bcount - r.total
 	}
 	*cl.endings = append(*cl.endings, end)
+	cl.of.Ended(r.buf)
 	r.finished, r.buf, r.wait = true, nil, nil
 }
 
@@ -542,21 +543,42 @@ func (cl *client) kill() {
 func (cl *client) cancelBuf(b *devsw.Buf) {
 	cl.mu.Lock()
 	defer cl.unlock(nil)
-	lists := []*requests{&cl.pending, &cl.held}
-	for _, c := range cl.conns {
-		lists = append(lists, &c.queue)
+	r, ok := cl.of.Find(b, cl.seq, cl.transfersLocked)
+	if !ok {
+		return
 	}
-	for _, list := range lists {
-		if r := list.remove(b); r != nil {
-			cl.finishLocked(r, devsw.ECANCELED)
-			cl.releaseLocked(r)
+	waited := cl.pending.remove(r) || cl.held.remove(r)
+	for _, c := range cl.conns {
+		if c.flight[r.cookie] == r {
+			c.interruptLocked(r)
 			return
+		}
+		waited = waited || c.queue.remove(r)
+	}
+	if waited {
+		cl.finishLocked(r, devsw.ECANCELED)
+		cl.releaseLocked(r)
+	}
+}
+
+// transfersLocked yields the transfers that are not finished, with their requests.
+func (cl *client) transfersLocked(yield func(*devsw.Buf, *request) bool) {
+	each := func(r *request) bool { return r.buf == nil || yield(r.buf, r) }
+	for _, list := range []requests{cl.pending, cl.held} {
+		for _, r := range list {
+			if !each(r) {
+				return
+			}
 		}
 	}
 	for _, c := range cl.conns {
+		for _, r := range c.queue {
+			if !each(r) {
+				return
+			}
+		}
 		for _, r := range c.flight {
-			if r.buf == b {
-				c.interruptLocked(r)
+			if !each(r) {
 				return
 			}
 		}

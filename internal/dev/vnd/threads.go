@@ -1,6 +1,7 @@
 package vnd
 
 import (
+	"container/list"
 	"slices"
 	"sync"
 
@@ -15,7 +16,9 @@ const maxThreads = 16
 // the AIO of a context it may be used on any goroutine, and calls done on its own. The zero value is ready.
 type threads struct {
 	mu      sync.Mutex
-	queue   []transfer
+	queue   list.List // of transfer: what has not begun, oldest first
+	begun   uint64    // transfers
+	in      devsw.BufIndex[*list.Element]
 	running int
 }
 
@@ -38,35 +41,52 @@ func (t *threads) WriteAt(b *devsw.Buf, fd int, off int64, done devsw.AIODone) {
 
 // CancelAll implements devsw.AIO: what has not begun ends with ECANCELED. What is in a system call cannot be interrupted.
 func (t *threads) CancelAll(done devsw.AIODone) {
-	t.cancel(func(x transfer) bool { return x.done == done })
-}
-
-// Cancel implements devsw.AIO, like CancelAll.
-func (t *threads) Cancel(b *devsw.Buf) {
-	t.cancel(func(x transfer) bool { return x.b == b })
-}
-
-// cancel ends what is wanted of that which has not begun.
-func (t *threads) cancel(want func(transfer) bool) {
 	t.mu.Lock()
 	var cancelled []transfer
-	t.queue = slices.DeleteFunc(t.queue, func(x transfer) bool {
-		if want(x) {
-			cancelled = append(cancelled, x)
-			return true
+	for e := t.queue.Front(); e != nil; {
+		next := e.Next()
+		if e.Value.(transfer).done == done {
+			cancelled = append(cancelled, t.takeLocked(e))
 		}
-		return false
-	})
+		e = next
+	}
 	t.mu.Unlock()
 	for _, x := range cancelled {
 		x.done.AIODone(x.b, 0, devsw.ECANCELED)
 	}
 }
 
+// Cancel implements devsw.AIO, like CancelAll.
+func (t *threads) Cancel(b *devsw.Buf) {
+	t.mu.Lock()
+	e, ok := t.in.Find(b, t.begun, func(yield func(*devsw.Buf, *list.Element) bool) {
+		for e := t.queue.Front(); e != nil; e = e.Next() {
+			if !yield(e.Value.(transfer).b, e) {
+				return
+			}
+		}
+	})
+	if !ok {
+		t.mu.Unlock()
+		return
+	}
+	x := t.takeLocked(e)
+	t.mu.Unlock()
+	x.done.AIODone(x.b, 0, devsw.ECANCELED)
+}
+
+// takeLocked takes a transfer out of the queue.
+func (t *threads) takeLocked(e *list.Element) transfer {
+	x := t.queue.Remove(e).(transfer)
+	t.in.Ended(x.b)
+	return x
+}
+
 func (t *threads) add(x transfer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.queue = append(t.queue, x)
+	t.queue.PushBack(x)
+	t.begun++
 	if t.running < maxThreads {
 		t.running++
 		go t.run()
@@ -76,13 +96,12 @@ func (t *threads) add(x transfer) {
 func (t *threads) run() {
 	for {
 		t.mu.Lock()
-		if len(t.queue) == 0 {
+		if t.queue.Len() == 0 {
 			t.running--
 			t.mu.Unlock()
 			return
 		}
-		x := t.queue[0]
-		t.queue = slices.Delete(t.queue, 0, 1)
+		x := t.takeLocked(t.queue.Front())
 		t.mu.Unlock()
 		n, e := x.do()
 		x.done.AIODone(x.b, n, e)
