@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"vdev/internal/sys"
 	"vdev/vhostuser"
@@ -45,4 +48,43 @@ func TestGuestMemoryOnADiskIsTakenOnlyWhenAskedFor(t *testing.T) {
 		t.Errorf("a file on a disk, asked for: %v", err)
 	}
 	p.endsCleanly()
+}
+
+func TestAFrontEndDoesNotFillTheLog(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	p := serving(t, nil, "blk", "--socket-path", socket, "--driver", "null,size=1M")
+	f := connect(t, socket).f
+	for range 2000 {
+		if err := f.SetVringNum(0, 0); !errors.Is(err, vhostusertest.ErrRefused) {
+			t.Fatal(err)
+		}
+	}
+	f.Close()
+	p.waitFor("the front-end has disconnected")
+	if text, _ := p.stderr.read(); strings.Count(text, "a message was refused") > 2*lineBurst {
+		t.Errorf("%d lines of the log for 2000 messages", strings.Count(text, "a message was refused"))
+	}
+	p.endsCleanly()
+}
+
+func TestCommandsThatWaitForTheDiskHaveABound(t *testing.T) {
+	var s served
+	hold := make(chan struct{})
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range maxCommands {
+		if err := s.wait(over, func() error { <-hold; return nil }); !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+	}
+	if err := s.wait(t.Context(), func() error { return nil }); err == nil || !strings.Contains(err.Error(), "8 commands are in progress") {
+		t.Errorf("one command more: %v", err)
+	}
+	close(hold)
+	for s.commands.Load() > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if err := s.wait(t.Context(), func() error { return nil }); err != nil {
+		t.Error(err)
+	}
 }

@@ -21,7 +21,8 @@ const lifeEvents = 2048
 // life. Its methods are called on any goroutine, and none of them waits.
 type reporter struct {
 	name  string // of the device, where there are several
-	log   *slog.Logger
+	log   *slog.Logger // for what was asked for
+	found *slog.Logger // for what others do, as often as they like: its lines have a bound
 	life  *trace.Log
 	out   *queuedWriter
 	start time.Time
@@ -31,8 +32,8 @@ type reporter struct {
 	migrating func() // called when a front-end begins to move its guest
 }
 
-func newReporter(c config, name string, start time.Time, log *slog.Logger, out *queuedWriter) *reporter {
-	return &reporter{name: name, log: log, life: trace.New(lifeEvents), out: out, start: start, trace: c.trace, json: c.logJSON, migrating: func() {}}
+func newReporter(c config, name string, start time.Time, log, found *slog.Logger, out *queuedWriter) *reporter {
+	return &reporter{name: name, log: log, found: found, life: trace.New(lifeEvents), out: out, start: start, trace: c.trace, json: c.logJSON, migrating: func() {}}
 }
 
 // whose names the device, where there are several.
@@ -70,25 +71,25 @@ func (r *reporter) vhostuser(e vhostuser.Event) {
 	}
 	switch e.Kind {
 	case vhostuser.EventConnect:
-		r.log.Info("a front-end has connected")
+		r.found.Info("a front-end has connected")
 	case vhostuser.EventDisconnect:
 		if e.Err != nil {
-			r.log.Error("the connection was ended", "cause", e.Err)
+			r.found.Error("the connection was ended", "cause", e.Err)
 		} else {
-			r.log.Info("the front-end has disconnected")
+			r.found.Info("the front-end has disconnected")
 		}
 	case vhostuser.EventRefuse:
-		r.log.Warn("a second front-end was refused: one is being served")
+		r.found.Warn("a second front-end was refused: one is being served")
 	case vhostuser.EventShort:
-		r.log.Error("a front-end has to wait: it cannot be accepted now (look at 'ulimit -Hn' for descriptors)", "cause", e.Err)
+		r.found.Error("a front-end has to wait: it cannot be accepted now (look at 'ulimit -Hn' for descriptors)", "cause", e.Err)
 	case vhostuser.EventFail:
 		about := []any{"message", e.Message, "cause", e.Err}
 		if errors.Is(e.Err, vhostuser.ErrMemoryFile) {
 			about = append(about, "way_out", "share=on with memory-backend-memfd, or with a file in /dev/shm; or vdev's --memory-files any")
 		}
-		r.log.Error("a message was refused", about...)
+		r.found.Error("a message was refused", about...)
 	case vhostuser.EventBreak:
-		r.log.Error("a ring is broken", "ring", e.Ring, "cause", e.Err)
+		r.found.Error("a ring is broken", "ring", e.Ring, "cause", e.Err)
 	}
 }
 
@@ -143,9 +144,9 @@ func (r *reporter) request(q virtioblk.Request) {
 func (r *reporter) virtioblk(msg string, err error) {
 	r.life.Add(trace.Event{Kind: "log", Queue: trace.WholeDevice, Note: msg, Err: err})
 	if err != nil {
-		r.log.Warn(msg, "cause", err)
+		r.found.Warn(msg, "cause", err)
 	} else {
-		r.log.Warn(msg)
+		r.found.Warn(msg)
 	}
 }
 

@@ -96,7 +96,7 @@ func runAll(ctx context.Context, c config, out *queuedWriter, asked askedBySigna
 	failures := disk.NewFailures(c.stateDir, func(err error) {
 		log.Error("a vdev after this one would not know that a flush has failed: that could not be recorded (--state-dir)", "cause", err)
 	})
-	p := &program{config: c, level: level, log: log, out: out, start: time.Now(), reactors: reactors, pool: pool, failures: failures}
+	p := &program{config: c, level: level, log: log, out: out, limit: newLogLimit(), start: time.Now(), reactors: reactors, pool: pool, failures: failures}
 	if c.stateDir == "" {
 		log.Warn("there is no folder for what a vdev after this one has to know of a flush that fails: XDG_RUNTIME_DIR is not set, and neither is --state-dir")
 	}
@@ -118,7 +118,7 @@ func runAll(ctx context.Context, c config, out *queuedWriter, asked askedBySigna
 	defer close(ended)
 	asked.serve(all, ended)
 	if commands != nil {
-		server := control.NewServer(targets(all), slog.NewLogLogger(log.Handler(), slog.LevelWarn))
+		server := control.NewServer(targets(all), slog.NewLogLogger(p.limit.logger(log).Handler(), slog.LevelWarn))
 		server.Start(commands)
 		// Last but for the event loops, which it asks: who follows the trace sees the device's end.
 		defer server.Close()
@@ -162,6 +162,7 @@ type program struct {
 	level    *slog.LevelVar
 	log      *slog.Logger
 	out      *queuedWriter
+	limit    *logLimit
 	start    time.Time
 	reactors *vhostuser.Reactors
 	pool     *offload.Pool
@@ -174,7 +175,7 @@ func (p *program) open(ctx context.Context, c diskConfig) (_ *served, err error)
 	if c.name != "" {
 		log = log.With("device", c.name)
 	}
-	rep := newReporter(p.config, c.name, p.start, log, p.out)
+	rep := newReporter(p.config, c.name, p.start, log, p.limit.logger(log), p.out)
 	table := devsw.NewTable()
 	var inUse func(error)
 	if c.incoming {
@@ -197,16 +198,16 @@ func (p *program) open(ctx context.Context, c diskConfig) (_ *served, err error)
 		var lost *nbd.LostError
 		switch {
 		case errors.As(err, &lost) && lost.Perhaps:
-			log.Warn("the disk's server may have lost writes", "error", err)
+			rep.found.Warn("the disk's server may have lost writes", "error", err)
 			return
 		case errors.As(err, &lost):
-			log.Error("the disk's server has lost writes", "error", err)
+			rep.found.Error("the disk's server has lost writes", "error", err)
 			return
 		case err != nil:
-			log.Warn("the disk's server is gone", "error", err)
+			rep.found.Warn("the disk's server is gone", "error", err)
 			return
 		}
-		log.Info("the disk's server is back")
+		rep.found.Info("the disk's server is back")
 	})
 	for _, text := range disk.warnings() {
 		log.Warn(text)

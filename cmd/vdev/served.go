@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"vdev/devsw"
@@ -37,6 +38,7 @@ type served struct {
 	listener net.Listener // nil before listen
 	hup      chan<- os.Signal
 	closing  sync.Once
+	commands atomic.Int32 // in progress, of those that may wait
 }
 
 // aio is how files are read and written.
@@ -282,7 +284,7 @@ func (s *served) Crash(ctx context.Context, o control.Outage) (control.Losses, e
 	}
 	out := fault.Outage{Seed: o.Seed, Keep: o.Keep, Off: o.Off}
 	// It writes to the lower device, which may be slow.
-	err := wait(ctx, func() error {
+	err := s.wait(ctx, func() error {
 		return s.command("fault crash", func() error { return s.faultDriver(fault.FAULTCRASH, &out) })
 	})
 	switch {
@@ -302,7 +304,7 @@ func (s *served) Revoke(ctx context.Context) error {
 	if !s.isOpen() {
 		return control.Impossible("the device is not open: no guest uses it")
 	}
-	return wait(ctx, func() error {
+	return s.wait(ctx, func() error {
 		return s.command("revoke", func() error {
 			s.fs.RevokeDevice(devsw.IFBLK, s.disk.dev)
 			return nil
@@ -317,10 +319,21 @@ func (s *served) isOpen() bool {
 	})
 }
 
+// maxCommands is how many commands that may have to wait for storage one device has in progress, each with a goroutine and perhaps a
+// thread. One whose client has gone goes on, and may hang: more of them would not help.
+const maxCommands = 8
+
 // wait runs fn and returns its result; when ctx ends before, fn goes on alone.
-func wait(ctx context.Context, fn func() error) error {
+func (s *served) wait(ctx context.Context, fn func() error) error {
+	if n := s.commands.Add(1); n > maxCommands {
+		s.commands.Add(-1)
+		return control.Impossible("%d commands are in progress, and wait for the disk", maxCommands)
+	}
 	done := make(chan error, 1)
-	go func() { done <- fn() }()
+	go func() {
+		defer s.commands.Add(-1)
+		done <- fn()
+	}()
 	select {
 	case err := <-done:
 		return err
@@ -332,7 +345,7 @@ func wait(ctx context.Context, fn func() error) error {
 // Resize implements control.Target: it looks at the disk's size again, and has the front-end told where it has changed.
 func (s *served) Resize(ctx context.Context) (size control.Size, err error) {
 	var now control.Size
-	err = wait(ctx, func() error {
+	err = s.wait(ctx, func() error {
 		return s.command("resize", func() (err error) {
 			now, err = s.resize()
 			return err
@@ -378,7 +391,7 @@ func (s *served) resize() (size control.Size, err error) {
 // ClearFailure implements control.Target.
 func (s *served) ClearFailure(ctx context.Context) (c control.Cleared, err error) {
 	var e devsw.Errno
-	err = wait(ctx, func() error {
+	err = s.wait(ctx, func() error {
 		return s.command("clear-failure", func() (err error) {
 			e, err = s.device.ClearFailure()
 			return err
@@ -406,7 +419,7 @@ func (s *served) migrating() {
 	if f != nil && f.Inflight && f.Protocol&vhostuser.ProtocolGetVringBaseInflight != 0 {
 		return // the in-flight region goes along, and says it
 	}
-	s.log.Warn("the guest is being moved: where it goes nobody will know that a flush has failed, and that writes are lost "+
+	s.rep.found.Warn("the guest is being moved: where it goes nobody will know that a flush has failed, and that writes are lost "+
 		"(with inflight-migration=on of QEMU 11.1 vdev is told)", "error", e)
 }
 

@@ -1,9 +1,21 @@
 package control
 
-import "net/http"
+import (
+	"net/http"
+	"time"
+)
 
 // MaxBody is what a client may send, in bytes.
 const MaxBody = maxBody
 
 // Handler answers requests as the Server does, without a socket.
 func (s *Server) Handler() http.Handler { return s.http.Handler }
+
+// MaxConns and MaxFollowers are how many clients there may be at once.
+const (
+	MaxConns     = maxConns
+	MaxFollowers = maxFollowers
+)
+
+// SetPatience says how long a client may take, before Start.
+func (s *Server) SetPatience(d time.Duration) { s.setPatience(d) }

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,10 +20,14 @@ import (
 )
 
 const (
-	// headerPatience is how long a client may take to say what it wants.
-	headerPatience = 10 * time.Second
+	// clientPatience is how long a client may take to say what it wants, header and body, and then for each piece of the answer.
+	clientPatience = 10 * time.Second
 	// maxBody bounds what a client may send, in bytes.
 	maxBody = 1 << 20
+	// maxConns is how many clients are connected at once. Others wait until one has gone.
+	maxConns = 64
+	// maxFollowers is how many of them may follow the trace: all others go of themselves, or are made to.
+	maxFollowers = maxConns / 2
 	// statusPatience is how long a status waits for event loops that are busy.
 	statusPatience = 500 * time.Millisecond
 	// endPatience is how long Close waits for answers under way.
@@ -42,11 +48,13 @@ func Listen(path string) (net.Listener, error) {
 
 // Server answers the clients of one control socket.
 type Server struct {
-	all    []Served // does not change
-	http   http.Server
-	quit   chan struct{} // closed: those who follow are told the rest, and let go
-	once   sync.Once
-	served sync.WaitGroup
+	all       []Served // does not change
+	http      http.Server
+	followers chan struct{} // has one for each of them
+	quit      chan struct{} // closed: those who follow are told the rest, and let go
+	once      sync.Once
+	served    sync.WaitGroup
+	patience  time.Duration // clientPatience, but in tests
 }
 
 // NewServer makes a Server over these devices, of which there is at least one. errors, which may be nil, is told what goes wrong with
@@ -55,18 +63,62 @@ func NewServer(all []Served, errors *log.Logger) *Server {
 	if errors == nil {
 		errors = log.New(io.Discard, "", 0)
 	}
-	s := &Server{all: all, quit: make(chan struct{})}
-	s.http = http.Server{
-		Handler: s.routes(), ReadHeaderTimeout: headerPatience, IdleTimeout: headerPatience, MaxHeaderBytes: 16 << 10, ErrorLog: errors,
-	}
+	s := &Server{all: all, followers: make(chan struct{}, maxFollowers), quit: make(chan struct{})}
+	s.http = http.Server{Handler: s.withBody(s.routes()), MaxHeaderBytes: 16 << 10, ErrorLog: errors}
+	s.setPatience(clientPatience)
 	return s
+}
+
+// setPatience says how long a client may take.
+func (s *Server) setPatience(d time.Duration) {
+	s.patience = d
+	s.http.ReadHeaderTimeout, s.http.ReadTimeout, s.http.IdleTimeout = d, d, d
+}
+
+// withBody has a request's body read before next is asked for the answer, which may take long: only the client's part has an end.
+func (s *Server) withBody(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+		out := http.NewResponseController(w)
+		// Where that cannot be said, there is no socket.
+		_ = out.SetWriteDeadline(time.Now().Add(s.patience))
+		if err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				err = fmt.Errorf("it has not come within %v", s.patience)
+			}
+			fail(w, Wrong("body: %v", err))
+			return
+		}
+		_ = out.SetReadDeadline(time.Time{})
+		_ = out.SetWriteDeadline(time.Time{})
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		next.ServeHTTP(&deadlineWriter{w, out, s.patience}, r)
+	})
+}
+
+// deadlineWriter is an answer whose client has so long to take each piece of it.
+type deadlineWriter struct {
+	http.ResponseWriter
+	out      *http.ResponseController
+	patience time.Duration
+}
+
+func (w *deadlineWriter) Write(p []byte) (int, error) {
+	_ = w.out.SetWriteDeadline(time.Now().Add(w.patience))
+	return w.ResponseWriter.Write(p)
+}
+
+// FlushError sends what was written; http.ResponseController looks for it.
+func (w *deadlineWriter) FlushError() error {
+	_ = w.out.SetWriteDeadline(time.Now().Add(w.patience))
+	return w.out.Flush()
 }
 
 // Start serves the clients of ln, which it closes at the end, in the background until Close.
 func (s *Server) Start(ln net.Listener) {
 	s.served.Go(func() {
 		// It always ends with an error: that it was closed, or that the listener was.
-		_ = s.http.Serve(ln)
+		_ = s.http.Serve(limitConns(ln, maxConns))
 	})
 }
 
@@ -173,9 +225,16 @@ type nothing struct{}
 func handle[In, Out any](mux *http.ServeMux, pattern string, f func(*http.Request, In) (Out, error)) {
 	mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		var in In
-		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+		d := json.NewDecoder(r.Body)
 		d.DisallowUnknownFields()
-		if err := d.Decode(&in); err != nil && !errors.Is(err, io.EOF) {
+		err := d.Decode(&in)
+		if err == nil {
+			// Whoever sends two objects means both.
+			if _, err = d.Token(); err == nil {
+				err = errors.New("there is more behind the JSON object")
+			}
+		}
+		if !errors.Is(err, io.EOF) {
 			fail(w, Wrong("body: %v", err))
 			return
 		}
@@ -220,6 +279,13 @@ func (s *Server) follow(w http.ResponseWriter, r *http.Request) {
 			fail(w, Wrong("since=%s: must be the number of an event", since))
 			return
 		}
+	}
+	select {
+	case s.followers <- struct{}{}:
+		defer func() { <-s.followers }()
+	default:
+		fail(w, &Error{http.StatusServiceUnavailable, fmt.Sprintf("%d clients follow a trace already, and more may not", maxFollowers)})
+		return
 	}
 	_, log := t.Trace()
 	w.Header().Set("Content-Type", "application/x-ndjson")
