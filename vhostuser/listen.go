@@ -16,7 +16,8 @@ import (
 var ErrInUse = sys.ErrInUse
 
 // Listen listens on a Unix socket at path. A socket that nobody listens on any more, left by a process that was killed, is
-// replaced; anything else that is there is an error, ErrInUse for a socket in use. Closing the listener removes the socket.
+// replaced; anything else that is there is an error, ErrInUse for a socket in use. Closing the listener removes the socket,
+// if it is still the one that was made here.
 func Listen(path string) (net.Listener, error) {
 	ln, err := sys.ListenUnix(path, 0)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"vdev/internal/control"
 	"vdev/internal/sys"
 	"vdev/vhostuser"
 	"vdev/vhostuser/vhostusertest"
@@ -86,5 +87,27 @@ func TestCommandsThatWaitForTheDiskHaveABound(t *testing.T) {
 	}
 	if err := s.wait(t.Context(), func() error { return nil }); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestAVdevThatEndsLeavesTheSocketsOfANewerOne(t *testing.T) {
+	dir := t.TempDir()
+	socket, ctl := filepath.Join(dir, "s"), filepath.Join(dir, "ctl")
+	args := []string{"blk", "--socket-path", socket, "--control", ctl, "--driver", "null,size=1M"}
+	old := serving(t, nil, args...)
+	for _, name := range []string{socket, ctl} {
+		if err := os.Remove(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	newer := serving(t, nil, args...)
+	old.endsCleanly()
+	connect(t, socket).start()
+	if _, err := control.NewClient(ctl).Status(t.Context()); err != nil {
+		t.Error(err)
+	}
+	newer.endsCleanly()
+	if exists(t, socket) || exists(t, ctl) {
+		t.Error("the sockets are still there")
 	}
 }

@@ -37,6 +37,62 @@ func TestListenUnixGivesTheSocketItsPermissions(t *testing.T) {
 	}
 }
 
+func TestAClosedListenerRemovesOnlyItsOwnSocket(t *testing.T) {
+	checkFDs(t)
+	path := filepath.Join(t.TempDir(), "s")
+	for name, put := range map[string]func() error{
+		"removed and bound anew":     func() error { return os.Remove(path) },
+		"renamed, and another bound": func() error { return os.Rename(path, path+".old") },
+	} {
+		old, err := sys.ListenUnix(path, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := put(); err != nil {
+			t.Fatal(err)
+		}
+		newer, err := sys.ListenUnix(path, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := old.Close(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := os.Lstat(path); err != nil {
+			t.Errorf("%s: the newer socket is gone: %v", name, err)
+		}
+		if err := newer.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := newer.Close(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: a closed listener has left its socket: %v", name, err)
+		}
+	}
+	// A socket that took the name by a rename.
+	old, err := sys.ListenUnix(path, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer, err := sys.ListenUnix(path+".new", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range []*sys.UnixListener{old, newer} {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(path); err != nil {
+			t.Errorf("the socket that was renamed is gone: %v", err)
+		}
+	}
+}
+
 func TestListenUnixTouchesNoOtherFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(path, []byte("kept"), 0o600); err != nil {
