@@ -20,7 +20,7 @@ const lifeEvents = 2048
 // reporter takes what the layers tell and makes of it the log, the trace (--trace) and the record of the device's
 // life. Its methods are called on any goroutine, and none of them waits.
 type reporter struct {
-	name  string // of the device, where there are several
+	name  string       // of the device, where there are several
 	log   *slog.Logger // for what was asked for
 	found *slog.Logger // for what others do, as often as they like: its lines have a bound
 	life  *trace.Log
