@@ -170,6 +170,7 @@ func FuzzReplies(f *testing.F) {
 	f.Add(byte(4), uint16(100), []byte{fuzzSend, fuzzCancelWrite}, packed(simpleReply(first+1, eShutdown)))
 
 	read, intact := guarded(readSize)
+	unread := bytes.Repeat(pattern(64, 4), readSize/64)
 	pristine := pattern(20<<10, 2)
 	write := bytes.Clone(pristine)
 	out, in := make([]byte, 0, bufferSize), make([]byte, bufferSize)
@@ -195,11 +196,17 @@ func FuzzReplies(f *testing.F) {
 		c := newConn(cl, l, out, in)
 		cl.use(c)
 
+		for _, d := range read {
+			copy(d, unread)
+		}
 		ends := 0
 		iodone := func(b *devsw.Buf) {
 			ends++
 			if b.Error == 0 && b.Resid != 0 {
 				t.Errorf("a transfer ends well with %d bytes left", b.Resid)
+			}
+			if b.Error == 0 && b.Op == devsw.BRead && slices.ContainsFunc(read, func(d []byte) bool { return bytes.Contains(d, unread[:64]) }) {
+				t.Error("a read ends well with bytes that the server has not said")
 			}
 		}
 		r := &devsw.Buf{Op: devsw.BRead, Data: read, Bcount: readSize, Iodone: iodone}
