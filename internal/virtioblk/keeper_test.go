@@ -1,6 +1,7 @@
 package virtioblk
 
 import (
+	"encoding/binary"
 	"slices"
 	"sync"
 	"testing"
@@ -23,6 +24,7 @@ type cautious struct {
 	size   int64
 	onSync func()
 	closes int
+	slow   chan struct{} // where it is not nil, a close waits for its end
 }
 
 func (c *cautious) disk(t testing.TB, table *devsw.Table) (devsw.Dev, func() (devsw.DiskInfo, error)) {
@@ -31,8 +33,12 @@ func (c *cautious) disk(t testing.TB, table *devsw.Table) (devsw.Dev, func() (de
 		Name: "cautious", Flag: devsw.DDisk | devsw.DMPSafe, Open: ok, Cancel: ok,
 		Close: func(devsw.Dev, devsw.Flag, devsw.Mode) error {
 			c.mu.Lock()
-			defer c.mu.Unlock()
+			slow := c.slow
 			c.closes++
+			c.mu.Unlock()
+			if slow != nil {
+				<-slow
+			}
 			return nil
 		},
 		Strategy: func(b *devsw.Buf) {
@@ -282,6 +288,44 @@ func TestUnflushedWritesAreHandedOn(t *testing.T) {
 				t.Errorf("the successor was told %+v, want unflushed %v", told, c.want)
 			}
 		})
+	}
+}
+
+// TestACloseThatTakesLongStillSaysThatNothingIsLost: the region has been dropped meanwhile, and waits with the front-end for the next
+// connection.
+func TestACloseThatTakesLongStillSaysThatNothingIsLost(t *testing.T) {
+	c := &cautious{volatile: true, slow: make(chan struct{})}
+	w := cautiousBench(t, c)
+	region := w.startWith(w.all())
+	if st, _ := w.do(0, tOut, 0, []virtqtest.Seg{w.buffer(512)}, nil); st != statusOK {
+		t.Fatalf("write: %d", st)
+	}
+	unflushed := func() bool {
+		t.Helper()
+		var state [4]byte // behind the page's mark
+		if _, errno := sys.Preadv(region.FD(), [][]byte{state[:]}, int64(region.MmapSize-4096+8)); errno != 0 {
+			t.Fatal(errno)
+		}
+		_, _, disk := parseState(binary.LittleEndian.Uint32(state[:]))
+		return disk.Unflushed
+	}
+	w.hangUp()
+	if !unflushed() {
+		t.Error("nothing is lost although the close has not ended")
+	}
+	close(c.slow)
+	w.waitClosed()
+	if unflushed() {
+		t.Error("something is lost although the close has ended")
+	}
+	w.connect(everything)
+	for _, r := range w.rings {
+		r.Reconnect(w.f)
+	}
+	w.restart(region)
+	w.do(0, tFlush, 0, nil, nil)
+	if told := c.heard(); told != nil {
+		t.Errorf("the next open was told %+v", told)
 	}
 }
 
