@@ -173,7 +173,7 @@ func TestResetOwnerWaitsForEveryRing(t *testing.T) {
 	g.must(other.Notify())
 	g.dev.waitHeld(t, 2)
 	g.must(g.ResetOwner())
-	if !<-stopping || !<-stopping {
+	if first, second := <-stopping, <-stopping; !first || !second {
 		t.Error("a ring was waited for while another one was fetched from")
 	}
 	g.must(b.check(7))

@@ -86,8 +86,8 @@ var blind = map[string][]string{
 }
 
 // syscallNames are what a package outside internal/sys may use of the standard syscall package: error numbers,
-// signals and constants, but no calls.
-var syscallNames = regexp.MustCompile(`^(Errno|Signal|E[A-Z0-9]+|SIG[A-Z0-9]+|S_[A-Z]+|O_[A-Z]+)$`)
+// signals, constants and the interface of what has a descriptor, but no calls.
+var syscallNames = regexp.MustCompile(`^(Errno|Signal|Conn|E[A-Z0-9]+|SIG[A-Z0-9]+|S_[A-Z]+|O_[A-Z]+)$`)
 
 // loud matches what a public package must not use.
 var loud = regexp.MustCompile(`^(fmt\.Print.*|os\.(Exit|Stdout|Stderr)|log(/slog)?\..*)$`)
