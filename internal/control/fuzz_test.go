@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"strings"
 	"testing"
 
 	"vdev/internal/control"
@@ -84,6 +85,7 @@ func FuzzRequests(f *testing.F) {
 		{"GET", "/v1/log-level", ""},
 		{"PUT", "/v1/log-level", `{"level":"debug"}`},
 		{"PUT", "/v1/log-level", `{"level":"debug","more":1}`},
+		{"PUT", "/v1/log-level", `{"level":"debug"} {"level":"info"}`},
 		{"DELETE", "/v1/status", ""},
 		{"POST", "/", "\x00"},
 		{"HEAD", "/v1/status", ""},
@@ -101,8 +103,8 @@ func FuzzRequests(f *testing.F) {
 	over, cancel := context.WithCancel(context.Background())
 	cancel()
 	f.Fuzz(func(t *testing.T, several, forEver bool, method, address string, body []byte) {
-		u, err := url.Parse(address)
-		if err != nil || u.Path == "" || u.Path[0] != '/' {
+		u, err := url.ParseRequestURI(address)
+		if err != nil || u.Path == "" || u.EscapedPath()[0] != '/' {
 			t.Skip("no request of HTTP")
 		}
 		// A client that hangs up at once: an answer that goes on ends.
@@ -133,6 +135,14 @@ func FuzzRequests(f *testing.F) {
 		case w.status == http.StatusOK:
 			if len(target.calls) > 1 {
 				t.Errorf("the target was asked for %q", target.calls)
+			}
+			said := bytes.Trim(body, " \t\r\n")
+			switch {
+			case len(body) == 0 || strings.HasSuffix(u.Path, "/follow"):
+			case forEver:
+				t.Error("a body without an end is taken")
+			case len(said) > 0 && !json.Valid(said):
+				t.Errorf("%q is taken, which is not one JSON value", body)
 			}
 			for d := json.NewDecoder(&w.body); ; {
 				var v map[string]any
