@@ -111,3 +111,15 @@ func TestAVdevThatEndsLeavesTheSocketsOfANewerOne(t *testing.T) {
 		t.Error("the sockets are still there")
 	}
 }
+
+func TestAsManyQueuesAreOfferedAsThereCanBe(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	p := serving(t, nil, "blk", "--socket-path", socket, "--driver", "null,size=1M")
+	g := connect(t, socket)
+	// QEMU wants one for each virtual CPU, and refuses a back-end that has fewer.
+	if n, err := g.f.GetQueueNum(); n != 256 || err != nil {
+		t.Errorf("%d queues, %v, want 256", n, err)
+	}
+	g.start()
+	p.endsCleanly()
+}
