@@ -404,10 +404,15 @@ that the image is good, or that its loss does not matter, this command ends it.`
 				return err
 			case c.json:
 				return printJSON(w, cleared)
-			case cleared.FailedFlush == "":
+			case cleared == (control.Cleared{}):
 				_, err = fmt.Fprintln(w, "no flush has failed")
-			default:
+				return err
+			}
+			if cleared.FailedFlush != "" {
 				_, err = fmt.Fprintf(w, "a flush had failed (%s): that is forgotten\n", cleared.FailedFlush)
+			}
+			if cleared.LostUnflushed && err == nil {
+				_, err = fmt.Fprintln(w, "writes that were not flushed had been lost: that is forgotten")
 			}
 			return err
 		}),

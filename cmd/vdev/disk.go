@@ -49,6 +49,11 @@ type keepingDriver interface {
 	ClearState(unit int) (devsw.DiskState, error)
 }
 
+var (
+	_ keepingDriver = (*vnd.Driver)(nil)
+	_ keepingDriver = (*nbd.Driver)(nil)
+)
+
 // unit0 is the virtioblk.Keeper of its driver's only disk.
 type unit0 struct{ driver keepingDriver }
 

@@ -390,19 +390,22 @@ func (s *served) resize() (size control.Size, err error) {
 
 // ClearFailure implements control.Target.
 func (s *served) ClearFailure(ctx context.Context) (c control.Cleared, err error) {
-	var e devsw.Errno
+	var cleared devsw.DiskState
 	err = s.wait(ctx, func() error {
 		return s.command("clear-failure", func() (err error) {
-			e, err = s.device.ClearFailure()
+			cleared, err = s.device.ClearFailure()
 			return err
 		})
 	})
 	if err != nil {
 		return c, err
 	}
-	if e != 0 {
+	c.LostUnflushed = cleared.Unflushed
+	if e := cleared.FlushError; e != 0 {
 		c.FailedFlush = e.Error()
-		s.log.Warn("it was forgotten that a flush had failed", "error", e)
+	}
+	if cleared != (devsw.DiskState{}) {
+		s.log.Warn("what was lost is forgotten", "failed_flush", c.FailedFlush, "unflushed", c.LostUnflushed)
 	}
 	return c, nil
 }

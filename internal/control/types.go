@@ -210,9 +210,11 @@ type Size struct {
 	Changed bool  `json:"changed"`
 }
 
-// Cleared is why a flush had failed that is forgotten now; empty where none had.
+// Cleared is what is forgotten now: why a flush had failed, empty where none had, and whether writes had been lost that were not
+// flushed.
 type Cleared struct {
-	FailedFlush string `json:"failed_flush"`
+	FailedFlush   string `json:"failed_flush"`
+	LostUnflushed bool   `json:"lost_unflushed"`
 }
 
 // Level is how severe something must be to be logged: debug, info, warn or error.

@@ -200,11 +200,11 @@ func TestAFailedFlushIsHandedOn(t *testing.T) {
 				t.Errorf("the flush after a reset and one process more has status %d", st)
 			}
 			// The operator knows better.
-			if e, err := p.dev.ClearFailure(); e != devsw.ENOSPC || err != nil {
-				t.Errorf("cleared %v, %v", e, err)
+			if s, err := p.dev.ClearFailure(); s != failed || err != nil {
+				t.Errorf("cleared %+v, %v", s, err)
 			}
-			if e, err := p.dev.ClearFailure(); e != 0 || err != nil {
-				t.Errorf("cleared again: %v, %v", e, err)
+			if s, err := p.dev.ClearFailure(); s != (devsw.DiskState{}) || err != nil {
+				t.Errorf("cleared again: %+v, %v", s, err)
 			}
 			if st, _ := p.do(0, tFlush, 0, nil, nil); st != statusOK {
 				t.Errorf("the flush after that has status %d", st)

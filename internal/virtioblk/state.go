@@ -276,22 +276,23 @@ func (d *Device) learn() {
 	}
 }
 
-// ClearFailure has it forgotten that a flush has failed, and returns with what: 0 where none has. Any goroutine.
-func (d *Device) ClearFailure() (devsw.Errno, error) {
+// ClearFailure has it forgotten that a flush has failed and that writes are lost, and returns what was known of that. Any goroutine.
+func (d *Device) ClearFailure() (devsw.DiskState, error) {
 	if d.keeper == nil {
-		return 0, nil
+		return devsw.DiskState{}, nil
 	}
 	cleared, err := d.keeper.ClearState()
 	if err != nil {
-		return 0, fmt.Errorf("virtio-blk: %w", err)
+		return devsw.DiskState{}, fmt.Errorf("virtio-blk: %w", err)
 	}
 	m := &d.memory
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	e := max(cleared.FlushError, m.brought.FlushError)
-	m.disk.FlushError, m.brought.FlushError = 0, 0
+	cleared.FlushError = max(cleared.FlushError, m.brought.FlushError)
+	cleared.Unflushed = cleared.Unflushed || m.brought.Unflushed
+	m.disk, m.brought = devsw.DiskState{}, devsw.DiskState{}
 	m.storeLocked()
-	return e, nil
+	return cleared, nil
 }
 
 // answered says that a write, or a discard, is about to be answered that a flush has not covered. The disk is Volatile.
