@@ -172,12 +172,18 @@ func (o *op) ended(n int, errno syscall.Errno) {
 	done.AIODone(b, moved, errno)
 }
 
+// keepBuffers is for how many buffers an op keeps room until it is used again. Transfers of more are rare, and make it anew.
+const keepBuffers = 512
+
 // free makes o one that can be used again.
 func (o *op) free() {
 	o.r.opOf.Ended(o.buf)
 	o.buf, o.done, o.data = nil, nil, nil
 	clear(o.rest)
 	clear(o.part)
+	if cap(o.iov)+cap(o.rest)+cap(o.part) > keepBuffers {
+		o.iov, o.rest, o.part = nil, nil, nil
+	}
 	o.r.freeOps = append(o.r.freeOps, o)
 	o.r.inflight--
 }

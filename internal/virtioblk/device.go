@@ -59,6 +59,9 @@ type Config struct {
 	Migratable bool
 	// Pool is where requests that may block are done: all but reads and writes. nil: offload.Default.
 	Pool *offload.Pool
+	// Room bounds the memory of the requests in flight. nil: one that all devices without one share, 64 MiB for each of them and 512 MiB
+	// for all.
+	Room *Room
 	// Trace, where it is set, is called for each request that has ended or was suspended, on its queue's reactor.
 	Trace func(Request)
 	// Log, where it is set, is told what went wrong or took long where nobody is there to take an error.
@@ -80,6 +83,7 @@ type Device struct {
 	log         func(string, error)
 	readOnly    bool
 	share       *offload.Share // of Config.Pool
+	room        deviceRoom     // of Config.Room
 
 	sectors atomic.Int64          // of 512 bytes
 	stable  atomic.Bool           // each write is to be stable when it is answered, because of the cache's mode
@@ -168,6 +172,9 @@ func New(c Config) (*Device, error) {
 		pool = offload.Default()
 	}
 	d.share = pool.Share()
+	if d.room.room = c.Room; c.Room == nil {
+		d.room.room = defaultRoom
+	}
 	return d, nil
 }
 
@@ -406,6 +413,8 @@ func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 			suspended = vq.Suspended()
 		})
 	}
+	// Of a request that was lost in a fault nobody gives its units back.
+	q.vq.Post(func() { q.giveBack(0) })
 	q.counter.Release()
 	vq.Data = nil
 

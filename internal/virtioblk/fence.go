@@ -122,8 +122,9 @@ func (q *queue) split(i int) {
 	r := q.requests[i]
 	n := &request{
 		q: q, chain: r.chain, data: r.data, status: r.status, typ: r.typ, sector: r.sector, bytes: r.bytes, in: r.in,
-		seq: r.seq, began: r.began,
+		seq: r.seq, began: r.began, at: i, units: r.units,
 	}
+	r.units = 0 // the driver's halves are those of one life of the device: the next open waits for them
 	r.memory = q.vq.Memory(&r.chain)
 	r.chain, r.status = virtq.Chain{}, nil
 	q.requests[i] = n

@@ -33,6 +33,7 @@ type queue struct {
 	orphaned bool // open was closed for another queue's sake
 	waits    bool // to be reopened once a stop is over
 	fetched  uint64
+	account
 	free     []*request
 	requests []*request    // all
 	parked   []*request    // have come back cancelled, and are kept
@@ -40,7 +41,7 @@ type queue struct {
 }
 
 func newQueue(d *Device, vq *vhostuser.Queue) *queue {
-	return &queue{d: d, vq: vq, reactor: vq.Reactor(), aio: vq.Reactor(), features: d.negotiated,
+	return &queue{account: account{granted: queueUnits}, d: d, vq: vq, reactor: vq.Reactor(), aio: vq.Reactor(), features: d.negotiated,
 		stable: d.negotiated&fFlush == 0}
 }
 
@@ -211,10 +212,16 @@ func (d *Device) Process(vq *vhostuser.Queue) (worked bool) {
 		}
 		return false
 	}
+	if len(q.free) >= 2*keepRequests {
+		q.trim()
+	}
 	q.counter.Begin()
 	defer q.counter.End()
 	bytes := int64(0)
 	for range budget {
+		if !q.hasRoom() {
+			return worked
+		}
 		r := q.get()
 		if !vq.Pop(&r.chain) {
 			q.put(r)
@@ -251,13 +258,15 @@ func (q *queue) get() *request {
 		q.free = q.free[:n-1]
 		return r
 	}
-	r := &request{q: q}
+	r := &request{q: q, at: len(q.requests)}
 	q.requests = append(q.requests, r)
 	return r
 }
 
 func (q *queue) put(r *request) {
 	r.data, r.status, r.kept, r.ranges = nil, nil, nil, nil
+	q.discharge(r)
+	r.trim()
 	q.free = append(q.free, r)
 	if q.idle != nil {
 		q.checkIdle()

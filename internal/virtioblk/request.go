@@ -92,6 +92,8 @@ type request struct {
 	seq    uint64            // the order of fetching
 	began  time.Duration     // by the reactor's clock
 	kept   error             // while it is parked: what it came back with
+	at     int               // in queue.requests
+	units  int               // see Room
 	// flushed: of a discard or write-zeroes, a flush has followed it before it ended.
 	flushed bool
 
@@ -169,6 +171,7 @@ func (r *request) start() {
 	r.q.fetched++
 	r.seq, r.began = r.q.fetched, r.q.reactor.Clock()
 	r.typ, r.sector, r.bytes, r.in = ^uint32(0), 0, 0, 1
+	r.q.charge(r)
 	readable, writable, err := r.parse()
 	if err != nil {
 		if r.status == nil {
@@ -309,6 +312,8 @@ func (r *request) parseRanges(readable [][]byte, writable int64) error {
 		return errRanges
 	}
 	r.ranges = make([]devsw.ZeroRange, 0, total/rangeSize)
+	units := (int(total/rangeSize) + rangesAUnit - 1) / rangesAUnit
+	r.units, r.q.held = r.units+units, r.q.held+units
 	size := uint64(d.sectors.Load())
 	for i := range total / rangeSize {
 		var p [rangeSize]byte
@@ -392,25 +397,38 @@ const (
 	writeZeroesPiece = 64 << 20
 )
 
-// piece is offload.Job's.
+// turn is for how long one operation goes on with further pieces before others have their turns.
+const turn = 10 * time.Millisecond
+
+// piece is offload.Job's. It does pieces for a turn.
 func (o *operation) piece() (more bool) {
-	if o.begun && (o.recalled.Load() || o.settled.Load()) {
-		o.end(devsw.ECANCELED)
-		return false
+	for begun := time.Now(); ; {
+		if o.begun && (o.recalled.Load() || o.settled.Load()) {
+			o.end(devsw.ECANCELED)
+			return false
+		}
+		o.begun = true
+		more, err := o.step()
+		if err != nil || !more {
+			o.end(err)
+			return false
+		}
+		if time.Since(begun) >= turn {
+			return true
+		}
 	}
-	o.begun = true
-	var err error
+}
+
+// step does the next piece, or the flush that comes last.
+func (o *operation) step() (more bool, err error) {
 	switch {
 	case o.next < len(o.ranges):
 		err = o.doRange()
-		if err == nil && (o.next < len(o.ranges) || o.isStable()) {
-			return true
-		}
+		return o.next < len(o.ranges) || o.isStable(), err
 	case o.typ == tFlush || o.isStable():
 		err = o.flush()
 	}
-	o.end(err)
-	return false
+	return false, err
 }
 
 func (o *operation) isStable() bool { return o.stable || o.d.stable.Load() }
