@@ -309,3 +309,30 @@ func TestAGuestSeesAPowerFailure(t *testing.T) {
 		t.Errorf("status %d; the guest reads %d, and has flushed 1", st, w.bytes(data)[0])
 	}
 }
+
+// TestAFailedReadSaysThatNothingWasWritten looks at the length in the used ring.
+func TestAFailedReadSaysThatNothingWasWritten(t *testing.T) {
+	f := newFaulty(t, vndDisk, "error:read+flush:errno=EIO")
+	w := newBench(t, reactor.ModeURing, 1, f.disk, nil)
+	w.start(w.all())
+	data := []virtqtest.Seg{w.buffer(4096)}
+	for name, c := range map[string]struct {
+		typ     uint32
+		sector  uint64
+		in      []virtqtest.Seg
+		status  uint8
+		written uint32
+	}{
+		"a read":                      {tIn, 0, data, statusIOErr, 0},
+		"a read beyond the end":       {tIn, diskSize, data, statusIOErr, 0},
+		"a flush":                     {tFlush, 0, nil, statusIOErr, 1},
+		"a serial number":             {tGetID, 0, []virtqtest.Seg{w.buffer(idSize)}, statusOK, idSize + 1},
+		"a serial number with room":   {tGetID, 0, data, statusOK, idSize},
+		"what is not known":           {99, 0, nil, statusUnsupp, 1},
+		"what is not known with room": {99, 0, data, statusUnsupp, 0},
+	} {
+		if st, n := w.do(0, c.typ, c.sector, nil, c.in); st != c.status || n != c.written {
+			t.Errorf("%s: status %d and %d bytes, want %d and %d", name, st, n, c.status, c.written)
+		}
+	}
+}

@@ -243,7 +243,7 @@ func (d *Device) Process(vq *vhostuser.Queue) (worked bool) {
 
 // fail ends a request that was not even looked at.
 func (r *request) fail(err error) {
-	r.typ, r.sector, r.bytes, r.in = ^uint32(0), 0, 0, 1
+	r.typ, r.sector, r.bytes, r.in = ^uint32(0), 0, 0, 0
 	if _, _, perr := r.parse(); perr != nil && r.status == nil {
 		r.q.vq.Break(perr)
 		r.q.drop(r)

@@ -86,7 +86,7 @@ type request struct {
 	typ    uint32
 	sector uint64
 	bytes  int64
-	in     int               // bytes of guest memory that are written, the status included
+	in     int               // bytes that are written from the first writable one on, where all goes well; without the status
 	ranges []devsw.ZeroRange // made anew for each request: an operation may use them for longer
 	op     *operation        // in progress, of a request that may block
 	seq    uint64            // the order of fetching
@@ -170,7 +170,7 @@ func length(bufs [][]byte) (n int64) {
 func (r *request) start() {
 	r.q.fetched++
 	r.seq, r.began = r.q.fetched, r.q.reactor.Clock()
-	r.typ, r.sector, r.bytes, r.in = ^uint32(0), 0, 0, 1
+	r.typ, r.sector, r.bytes, r.in = ^uint32(0), 0, 0, 0
 	r.q.charge(r)
 	readable, writable, err := r.parse()
 	if err != nil {
@@ -185,7 +185,7 @@ func (r *request) start() {
 	switch r.typ {
 	case tIn:
 		r.bytes = length(writable)
-		r.in += int(r.bytes)
+		r.in = int(r.bytes)
 		r.transfer(devsw.BRead, writable, readable)
 	case tOut:
 		r.bytes = length(readable)
@@ -291,7 +291,7 @@ func (r *request) getID(writable [][]byte) {
 		n := copy(w, rest)
 		rest = rest[n:]
 	}
-	r.in += idSize
+	r.in = idSize
 	r.end(nil)
 }
 
@@ -562,11 +562,25 @@ func (r *request) finish(err error) {
 	if err == nil && q.open.volatile && r.unflushed() {
 		q.d.memory.answered()
 	}
-	q.vq.PushStatus(&r.chain, uint32(r.in), r.status, status)
+	q.vq.PushStatus(&r.chain, uint32(r.written(err)), r.status, status)
 	if q.d.trace != nil {
 		q.d.trace(Request{Queue: q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes, Status: status, Err: err})
 	}
 	q.put(r)
+}
+
+// written is the length for the used element: so many bytes have been written, from the first writable one on (section 2.7.8.2; a device
+// may write more than it says). The status is the last writable byte, and only counts where nothing before it is left out: after
+// a read that has failed, the driver is to count on none of the data. QEMU says all the room there is instead.
+func (r *request) written(err error) int {
+	n := r.in
+	if err != nil {
+		n = 0
+	}
+	if n == r.chain.WritableLen()-1 {
+		n++
+	}
+	return n
 }
 
 // unflushed tells whether the request, which has succeeded, has changed the disk in a way that only a flush makes stable.
