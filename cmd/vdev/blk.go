@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"vdev/internal/virtioblk"
 )
 
 const blkName = "blk"
@@ -40,6 +42,7 @@ type diskConfig struct {
 	driver     driverSpec
 	diskFlag   string // the flag that driver came from, for errors
 	numQueues  int
+	segMax     int // 0: virtioblk's default
 	serial     string
 	blockSize  uint32 // bytes
 	migratable bool
@@ -75,6 +78,7 @@ type diskFlags struct {
 	bounce     bool
 	noDiscard  bool
 	numQueues  number
+	segMax     number
 	serial     serial
 	blockSize  choice
 	migratable choice
@@ -196,6 +200,7 @@ func newDiskFlags() *diskFlags {
 	return &diskFlags{
 		fd:         number{min: 0, max: math.MaxInt},
 		numQueues:  number{value: maxQueues, min: 1, max: maxQueues},
+		segMax:     number{value: virtioblk.DefaultSegMax, min: 1, max: virtioblk.MaxSegMax},
 		blockSize:  choice{value: "512", of: []string{"512", "4096"}},
 		migratable: choice{value: "on", of: []string{"on", "off"}},
 		memory:     choice{value: "memory", of: []string{"memory", "any"}},
@@ -214,6 +219,7 @@ func (f *diskFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.bounce, "bounce", false, "copy what is read and written, so that storage never has the guest's memory itself; costs speed, and is of use with --direct")
 	fs.BoolVar(&f.noDiscard, "no-discard", false, "do not let the guest give back space that it no longer uses")
 	fs.Var(&f.numQueues, "num-queues", "offer up to `N` queues; the front-end uses as many as it wants")
+	fs.Var(&f.segMax, "seg-max", "let a request have up to `N` buffers; with queues of less than 128, and a guest without indirect descriptors, their size less 2")
 	fs.Var(&f.serial, "serial", "serial number of the disk: `TEXT` of at most 20 bytes")
 	fs.Var(&f.blockSize, "logical-block-size", "block size that the guest sees, in bytes")
 	fs.Var(&f.migratable, "migratable", "whether the guest can be saved or moved to another host: if not, a stop may leave requests in progress to the next start")
@@ -226,7 +232,7 @@ func (f *diskFlags) complete(cmd *cobra.Command) {
 	completeChoices(cmd, map[string]*choice{"logical-block-size": &f.blockSize, "migratable": &f.migratable, "memory-files": &f.memory})
 	must(cmd.RegisterFlagCompletionFunc("driver", cobra.FixedCompletions(
 		[]string{"vnd,file=", "md,size=", "nbd,uri=", "qemu,file=", "null,size=", "fault,rule="}, cobra.ShellCompDirectiveNoSpace|cobra.ShellCompDirectiveNoFileComp)))
-	completeNothing(cmd, "fd", "num-queues", "serial", "cancel-after")
+	completeNothing(cmd, "fd", "num-queues", "seg-max", "serial", "cancel-after")
 }
 
 func newProcessFlags() *processFlags {
@@ -327,6 +333,7 @@ func (f *diskFlags) config(given func(flag string) bool) (diskConfig, error) {
 		socketPath: f.socketPath,
 		fd:         f.fd.value,
 		numQueues:  f.numQueues.value,
+		segMax:     f.segMax.value,
 		serial:     string(f.serial),
 		migratable: f.migratable.value == "on",
 		anyMemory:  f.memory.value == "any",

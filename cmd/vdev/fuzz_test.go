@@ -66,7 +66,7 @@ func (d driverSpec) text() string {
 // table writes a disk as a table of a configuration file.
 func (c diskConfig) table() map[string]any {
 	t := map[string]any{
-		"name": c.name, "num-queues": c.numQueues, "serial": c.serial, "logical-block-size": strconv.Itoa(int(c.blockSize)),
+		"name": c.name, "num-queues": c.numQueues, "seg-max": c.segMax, "serial": c.serial, "logical-block-size": strconv.Itoa(int(c.blockSize)),
 		"migratable": map[bool]string{true: "on", false: "off"}[c.migratable], "incoming": c.incoming, "cancel-after": c.cancelWait.String(),
 		"bounce": c.driver.bounce,
 	}

@@ -47,8 +47,10 @@ const (
 	writebackOff  = 32 // of the field writeback in it
 	physicalBlock = 4096
 
-	// segMax is what a request may have besides header and status: what fits a ring of 128, QEMU's default.
-	segMax = 126
+	// DefaultSegMax is what a request may have besides header and status (seg_max): what fits a ring of 128, QEMU's default.
+	DefaultSegMax = 126
+	// MaxSegMax fits the largest ring that QEMU makes.
+	MaxSegMax = 1022
 	// maxRanges is how many ranges a request may have (max_discard_seg, max_write_zeroes_seg).
 	maxRanges = 64
 	// maxRangeSectors are the sectors of one range (max_discard_sectors, max_write_zeroes_sectors), so that a whole disk takes few
@@ -58,12 +60,12 @@ const (
 
 // fillConfig writes struct virtio_blk_config (section 5.2.4) for a disk into p, which has configSize bytes. All fields are
 // little-endian; on the hosts vdev runs on that is a legacy driver's order too.
-func fillConfig(p []byte, info devsw.DiskInfo, queues int, writeback bool) {
+func fillConfig(p []byte, info devsw.DiskInfo, queues, segMax int, writeback bool) {
 	le := binary.LittleEndian
 	clear(p)
 	block := info.SectorSize
 	le.PutUint64(p[0:], uint64(info.Size/sectorSize))
-	le.PutUint32(p[12:], segMax)
+	le.PutUint32(p[12:], uint32(segMax))
 	le.PutUint32(p[20:], block)
 	physical := max(uint32(physicalBlock), block)
 	p[24] = uint8(bits.TrailingZeros32(physical / block))

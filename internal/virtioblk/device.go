@@ -51,6 +51,10 @@ type Config struct {
 	Serial      string // at most MaxSerial bytes
 	// NumQueues is how many queues the front-end may use; at least 1.
 	NumQueues int
+	// SegMax is how many buffers a read or a write may have (seg_max), at most MaxSegMax; DefaultSegMax where it is 0. The front-end asks
+	// before it says how large a ring is, and a guest driver without indirect descriptors takes it at its word: a request of more buffers
+	// than fit its ring then waits for ever for room there. For rings of less than 128 it must be their size less 2.
+	SegMax int
 	// CancelAfter is how long requests in flight may take to complete, once the front-end stops the rings, before they are
 	// cancelled; 0 is at once.
 	CancelAfter time.Duration
@@ -77,6 +81,7 @@ type Device struct {
 	sizeChanged func()
 	serial      string
 	numQueues   int
+	segMax      int
 	cancelAfter time.Duration
 	migratable  bool
 	trace       func(Request)
@@ -150,13 +155,18 @@ func New(c Config) (*Device, error) {
 	switch {
 	case c.NumQueues < 1:
 		return nil, fmt.Errorf("virtio-blk: %d queues: there must be at least one", c.NumQueues)
+	case c.SegMax < 0 || c.SegMax > MaxSegMax:
+		return nil, fmt.Errorf("virtio-blk: seg_max is %d: must be from 1 to %d", c.SegMax, MaxSegMax)
 	case len(c.Serial) > MaxSerial:
 		return nil, fmt.Errorf("virtio-blk: serial number %q has %d bytes, at most %d fit", c.Serial, len(c.Serial), MaxSerial)
 	}
-	d := &Device{fs: c.FS, dev: c.Dev, readInfo: c.Info, serial: c.Serial, numQueues: c.NumQueues,
+	d := &Device{fs: c.FS, dev: c.Dev, readInfo: c.Info, serial: c.Serial, numQueues: c.NumQueues, segMax: c.SegMax,
 		cancelAfter: c.CancelAfter, stopGap: defaultStopGap, migratable: c.Migratable,
 		trace: c.Trace, log: c.Log, keeper: c.Keeper, sizeChanged: c.SizeChanged,
 		queues: make(map[*queue]struct{}), suspended: make([]int, c.NumQueues)}
+	if d.segMax == 0 {
+		d.segMax = DefaultSegMax
+	}
 	if d.log == nil {
 		d.log = func(string, error) {}
 	}
@@ -256,7 +266,7 @@ func (d *Device) ConfigSize() int { return configSize }
 
 // ReadConfig implements vhostuser.Device.
 func (d *Device) ReadConfig(p []byte) {
-	fillConfig(p, d.snapshot(), d.numQueues, d.memory.writeback())
+	fillConfig(p, d.snapshot(), d.numQueues, d.segMax, d.memory.writeback())
 }
 
 // WriteConfig implements vhostuser.Device: the driver may change writeback, and nothing else (section 5.2.5).
@@ -288,11 +298,21 @@ func (d *Device) StartQueue(vq *vhostuser.Queue) error {
 	if first && vq.Driver() == vhostuser.DriverNew {
 		d.anew = true
 	}
+	d.checkSize(len(d.queues) == 0, vq.Size())
 	q := newQueue(d, vq)
 	vq.Data = q
 	d.queues[q] = struct{}{}
 	d.openLocked(q)
 	return nil
+}
+
+// checkSize tells of a ring that is too small for the requests that its driver may make.
+func (d *Device) checkSize(first bool, size int) {
+	const features = fSegMax | fIndirect
+	if first && d.negotiated&features == fSegMax && size < d.segMax+2 {
+		d.log(fmt.Sprintf("the guest's ring has %d descriptors and its driver uses no indirect ones, but requests may have %d: larger ones may hang in "+
+			"the guest for ever; use --seg-max %d, or a queue-size of at least %d", size, d.segMax+2, max(size-2, 1), d.segMax+2), nil)
+	}
 }
 
 // openLocked gives q the open of the block device that there is, or begins one. q is told when it is done.

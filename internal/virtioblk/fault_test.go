@@ -2,7 +2,10 @@ package virtioblk
 
 import (
 	"bytes"
+	"encoding/binary"
 	"runtime"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -334,5 +337,44 @@ func TestAFailedReadSaysThatNothingWasWritten(t *testing.T) {
 		if st, n := w.do(0, c.typ, c.sector, nil, c.in); st != c.status || n != c.written {
 			t.Errorf("%s: status %d and %d bytes, want %d and %d", name, st, n, c.status, c.written)
 		}
+	}
+}
+
+// TestARingThatIsTooSmallForItsRequestsIsTold starts rings of several sizes.
+func TestARingThatIsTooSmallForItsRequestsIsTold(t *testing.T) {
+	for name, c := range map[string]struct {
+		size, segMax int
+		without      uint64 // features
+		told         bool
+	}{
+		"QEMU's default":             {128, 0, fIndirect, false},
+		"small":                      {64, 0, fIndirect, true},
+		"small, with the option":     {64, 62, fIndirect, false},
+		"small, indirect":            {16, 0, 0, false},
+		"small, one segment":         {16, 0, fIndirect | fSegMax, false},
+		"large, and more is allowed": {256, 1022, fIndirect, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var logged []string
+			w := newBench(t, reactor.ModeURing, 1, nullDisk, func(conf *Config) {
+				conf.SegMax, conf.Log = c.segMax, func(text string, _ error) { logged = append(logged, text) }
+			})
+			want := c.segMax
+			if want == 0 {
+				want = 126
+			}
+			config := must(w.f.GetConfig(0, configSize))(t)
+			if got := binary.LittleEndian.Uint32(config[12:]); got != uint32(want) {
+				t.Errorf("seg_max is %d, want %d", got, want)
+			}
+			w.offered &^= c.without
+			w.startSized(c.size, nil)
+			w.do(0, tFlush, 0, nil, nil)
+			w.close()
+			told := slices.ContainsFunc(logged, func(s string) bool { return strings.Contains(s, "--seg-max") })
+			if told != c.told {
+				t.Errorf("told: %v, want %v: %q", told, c.told, logged)
+			}
+		})
 	}
 }
