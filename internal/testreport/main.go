@@ -266,6 +266,9 @@ func why(lines []string) string {
 		if line == "" || strings.HasPrefix(line, "--- SKIP") || strings.HasPrefix(line, "=== ") {
 			continue
 		}
+		if command, reason, ok := strings.Cut(line, "skip '"); ok && strings.HasPrefix(command, "> ") { // a guest test's script
+			return strings.TrimSuffix(reason, "'")
+		}
 		if place, reason, ok := strings.Cut(line, ": "); ok && strings.Contains(place, ".go:") {
 			return reason
 		}

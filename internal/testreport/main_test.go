@@ -112,6 +112,13 @@ func TestWhatOneRunSkipsAndNoOtherRunsIsListedWithItsReason(t *testing.T) {
 	}
 }
 
+func TestTheReasonOfAScriptIsItsOwn(t *testing.T) {
+	lines := []string{"=== RUN   TestX\n", "        > [!mounts] skip 'it needs: mounts'\n", "    --- SKIP: TestX (0.00s)\n"}
+	if got := why(lines); got != "it needs: mounts" {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestARunWithoutTestsFails(t *testing.T) {
 	record := filepath.Join(t.TempDir(), "record")
 	reported(t, record, `{"Action":"output","Package":"m","Output":"ok  \tm\t0.007s [no tests to run]\n"}
