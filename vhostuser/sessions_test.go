@@ -311,7 +311,7 @@ func TestListenReplacesOnlyDeadSockets(t *testing.T) {
 		t.Errorf("the socket in use was removed: %v", err)
 	}
 	// Dead: nobody listens, but the file stayed.
-	ln.(*net.UnixListener).SetUnlinkOnClose(false)
+	ln.(*sys.UnixListener).SetUnlinkOnClose(false)
 	ln.Close()
 	ln, err = vhostuser.Listen(path)
 	if err != nil {
@@ -382,8 +382,8 @@ func TestFromFDTakesListeningAndConnectedSockets(t *testing.T) {
 	})
 	t.Run("listening", func(t *testing.T) {
 		made, path := listen(t)
-		fd := inherit(t, made.(*net.UnixListener))
-		made.(*net.UnixListener).SetUnlinkOnClose(false)
+		fd := inherit(t, made.(*sys.UnixListener).UnixListener)
+		made.(*sys.UnixListener).SetUnlinkOnClose(false)
 		made.Close()
 		ln, err := vhostuser.FromFD(fd)
 		if err != nil {
