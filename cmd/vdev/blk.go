@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"vdev/internal/qemunbd"
 	"vdev/internal/virtioblk"
 )
 
@@ -63,6 +64,7 @@ type config struct {
 	trace    bool
 	logLevel slog.Level
 	logJSON  bool
+	strict   bool // a disk that cannot be opened ends vdev, whatever others there are
 }
 
 // diskFlags are the flags that describe a disk, as they are given.
@@ -72,6 +74,7 @@ type diskFlags struct {
 	blkFile    string
 	format     string
 	snapshot   bool
+	chain      choice
 	driver     string
 	readOnly   bool
 	direct     bool
@@ -97,6 +100,7 @@ type processFlags struct {
 	trace     bool
 	logLevel  choice
 	logFormat choice
+	strict    bool
 }
 
 var logLevels = map[string]slog.Level{
@@ -115,9 +119,12 @@ What stands behind the disk is a driver:
   vnd,file=FILE[,read-only][,direct][,bounce][,no-discard]
           an image file, or a block device of the host; --blk-file FILE is short for it
   qemu,file=FILE[,format=FORMAT][,snapshot][,read-only][,direct][,no-discard]
-      [,detect-zeroes=off|on|unmap][,connections=N][,program=PATH]
+      [,detect-zeroes=off|on|unmap][,backing-chain=folder|files|any][,connections=N][,program=PATH]
           an image in one of QEMU's formats (qcow2, vmdk, vdi, vhdx, ...), perhaps with backing files,
-          which vdev has qemu-nbd serve while a guest uses the disk; --blk-file disk.qcow2 is short for it
+          which vdev has qemu-nbd serve while a guest uses the disk; --blk-file disk.qcow2 is short for it.
+          The image's header names its backing files: those in its own folder are opened; others, and
+          files that the guest may write to (data files, VMDK's extents), only with backing-chain=files,
+          and what is no local file with any. An image named like none of these formats is raw
   md,size=BYTES[,file=FILE][,read-only]
           memory of vdev's own, forgotten when vdev ends; FILE is what it holds at first
   nbd,uri=URI[,connections=N][,reconnect-delay=TIME][,unflushed=auto|lost|kept][,read-only]
@@ -203,6 +210,7 @@ func newDiskFlags() *diskFlags {
 		segMax:     number{value: virtioblk.DefaultSegMax, min: 1, max: virtioblk.MaxSegMax},
 		blockSize:  choice{value: "512", of: []string{"512", "4096"}},
 		migratable: choice{value: "on", of: []string{"on", "off"}},
+		chain:      choice{value: string(qemunbd.ChainFolder), of: qemunbd.Chains},
 		memory:     choice{value: "memory", of: []string{"memory", "any"}},
 	}
 }
@@ -213,6 +221,7 @@ func (f *diskFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.blkFile, "blk-file", "", "serve `FILE`, an image or a block device")
 	fs.StringVar(&f.format, "format", "", "the image's `FORMAT`, by QEMU's name (default by content and name)")
 	fs.BoolVar(&f.snapshot, "snapshot", false, "leave the image as it is, and forget what the guest writes when vdev ends")
+	fs.Var(&f.chain, "backing-chain", "files that the image may lead to: backing files in its own folder, any local files, or any that QEMU can open")
 	fs.StringVar(&f.driver, "driver", "", "serve what `NAME,option=value,...` says (see above)")
 	fs.BoolVar(&f.readOnly, "read-only", false, "let the guest only read")
 	fs.BoolVar(&f.direct, "direct", false, "bypass the host's page cache (O_DIRECT); the disk's stop then waits for reads and writes that hang, unless --bounce is given too")
@@ -229,7 +238,8 @@ func (f *diskFlags) register(fs *pflag.FlagSet) {
 }
 
 func (f *diskFlags) complete(cmd *cobra.Command) {
-	completeChoices(cmd, map[string]*choice{"logical-block-size": &f.blockSize, "migratable": &f.migratable, "memory-files": &f.memory})
+	completeChoices(cmd, map[string]*choice{"logical-block-size": &f.blockSize, "migratable": &f.migratable, "memory-files": &f.memory,
+		"backing-chain": &f.chain})
 	must(cmd.RegisterFlagCompletionFunc("driver", cobra.FixedCompletions(
 		[]string{"vnd,file=", "md,size=", "nbd,uri=", "qemu,file=", "null,size=", "fault,rule="}, cobra.ShellCompDirectiveNoSpace|cobra.ShellCompDirectiveNoFileComp)))
 	completeNothing(cmd, "fd", "num-queues", "seg-max", "serial", "cancel-after")
@@ -308,6 +318,7 @@ func (f *processFlags) config(given func(flag string) bool, disks ...diskConfig)
 		trace:    f.trace,
 		logLevel: logLevels[f.logLevel.value],
 		logJSON:  f.logFormat.value == "json",
+		strict:   f.strict,
 	}
 	switch {
 	case given("control") && f.control == "":
@@ -355,8 +366,8 @@ func (f *diskFlags) config(given func(flag string) bool) (diskConfig, error) {
 		return c, errors.New("--blk-file or --driver is missing")
 	case given("blk-file") && f.blkFile == "":
 		return c, errors.New("--blk-file: a path is missing")
-	case given("driver") && (given("format") || f.snapshot):
-		return c, errors.New("--format and --snapshot go with --blk-file; --driver qemu has options of these names")
+	case given("driver") && (given("format") || f.snapshot || given("backing-chain")):
+		return c, errors.New("--format, --snapshot and --backing-chain go with --blk-file; --driver qemu has options of these names")
 	case f.snapshot && f.incoming:
 		return c, errors.New("--snapshot and --incoming exclude each other: the other host knows nothing of the snapshot")
 	case f.cancel < 0:
@@ -368,6 +379,9 @@ func (f *diskFlags) config(given func(flag string) bool) (diskConfig, error) {
 	if given("blk-file") {
 		c.driver, c.diskFlag = driverSpec{name: "vnd", file: f.blkFile, detect: true}, "blk-file"
 		c.driver.qemu.snapshot = f.snapshot
+		if given("backing-chain") {
+			c.driver.qemu.chain = qemunbd.Chain(f.chain.value)
+		}
 		if given("format") {
 			var err error
 			if c.driver.qemu.format, err = parseFormat(f.format); err != nil {

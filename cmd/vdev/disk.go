@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"vdev/devsw"
 	"vdev/internal/dev/fault"
@@ -100,7 +101,7 @@ func (d *openedDisk) reread() error {
 
 // openDisk attaches the driver to the table and makes its unit 0. What is wrong with an image shows here, and not at a
 // guest's first request: checkImage looks at it, until ctx ends. log is told what a program says that serves the image.
-func openDisk(ctx context.Context, table *devsw.Table, spec driverSpec, blockSize uint32, inUse func(error), log func(string)) (*openedDisk, error) {
+func openDisk(ctx context.Context, table *devsw.Table, spec driverSpec, blockSize uint32, inUse func(error), log *slog.Logger) (*openedDisk, error) {
 	if spec.faults != nil {
 		return stackFaults(ctx, table, spec, blockSize, inUse, log)
 	}
@@ -161,7 +162,7 @@ type stacked struct {
 func (s *stacked) Detach() error { return errors.Join(s.diskDriver.Detach(), s.lower.Detach()) }
 
 // stackFaults makes the disk without faults, and puts the driver fault on it.
-func stackFaults(ctx context.Context, table *devsw.Table, spec driverSpec, blockSize uint32, inUse func(error), log func(string)) (*openedDisk, error) {
+func stackFaults(ctx context.Context, table *devsw.Table, spec driverSpec, blockSize uint32, inUse func(error), log *slog.Logger) (*openedDisk, error) {
 	f := spec.faults
 	spec.faults = nil
 	lower, err := openDisk(ctx, table, spec, blockSize, inUse, log)

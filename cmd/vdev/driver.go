@@ -52,7 +52,7 @@ var driverOptions = map[string][]string{
 	"md":   {"size", "file", "read-only"},
 	"vnd":  {"file", "read-only", "direct", "bounce", "no-discard"},
 	"nbd":  {"uri", "connections", "reconnect-delay", "unflushed", "read-only"},
-	"qemu": {"file", "format", "snapshot", "read-only", "direct", "no-discard", "detect-zeroes", "connections", "program"},
+	"qemu": {"file", "format", "snapshot", "read-only", "direct", "no-discard", "detect-zeroes", "backing-chain", "connections", "program"},
 	"null": {"size", "read-only"},
 }
 
@@ -115,6 +115,8 @@ func parseFields(fields, names []string) (driverSpec, error) {
 			if spec.qemu.detectZeroes = value; !slices.Contains(detectZeroes, value) {
 				err = fmt.Errorf("detect-zeroes=%s: must be %s", value, oneOf(detectZeroes))
 			}
+		case "backing-chain":
+			spec.qemu.chain, err = parseChain(value)
 		case "program":
 			if spec.qemu.program = value; value == "" {
 				err = fmt.Errorf("program: a path is missing")

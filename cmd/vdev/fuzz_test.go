@@ -34,6 +34,7 @@ func (d driverSpec) text() string {
 	}
 	for key, value := range map[string]string{
 		"file": d.file, "uri": d.nbd.uri, "format": d.qemu.format, "detect-zeroes": d.qemu.detectZeroes, "program": d.qemu.program,
+		"backing-chain": string(d.qemu.chain),
 	} {
 		if value != "" {
 			add("%s=%s", key, value)
@@ -83,6 +84,9 @@ func (c diskConfig) table() map[string]any {
 	t["blk-file"], t["snapshot"], t["read-only"], t["direct"], t["no-discard"] = d.file, d.qemu.snapshot, d.readOnly, d.direct, d.noDiscard
 	if d.qemu.format != "" {
 		t["format"] = d.qemu.format
+	}
+	if d.qemu.chain != "" {
+		t["backing-chain"] = string(d.qemu.chain)
 	}
 	return t
 }

@@ -3,7 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"regexp"
+	"slices"
 	"time"
 
 	"vdev/devsw"
@@ -16,6 +18,7 @@ type qemuSpec struct {
 	format       string // empty: by content
 	snapshot     bool
 	detectZeroes string
+	chain        qemunbd.Chain // empty: the default
 	program      string
 }
 
@@ -32,25 +35,38 @@ func parseFormat(s string) (string, error) {
 	return s, nil
 }
 
+func parseChain(s string) (qemunbd.Chain, error) {
+	if !slices.Contains(qemunbd.Chains, s) {
+		return "", fmt.Errorf("backing-chain %q: must be %s", s, oneOf(qemunbd.Chains))
+	}
+	return qemunbd.Chain(s), nil
+}
+
 // qemuReturn is how long requests wait for a qemu-nbd that has died: vdev starts it again itself, which takes as long as it takes to
 // open the image.
 const qemuReturn = 30 * time.Second
 
-// settle decides what serves an image of which only the name was given: the driver vnd where it is raw, else qemu.
-func (d driverSpec) settle() (driverSpec, error) {
+// settle decides what serves an image of which only the name was given: the driver vnd where it is
+// raw, else qemu. warn is told where that may be a mistake.
+func (d driverSpec) settle(warn func(string)) (driverSpec, error) {
 	if d.name != "qemu" && !d.detect {
 		return d, nil
 	}
 	if d.qemu.format == "" {
 		var err error
-		if d.qemu.format, err = qemunbd.Detect(d.file); err != nil {
+		var doubt *qemunbd.FormatError
+		if d.qemu.format, doubt, err = qemunbd.Detect(d.file); err != nil {
 			return d, fmt.Errorf("%w (with --format, or file=FILE,format=FORMAT)", err)
+		}
+		if doubt != nil {
+			warn(fmt.Sprintf("%v (with --format %s, or file=FILE,format=%s)", doubt, doubt.Content, doubt.Content))
 		}
 	}
 	if d.detect {
 		d.name, d.detect = "qemu", false
 		if d.qemu.format == qemunbd.Raw && !d.qemu.snapshot {
 			d.name = "vnd"
+			d.qemu.chain = "" // it leads nowhere
 		}
 	}
 	return d, nil
@@ -69,10 +85,11 @@ func (w *withServer) Detach() error {
 }
 
 // openImage makes a disk of an image that qemu-nbd serves. log is told what that says.
-func openImage(table *devsw.Table, spec driverSpec, blockSize uint32, inUse func(error), log func(string)) (*openedDisk, error) {
+func openImage(table *devsw.Table, spec driverSpec, blockSize uint32, inUse func(error), log *slog.Logger) (*openedDisk, error) {
 	server, err := qemunbd.New(qemunbd.Config{
 		File: spec.file, Format: spec.qemu.format, Program: spec.qemu.program, ReadOnly: spec.readOnly, Direct: spec.direct,
-		Discard: !spec.noDiscard, DetectZeroes: spec.qemu.detectZeroes, Snapshot: spec.qemu.snapshot, InUse: inUse, Log: log,
+		Discard: !spec.noDiscard, DetectZeroes: spec.qemu.detectZeroes, Snapshot: spec.qemu.snapshot, InUse: inUse,
+		Log: func(text string) { log.Warn(text) }, Note: func(text string) { log.Info(text) }, Chain: spec.qemu.chain,
 	})
 	if err != nil {
 		return nil, err

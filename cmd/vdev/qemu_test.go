@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"vdev/internal/qemunbd"
@@ -24,26 +25,34 @@ func TestAFileIsServedByWhoeverKnowsItsFormat(t *testing.T) {
 	for name, tt := range map[string]struct {
 		spec           driverSpec
 		driver, format string
+		doubt          bool
 	}{
-		"raw":                  {driverSpec{name: "vnd", detect: true, file: raw}, "vnd", "raw"},
-		"qcow2":                {driverSpec{name: "vnd", detect: true, file: qcow2}, "qemu", "qcow2"},
-		"said to be raw":       {driverSpec{name: "vnd", detect: true, file: odd, qemu: qemuSpec{format: "raw"}}, "vnd", "raw"},
-		"said to be qcow2":     {driverSpec{name: "vnd", detect: true, file: odd, qemu: qemuSpec{format: "qcow2"}}, "qemu", "qcow2"},
-		"raw, with a snapshot": {driverSpec{name: "vnd", detect: true, file: raw, qemu: qemuSpec{snapshot: true}}, "qemu", "raw"},
-		"the driver vnd":       {driverSpec{name: "vnd", file: qcow2}, "vnd", ""},
-		"the driver qemu":      {driverSpec{name: "qemu", file: qcow2}, "qemu", "qcow2"},
-		"the driver qemu, raw": {driverSpec{name: "qemu", file: raw}, "qemu", "raw"},
+		"raw":                  {driverSpec{name: "vnd", detect: true, file: raw}, "vnd", "raw", false},
+		"qcow2":                {driverSpec{name: "vnd", detect: true, file: qcow2}, "qemu", "qcow2", false},
+		"said to be raw":       {driverSpec{name: "vnd", detect: true, file: odd, qemu: qemuSpec{format: "raw"}}, "vnd", "raw", false},
+		"said to be qcow2":     {driverSpec{name: "vnd", detect: true, file: odd, qemu: qemuSpec{format: "qcow2"}}, "qemu", "qcow2", false},
+		"raw, with a snapshot": {driverSpec{name: "vnd", detect: true, file: raw, qemu: qemuSpec{snapshot: true}}, "qemu", "raw", false},
+		"what a guest wrote":   {driverSpec{name: "vnd", detect: true, file: odd}, "vnd", "raw", true},
+		"the same, by qemu":    {driverSpec{name: "qemu", file: odd}, "qemu", "raw", true},
+		"the driver vnd":       {driverSpec{name: "vnd", file: qcow2}, "vnd", "", false},
+		"the driver qemu":      {driverSpec{name: "qemu", file: qcow2}, "qemu", "qcow2", false},
+		"the driver qemu, raw": {driverSpec{name: "qemu", file: raw}, "qemu", "raw", false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := tt.spec.settle()
+			warned := ""
+			got, err := tt.spec.settle(func(text string) { warned += text })
+			if doubt := strings.Contains(warned, "which a guest may have written there"); doubt != tt.doubt {
+				t.Errorf("settle warns %q", warned)
+			}
 			if err != nil || got.name != tt.driver || got.qemu.format != tt.format || got.detect {
 				t.Errorf("settle: driver %s, format %s, %v; want %s, %s", got.name, got.qemu.format, err, tt.driver, tt.format)
 			}
 		})
 	}
-	for _, spec := range []driverSpec{{name: "vnd", detect: true, file: odd}, {name: "qemu", file: odd}} {
-		var wrong *qemunbd.FormatError
-		if got, err := spec.settle(); !errors.As(err, &wrong) {
+	wrong := file("c.qcow2", "")
+	for _, spec := range []driverSpec{{name: "vnd", detect: true, file: wrong}, {name: "qemu", file: wrong}} {
+		var format *qemunbd.FormatError
+		if got, err := spec.settle(func(string) {}); !errors.As(err, &format) {
 			t.Errorf("%s: settle gives %+v, %v", spec.name, got, err)
 		}
 	}

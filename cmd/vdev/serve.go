@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
@@ -106,30 +107,47 @@ func runAll(ctx context.Context, c config, out *queuedWriter, asked askedBySigna
 			err = errors.Join(err, s.close())
 		}
 	}()
-	for _, d := range c.disks {
-		s, err := p.open(ctx, d)
-		if err != nil {
+	// A disk that cannot be opened is its own trouble, while there are others.
+	var failed []*unserved
+	fail := func(d diskConfig, err error) error {
+		if c.strict || len(c.disks) == 1 || ctx.Err() != nil {
 			return ofDevice(d, err)
 		}
-		all = append(all, s)
+		log.Error("the device is not served", "device", d.name, "cause", err)
+		failed = append(failed, newUnserved(p, d, err))
+		if len(failed) == len(c.disks) {
+			return errors.New("no device can be served")
+		}
+		return nil
+	}
+	for _, d := range c.disks {
+		s, err := p.open(ctx, d)
+		if err == nil {
+			all = append(all, s)
+		} else if err := fail(d, err); err != nil {
+			return err
+		}
+	}
+	// The sockets come last: whoever finds one can connect.
+	for _, s := range slices.Clone(all) {
+		if err := s.listen(); err != nil {
+			all = slices.DeleteFunc(all, func(other *served) bool { return other == s })
+			if err := fail(s.config, errors.Join(err, s.close())); err != nil {
+				return err
+			}
+		}
 	}
 
 	ended := make(chan struct{})
 	defer close(ended)
 	asked.serve(all, ended)
 	if commands != nil {
-		server := control.NewServer(targets(all), slog.NewLogLogger(p.limit.logger(log).Handler(), slog.LevelWarn))
+		server := control.NewServer(targets(all, failed), slog.NewLogLogger(p.limit.logger(log).Handler(), slog.LevelWarn))
 		server.Start(commands)
 		// Last but for the event loops, which it asks: who follows the trace sees the device's end.
 		defer server.Close()
 	}
 
-	// The sockets come last: whoever finds one can connect.
-	for _, s := range all {
-		if err := s.listen(); err != nil {
-			return ofDevice(s.config, err)
-		}
-	}
 	results := make(chan error, len(all))
 	for _, s := range all {
 		go func() { results <- s.serve(ctx) }()
@@ -137,7 +155,7 @@ func runAll(ctx context.Context, c config, out *queuedWriter, asked askedBySigna
 	for range all {
 		err = errors.Join(err, <-results)
 	}
-	return err
+	return errors.Join(err, notServed(len(failed)))
 }
 
 // ofDevice says which disk an error is about.
@@ -149,9 +167,12 @@ func ofDevice(d diskConfig, err error) error {
 }
 
 // targets makes what the control socket acts on.
-func targets(all []*served) (list []control.Served) {
+func targets(all []*served, failed []*unserved) (list []control.Served) {
 	for _, s := range all {
 		list = append(list, control.Served{Name: s.config.name, Target: s})
+	}
+	for _, u := range failed {
+		list = append(list, control.Served{Name: u.config.name, Target: u})
 	}
 	return list
 }
@@ -181,11 +202,11 @@ func (p *program) open(ctx context.Context, c diskConfig) (_ *served, err error)
 	if c.incoming {
 		inUse = func(err error) { log.Info("the image is opened when the guest starts here", "now", err) }
 	}
-	if c.driver, err = c.driver.settle(); err != nil {
+	if c.driver, err = c.driver.settle(func(text string) { log.Warn(text) }); err != nil {
 		return nil, fmt.Errorf("--%s: %w", c.diskFlag, err)
 	}
 	c.driver.failures = p.failures
-	disk, err := openDisk(ctx, table, c.driver, c.blockSize, inUse, func(text string) { log.Warn(text) })
+	disk, err := openDisk(ctx, table, c.driver, c.blockSize, inUse, log)
 	if err != nil {
 		return nil, fmt.Errorf("--%s: %w", c.diskFlag, err)
 	}
@@ -211,6 +232,9 @@ func (p *program) open(ctx context.Context, c diskConfig) (_ *served, err error)
 	})
 	for _, text := range disk.warnings() {
 		log.Warn(text)
+	}
+	if info, err := disk.info(); err == nil && info.Size == 0 {
+		log.Warn("the disk has no bytes: a guest can do nothing with it before it is made larger")
 	}
 	fs := specfs.New(table, specfs.WithTrace(rep.specfs))
 	blk := virtioblk.Config{

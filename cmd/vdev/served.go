@@ -427,15 +427,19 @@ func (s *served) migrating() {
 }
 
 // LogLevel implements control.Target.
-func (s *served) LogLevel() string { return strings.ToLower(s.program.level.Level().String()) }
+func (s *served) LogLevel() string { return s.program.logLevel() }
 
 // SetLogLevel implements control.Target.
-func (s *served) SetLogLevel(name string) error {
+func (s *served) SetLogLevel(name string) error { return s.program.setLogLevel(name) }
+
+func (p *program) logLevel() string { return strings.ToLower(p.level.Level().String()) }
+
+func (p *program) setLogLevel(name string) error {
 	level, ok := logLevels[name]
 	if !ok {
 		return control.Wrong("level %q: must be %s", name, oneOf(logLevelNames))
 	}
-	s.program.level.Set(level)
+	p.level.Set(level)
 	return nil
 }
 

@@ -25,8 +25,10 @@ func newServeCommand() *cobra.Command {
 
 Disks share vdev's event loops, its log and its control socket. They are as good as alone
 otherwise: storage that hangs under one of them, a front-end that does not answer, a stop that
-takes its time are no business of the others. One whose image cannot be opened at the start
-keeps all from being served; one that fails later does not end the others.
+takes its time are no business of the others. One that cannot be opened at the start is not
+served: it has no socket, the log and 'vdev ctl status' say why, and so does the exit status
+at the end; with --strict it keeps all from being served. One that fails later does not end
+the others.
 
 A disk is described by the flags of 'vdev blk', without their dashes, and a name:
 
@@ -69,6 +71,7 @@ Signals are those of 'vdev blk', for all disks.`,
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
+	fs.BoolVar(&p.strict, "strict", false, "serve all disks or none: end if one of them cannot be opened at the start")
 	fs.StringArrayVar(&devices, "device", nil, "serve the disk that `KEY=VALUE,...` describe")
 	p.register(fs)
 	p.complete(cmd)

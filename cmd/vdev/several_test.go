@@ -462,3 +462,63 @@ func TestADeviceThatHasEndedLeavesTheOthers(t *testing.T) {
 	other.holds(2)
 	p.endsCleanly()
 }
+
+// TestADiskThatCannotBeOpenedKeepsNoOtherAway: the log says why it is not served, and so do the
+// status and, at the end, the exit status.
+func TestADiskThatCannotBeOpenedKeepsNoOtherAway(t *testing.T) {
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	// A guest may have written that into the raw disk.
+	odd := in("odd.img")
+	if err := os.WriteFile(odd, append([]byte("QFI\xfb\x00\x00\x00\x03"), make([]byte, 4088)...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	bad := in("bad.qcow2")
+	if err := os.WriteFile(bad, make([]byte, 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"serve", "--control", in("ctl"),
+		"--device", "socket-path=" + in("bad.sock") + ",blk-file=" + bad,
+		"--device", "socket-path=" + in("missing.sock") + ",blk-file=" + in("missing.img"),
+		"--device", "socket-path=" + in("odd.sock") + ",blk-file=" + odd,
+		"--device", "socket-path=" + in("good.sock") + ",blk-file=" + image(t, 8),
+	}
+	p := servingAll(t, 2, args...)
+	p.waitFor("odd.img: begins like a qcow2 image, which a guest may have written there")
+	p.waitFor("the device is not served")
+	g := connect(t, in("good.sock"))
+	g.start()
+	g.holds(3)
+	for name, want := range map[string]string{
+		"bad": "is named like a qcow2 image and does not begin like one", "missing": "no such file",
+	} {
+		if _, err := os.Stat(in(name + ".sock")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the socket of %s is there: %v", name, err)
+		}
+		var st control.Status
+		if err := json.Unmarshal([]byte(p.told(in("ctl"), "status", "--json", "--device", name)), &st); err != nil {
+			t.Fatal(err)
+		}
+		if st.State != "failed" || !strings.Contains(st.Error, want) || st.Name != name {
+			t.Errorf("%s: state %q, error %q", name, st.State, st.Error)
+		}
+		p.refused(in("ctl"), "is not served", "resize", "--device", name)
+	}
+	if text := p.told(in("ctl"), "status"); strings.Count(text, "\ndevice ") != 4 {
+		t.Errorf("the status of all is\n%s", text)
+	}
+	p.signal(syscall.SIGTERM)
+	if status := p.wait(); status != 1 {
+		t.Errorf("at the end the exit status is %d, want 1", status)
+	}
+	p.waitFor("2 devices not served")
+
+	// All or none.
+	p = start(t, nil, append(args, "--strict")...)
+	if status := p.wait(); status != 1 {
+		t.Errorf("with --strict the exit status is %d, want 1", status)
+	}
+	if _, err := os.Stat(in("good.sock")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("with --strict there is a socket: %v", err)
+	}
+}

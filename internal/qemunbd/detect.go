@@ -2,7 +2,6 @@ package qemunbd
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -39,7 +38,7 @@ var suffixes = map[string]string{
 	".qcow2": "qcow2", ".qcow": "qcow", ".qed": "qed", ".vmdk": "vmdk", ".vdi": "vdi", ".vhdx": "vhdx", ".vhd": "vpc", ".vpc": "vpc", ".hds": "parallels",
 }
 
-// FormatError says that a file's format has to be told: its name and its content do not say the same.
+// FormatError says that a file's name and its content do not say the same of its format.
 type FormatError struct {
 	File    string
 	Name    string // the format that the file's name stands for, or Raw
@@ -47,36 +46,53 @@ type FormatError struct {
 }
 
 func (e *FormatError) Error() string {
-	if e.Content == Raw {
-		return fmt.Sprintf("%s: is named like a %s image and does not begin like one: say which format it has", e.File, e.Name)
+	if e.Name == Raw {
+		return fmt.Sprintf("%s: begins like a %s image, which a guest may have written there, and is "+
+			"not named like one: it is taken for a raw one, unless another format is given", e.File, e.Content)
 	}
-	return fmt.Sprintf("%s: begins like a %s image, which a guest may have written there, and is not named like one: say whether its format is %s or raw",
-		e.File, e.Content, e.Content)
+	return fmt.Sprintf("%s: is named like a %s image and does not begin like one: say which format it has", e.File, e.Name)
 }
 
-// Detect tells the format of an image by its content, as long as the file's name stands for the same; else the error is a
-// *FormatError. A file that is neither regular nor a block device, or that cannot be read, is Raw: whoever opens it will say what is
-// wrong with it.
-func Detect(file string) (format string, err error) {
-	info, err := os.Stat(file)
-	if err != nil || !info.Mode().IsRegular() && info.Mode().Type() != os.ModeDevice {
-		return Raw, nil
-	}
-	f, err := os.Open(file)
+// headSize is how much of a file is looked at, in bytes.
+const headSize = 512
+
+// Detect tells the format of an image by its name, which is no guest's to choose. Where the name
+// stands for a raw image, and the content looks like another one, doubt says so. Where the name
+// stands for another format than the content, nothing is known: that is the error, a
+// *FormatError as well. A file that is neither regular nor a block device, or that cannot be read, is Raw: whoever opens it will say
+// what is wrong with it.
+func Detect(file string) (format string, doubt *FormatError, err error) {
+	f, err := openFile(file)
 	if err != nil {
-		return Raw, nil
+		return Raw, nil, nil
 	}
 	defer f.Close()
-	head := make([]byte, 512)
-	n, err := io.ReadFull(f, head)
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return Raw, nil
+	head, err := readUpTo(f, 0, headSize)
+	if err != nil {
+		return Raw, nil, nil
 	}
-	content, name := byContent(head[:n]), byName(file)
-	if content != name {
-		return "", &FormatError{File: file, Name: name, Content: content}
+	content, name := byContent(head), byName(file)
+	if name == "vpc" && content == Raw && hasFooter(f) {
+		content = "vpc"
 	}
-	return content, nil
+	if content == name {
+		return name, nil, nil
+	}
+	e := &FormatError{File: file, Name: name, Content: content}
+	if name == Raw {
+		return Raw, e, nil
+	}
+	return "", nil, e
+}
+
+// hasFooter tells whether a file ends like a VHD of fixed size, which has nothing before its data.
+func hasFooter(f *os.File) bool {
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil || size < headSize {
+		return false
+	}
+	foot, err := readUpTo(f, size-headSize, headSize)
+	return err == nil && byContent(foot) == "vpc"
 }
 
 // byContent tells what an image that begins so looks like.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -19,8 +20,8 @@ func TestEveryFormatIsFoundThatQEMUMakes(t *testing.T) {
 			if out, err := exec.Command(img, "create", "-q", "-f", format, file, "8M").CombinedOutput(); err != nil {
 				t.Skipf("this qemu-img makes no %s: %v: %s", format, err, out)
 			}
-			if got, err := Detect(file); got != format || err != nil {
-				t.Errorf("Detect: %q, %v; want %q", got, err, format)
+			if got, doubt, err := Detect(file); got != format || doubt != nil || err != nil {
+				t.Errorf("Detect: %q, %v, %v; want %q", got, doubt, err, format)
 			}
 		})
 	}
@@ -30,31 +31,39 @@ func TestAnImagesFormatIsNotAGuestsChoice(t *testing.T) {
 	const qcow2 = "QFI\xfb\x00\x00\x00\x03"
 	for name, c := range map[string]struct {
 		content, want string
-		err           *FormatError
+		doubt, err    *FormatError
 	}{
-		"disk.img":     {"\xeb\x63\x90", Raw, nil},
-		"disk":         {"", Raw, nil},
-		"disk.qcow2":   {qcow2, "qcow2", nil},
-		"DISK.QCOW2":   {qcow2, "qcow2", nil},
-		"guest.img":    {qcow2, "", &FormatError{Name: Raw, Content: "qcow2"}},
-		"guest":        {"KDMV", "", &FormatError{Name: Raw, Content: "vmdk"}},
-		"guest.qcow2":  {"\x00\x00\x00\x00\x00\x00\x00\x00", "", &FormatError{Name: "qcow2", Content: Raw}},
-		"guest.vmdk":   {qcow2, "", &FormatError{Name: "vmdk", Content: "qcow2"}},
-		"disk.luks":    {"LUKS\xba\xbe", Raw, nil},
-		"future.qcow2": {"QFI\xfb\x00\x00\x00\x04", "", &FormatError{Name: "qcow2", Content: Raw}},
+		"disk.img":     {"\xeb\x63\x90", Raw, nil, nil},
+		"disk":         {"", Raw, nil, nil},
+		"disk.qcow2":   {qcow2, "qcow2", nil, nil},
+		"DISK.QCOW2":   {qcow2, "qcow2", nil, nil},
+		"guest.img":    {qcow2, Raw, &FormatError{Name: Raw, Content: "qcow2"}, nil},
+		"guest":        {"KDMV", Raw, &FormatError{Name: Raw, Content: "vmdk"}, nil},
+		"guest.qcow2":  {"\x00\x00\x00\x00\x00\x00\x00\x00", "", nil, &FormatError{Name: "qcow2", Content: Raw}},
+		"guest.vmdk":   {qcow2, "", nil, &FormatError{Name: "vmdk", Content: "qcow2"}},
+		"disk.luks":    {"LUKS\xba\xbe", Raw, nil, nil},
+		"fixed.vhd":    {strings.Repeat("\x00", 1024) + "conectix" + strings.Repeat("\x00", 504), "vpc", nil, nil},
+		"fixed.img":    {strings.Repeat("\x00", 1024) + "conectix" + strings.Repeat("\x00", 504), Raw, nil, nil},
+		"future.qcow2": {"QFI\xfb\x00\x00\x00\x04", "", nil, &FormatError{Name: "qcow2", Content: Raw}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), name)
 			if err := os.WriteFile(file, []byte(c.content), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			got, err := Detect(file)
+			got, doubt, err := Detect(file)
 			if got != c.want {
 				t.Errorf("Detect: %q, want %q", got, c.want)
 			}
 			var wrong *FormatError
-			if errors.As(err, &wrong) != (c.err != nil) || wrong != nil && (wrong.Name != c.err.Name || wrong.Content != c.err.Content || wrong.File != file) {
-				t.Errorf("Detect: %v, want %+v", err, c.err)
+			errors.As(err, &wrong)
+			for what, p := range map[string][2]*FormatError{"doubt": {doubt, c.doubt}, "error": {wrong, c.err}} {
+				if p[1] != nil {
+					p[1].File = file
+				}
+				if (p[0] == nil) != (p[1] == nil) || p[0] != nil && *p[0] != *p[1] {
+					t.Errorf("%s %v, want %v", what, p[0], p[1])
+				}
 			}
 		})
 	}
@@ -62,8 +71,8 @@ func TestAnImagesFormatIsNotAGuestsChoice(t *testing.T) {
 
 func TestWhatCannotBeReadIsLeftToWhoeverOpensIt(t *testing.T) {
 	for _, file := range []string{filepath.Join(t.TempDir(), "missing.qcow2"), t.TempDir(), "/dev/zero"} {
-		if got, err := Detect(file); got != Raw || err != nil {
-			t.Errorf("Detect(%s): %q, %v", file, got, err)
+		if got, doubt, err := Detect(file); got != Raw || doubt != nil || err != nil {
+			t.Errorf("Detect(%s): %q, %v, %v", file, got, doubt, err)
 		}
 	}
 }

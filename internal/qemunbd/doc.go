@@ -28,8 +28,17 @@
 //
 // # Formats
 //
-// What a guest writes to a raw image may look like an image of another format, whose header names a backing file: some file of the
-// host that the guest wants to read. So the content alone does not decide, and neither does the name: Detect wants both to say the same.
+// What a guest writes to a raw image may look like an image of another format, whose header names a
+// backing file: some file of the host that the guest wants to read. So the content does not decide:
+// Detect goes by the name, says where the content looks like something else, and refuses what is named
+// like a format and does not begin like it.
+//
+// # Other files
+//
+// An image's header decides what else qemu-nbd opens, and the image may come from anywhere. So it is read
+// here first, with those of the files that it leads to (follow), and Config.Chain says what they may be:
+// backing files in the image's own folder by default. Only regular files and block devices are opened;
+// all are told (Config.Note), and so is what a start waits for.
 //
 // # Snapshots
 //

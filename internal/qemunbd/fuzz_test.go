@@ -10,7 +10,7 @@ import (
 )
 
 // FuzzDetect looks at images of any content, under names of every kind. What a guest may write into its disk never makes another
-// format of it: that is as the name says, or it is refused.
+// format of it: that is as the name says, or it is refused. Where the name says nothing it is raw.
 func FuzzDetect(f *testing.F) {
 	names := []string{"disk.img", "disk", "disk.QCOW2", "disk.x.raw"}
 	for suffix := range suffixes {
@@ -50,8 +50,11 @@ func FuzzDetect(f *testing.F) {
 				t.Fatal(err)
 			}
 		}
-		got, err := Detect(file.Name())
+		got, doubt, err := Detect(file.Name())
 		want := byName(file.Name())
+		if want == Raw && err != nil || doubt != nil && (want != Raw || doubt.Content == Raw) {
+			t.Errorf("%s: doubt %v, error %v", filepath.Base(file.Name()), doubt, err)
+		}
 		var refused *FormatError
 		switch {
 		case err == nil && got != want:
@@ -64,7 +67,7 @@ func FuzzDetect(f *testing.F) {
 		case !strings.Contains(err.Error(), file.Name()) || len(err.Error()) > 400+len(dir):
 			t.Errorf("an error that does not say of which file it is, or says too much: %v", err)
 		}
-		if again, errAgain := Detect(file.Name()); again != got || (errAgain == nil) != (err == nil) {
+		if again, _, errAgain := Detect(file.Name()); again != got || (errAgain == nil) != (err == nil) {
 			t.Errorf("the second time it is %q, %v, and was %q, %v", again, errAgain, got, err)
 		}
 	})

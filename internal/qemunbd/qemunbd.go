@@ -28,7 +28,9 @@ const (
 	lockWait  = 5 * time.Second
 	// endPatience is how long Close waits for a program that is to end in order, and killPatience how long for the death of one
 	// that was killed and that storage keeps.
-	endPatience  = 2 * time.Second
+	endPatience = 2 * time.Second
+	// tellAfter is how long a start waits before it says for what.
+	tellAfter    = 3 * time.Second
 	killPatience = time.Second
 )
 
@@ -48,12 +50,16 @@ type Config struct {
 	// Snapshot leaves the image as it is: what is written is forgotten at Close.
 	Snapshot bool
 
+	// Chain says what other files the image may lead to; empty: ChainFolder.
+	Chain Chain
+
 	// InUse, where it is not nil, is told when the image is in use at the first Start. The disk is then served as it will be, but
 	// without its content, until Stop: enough for its size to be known, while the guest is where it comes from.
 	InUse func(error)
 
-	// Log is told, where it is not nil, what qemu-nbd says and when it dies. It must not block.
-	Log func(text string)
+	// Log is told, where it is not nil, what qemu-nbd says, when it dies, and when it is waited
+	// for. Note is told which files the image leads to. They must not block.
+	Log, Note func(text string)
 }
 
 // Server is an image, with the program that serves it at times. Start, Stop and Kill are for nbd.Config.Server.
@@ -71,9 +77,10 @@ type Server struct {
 	mu         sync.Mutex
 	p          *process // the last one, until Stop has seen its end; or nil
 	generation uint64
-	served     bool // the image has been
-	standIn    bool // only the size is served: see Config.InUse
-	ending     bool // see End
+	chain      string // the files that the image leads to, as they were told last
+	served     bool   // the image has been
+	standIn    bool   // only the size is served: see Config.InUse
+	ending     bool   // see End
 	closed     bool
 }
 
@@ -82,6 +89,10 @@ func New(conf Config) (*Server, error) {
 	if conf.Log == nil {
 		conf.Log = func(string) {}
 	}
+	if conf.Note == nil {
+		conf.Note = func(string) {}
+	}
+	conf.Chain = cmp.Or(conf.Chain, ChainFolder)
 	switch {
 	case conf.File == "":
 		return nil, fmt.Errorf("a file is missing: %w", devsw.EINVAL)
@@ -91,6 +102,8 @@ func New(conf Config) (*Server, error) {
 		return nil, fmt.Errorf("detect zeroes %q: must be off, on or unmap: %w", conf.DetectZeroes, devsw.EINVAL)
 	case conf.DetectZeroes == "unmap" && !conf.Discard:
 		return nil, fmt.Errorf("detect zeroes unmap: space is not to be given back: %w", devsw.EINVAL)
+	case !slices.Contains(Chains, string(conf.Chain)):
+		return nil, fmt.Errorf("backing chain %q: must be folder, files or any: %w", conf.Chain, devsw.EINVAL)
 	case conf.Snapshot && conf.InUse != nil:
 		return nil, fmt.Errorf("a snapshot of an image that is in use: %w", devsw.EINVAL)
 	}
@@ -100,6 +113,9 @@ func New(conf Config) (*Server, error) {
 		return nil, err
 	}
 	if s.base, err = os.Stat(s.image); err != nil {
+		return nil, err
+	}
+	if err := s.look(); err != nil {
 		return nil, err
 	}
 	if s.program, err = find(cmp.Or(conf.Program, "qemu-nbd"), ""); err != nil {
@@ -144,17 +160,28 @@ func (s *Server) path() string { return "/proc/self/fd/" + strconv.Itoa(s.socket
 // had answered, and not been asked to flush, may be gone.
 func (s *Server) Start(ctx context.Context) (generation uint64, err error) {
 	for begun := time.Now(); ; {
+		if !s.runs() {
+			if err := s.look(); err != nil {
+				return 0, err
+			}
+		}
 		p, generation, err := s.current()
 		if err != nil {
 			return 0, err
 		}
+		patience := time.AfterFunc(tellAfter, func() { s.tellWait(p) })
 		select {
 		case <-p.up:
+			patience.Stop()
 			return generation, nil
 		case <-p.ended:
 			err = s.whyNot(p)
 		case <-ctx.Done():
-			return 0, ctx.Err()
+			err = ctx.Err()
+		}
+		patience.Stop()
+		if ctx.Err() != nil && err == ctx.Err() {
+			return 0, err
 		}
 		if err == nil {
 			return generation, nil
@@ -176,6 +203,49 @@ func (s *Server) Start(ctx context.Context) (generation uint64, err error) {
 			return 0, ctx.Err()
 		}
 	}
+}
+
+// look looks at where the image leads to, and tells it where that is news.
+func (s *Server) look() error {
+	chain, err := follow(s.image, s.conf.Format, s.conf.Chain)
+	if err != nil {
+		return err
+	}
+	var files []string
+	for _, l := range chain[1:] {
+		files = append(files, fmt.Sprintf("%s %s (%s)", l.kind, l.file, cmp.Or(l.format, "unknown")))
+	}
+	told := strings.Join(files, ", ")
+	s.mu.Lock()
+	news := told != s.chain
+	s.chain = told
+	s.mu.Unlock()
+	if news && told != "" {
+		s.conf.Note(fmt.Sprintf("%s leads to other files: %s", s.conf.File, told))
+	}
+	return nil
+}
+
+// runs tells whether there is a program.
+func (s *Server) runs() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.p != nil && !s.p.hasEnded()
+}
+
+// tellWait tells what a start waits for.
+func (s *Server) tellWait(p *process) {
+	s.mu.Lock()
+	chain, over := s.chain, p.isUp() || p.hasEnded()
+	s.mu.Unlock()
+	if over {
+		return
+	}
+	text := "waits for qemu-nbd to open " + s.conf.File
+	if chain != "" {
+		text += ", which leads to " + chain
+	}
+	s.conf.Log(text)
 }
 
 // current gives the program that runs, if need be a new one.
@@ -371,6 +441,23 @@ func (s *Server) size() (int64, error) {
 		return 0, err
 	}
 	return virtualSize(out)
+}
+
+// Size gives the size in bytes of the disk in the image, as it is now: it may have been resized
+// since it was served. It waits as long as storage does. ok is false where it is none of its own,
+// as with a snapshot.
+func (s *Server) Size() (size int64, ok bool, err error) {
+	if s.overlay != nil || s.conf.Format == "" {
+		return 0, false, nil
+	}
+	if s.conf.Format == "qcow2" {
+		h, err := link{s.image, "qcow2", "image"}.read()
+		return h.size, err == nil && h.size > 0, err
+	}
+	if size, err = s.size(); err != nil {
+		return 0, false, fmt.Errorf("%s: %w", s.conf.File, err)
+	}
+	return size, true, nil
 }
 
 // virtualSize reads it off what qemu-img info has said.

@@ -185,3 +185,43 @@ func TestRefusalByPolicyIsTriedAgain(t *testing.T) {
 		t.Error(b.Error)
 	}
 }
+
+// sized is a Server that knows the size.
+type sized struct {
+	keeper
+	size int64
+}
+
+func (s *sized) Size() (int64, bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.size, s.size > 0, s.err
+}
+
+// TestSizeIsTheServersOwnBetweenOpens, where the server is the driver's: the image may be another
+// one now.
+func TestSizeIsTheServersOwnBetweenOpens(t *testing.T) {
+	f := newFake(t, structuredMode)
+	s := &sized{}
+	r := newRig(t)
+	dev := r.create(Config{URI: f.uri(), Server: s})
+	f.next()
+	size := func(want int64) {
+		t.Helper()
+		if info, err := r.d.Info(0); err != nil || info.Size != want {
+			t.Errorf("size %d, %v; want %d", info.Size, err, want)
+		}
+	}
+	size(testSize)
+	s.set(func() { s.size = 2 * testSize })
+	size(2 * testSize)
+	r.open(dev)
+	f.next()
+	size(testSize) // as the server says that runs
+	r.close(dev)
+	s.set(func() { s.err = devsw.ENOENT })
+	if info, err := r.d.Info(0); !errors.Is(err, devsw.ENOENT) {
+		t.Errorf("size %d, %v", info.Size, err)
+	}
+	s.set(func() { s.err = nil })
+}

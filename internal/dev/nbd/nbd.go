@@ -127,11 +127,25 @@ func newSoftc(conf Config) (*softc, error) {
 	return sc, nil
 }
 
-// Info describes disk unit, open or not, as the server has described it last. ENXIO where there is no such unit.
+// Info describes disk unit, open or not, as the server has described it last. Where the server is
+// the driver's own, and knows the size between two opens (Sizer), that is asked. ENXIO where there
+// is no such unit; else what that gives.
 func (d *Driver) Info(unit int) (devsw.DiskInfo, error) {
 	sc, err := d.Unit(unit)
 	if err != nil {
 		return devsw.DiskInfo{}, err
+	}
+	if z, ok := sc.conf.Server.(Sizer); ok && !sc.claim.Claimed() {
+		size, ok, err := z.Size()
+		if err != nil {
+			return devsw.DiskInfo{}, fmt.Errorf("nbd%d: %w", unit, err)
+		}
+		// An open that has come meanwhile knows better.
+		if known := sc.known.Load(); ok && known.size != size {
+			now := *known
+			now.size = size
+			sc.known.CompareAndSwap(known, &now)
+		}
 	}
 	return sc.info(), nil
 }
@@ -385,7 +399,7 @@ func toError(e devsw.Errno) error {
 func (sc *softc) check(exp *export) error {
 	switch {
 	case exp.minBlock > sc.sector:
-		return fmt.Errorf("the server takes blocks of %d bytes and more, and the disk has sectors of %d (choose %d): %w",
+		return fmt.Errorf("the server takes blocks of %d bytes and more, and the disk has sectors of %d (--logical-block-size %d): %w",
 			exp.minBlock, sc.sector, exp.minBlock, devsw.EINVAL)
 	case exp.size < sc.sector:
 		return fmt.Errorf("the export has %d bytes, which is less than a sector of %d: %w", exp.size, sc.sector, devsw.EINVAL)

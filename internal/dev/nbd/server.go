@@ -29,6 +29,15 @@ type Server interface {
 	Kill()
 }
 
+// Sizer is a Server that knows the size of the disk while it does not run.
+type Sizer interface {
+	Server
+	// Size gives the size in bytes, which may have changed since the server has run last. It waits
+	// as long as storage does. ok is false where it does not know. It is called while no Start
+	// runs, or at the same time.
+	Size() (size int64, ok bool, err error)
+}
+
 // defaultKillAfter is how long after d_cancel a Server may owe answers where the Config does not say.
 const defaultKillAfter = 30 * time.Second
 
