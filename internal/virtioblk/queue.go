@@ -10,6 +10,7 @@ import (
 	"vdev/devsw"
 	"vdev/specfs"
 	"vdev/vhostuser"
+	"vdev/virtq"
 )
 
 // queue is a started virtqueue and its requests. But for the fields that newQueue sets it is its reactor's.
@@ -219,7 +220,7 @@ func (d *Device) Process(vq *vhostuser.Queue) (worked bool) {
 	defer q.counter.End()
 	bytes := int64(0)
 	for range budget {
-		if !q.hasRoom() {
+		if q.held >= q.granted && !q.moreRoom() {
 			return worked
 		}
 		r := q.get()
@@ -265,8 +266,14 @@ func (q *queue) get() *request {
 
 func (q *queue) put(r *request) {
 	r.data, r.status, r.kept, r.ranges = nil, nil, nil, nil
-	q.discharge(r)
-	r.trim()
+	q.held -= r.units
+	if q.granted > queueUnits {
+		q.giveBack(q.held + roomChunk)
+	}
+	if r.units > keepBuffers {
+		r.chain = virtq.Chain{} // its memory goes
+	}
+	r.units = 0
 	q.free = append(q.free, r)
 	if q.idle != nil {
 		q.checkIdle()

@@ -4,8 +4,6 @@ import (
 	"runtime/debug"
 	"sync/atomic"
 	"time"
-
-	"vdev/virtq"
 )
 
 // A guest decides how many requests there are, and of how many buffers each is made: up to 32768 of up to 32768, in each of 256
@@ -75,8 +73,8 @@ type account struct {
 	most    int // of granted, since memory was given back to the host last
 }
 
-// hasRoom tells whether another request may be begun. On the reactor.
-func (q *queue) hasRoom() bool {
+// moreRoom asks for more than is granted, and tells whether another request may be begun. On the reactor.
+func (q *queue) moreRoom() bool {
 	for q.held >= q.granted {
 		if !q.d.room.take() {
 			return false
@@ -91,15 +89,6 @@ func (q *queue) hasRoom() bool {
 func (q *queue) charge(r *request) {
 	r.units = requestUnits + len(r.chain.Readable) + len(r.chain.Writable)
 	q.held += r.units
-}
-
-// discharge gives them back. On the reactor.
-func (q *queue) discharge(r *request) {
-	q.held -= r.units
-	r.units = 0
-	if q.granted > queueUnits {
-		q.giveBack(q.held + roomChunk)
-	}
 }
 
 // giveBack gives back the chunks that are not needed for so many units. On the reactor.
@@ -132,13 +121,6 @@ func freeMemory() {
 			freeing.Store(false)
 			debug.FreeOSMemory()
 		})
-	}
-}
-
-// trim gives up the memory of a request that is not in use, as far as others hardly need it.
-func (r *request) trim() {
-	if cap(r.chain.Readable)+cap(r.chain.Writable) > keepBuffers {
-		r.chain = virtq.Chain{}
 	}
 }
 
