@@ -16,6 +16,7 @@ import (
 	"vdev/devsw"
 	"vdev/internal/dev/disk"
 	"vdev/internal/dev/disk/disktest"
+	"vdev/internal/dev/disk/loopfs"
 	"vdev/internal/sys"
 )
 
@@ -245,7 +246,7 @@ func TestLostWritesAreNotForgotten(t *testing.T) {
 	if err := os.Truncate(path, 1<<20); err != nil {
 		t.Fatal(err)
 	}
-	dev := loop(t, path, 512)
+	dev := loopfs.Loop(t, path, 512)
 	r := newRig(t)
 	vnd := r.create(Config{Path: dev})
 	m := r.open(vnd)

@@ -3,7 +3,6 @@ package vnd
 import (
 	"flag"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -150,29 +149,4 @@ func mountTmpfs(t testing.TB, size int64) string {
 		}
 	})
 	return dir
-}
-
-// loop makes a loop device of a file, with sectors of this many bytes, read-only or not.
-func loop(t testing.TB, path string, sector int, args ...string) string {
-	t.Helper()
-	needRoot(t, "make a loop device")
-	losetup, err := exec.LookPath("losetup")
-	if err != nil {
-		t.Skip("there is no losetup (Debian: mount)")
-	}
-	if _, err := os.Stat("/dev/loop-control"); err != nil {
-		t.Skipf("this host has no loop devices: %v", err)
-	}
-	args = append(args, "--find", "--show", "--sector-size", strconv.Itoa(sector), path)
-	out, err := exec.Command(losetup, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("losetup %v: %v: %s", args, err, out)
-	}
-	dev := strings.TrimSpace(string(out))
-	t.Cleanup(func() {
-		if out, err := exec.Command(losetup, "--detach", dev).CombinedOutput(); err != nil {
-			t.Errorf("losetup --detach %s: %v: %s", dev, err, out)
-		}
-	})
-	return dev
 }

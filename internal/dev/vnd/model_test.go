@@ -10,6 +10,7 @@ import (
 
 	"vdev/devsw"
 	"vdev/internal/dev/disk/disktest"
+	"vdev/internal/dev/disk/loopfs"
 	"vdev/internal/reactor"
 )
 
@@ -162,7 +163,7 @@ func TestABlockDeviceBehavesAsItsModel(t *testing.T) {
 		} {
 			t.Run(fmt.Sprintf("sectors of %d/%s", sector, name), func(t *testing.T) {
 				const size = 256 << 10
-				conf.Path = loop(t, newFile(t, make([]byte, size)), sector)
+				conf.Path = loopfs.Loop(t, newFile(t, make([]byte, size)), sector)
 				r := newRig(t)
 				m := r.open(r.create(conf))
 				info, err := r.d.Info(0)

@@ -12,6 +12,7 @@ import (
 
 	"vdev/devsw"
 	"vdev/internal/dev/disk/disktest"
+	"vdev/internal/dev/disk/loopfs"
 	"vdev/internal/reactor"
 	"vdev/internal/sys"
 )
@@ -126,7 +127,7 @@ func TestAReadOnlyDiskIsNotWritten(t *testing.T) {
 }
 
 func TestAReadOnlyBlockDeviceIsNotOpenedForWriting(t *testing.T) {
-	dev := loop(t, newFile(t, make([]byte, 64<<10)), 512, "--read-only")
+	dev := loopfs.Loop(t, newFile(t, make([]byte, 64<<10)), 512, "--read-only")
 	r := newRig(t)
 	if _, err := r.d.Create(0, Config{Path: dev}); !errors.Is(err, devsw.EROFS) && !errors.Is(err, devsw.EACCES) ||
 		!strings.Contains(err.Error(), dev) {
@@ -140,7 +141,7 @@ func TestABlockDeviceTheHostUsesIsRefused(t *testing.T) {
 	if err != nil {
 		t.Skip("there is no mkfs.ext4 (Debian: e2fsprogs)")
 	}
-	dev := loop(t, newFile(t, make([]byte, 4<<20)), 512)
+	dev := loopfs.Loop(t, newFile(t, make([]byte, 4<<20)), 512)
 	if out, err := exec.Command(mkfs, "-q", dev).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.ext4: %v: %s", err, out)
 	}
@@ -158,7 +159,7 @@ func TestABlockDeviceTheHostUsesIsRefused(t *testing.T) {
 }
 
 func TestABlockDeviceThatAnotherDiskHasIsRefusedByName(t *testing.T) {
-	dev := loop(t, newFile(t, make([]byte, 64<<10)), 512)
+	dev := loopfs.Loop(t, newFile(t, make([]byte, 64<<10)), 512)
 	r := newRig(t)
 	first, second := r.create(Config{Path: dev}), r.create(Config{Path: dev, LockWait: -1})
 	if err := r.tryOpen(first); err != nil {
@@ -409,7 +410,7 @@ func TestADiskGrowsAndShrinksWhenTold(t *testing.T) {
 
 func TestABlockDeviceThatShrankGivesNoZeroes(t *testing.T) {
 	path := newFile(t, bytes.Repeat([]byte{1}, 1<<20))
-	dev := loop(t, path, 512)
+	dev := loopfs.Loop(t, path, 512)
 	r := newRig(t)
 	m := r.open(r.create(Config{Path: dev}))
 	if err := os.Truncate(path, 512<<10); err != nil {
