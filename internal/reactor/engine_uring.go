@@ -1,6 +1,7 @@
 package reactor
 
 import (
+	"errors"
 	"fmt"
 	"syscall"
 	"time"
@@ -43,8 +44,11 @@ func newUringEngine(r *Reactor) (*uringEngine, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Without it the ring works as well, as long as no storage hangs.
-	_ = ring.SetWorkers(uint32(r.maxStuck))
+	// An old kernel cannot: it works as well, as long as no storage hangs. One that may not is no kernel for this.
+	if err := ring.SetWorkers(uint32(r.maxStuck)); err != nil && !errors.Is(err, syscall.EINVAL) {
+		ring.Close()
+		return nil, err
+	}
 	e := &uringEngine{r: r, ring: ring, fds: make(map[uint64]int)}
 	e.poll(r.wakeFD.Int(), kindWake<<kindShift)
 	return e, nil

@@ -71,9 +71,37 @@ type Ring struct {
 	arg      geteventsArg
 }
 
-// New makes a ring with room for at least entries submissions and cqEntries completions. The calling goroutine must be
-// locked to its thread. The error is an *os.SyscallError: ENOSYS or EPERM where the host has or allows no io_uring.
+// New makes a ring with room for at least entries submissions and cqEntries completions, and tries it. The calling goroutine must be
+// locked to its thread. The error is an *os.SyscallError: ENOSYS or EPERM where the host has or allows no io_uring, or a part
+// of it alone, as a seccomp filter may, with whatever errno that gives.
 func New(entries, cqEntries uint32) (*Ring, error) {
+	r, err := setup(entries, cqEntries)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.try(); err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// try has the kernel do nothing, once, in the way of everything else.
+func (r *Ring) try() error {
+	r.Get().Op = OpNop
+	for {
+		if err := r.Wait(-1); err != nil {
+			return err
+		}
+		if r.Peek() != nil {
+			r.Seen()
+			return nil
+		}
+	}
+}
+
+// setup makes a ring.
+func setup(entries, cqEntries uint32) (*Ring, error) {
 	var p params
 	var fd uintptr
 	var errno syscall.Errno
