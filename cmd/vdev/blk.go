@@ -45,7 +45,7 @@ type diskConfig struct {
 	numQueues  int
 	segMax     int // 0: virtioblk's default
 	serial     string
-	blockSize  uint32 // bytes
+	blockSize  uint32 // bytes; 0: as the disk has it
 	migratable bool
 	anyMemory  bool          // guest memory may be any file
 	incoming   bool          // the guest comes from where the image is still in use
@@ -208,7 +208,7 @@ func newDiskFlags() *diskFlags {
 		fd:         number{min: 0, max: math.MaxInt},
 		numQueues:  number{value: maxQueues, min: 1, max: maxQueues},
 		segMax:     number{value: virtioblk.DefaultSegMax, min: 1, max: virtioblk.MaxSegMax},
-		blockSize:  choice{value: "512", of: []string{"512", "4096"}},
+		blockSize:  choice{value: "auto", of: []string{"auto", "512", "4096"}},
 		migratable: choice{value: "on", of: []string{"on", "off"}},
 		chain:      choice{value: string(qemunbd.ChainFolder), of: qemunbd.Chains},
 		memory:     choice{value: "memory", of: []string{"memory", "any"}},
@@ -230,7 +230,7 @@ func (f *diskFlags) register(fs *pflag.FlagSet) {
 	fs.Var(&f.numQueues, "num-queues", "offer up to `N` queues; the front-end uses as many as it wants")
 	fs.Var(&f.segMax, "seg-max", "let a request have up to `N` buffers; with queues of less than 128, and a guest without indirect descriptors, their size less 2")
 	fs.Var(&f.serial, "serial", "serial number of the disk: `TEXT` of at most 20 bytes")
-	fs.Var(&f.blockSize, "logical-block-size", "block size that the guest sees, in bytes")
+	fs.Var(&f.blockSize, "logical-block-size", "block size that the guest sees, in bytes; auto: the host's block device's, and 512 for all else")
 	fs.Var(&f.migratable, "migratable", "whether the guest can be saved or moved to another host: if not, a stop may leave requests in progress to the next start")
 	fs.Var(&f.memory, "memory-files", "what files the guest's memory may be: memory is memfds and files of tmpfs and hugetlbfs; any takes others too (QEMU's memory-backend-file on a disk), and then storage that hangs under one guest's memory makes all of vdev hang")
 	fs.BoolVar(&f.incoming, "incoming", false, "do not mind that the image is in use: the guest comes from there, and gives it up before it starts here")
@@ -407,9 +407,13 @@ func (f *diskFlags) config(given func(flag string) bool) (diskConfig, error) {
 	if err := c.driver.check(); err != nil {
 		return c, fmt.Errorf("--%s: %w", c.diskFlag, err)
 	}
-	size, err := strconv.ParseUint(f.blockSize.value, 10, 32)
-	must(err)
-	c.blockSize = uint32(size)
+	size := uint64(512) // where nothing else is known
+	if f.blockSize.value != "auto" {
+		var err error
+		size, err = strconv.ParseUint(f.blockSize.value, 10, 32)
+		must(err)
+		c.blockSize = uint32(size)
+	}
 	if c.driver.size%int64(size) != 0 {
 		return c, fmt.Errorf("--logical-block-size %d: size %d of driver %s is not a multiple of it", size, c.driver.size, c.driver.name)
 	}

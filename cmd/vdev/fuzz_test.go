@@ -64,10 +64,19 @@ func (d driverSpec) text() string {
 	return strings.Join(fields, ",")
 }
 
+// blockSize is the value of --logical-block-size.
+func blockSize(c diskConfig) string {
+	if c.blockSize == 0 {
+		return "auto"
+	}
+	return strconv.Itoa(int(c.blockSize))
+}
+
 // table writes a disk as a table of a configuration file.
 func (c diskConfig) table() map[string]any {
 	t := map[string]any{
-		"name": c.name, "num-queues": c.numQueues, "seg-max": c.segMax, "serial": c.serial, "logical-block-size": strconv.Itoa(int(c.blockSize)),
+		"name": c.name, "num-queues": c.numQueues, "seg-max": c.segMax, "serial": c.serial,
+		"logical-block-size": blockSize(c),
 		"migratable": map[bool]string{true: "on", false: "off"}[c.migratable], "incoming": c.incoming, "cancel-after": c.cancelWait.String(),
 		"bounce": c.driver.bounce,
 	}
@@ -154,7 +163,8 @@ func checkDisks(t *testing.T, disks []diskConfig) {
 		checkDriver(t, d.driver)
 		switch {
 		case !deviceName.MatchString(d.name), d.socketPath == "" && d.fd < 0, len(d.socketPath) > maxSocketPath, len(d.serial) > serialMax,
-			d.numQueues < 1, d.blockSize != 512 && d.blockSize != 4096, d.cancelWait < 0, d.driver.size%int64(d.blockSize) != 0:
+			d.numQueues < 1, d.blockSize != 0 && d.blockSize != 512 && d.blockSize != 4096, d.cancelWait < 0,
+			d.driver.size%max(int64(d.blockSize), 512) != 0:
 			t.Errorf("%+v", d)
 		}
 		if again, err := parseDevice(d.text()); err != nil || !reflect.DeepEqual(again, d) {

@@ -25,7 +25,7 @@ type Config struct {
 	Direct     bool   // O_DIRECT: past the host's page cache
 	Bounce     bool   // transfers go through memory of the driver's, and are copied (see "A host that does not answer")
 	Discard    bool   // discards punch holes; without it d_discard is ENODEV, and zeroes keep their space
-	SectorSize uint32 // logical sector size: 512 or 4096 bytes; 0: 512
+	SectorSize uint32 // logical sector size: 512 or 4096 bytes; 0: a block device's own, and 512 for a file
 
 	// LockWait is how long d_open waits for an image that is in use: a predecessor that was killed keeps its locks until the
 	// host has ended its last transfer. 0: DefaultLockWait; negative: not at all.
@@ -80,6 +80,16 @@ func newSoftc(conf Config) (*softc, error) {
 		return nil, err
 	}
 	defer img.FD.Close()
+	if conf.SectorSize == 0 && img.Block {
+		// What others have written there, a partition table for one, goes by it.
+		own, err := sys.BlockSectorSize(img.FD.Int())
+		if err != nil {
+			return nil, disk.PathError(conf.Path, err)
+		}
+		if sc.sector = 4096; own < sc.sector {
+			sc.sector = devsw.DEVBSIZE
+		}
+	}
 	if _, err := sc.geometry(img); err != nil {
 		return nil, err
 	}

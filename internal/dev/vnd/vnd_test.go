@@ -722,3 +722,36 @@ func BenchmarkStrategy4K(b *testing.B) {
 		}
 	}
 }
+
+// TestABlockDevicesSectorsAreTheDisks, unless others are asked for: a partition table counts in them.
+func TestABlockDevicesSectorsAreTheDisks(t *testing.T) {
+	for _, own := range []uint32{512, 4096} {
+		dev := loopfs.Loop(t, newFile(t, make([]byte, 64<<10)), int(own))
+		for _, c := range []struct{ asked, want uint32 }{{0, own}, {512, 512}, {4096, 4096}} {
+			for _, direct := range []bool{false, true} {
+				r := newRig(t)
+				vnd := r.create(Config{Path: dev, SectorSize: c.asked, Direct: direct})
+				closed, err := r.d.Info(0)
+				m := r.open(vnd)
+				open, err2 := r.d.Info(0)
+				if err != nil || err2 != nil || closed.SectorSize != c.want || open != closed {
+					t.Errorf("sectors of %d, %d asked for: %+v (%v), open %+v (%v)", own, c.asked, closed, err, open, err2)
+				}
+				got, want := sys.AlignedBuffer(int(c.want), 4096), numbered(int(c.want), byte(own))
+				at := int64(c.want) // the second sector
+				if b := m.Transfer(devsw.BWrite, 0, at, want); b.Error != 0 || b.Resid != 0 {
+					t.Errorf("write: %v, resid %d", b.Error, b.Resid)
+				}
+				if b := m.Transfer(devsw.BRead, 0, at, got); b.Error != 0 || !bytes.Equal(got, want) {
+					t.Errorf("read: %v, or other data", b.Error)
+				}
+				r.close(vnd)
+			}
+		}
+	}
+	r := newRig(t)
+	r.create(Config{Path: newFile(t, make([]byte, 8192))})
+	if info, err := r.d.Info(0); err != nil || info.SectorSize != 512 {
+		t.Errorf("a file: %+v, %v", info, err)
+	}
+}
