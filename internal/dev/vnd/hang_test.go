@@ -15,6 +15,7 @@ import (
 	"vdev/devsw"
 	"vdev/internal/dev/disk/disktest"
 	"vdev/internal/dev/disk/hangfs"
+	"vdev/internal/dev/disk/loopfs"
 	"vdev/internal/reactor"
 	"vdev/internal/sys"
 )
@@ -368,5 +369,81 @@ func TestWhatIsMappedOverABufIsAllThatALateTransferTouches(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestDiscardsAreOfferedWhereThereAreAny: to find out changes nothing of the file's data, size or space.
+func TestDiscardsAreOfferedWhereThereAreAny(t *testing.T) {
+	for _, rigid := range []bool{false, true} {
+		want := numbered(12345, 1)
+		r := newRig(t)
+		_, path, below := hanging(t, hangfs.Config{Rigid: rigid}, want)
+		before, err := os.Stat(below)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dev := r.create(Config{Path: path, Discard: true})
+		closed, err := r.d.Info(0)
+		m := r.open(dev)
+		open, err2 := r.d.Info(0)
+		if err != nil || err2 != nil || closed.Discard == rigid || open != closed || !closed.WriteZeroes {
+			t.Errorf("rigid=%v: %+v (%v), open %+v (%v)", rigid, closed, err, open, err2)
+		}
+		after, err := os.Stat(below)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(below)
+		blocks := func(i os.FileInfo) int64 { return i.Sys().(*syscall.Stat_t).Blocks }
+		if err != nil || !bytes.Equal(got, want) || after.Size() != before.Size() || blocks(after) != blocks(before) {
+			t.Errorf("rigid=%v: the file has changed: %v", rigid, err)
+		}
+		var wantErr error
+		if rigid {
+			wantErr = devsw.ENODEV
+		}
+		if err := r.table.BdevDiscard(dev, 0, 4096); err != wantErr {
+			t.Errorf("rigid=%v: discard: %v", rigid, err)
+		}
+		zr := &devsw.ZeroRange{Pos: 4096, N: 4096, Unmap: true}
+		if err := r.table.BdevIoctl(dev, devsw.DIOCWRITEZEROES, zr, rw); err != nil {
+			t.Errorf("rigid=%v: zeroes: %v", rigid, err)
+		}
+		data := make([]byte, 4096)
+		if b := m.Transfer(devsw.BRead, 0, 4096, data); b.Error != 0 || !bytes.Equal(data, make([]byte, 4096)) {
+			t.Errorf("rigid=%v: read: %v, or no zeroes", rigid, b.Error)
+		}
+	}
+}
+
+// TestToFindOutAboutDiscardsLeavesTheFilesOfKnownFileSystemsAlone, the time of their last change included.
+func TestToFindOutAboutDiscardsLeavesTheFilesOfKnownFileSystemsAlone(t *testing.T) {
+	for _, k := range loopfs.Kinds {
+		t.Run(k.Name, func(t *testing.T) {
+			m := loopfs.New(t, k.Name)
+			path := fileIn(t, m.Dir, numbered(12345, 1))
+			long := time.Now().Add(-time.Hour)
+			if err := os.Chtimes(path, long, long); err != nil {
+				t.Fatal(err)
+			}
+			before, err := os.Stat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := newRig(t)
+			m.Freeze(t) // nor does it wait
+			r.create(Config{Path: path, Discard: true})
+			m.Thaw(t)
+			after, err := os.Stat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !after.ModTime().Equal(before.ModTime()) || after.Sys().(*syscall.Stat_t).Ctim != before.Sys().(*syscall.Stat_t).Ctim {
+				t.Errorf("changed at %v, before at %v", after.ModTime(), before.ModTime())
+			}
+			if info, err := r.d.Info(0); err != nil || !info.Discard {
+				t.Errorf("%+v, %v", info, err)
+			}
+		})
 	}
 }

@@ -24,7 +24,7 @@ type Config struct {
 	ReadOnly   bool   // the image is opened for reading, and may be shared with other readers
 	Direct     bool   // O_DIRECT: past the host's page cache
 	Bounce     bool   // transfers go through memory of the driver's, and are copied (see "A host that does not answer")
-	Discard    bool   // discards punch holes; without it d_discard is ENODEV, and zeroes keep their space
+	Discard    bool   // discards punch holes, where the file system can; else d_discard is ENODEV, and zeroes keep their space
 	SectorSize uint32 // logical sector size: 512 or 4096 bytes; 0: a block device's own, and 512 for a file
 
 	// LockWait is how long d_open waits for an image that is in use: a predecessor that was killed keeps its locks until the
@@ -92,6 +92,10 @@ func newSoftc(conf Config) (*softc, error) {
 	}
 	if _, err := sc.geometry(img); err != nil {
 		return nil, err
+	}
+	if sc.conf.Discard && !conf.ReadOnly && !img.Block && !sys.CanPunch(img.FD.Int(), img.Size) {
+		// Rather than offer the guest what fails each time (FUSE and NFS 3, mostly).
+		sc.conf.Discard = false
 	}
 	if _, err := sc.recognise(img); err != nil {
 		return nil, err

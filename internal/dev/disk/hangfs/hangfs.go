@@ -80,6 +80,7 @@ type Config struct {
 	Writeback bool // writes end in the page cache (FUSE_WRITEBACK_CACHE)
 	Interrupt bool // a request that is held ends with EINTR when the kernel asks for it (FUSE_INTERRUPT)
 	MaxWrite  int  // the longest read or write, in bytes; 0: 128 KiB
+	Rigid     bool // there is no FALLOCATE: it ends with ENOSYS
 }
 
 // Event is a request that has come.
@@ -413,6 +414,9 @@ func (h *handle) Flush(ctx context.Context) syscall.Errno {
 
 // Allocate implements FileAllocater.
 func (h *handle) Allocate(ctx context.Context, off, size uint64, mode uint32) syscall.Errno {
+	if h.f.conf.Rigid {
+		return syscall.ENOSYS
+	}
 	e := Event{Kind: Fallocate, Path: h.path, Off: int64(off), Len: int64(size)}
 	return h.f.do(ctx, e, func() syscall.Errno { return h.below.Allocate(ctx, off, size, mode) })
 }
