@@ -27,6 +27,9 @@ type op struct {
 	cancelled bool
 	forced    bool // not to be tried in line, or not again
 	mayBlock  bool // devsw.BMayBlock
+	mayWait   bool // the engine has it, and its submission may wait
+	aside     bool // the engine is to leave its submission to a thread
+	stuck     bool // counts in Reactor.stuck
 	place     place
 
 	part [][]byte // what piece cut off
@@ -48,6 +51,7 @@ const (
 	inTurns               // in Reactor.turns
 	inEngine              // the engine has it
 	inThread              // Reactor.crew has it, since the file has a call that is stuck
+	inLost                // an engine has it that has lost the reactor
 	inCall                // a thread is in the middle of its system call
 )
 
@@ -100,12 +104,43 @@ func (r *Reactor) newOp(b *devsw.Buf, done devsw.AIODone) *op {
 func (o *op) start() {
 	if o.r.stuck > 0 && o.r.of(o).stuck > 0 {
 		o.place = inThread
-		o.r.crew.remote.put(o)
+		o.r.crew.of(o).put(o)
 		return
+	}
+	if o.mayWait, o.aside = o.r.submitWaits(o); o.mayWait {
+		if o.r.eng.full() {
+			o.mayWait = false
+			o.r.awaitTurn(o)
+			return
+		}
+		o.r.of(o).begun++
 	}
 	o.place = inEngine
 	o.r.inEngine++
 	o.r.eng.start(o)
+}
+
+// readAhead is how many bytes the kernel reads at once of a file, as a rule: what is longer it goes
+// on with when the first part has come.
+const readAhead = 128 << 10
+
+// submitWaits tells whether the submission of o may wait: io_uring begins a read by the page cache
+// then and there, for which the disk's queue must have room, and a disk that does not answer has
+// none soon. aside: then a thread of the kernel's is to do that, since no thread stands by here,
+// since the disk has enough of the file's already (mostBegun), or since what is begun later, beyond
+// readAhead, would be begun while the reactor sleeps.
+func (r *Reactor) submitWaits(o *op) (waits, aside bool) {
+	if o.forced || o.fd < 0 || r.mode != ModeURing {
+		return false, false
+	}
+	f := r.of(o)
+	switch {
+	case !f.buffered:
+		return false, false
+	case o.pieceBytes() > readAhead, f.begun >= mostBegun, !r.stoodBy():
+		return false, true
+	}
+	return true, false
 }
 
 // CancelAll implements devsw.AIO. Any goroutine; it does not wait.
@@ -129,7 +164,7 @@ func (r *Reactor) cancel(o *op) {
 	case inEngine:
 		r.eng.cancel(o)
 	case inThread:
-		if r.crew.remote.take(o) {
+		if r.crew.of(o).take(o) {
 			o.ended(0, syscall.ECANCELED)
 		}
 	}
@@ -141,6 +176,10 @@ func (r *Reactor) cancel(o *op) {
 func (o *op) ended(n int, errno syscall.Errno) {
 	if o.place == inEngine {
 		o.r.inEngine--
+		if o.mayWait {
+			o.mayWait = false
+			o.r.of(o).begun--
+		}
 	}
 	switch {
 	case errno == syscall.EAGAIN || errno == syscall.EINTR || errno == syscall.EOPNOTSUPP && o.place == inCall:

@@ -9,9 +9,11 @@
 // it goes on looking for a short time that adapts to how soon work used to come, then asks each Source for notification,
 // looks once more, and sleeps until a kick, a completion or a Post. A Source without work costs nothing.
 //
-// What is in the page cache the reactor transfers itself. A write there may have to wait, on some file systems: then another
-// thread, which stands by with all it needs, becomes the reactor, and leaves the first one nothing but that write. So a
-// Reactor's goroutine is not always the same, but there is one at a time.
+// What is in the page cache the reactor transfers itself. The system call for that may have to wait
+// for the storage, and so may the submission of reads that are to be begun: then another thread,
+// which stands by with all it needs, becomes the reactor, and leaves the first one nothing but that
+// call, and what its ring has. So a Reactor's goroutine is not always the same, but there is one at
+// a time.
 //
 // Other transfers and sleeping go by io_uring, or, where the host refuses it, by epoll and a bounded pool of threads
 // (ModeThreads): slower, with the same semantics.

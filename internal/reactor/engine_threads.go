@@ -40,6 +40,12 @@ func newThreadsEngine(r *Reactor) (*threadsEngine, error) {
 func (e *threadsEngine) watch(fd int, tag uint64) error   { return e.ep.Add(fd, tag) }
 func (e *threadsEngine) unwatch(fd int, tag uint64) error { return e.ep.Remove(fd) }
 func (e *threadsEngine) start(o *op)                      { e.w.of(o).put(o) }
+func (e *threadsEngine) submit()                          {}
+func (e *threadsEngine) due() bool                        { return false }
+func (e *threadsEngine) waits() bool                      { return false }
+func (e *threadsEngine) full() bool                       { return false }
+func (e *threadsEngine) handOver()                        {} // the threads hand in what they have
+func (e *threadsEngine) leave()                           {}
 
 func (e *threadsEngine) cancel(o *op) {
 	if e.w.of(o).take(o) {
@@ -82,26 +88,32 @@ func (e *threadsEngine) close() {
 }
 
 const (
-	// maxWorkers bounds the threads of a Pool that are in a transfer at once, but for one of each file.
+	// maxWorkers bounds the threads of a Pool that are in a transfer at once, and those of files
+	// that have a call that is stuck, but for one of each file.
 	maxWorkers = 64
 	// MaxStuck bounds those, or with io_uring each reactor's of the kernel, that are in a transfer of a file that may block: with so
 	// many requests stuck in one, those for the others still get through. Config.MaxStuck may be less.
 	MaxStuck = 1024
 )
 
-// crew is what transfers for the reactors of a Pool: workers for files that may block (devsw.BMayBlock), or do, so that they hold up
-// nobody else, and workers for all others.
-type crew struct{ local, remote *workers }
+// crew is what transfers for the reactors of a Pool: workers for files that may block
+// (devsw.BMayBlock), and for those that do, so that they hold up nobody else, and workers for all
+// others.
+type crew struct{ local, remote, stuck *workers }
 
 // newCrew makes a crew of at most stuck threads for files that may block.
 func newCrew(stuck int) *crew {
-	return &crew{newWorkers(min(maxWorkers, stuck)), newWorkers(stuck)}
+	local := min(maxWorkers, stuck)
+	return &crew{newWorkers(local), newWorkers(stuck), newWorkers(local)}
 }
 
 // of gives the workers for o.
 func (c *crew) of(o *op) *workers {
-	if o.mayBlock || o.place == inThread {
+	switch {
+	case o.mayBlock:
 		return c.remote
+	case o.place == inThread:
+		return c.stuck
 	}
 	return c.local
 }
@@ -110,6 +122,7 @@ func (c *crew) of(o *op) *workers {
 func (c *crew) stop() {
 	c.local.stop()
 	c.remote.stop()
+	c.stuck.stop()
 }
 
 // workers is a bounded pool of goroutines that transfer. They are started when there is work for them and end with stop.

@@ -3,6 +3,7 @@ package reactor
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 
@@ -35,6 +36,9 @@ type uringEngine struct {
 	ring *uring.Ring
 	fds  map[uint64]int // watches by tag, to renew those that the kernel ends
 
+	mayWait int           // transfers got and not yet submitted whose submission may wait
+	handed  chan handover // see handOver
+
 	slept        int // transfers when it slept last
 	begun, ended int // since then
 }
@@ -44,12 +48,13 @@ func newUringEngine(r *Reactor) (*uringEngine, error) {
 	if err != nil {
 		return nil, err
 	}
-	// An old kernel cannot: it works as well, as long as no storage hangs. One that may not is no kernel for this.
+	// An old kernel cannot: it works as well, as long as no storage hangs. One that may not is no
+	// kernel for this.
 	if err := ring.SetWorkers(uint32(r.maxStuck)); err != nil && !errors.Is(err, syscall.EINVAL) {
 		ring.Close()
 		return nil, err
 	}
-	e := &uringEngine{r: r, ring: ring, fds: make(map[uint64]int)}
+	e := &uringEngine{r: r, ring: ring, fds: make(map[uint64]int), handed: make(chan handover, 1)}
 	e.poll(r.wakeFD.Int(), kindWake<<kindShift)
 	return e, nil
 }
@@ -65,6 +70,7 @@ func (e *uringEngine) get() *uring.SQE {
 }
 
 func (e *uringEngine) submit() {
+	e.mayWait = 0
 	if err := e.ring.Submit(); err != nil {
 		// Only a defect of our own makes the kernel refuse the ring itself; requests fail one by one.
 		panic(fmt.Sprintf("reactor: %v", err))
@@ -96,8 +102,11 @@ func (e *uringEngine) unwatch(_ int, tag uint64) error {
 
 func (e *uringEngine) start(o *op) {
 	// A device that has little to do begins at once, and not when the last of a batch is ready; one that is busy is given more at a time.
-	if n := e.ring.Pending(); n > 0 && n >= e.busy()-n {
+	if n := e.ring.Pending(); n > 0 && n >= e.busy()-n && e.mayWait == 0 {
 		e.submit()
+	}
+	if o.mayWait {
+		e.mayWait++
 	}
 	e.begun++
 	s := e.get()
@@ -124,8 +133,55 @@ func (e *uringEngine) start(o *op) {
 	if o.sync {
 		s.OpFlags = uring.RWFDsync
 	}
-	if o.forced {
+	if o.forced || o.aside {
 		s.Flags = uring.SQEAsync
+	}
+}
+
+func (e *uringEngine) due() bool {
+	n := e.ring.Pending()
+	return e.mayWait > 0 && n >= e.busy()-n
+}
+
+func (e *uringEngine) waits() bool { return e.mayWait > 0 }
+func (e *uringEngine) full() bool  { return e.ring.Pending() == sqEntries }
+
+// handover is what a ring's thread needs to know that has lost the reactor.
+type handover struct {
+	ops  []*op // by slot
+	left int   // of those, how many the ring has
+}
+
+func (e *uringEngine) handOver() {
+	r := e.r
+	for _, o := range r.ops {
+		if o.buf != nil && o.place == inEngine {
+			o.place = inLost
+			if o.mayWait {
+				r.isStuck(o)
+			}
+		}
+	}
+	e.handed <- handover{slices.Clone(r.ops), r.inEngine}
+	r.inEngine = 0
+}
+
+func (e *uringEngine) leave() {
+	for h := <-e.handed; h.left > 0; {
+		if err := e.ring.Wait(-1); err != nil {
+			panic(fmt.Sprintf("reactor: %v", err))
+		}
+		for p := e.ring.Peek(); p != nil; p = e.ring.Peek() {
+			c := *p
+			e.ring.Seen()
+			if c.UserData>>kindShift != kindOp {
+				continue // another engine watches
+			}
+			o := h.ops[c.UserData&numberMask]
+			o.res, o.errno = int(max(c.Res, 0)), syscall.Errno(max(-c.Res, 0))
+			h.left--
+			e.r.complete(o)
+		}
 	}
 }
 

@@ -17,6 +17,7 @@ type guard struct {
 	// reactor.
 	ready  atomic.Bool
 	asleep atomic.Bool
+	thread atomic.Int64  // the reactor's
 	wake   chan struct{} // of capacity 1
 	quit   chan struct{}
 	gone   chan struct{} // closed when the guard has ended; nil where none was started
@@ -25,6 +26,9 @@ type guard struct {
 const (
 	// guardTick is how often the guard looks. A call that is there twice has stalled.
 	guardTick = 2 * time.Millisecond
+	// guardPatience is how often it looks at a thread that does not sleep, before that counts as
+	// stalled, too.
+	guardPatience = 50
 	// guardIdle is after how many looks without a call the guard goes to sleep.
 	guardIdle = 5
 	// standbyRetry is how long the guard waits at least where the host has refused a standby.
@@ -124,6 +128,9 @@ func (g *guard) watch(s *standby) (goesOn bool) {
 		case word != last:
 			last, idle = word, 0
 		case word%2 == 1:
+			if idle++; idle < guardPatience && sys.Runnable(int(g.thread.Load())) {
+				continue // others have its processor, or it copies
+			}
 			if s.words <- word; <-s.answers {
 				return true
 			}
@@ -187,13 +194,18 @@ func (r *Reactor) standBy(s *standby) {
 	eng.close()
 }
 
-// goOn makes the reactor, whose thread is stuck in r.calling, that of the calling goroutine and of eng.
+// goOn makes the reactor, whose thread is stuck in r.calling or in its engine, that of the calling
+// goroutine and of eng.
 func (r *Reactor) goOn(eng engine) {
+	old := r.eng
 	r.eng = eng
 	r.signals.tid = sys.ThreadID()
+	r.guard.thread.Store(int64(sys.ThreadID()))
 	r.Now()
-	r.of(r.calling).stuck++
-	r.stuck++
+	if r.calling != nil {
+		r.isStuck(r.calling)
+	}
+	old.handOver()
 	for tag, s := range r.sources {
 		if s.polledOnly { // for want of a watch, in the engine before
 			s.polledOnly = false
@@ -209,4 +221,16 @@ func (r *Reactor) goOn(eng engine) {
 	}
 	// What ended before the one that is stuck.
 	r.flush()
+}
+
+// isStuck says that o keeps a thread, and that others of its file may.
+func (r *Reactor) isStuck(o *op) {
+	f := r.of(o)
+	if o.mayWait {
+		f.begun--
+		o.mayWait = false
+	}
+	o.stuck = true
+	f.stuck++
+	r.stuck++
 }

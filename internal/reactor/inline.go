@@ -12,27 +12,24 @@ import (
 // A transfer of a file whose pages are in the page cache is a copy. The reactor makes it itself, by a system call of its own: that
 // costs less than io_uring does, and what has ended is shown to the driver while the rest of the batch goes on.
 //
-// Reads are tried with RWF_NOWAIT. Where the file keeps no access times (O_NOATIME) such a call waits for nothing: it begins no I/O and
-// writes nothing. Every other call may wait for the storage, though it hardly ever does, and is made under the guard, while another thread
-// stands by (see Reactor.standBy). That goes for
-//
-//   - reads that may have to write an access time down;
-//   - reads without RWF_NOWAIT, where the file system does not know it (tmpfs, overlayfs): io_uring would hand each of those to a thread
-//     of the kernel's, which takes longer than the copy;
-//   - writes, which sleep while the file system is frozen, with RWF_NOWAIT as well, or its disk is slower than they come. They
-//     are made without RWF_NOWAIT: ext4 does not know it for buffered writes, btrfs and at times XFS find that they would wait where they
-//     do not, and io_uring hands each such write to a thread of the kernel's.
+// Such a call may wait for the storage, though it hardly ever does, and is made under the guard,
+// while another thread stands by (see Reactor.standBy). Reads are tried with RWF_NOWAIT: that may
+// begin a readahead all the same, for which the disk's queue must have room, or write an access
+// time down. tmpfs and overlayfs do not know it: io_uring would hand each of their reads to a
+// thread of the kernel's, which takes longer than the copy. Writes sleep while the file system is
+// frozen, with RWF_NOWAIT as well, or its disk is slower than they come. They are made without it:
+// ext4 does not know it for buffered writes, btrfs and at times XFS find that they would wait where
+// they do not, and io_uring hands each such write to a thread of the kernel's.
 
 // file is what the reactor has learnt of a file.
 type file struct {
 	done devsw.AIODone // whose it is: numbers are used again
 	// buffered: transfers go by the page cache.
 	buffered bool
-	// quiet: reads write no access time down.
-	quiet bool
 	// waits: reads know no RWF_NOWAIT.
 	waits  bool
 	reads  skip
+	begun  int           // transfers that the engine has with op.mayWait
 	stuck  int           // calls that threads are still in, who lost the reactor over them
 	resume time.Duration // when the next one that may wait may be made in line, by Clock
 	pause  time.Duration // how long before that the last of them came back
@@ -49,7 +46,9 @@ const (
 
 // back says that a call that had stalled is back. On the reactor.
 func (f *file) back(now time.Duration) {
-	f.stuck--
+	if f.stuck--; f.stuck > 0 {
+		return // the last one tells
+	}
 	if again := now-f.resume < max(f.pause, soon); again && f.pause > 0 {
 		f.pause = min(2*f.pause, mostPause)
 	} else {
@@ -86,8 +85,7 @@ func (r *Reactor) of(o *op) *file {
 	}
 	f := &r.files[o.fd]
 	if f.done != o.done {
-		*f = file{done: o.done}
-		f.buffered, f.quiet = sys.FileFlags(o.fd)
+		*f = file{done: o.done, buffered: sys.Buffered(o.fd)}
 	}
 	return f
 }
@@ -104,11 +102,19 @@ func (r *Reactor) takesInline(o *op) bool {
 	switch {
 	case !f.buffered:
 		return false
-	case o.write:
-		return r.mayStall(f)
+	case o.write || f.waits:
+		return r.mayStall(f) && (o.write || f.reads.try())
 	}
-	return (f.quiet && !f.waits || r.mayStall(f)) && f.reads.try()
+	return r.mayRead(f) && f.reads.try()
 }
+
+// mostBegun is how many reads of a file that are not in memory a reactor begins itself: a disk that
+// does not answer keeps them, and with all that its queue takes (128 of a loop device), the next
+// one waits. Further ones threads of the kernel's begin.
+const mostBegun = 48
+
+// mayRead tells whether a read can be tried with RWF_NOWAIT.
+func (r *Reactor) mayRead(f *file) bool { return f.stuck == 0 && f.begun < mostBegun && r.stoodBy() }
 
 // mayStall tells whether a call that may wait can be made on the reactor: the engine's transfers would wait with it, and so would all
 // else if no other thread stood by.
@@ -135,6 +141,9 @@ func (r *Reactor) runQueue() (lost *op) {
 		if !r.transfer(o) {
 			return o
 		}
+		if r.inEngine > 0 && r.eng.due() && !r.submit() {
+			return lostInSubmit
+		}
 		if show && r.queued <= showLeft {
 			r.flush()
 			show = false
@@ -160,10 +169,7 @@ func (r *Reactor) transfer(o *op) (kept bool) {
 		return r.write(o, f)
 	case f.waits:
 		return r.readWaiting(o, f)
-	case f.quiet:
-		n, errno := sys.Read(o.fd, o.iov, o.off)
-		return r.wasRead(o, f, n, errno)
-	case !r.mayStall(f):
+	case !r.mayRead(f):
 		o.start()
 		return true
 	}
@@ -233,7 +239,7 @@ type call func(fd int, iov []sys.Iovec, off int64) (int, syscall.Errno)
 // calls are those that may wait, which are made under the guard: the host's, but in tests.
 type calls struct{ read, readWaiting, write call }
 
-var hostCalls = calls{read: sys.ReadNowait, readWaiting: sys.ReadWaiting, write: sys.WriteWaiting}
+var hostCalls = calls{read: sys.Read, readWaiting: sys.ReadWaiting, write: sys.WriteWaiting}
 
 // call makes a call of o that may wait. kept is false where the reactor was lost over it: then o has the result, once the call is back.
 func (r *Reactor) call(o *op, c call) (n int, errno syscall.Errno, kept bool) {

@@ -545,24 +545,11 @@ func (m *marker) AIODone(*devsw.Buf, int64, devsw.Errno) {
 	m.left--
 }
 
-// quiet has reads of f leave its access time alone.
-func quiet(t *testing.T, f *os.File) {
-	t.Helper()
-	fd, err := sys.Dup(int(f.Fd()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer fd.Close()
-	if err := fd.KeepQuiet(); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func TestALongBatchIsShownBeforeItsEnd(t *testing.T) {
 	modes(t, func(t *testing.T, p *Pool) {
 		r := p.Pick()
 		f := tempFile(t)
-		quiet(t, f)
+		awaitStandby(r)
 		if _, err := f.Write(make([]byte, 1<<20)); err != nil {
 			t.Fatal(err)
 		}

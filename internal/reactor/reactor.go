@@ -65,11 +65,23 @@ type engine interface {
 	unwatch(fd int, tag uint64) error
 	start(o *op)
 	cancel(o *op)
+	// submit has the host begin what was started. waits tells that it may have to wait for the
+	// storage there (op.mayWait), due that it is time for that, and full that no more can be
+	// started before it.
+	submit()
+	waits() bool
+	due() bool
+	full() bool
 	// turn submits what was started, runs what has completed, and tells whether anything had. It does not sleep.
 	turn() bool
 	// sleep submits, and waits for at most timeout (negative: no limit) for a completion, a watched descriptor or Reactor.wakeFD. What has
 	// completed is left to turn.
 	sleep(timeout time.Duration)
+	// handOver is for an engine whose thread is stuck, and called by the one that has the reactor
+	// now. The thread calls leave when it is back: that completes what only this engine can, and
+	// returns then.
+	handOver()
+	leave()
 	close()
 }
 
@@ -113,7 +125,7 @@ type Reactor struct {
 	next     int
 	queued   int64 // bytes of those
 	turns    []*op // that wait for their turn
-	calling  *op   // the last one whose call might have waited
+	calling  *op   // the last one whose call might have waited; nil: it was the engine's submit
 	files    []file
 	stuck    int // of all files
 	stop     bool
@@ -149,6 +161,7 @@ func newReactor(mode Mode, w *crew, pollMax time.Duration, maxStuck int) (*React
 			return
 		}
 		r.eng = eng
+		r.guard.thread.Store(int64(sys.ThreadID()))
 		r.counted = r.Now()
 		r.usage.set(r.clock, 0)
 		r.signals.tid = sys.ThreadID()
@@ -305,10 +318,29 @@ func (r *Reactor) newThread() (engine, error) {
 // loop is the reactor's, on a thread of newThread, with its engine. It returns when the reactor has ended, or another thread has it.
 func (r *Reactor) loop(eng engine) {
 	lost := r.goRound()
-	eng.close()
 	if lost != nil {
-		r.complete(lost)
+		if lost != lostInSubmit {
+			r.complete(lost)
+		}
+		eng.leave()
 	}
+	eng.close()
+}
+
+// lostInSubmit stands for the transfer over which a reactor was lost, where that was the submission
+// of several.
+var lostInSubmit = new(op)
+
+// submit has the engine begin what was started, where it may have to wait for that. It is false
+// where the reactor was lost over it.
+func (r *Reactor) submit() (kept bool) {
+	if !r.eng.waits() {
+		return true
+	}
+	r.calling = nil
+	word := r.guard.enter()
+	r.eng.submit()
+	return r.guard.leave(word)
 }
 
 // goRound makes one round after the other, and returns the transfer over which another thread has taken the reactor, or nil at its end.
@@ -379,6 +411,9 @@ func (r *Reactor) round() (worked bool, lost *op) {
 	}
 	if r.takeTurns() {
 		worked = true
+	}
+	if !r.submit() {
+		return true, lostInSubmit
 	}
 	if r.eng.turn() {
 		worked = true
@@ -561,7 +596,8 @@ func (r *Reactor) runPosted() {
 	for o := reverse(r.completed.Swap(nil)); o != nil; {
 		next := o.next
 		o.next = nil
-		if o.place == inCall {
+		if o.stuck {
+			o.stuck = false
 			r.stuck--
 			r.of(o).back(r.clock)
 		}

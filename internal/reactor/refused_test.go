@@ -62,7 +62,8 @@ func TestRefused(t *testing.T) {
 	fmt.Printf("%v; threads: %v\n", err, threads)
 }
 
-// refuse has the kernel answer a system call of this process with EPERM from now on (seccomp(2), linux/filter.h).
+// refuse has the kernel answer a system call of this process with EPERM from now on (seccomp(2),
+// linux/filter.h).
 func refuse(number uint32) error {
 	type filter struct {
 		code   uint16

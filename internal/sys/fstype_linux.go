@@ -44,7 +44,8 @@ func MayBlock(fd int) (bool, error) {
 	}
 }
 
-// punches are the file systems that are known to give parts of a file back. overlayfs is one as far as the file system that it writes to is.
+// punches are the file systems that are known to give parts of a file back. overlayfs is one as far
+// as the file system that it writes to is.
 var punches = []int64{
 	unix.EXT4_SUPER_MAGIC,
 	unix.XFS_SUPER_MAGIC,
@@ -54,9 +55,10 @@ var punches = []int64{
 	unix.OVERLAYFS_SUPER_MAGIC,
 }
 
-// CanPunch tells whether PunchHole can be had for the file behind fd, which is open for writing and has size bytes. A file system
-// that is not known is asked to punch a hole behind the file's end: that changes nothing but the time of the last change, on some. It may
-// take as long as a server likes.
+// CanPunch tells whether PunchHole can be had for the file behind fd, which is open for writing and
+// has size bytes. A file system that is not known is asked to punch a hole behind the file's end:
+// that changes nothing but the time of the last change, on some. It may take as long as a server
+// likes.
 func CanPunch(fd int, size int64) bool {
 	var st unix.Statfs_t
 	if unix.Fstatfs(fd, &st) == nil && slices.Contains(punches, int64(uint32(st.Type))) {

@@ -1,6 +1,8 @@
 package sys
 
 import (
+	"bytes"
+	"fmt"
 	"os"
 	"time"
 
@@ -52,4 +54,16 @@ func ThreadID() int { return unix.Gettid() }
 // uses SIGURG, which the Go runtime sends to its threads too, and does nothing about where nobody has asked for it.
 func Interrupt(tid int) error {
 	return os.NewSyscallError("tgkill", unix.Tgkill(unix.Getpid(), tid, unix.SIGURG))
+}
+
+// Runnable tells of a thread of this process that it runs, or would if it had a processor: that it
+// sleeps for nothing (proc_pid_stat(5)). False where that cannot be seen.
+func Runnable(tid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", tid))
+	if err != nil {
+		return false
+	}
+	// The name before it may have anything in it.
+	_, state, ok := bytes.Cut(text[bytes.LastIndexByte(text, ')')+1:], []byte(" "))
+	return ok && len(state) > 0 && state[0] == 'R'
 }

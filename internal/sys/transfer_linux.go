@@ -67,15 +67,15 @@ func Pwritev(fd int, iov [][]byte, off int64, dsync bool) (int, syscall.Errno) {
 	}
 }
 
-// FileFlags tells of fd whether its transfers go by the page cache, since it was not opened with O_DIRECT, and whether reads leave the
-// file's access time alone, since it has O_NOATIME.
-func FileFlags(fd int) (buffered, quiet bool) {
+// Buffered tells whether transfers of fd go by the page cache: it was not opened with O_DIRECT.
+func Buffered(fd int) bool {
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
-	return err == nil && flags&unix.O_DIRECT == 0, err == nil && flags&unix.O_NOATIME != 0
+	return err == nil && flags&unix.O_DIRECT == 0
 }
 
-// KeepQuiet has reads by f leave the file's access time alone (O_NOATIME): a read of what is in memory then writes nothing. EPERM where
-// the file is somebody else's and this process is not privileged.
+// KeepQuiet has reads by f leave the file's access time alone (O_NOATIME): a read of what is in
+// memory then writes nothing down. EPERM where the file is somebody else's and this process is not
+// privileged.
 func (f *FD) KeepQuiet() error {
 	flags, err := unix.FcntlInt(uintptr(f.Int()), unix.F_GETFL, 0)
 	if err == nil {

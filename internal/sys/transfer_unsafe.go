@@ -10,19 +10,14 @@ import (
 // Iovec is struct iovec.
 type Iovec = unix.Iovec
 
-// Read is Preadv for who has the iovecs, at most 1024, and must not wait (RWF_NOWAIT): it fails with EAGAIN where it would
-// have to, and with EOPNOTSUPP where the file system cannot tell. EINTR is not tried again. It does not allocate.
+// Read is Preadv for who has the iovecs, at most 1024, and does not want to block (RWF_NOWAIT): it
+// fails with EAGAIN where it would have to, and with EOPNOTSUPP where the file system cannot tell.
+// EINTR is not tried again. It does not allocate.
 //
-// It is a raw system call, and must not be used for a file that keeps access times (FD.KeepQuiet), which may have to be written down: else,
-// since RWF_NOWAIT begins no I/O, not even a readahead (from Linux 5.11 on), it waits for nothing but the caller's pages, as any access to
-// those may.
+// It may sleep all the same: for room in the queue of a disk, which it has read ahead (seen on
+// Linux 6.18), or to write an access time down. So it is no raw system call, which would hold up a
+// garbage collection then.
 func Read(fd int, iov []Iovec, off int64) (int, syscall.Errno) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_PREADV2, uintptr(fd), first(iov), uintptr(len(iov)), uintptr(off), 0, unix.RWF_NOWAIT)
-	return count(n, errno)
-}
-
-// ReadNowait is Read for any file. Not a raw system call: what sleeps must not hold up a garbage collection.
-func ReadNowait(fd int, iov []Iovec, off int64) (int, syscall.Errno) {
 	n, _, errno := unix.Syscall6(unix.SYS_PREADV2, uintptr(fd), first(iov), uintptr(len(iov)), uintptr(off), 0, unix.RWF_NOWAIT)
 	return count(n, errno)
 }

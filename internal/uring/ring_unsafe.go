@@ -71,9 +71,10 @@ type Ring struct {
 	arg      geteventsArg
 }
 
-// New makes a ring with room for at least entries submissions and cqEntries completions, and tries it. The calling goroutine must be
-// locked to its thread. The error is an *os.SyscallError: ENOSYS or EPERM where the host has or allows no io_uring, or a part
-// of it alone, as a seccomp filter may, with whatever errno that gives.
+// New makes a ring with room for at least entries submissions and cqEntries completions, and tries
+// it. The calling goroutine must be locked to its thread. The error is an *os.SyscallError: ENOSYS
+// or EPERM where the host has or allows no io_uring, or a part of it alone, as a seccomp filter
+// may, with whatever errno that gives.
 func New(entries, cqEntries uint32) (*Ring, error) {
 	r, err := setup(entries, cqEntries)
 	if err != nil {

@@ -10,7 +10,8 @@ import (
 	"vdev/internal/reactor"
 )
 
-// TestAStopIsAnsweredThoughTheFileSystemIsFrozen, and by all queues, whose writes sleep in it: the first on a reactor's own thread.
+// TestAStopIsAnsweredThoughTheFileSystemIsFrozen, and by all queues, whose writes sleep in it: the
+// first on a reactor's own thread.
 func TestAStopIsAnsweredThoughTheFileSystemIsFrozen(t *testing.T) {
 	eachMode(t, func(t *testing.T, mode reactor.Mode) {
 		const queues = 3 // on two reactors

@@ -372,7 +372,8 @@ func TestWhatIsMappedOverABufIsAllThatALateTransferTouches(t *testing.T) {
 	}
 }
 
-// TestDiscardsAreOfferedWhereThereAreAny: to find out changes nothing of the file's data, size or space.
+// TestDiscardsAreOfferedWhereThereAreAny: to find out changes nothing of the file's data, size or
+// space.
 func TestDiscardsAreOfferedWhereThereAreAny(t *testing.T) {
 	for _, rigid := range []bool{false, true} {
 		want := numbered(12345, 1)
@@ -416,7 +417,8 @@ func TestDiscardsAreOfferedWhereThereAreAny(t *testing.T) {
 	}
 }
 
-// TestToFindOutAboutDiscardsLeavesTheFilesOfKnownFileSystemsAlone, the time of their last change included.
+// TestToFindOutAboutDiscardsLeavesTheFilesOfKnownFileSystemsAlone, the time of their last change
+// included.
 func TestToFindOutAboutDiscardsLeavesTheFilesOfKnownFileSystemsAlone(t *testing.T) {
 	for _, k := range loopfs.Kinds {
 		t.Run(k.Name, func(t *testing.T) {
@@ -445,5 +447,63 @@ func TestToFindOutAboutDiscardsLeavesTheFilesOfKnownFileSystemsAlone(t *testing.
 				t.Errorf("%+v, %v", info, err)
 			}
 		})
+	}
+}
+
+// TestADiskWhoseQueueIsFullHoldsUpNoOther: what is begun beyond what the host's queue of a block
+// device takes waits for room in it, and so does whoever begins it. Short reads are begun by a
+// reactor, longer ones are not.
+func TestADiskWhoseQueueIsFullHoldsUpNoOther(t *testing.T) {
+	const (
+		size  = 64 << 20
+		stuck = 400 // a loop device takes 128
+		apart = 160 << 10
+	)
+	want := numbered(size, 3)
+	for _, mode := range modes {
+		for _, n := range []int{4096, 132 << 10} {
+			t.Run(fmt.Sprintf("%s, %d bytes", mode, n), func(t *testing.T) {
+				r := newRig(t)
+				f, path, _ := hanging(t, hangfs.Config{}, want)
+				dev := loopfs.Loop(t, path, 512)
+				re := newReactor(t, mode)
+				bad := on(r.open(r.create(Config{Path: dev, ReadOnly: true})), re)
+				good := on(r.open(r.create(Config{Path: newFile(t, make([]byte, 1<<20))})), re)
+				exchange(t, good)
+				if b := bad.Transfer(devsw.BRead, 0, 0, make([]byte, 4096)); b.Error != 0 {
+					t.Fatal(b.Error)
+				}
+				time.Sleep(10 * time.Millisecond) // for a thread to stand by
+				f.Hold(hangfs.Read)
+				defer f.Release(hangfs.Read)
+				var (
+					bufs  []*devsw.Buf
+					dones []chan struct{}
+				)
+				for i := range int64(stuck) {
+					b, done := bad.Buf(devsw.BRead, 0, (i+1)*apart, make([]byte, n))
+					re.Post(func() { bad.Table.BdevStrategy(b) })
+					bufs, dones = append(bufs, b), append(dones, done)
+				}
+				awaitHeld(t, f, hangfs.Read, 1)
+				within(t, "a disk beside one whose queue is full", func() {
+					for range 50 {
+						exchange(t, good)
+						time.Sleep(time.Millisecond)
+					}
+				})
+				f.Release(hangfs.Read)
+				for i, done := range dones {
+					<-done
+					at := (i + 1) * apart
+					if b := bufs[i]; b.Error != 0 || b.Resid != 0 || !bytes.Equal(b.Data[0], want[at:at+n]) {
+						t.Errorf("read %d, released: %v, resid %d, or other data", i, b.Error, b.Resid)
+					}
+				}
+				for range 10 {
+					exchange(t, good)
+				}
+			})
+		}
 	}
 }

@@ -102,7 +102,8 @@ func (sc *softc) openImage() (*image, error) {
 		return nil, err
 	}
 	sc.identity.Store(&identity)
-	// A read of what is in memory then has nothing to write down, and cannot wait. Whoever may not have that does with less.
+	// A read of what is in memory has nothing to write down then, for which it might have to wait.
+	// Not everybody may have that.
 	_ = file.FD.KeepQuiet()
 	conf := sc.conf
 	conf.Bounce = conf.Bounce || file.MayBlock && !conf.Direct && pinned(file.FD.Int())

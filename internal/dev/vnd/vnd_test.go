@@ -723,7 +723,8 @@ func BenchmarkStrategy4K(b *testing.B) {
 	}
 }
 
-// TestABlockDevicesSectorsAreTheDisks, unless others are asked for: a partition table counts in them.
+// TestABlockDevicesSectorsAreTheDisks, unless others are asked for: a partition table counts in
+// them.
 func TestABlockDevicesSectorsAreTheDisks(t *testing.T) {
 	for _, own := range []uint32{512, 4096} {
 		dev := loopfs.Loop(t, newFile(t, make([]byte, 64<<10)), int(own))

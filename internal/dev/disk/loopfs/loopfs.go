@@ -1,4 +1,5 @@
-// Package loopfs gives tests a file system of their own on a loop device, which can be frozen. It is for root.
+// Package loopfs gives tests a file system of their own on a loop device, which can be frozen. It
+// is for root.
 package loopfs
 
 import (
@@ -18,7 +19,8 @@ const (
 	fiThaw   = 0xc0045878
 )
 
-// Kinds are the file systems that can be made: the smallest that each can be, in bytes, what makes it, and Debian's package of that.
+// Kinds are the file systems that can be made: the smallest that each can be, in bytes, what makes
+// it, and Debian's package of that.
 var Kinds = []struct {
 	Name    string
 	Size    int64
@@ -78,8 +80,8 @@ func New(t testing.TB, kind string) *FS {
 	return nil
 }
 
-// Loop makes a loop device of a file, with sectors of this many bytes, and further arguments of losetup, for the length of the test. It
-// skips the test where that cannot be.
+// Loop makes a loop device of a file, with sectors of this many bytes, and further arguments of
+// losetup, for the length of the test. It skips the test where that cannot be.
 func Loop(t testing.TB, path string, sector int, args ...string) string {
 	t.Helper()
 	if os.Getuid() != 0 {
