@@ -101,10 +101,10 @@ const (
 // others.
 type crew struct{ local, remote, stuck *workers }
 
-// newCrew makes a crew of at most stuck threads for files that may block.
+// newCrew makes a crew of at most stuck threads for files that may block, and as many for all others.
 func newCrew(stuck int) *crew {
-	local := min(maxWorkers, stuck)
-	return &crew{newWorkers(local), newWorkers(stuck), newWorkers(local)}
+	others := min(maxWorkers, max(stuck/2, 1))
+	return &crew{newWorkers(others), newWorkers(stuck), newWorkers(others)}
 }
 
 // of gives the workers for o.
