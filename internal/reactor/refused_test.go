@@ -47,15 +47,14 @@ func TestRefused(t *testing.T) {
 		fmt.Println("no filter:", err)
 		return
 	}
-	p, err := NewPool(Config{Mode: ModeURing})
-	if err == nil {
+	if _, err = NewPool(Config{Mode: ModeURing}); err == nil {
 		t.Fatal("it has io_uring")
 	}
 	if !errors.Is(err, syscall.EPERM) {
 		t.Error(err)
 	}
-	threads := err
-	if p, threads = NewPool(Config{Mode: ModeThreads}); threads == nil {
+	p, threads := NewPool(Config{Mode: ModeThreads})
+	if threads == nil {
 		p.Pick().Do(func() {})
 		p.Close()
 	}
