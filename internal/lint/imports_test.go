@@ -44,6 +44,7 @@ var layers = map[string][]string{
 	"internal/dev/disk":          {"devsw", "internal/sys"},
 	"internal/dev/disk/disktest": {"devsw", "internal/sys"},
 	"internal/dev/disk/hangfs":   {"internal/sys"},
+	"internal/dev/disk/loopfs":   {"internal/sys"},
 	"internal/dev/md":            {"devsw", "internal/dev/disk", "internal/sys"},
 	"internal/dev/vnd":           {"devsw", "internal/dev/disk", "internal/sys"},
 	"internal/dev/null":          {"devsw", "internal/dev/disk", "internal/sys"},

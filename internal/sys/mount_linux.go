@@ -36,3 +36,21 @@ func UnmountFUSE(path string) error {
 	}
 	return os.NewSyscallError("umount2", err)
 }
+
+// Mount mounts the file system of a kind that dev has at dir (mount(2)).
+func Mount(dev, dir, kind string) error {
+	return os.NewSyscallError("mount", unix.Mount(dev, dir, kind, 0, ""))
+}
+
+// Unmount unmounts what is mounted at dir (umount2(2)). EBUSY while it is in use.
+func Unmount(dir string) error { return os.NewSyscallError("umount2", unix.Unmount(dir, 0)) }
+
+// Freeze has every write to the file system that f is on sleep, until it is thawed again (ioctl_fsfreeze(2)).
+func (f *FD) Freeze(frozen bool) error {
+	const freeze, thaw = 0xc0045877, 0xc0045878 // FIFREEZE, FITHAW (linux/fs.h)
+	req := uint(thaw)
+	if frozen {
+		req = freeze
+	}
+	return os.NewSyscallError("ioctl", unix.IoctlSetInt(f.Int(), req, 0))
+}

@@ -11,12 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-)
 
-// The ioctls of fsfreeze(8) (linux/fs.h).
-const (
-	fiFreeze = 0xc0045877
-	fiThaw   = 0xc0045878
+	"vdev/internal/sys"
 )
 
 // Kinds are the file systems that can be made: the smallest that each can be, in bytes, what makes
@@ -61,7 +57,7 @@ func New(t testing.TB, kind string) *FS {
 			t.Fatalf("%s: %v: %s", prog, err, out)
 		}
 		fs := &FS{Dir: t.TempDir()}
-		err = syscall.Mount(dev, fs.Dir, kind, 0, "")
+		err = sys.Mount(dev, fs.Dir, kind)
 		if errors.Is(err, syscall.ENODEV) {
 			t.Skipf("this host knows no %s", kind)
 		}
@@ -70,7 +66,7 @@ func New(t testing.TB, kind string) *FS {
 		}
 		t.Cleanup(func() {
 			fs.Thaw(t)
-			if err := syscall.Unmount(fs.Dir, 0); err != nil {
+			if err := sys.Unmount(fs.Dir); err != nil {
 				t.Errorf("unmounting %s: %v", kind, err)
 			}
 		})
@@ -111,7 +107,7 @@ func Loop(t testing.TB, path string, sector int, args ...string) string {
 // Freeze has every write to the file system sleep until Thaw.
 func (fs *FS) Freeze(t testing.TB) {
 	t.Helper()
-	fs.ioctl(t, fiFreeze)
+	fs.set(t, true)
 	fs.frozen = true
 }
 
@@ -120,18 +116,18 @@ func (fs *FS) Thaw(t testing.TB) {
 	t.Helper()
 	if fs.frozen {
 		fs.frozen = false
-		fs.ioctl(t, fiThaw)
+		fs.set(t, false)
 	}
 }
 
-func (fs *FS) ioctl(t testing.TB, req uintptr) {
+func (fs *FS) set(t testing.TB, frozen bool) {
 	t.Helper()
-	f, err := os.Open(fs.Dir)
+	fd, err := sys.OpenFile(fs.Dir, sys.OpenFlags{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	if _, _, e := syscall.Syscall(syscall.SYS_IOCTL, f.Fd(), req, 0); e != 0 {
-		t.Fatalf("ioctl %#x of %s: %v", req, fs.Dir, e)
+	defer fd.Close()
+	if err := fd.Freeze(frozen); err != nil {
+		t.Fatalf("%s: %v", fs.Dir, err)
 	}
 }
