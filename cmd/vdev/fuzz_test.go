@@ -77,7 +77,7 @@ func (c diskConfig) table() map[string]any {
 	t := map[string]any{
 		"name": c.name, "num-queues": c.numQueues, "seg-max": c.segMax, "serial": c.serial,
 		"logical-block-size": blockSize(c),
-		"migratable": map[bool]string{true: "on", false: "off"}[c.migratable], "incoming": c.incoming, "cancel-after": c.cancelWait.String(),
+		"migratable":         map[bool]string{true: "on", false: "off"}[c.migratable], "incoming": c.incoming, "cancel-after": c.cancelWait.String(),
 		"bounce": c.driver.bounce,
 	}
 	if c.socketPath != "" {
