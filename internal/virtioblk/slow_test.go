@@ -390,8 +390,16 @@ func freezable(t *testing.T) (dir string, freeze, thaw func()) {
 	if run("mkfs.ext4", "-q", image) != nil || run("mount", "-o", "loop", image, dir) != nil {
 		t.Skip("no file system can be mounted here")
 	}
+	// It is thawed and unmounted by a shell, when this process lets go of its input: also where a test does not come to its end.
+	guard := exec.Command("sh", "-c", `read x; fsfreeze --unfreeze "$0" 2>/dev/null; umount "$0"`, dir)
+	hold := must(guard.StdinPipe())(t)
+	if err := guard.Start(); err != nil {
+		_ = run("umount", dir)
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
-		if run("umount", dir) != nil {
+		hold.Close()
+		if guard.Wait() != nil {
 			t.Error("the file system stays mounted")
 		}
 	})
