@@ -126,20 +126,20 @@ func TestStatusTellsWhatAStopWaitsFor(t *testing.T) {
 	stopped := make(chan error)
 	go func() { stopped <- g.ring.Stop() }()
 	st = p.until(ctl, func(st control.Status) bool {
-		return st.FrontEnd.WaitsFor == "GET_VRING_BASE" && st.Rings[0].State == "stopping"
+		return st.FrontEnd.WaitsFor == "SET_VRING_ENABLE" && st.Rings[0].State == "draining"
 	})
-	if r := st.Rings[0]; r.Why != "base" || r.InFlight != 1 {
-		t.Errorf("the ring that stops is %+v", r)
+	if r := st.Rings[0]; r.InFlight != 1 {
+		t.Errorf("the ring that is drained is %+v", r)
 	}
 	text := p.told(ctl, "status")
-	for _, want := range []string{"waits for the answer to GET_VRING_BASE, for ", "read of 512 bytes at 2560 hangs by rule 1, for ", "fault, 1 open\n", "2 rings stopped\n"} {
+	for _, want := range []string{"waits for the answer to SET_VRING_ENABLE, for ", "read of 512 bytes at 2560 hangs by rule 1, for ", "fault, 1 open\n", "2 rings stopped\n"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the status has no %q:\n%s", want, text)
 		}
 	}
 	p.signal(syscall.SIGQUIT)
 	p.waitFor("the status of vdev:")
-	p.waitFor(" stopping queue=0 why=base")
+	p.waitFor(" drain queue=0")
 	p.told(ctl, "fault", "clear", "2")
 	p.refused(ctl, "no rule 2 is in force", "fault", "clear", "2")
 	p.told(ctl, "fault", "release")
@@ -154,8 +154,8 @@ func TestStatusTellsWhatAStopWaitsFor(t *testing.T) {
 	}
 	p.waitFor("the front-end has disconnected")
 
-	order := []string{" ctl fault hang:read:blocks=5 delay:open:time=1ms\n", " connect\n", " opened\n", " in queue=0 GET_VRING_BASE",
-		" ctl fault release\n", " cancel\n", " drained\n", " closed\n", " stop queue=0 why=base", " out queue=0 GET_VRING_BASE", " disconnect\n"}
+	order := []string{" ctl fault hang:read:blocks=5 delay:open:time=1ms\n", " connect\n", " opened\n", " drain queue=0",
+		" ctl fault release\n", " drained queue=0", " in queue=0 GET_VRING_BASE", " cancel\n", " drained\n", " closed\n", " stop queue=0 why=base", " out queue=0 GET_VRING_BASE", " disconnect\n"}
 	rest := p.told(ctl, "trace")
 	for _, want := range order {
 		_, after, found := strings.Cut(rest, want)
