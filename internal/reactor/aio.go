@@ -107,8 +107,8 @@ func (o *op) start() {
 		o.r.crew.of(o).put(o)
 		return
 	}
-	if o.mayWait, o.aside = o.r.submitWaits(o); o.mayWait {
-		if o.r.eng.full() {
+	if o.mayWait, o.aside = o.r.submitWaits(o); o.mayWait || o.aside {
+		if o.mayWait && o.r.eng.full() {
 			o.mayWait = false
 			o.r.awaitTurn(o)
 			return
@@ -176,8 +176,8 @@ func (r *Reactor) cancel(o *op) {
 func (o *op) ended(n int, errno syscall.Errno) {
 	if o.place == inEngine {
 		o.r.inEngine--
-		if o.mayWait {
-			o.mayWait = false
+		if o.mayWait || o.aside {
+			o.mayWait, o.aside = false, false
 			o.r.of(o).begun--
 		}
 	}

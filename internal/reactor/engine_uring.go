@@ -157,7 +157,7 @@ func (e *uringEngine) handOver() {
 	for _, o := range r.ops {
 		if o.buf != nil && o.place == inEngine {
 			o.place = inLost
-			if o.mayWait {
+			if o.mayWait || o.aside {
 				r.isStuck(o)
 			}
 		}

@@ -226,9 +226,9 @@ func (r *Reactor) goOn(eng engine) {
 // isStuck says that o keeps a thread, and that others of its file may.
 func (r *Reactor) isStuck(o *op) {
 	f := r.of(o)
-	if o.mayWait {
+	if o.mayWait || o.aside {
 		f.begun--
-		o.mayWait = false
+		o.mayWait, o.aside = false, false
 	}
 	o.stuck = true
 	f.stuck++

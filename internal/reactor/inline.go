@@ -29,7 +29,7 @@ type file struct {
 	// waits: reads know no RWF_NOWAIT.
 	waits  bool
 	reads  skip
-	begun  int           // transfers that the engine has with op.mayWait
+	begun  int           // transfers by the page cache that the engine has
 	stuck  int           // calls that threads are still in, who lost the reactor over them
 	resume time.Duration // when the next one that may wait may be made in line, by Clock
 	pause  time.Duration // how long before that the last of them came back
