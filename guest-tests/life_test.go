@@ -15,11 +15,13 @@ const aLife = `
     0.300000 vhost   in GET_VRING_BASE ring=0 num=0
     0.300001 vhost   out GET_VRING_BASE ring=0 num=32
     0.300003 specfs  block 14,0 cancel
+    0.300003 blk     queue 1 write sector 0, 4096 bytes: cancelled
     0.300004 specfs  block 14,0 canceled
     0.300005 specfs  block 14,0 drain
     0.300006 specfs  block 14,0 drained
     0.300007 specfs  block 14,0 close
     0.300008 specfs  block 14,0 closed
+    0.300008 blk     queue 1 write sector 0, 4096 bytes: answered with an i/o error: operation canceled
     0.300009 vhost   out GET_VRING_BASE ring=1 num=21
     0.400000 vhost   disconnect
 `
@@ -49,6 +51,9 @@ func TestALifeOutOfOrderIsFound(t *testing.T) {
 	for _, c := range []struct{ what, log, want string }{
 		{"no cancel", drop("0 cancel"), "drain after opened"},
 		{"no drain", drop("0 drain"), "close after canceled"},
+		{"a transfer after the drain", strings.Replace(aLife, "    0.300007", "    0.300006 blk     queue 1 write sector 0, 4096 bytes: cancelled\n    0.300007", 1), "is drained"},
+		{"a transfer after the close", strings.Replace(aLife, "    0.300009", "    0.300008 blk     queue 1 read sector 0, 4096 bytes: ok\n    0.300009", 1), "is closed"},
+		{"an earlier time", strings.Replace(aLife, "    0.300005", "    0.299005", 1), "not in the order of their times"},
 		{"no close", drop("0 close"), "no further than drained"},
 		{"answered before it was closed", strings.Replace(aLife, "    0.300003", "    0.300002 vhost   out GET_VRING_BASE ring=1 num=21\n    0.300003", 1), "no further than opened"},
 		{"two opens", strings.Replace(aLife, "    0.200000 blk", "    0.200000 specfs  block 14,0 open\n    0.200000 blk", 1), "open after opened"},

@@ -372,8 +372,8 @@ func buildMutant(dir, name, text string) (string, error) {
 	return out, nil
 }
 
-// lifeLine is what --trace prints of a device's and of its rings' life.
-var lifeLine = regexp.MustCompile(`(?m)^ *(\d+\.\d+) (?:specfs  block (\d+,\d+) (\w+)(:.*)?|vhost   (start|out GET_VRING_BASE|disconnect)\b(?: ring=(\d+))?)`)
+// lifeLine is what --trace prints of a device's and of its rings' life, and of what storage has made of transfers.
+var lifeLine = regexp.MustCompile(`(?m)^ *(\d+\.\d+) (?:specfs  block (\d+,\d+) (\w+)(:.*)?|vhost   (start|out GET_VRING_BASE|disconnect)\b(?: ring=(\d+))?|blk     queue \d+ (?:read|write) .*: (ok|cancelled)$)`)
 
 // afterStep says which steps of a device's life may follow which. A device that was never opened is closed.
 var afterStep = map[string][]string{
@@ -389,8 +389,8 @@ var afterStep = map[string][]string{
 }
 
 // life is "life NAME": the log of a back-end with --trace tells of devices that were opened, and taken down in order:
-// cancel, drain, close; and where the last ring's stop was answered, or the connection has ended, all was closed. The
-// output counts.
+// cancel, drain, close; and where the last ring's stop was answered, or the connection has ended, all was closed. Nor is
+// there a transfer between the end of a drain and the next open, and the times only grow. The output counts.
 func life(w *world, args []string) (string, error) {
 	if len(args) != 1 {
 		return "", errors.New("usage: life NAME")
@@ -413,12 +413,26 @@ func checkLife(log string) (string, error) {
 	state := map[string]string{}
 	running := map[string]bool{}
 	counts := map[string]int{}
+	last := 0.0
 	for _, m := range lifeLine.FindAllStringSubmatch(log, -1) {
 		at, dev, step, event, ring := m[1], m[2], m[3], m[5], m[6]
+		// By more than that, it is another process, which has begun to count anew.
+		const disorder = 0.05
+		if seconds, err := strconv.ParseFloat(at, 64); err != nil || seconds < last && seconds > last-disorder {
+			return "", fmt.Errorf("at %s, after %f: the lines are not in the order of their times", at, last)
+		} else {
+			last = seconds
+		}
 		if step == "opened" && m[4] != "" {
 			step = "failed"
 		}
 		switch {
+		case m[7] != "":
+			for dev, s := range state {
+				if slices.Contains([]string{"drained", "close", "closed"}, s) {
+					return "", fmt.Errorf("at %s %s, and device %s is %s", at, strings.TrimSpace(m[0]), dev, s)
+				}
+			}
 		case step == "revoke" || step == "revoked":
 		case dev != "":
 			was, known := state[dev]

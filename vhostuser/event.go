@@ -18,7 +18,7 @@ const (
 	EventIn         EventKind = "in"         // a message from the front-end; Fields are its payload's
 	EventOut        EventKind = "out"        // a reply or a message to it
 	EventFail       EventKind = "fail"       // a message was refused; Err says why
-	EventStart      EventKind = "start"      // a ring was handed to the Device; resubmitted is what its in-flight region brought
+	EventStart      EventKind = "start"      // a ring is handed to the Device next; resubmitted is what its in-flight region brought
 	EventEnable     EventKind = "enable"     // a running ring is fetched from again
 	EventDisable    EventKind = "disable"    // a running ring is fetched from no more
 	EventDrain      EventKind = "drain"      // requests of a disabled ring are waited for

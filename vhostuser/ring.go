@@ -341,6 +341,11 @@ func (s *session) start(r *ring) error {
 	s.findDriver(r, q)
 	q.driver = s.driver
 	s.relogRing(r, q)
+	fields := []Field{{"size", q.size}, {"base", q.base}, {"features", Hex(q.features)}}
+	if q.canSuspend {
+		fields = append(fields, Field{"resubmitted", q.resubmitted})
+	}
+	s.b.event(Event{Kind: EventStart, Ring: r.index, Fields: fields})
 	if err := s.dev.StartQueue(q); err != nil {
 		q.reactor.Do(q.close)
 		s.breakRing(r, err)
@@ -348,11 +353,6 @@ func (s *session) start(r *ring) error {
 	}
 	r.q = q
 	s.notify.started(1)
-	fields := []Field{{"size", q.size}, {"base", q.base}, {"features", Hex(q.features)}}
-	if q.canSuspend {
-		fields = append(fields, Field{"resubmitted", q.resubmitted})
-	}
-	s.b.event(Event{Kind: EventStart, Ring: r.index, Fields: fields})
 	q.reactor.Do(func() {
 		// A call may have been lost on the way here, with the descriptor or the back-end before this one.
 		q.signal(q.call)

@@ -19,6 +19,16 @@ type queuedWriter struct {
 	quit  chan struct{} // closed: write what is queued and end
 	ended chan struct{} // closed by the goroutine
 	once  sync.Once
+
+	order sync.Mutex // see inOrder
+}
+
+// inOrder calls write with the time, for lines that tell when something happened: they come in the order of their times,
+// whoever writes them. It is held for as long as it takes to queue a line.
+func (q *queuedWriter) inOrder(write func(at time.Time)) {
+	q.order.Lock()
+	defer q.order.Unlock()
+	write(time.Now())
 }
 
 // queueLength is how many lines may wait to be written.

@@ -45,8 +45,11 @@ func (r *reporter) whose(only string) string {
 }
 
 // line puts one line into the trace: when (since vdev was started), who says it, and what.
-func (r *reporter) line(at time.Time, from, what string) {
-	seconds := at.Sub(r.start).Seconds()
+func (r *reporter) line(from, what string) {
+	r.out.inOrder(func(at time.Time) { r.lineAt(at.Sub(r.start).Seconds(), from, what) })
+}
+
+func (r *reporter) lineAt(seconds float64, from, what string) {
 	if r.json {
 		r.log.Info("trace", "seconds", seconds, "from", from, "event", what)
 		return
@@ -60,7 +63,7 @@ func (r *reporter) line(at time.Time, from, what string) {
 // vhostuser is the vhost-user back-end's hook.
 func (r *reporter) vhostuser(e vhostuser.Event) {
 	if r.trace {
-		r.line(e.Time, "vhost", e.String())
+		r.line("vhost", e.String())
 	}
 	// How long the front-end waits in a stop belongs to the device's life. Other messages are many, and answered at once.
 	if e.Message == vhostuser.GetVringBase.String() || e.Kind != vhostuser.EventIn && e.Kind != vhostuser.EventOut {
@@ -107,13 +110,13 @@ func note(e vhostuser.Event) string {
 
 // command records that somebody intervenes, or, with an error, could not.
 func (r *reporter) command(what string, err error) {
-	e := r.life.Add(trace.Event{Kind: "ctl", Queue: trace.WholeDevice, Note: what, Err: err})
+	r.life.Add(trace.Event{Kind: "ctl", Queue: trace.WholeDevice, Note: what, Err: err})
 	if r.trace {
 		line := what
 		if err != nil {
 			line += ": " + err.Error()
 		}
-		r.line(r.life.Start().Add(e.Time), "ctl", line)
+		r.line("ctl", line)
 	}
 	if err != nil {
 		r.log.Warn("a command has failed", "command", what, "cause", err)
@@ -125,7 +128,7 @@ func (r *reporter) command(what string, err error) {
 // specfs is the hook of the file system of devices.
 func (r *reporter) specfs(e specfs.Event) {
 	if r.trace {
-		r.line(e.Time, "specfs", e.String())
+		r.line("specfs", e.String())
 	}
 	r.life.Add(trace.Event{Kind: e.Kind.String(), Queue: trace.WholeDevice, Err: e.Err})
 }
@@ -137,7 +140,7 @@ func (r *reporter) request(q virtioblk.Request) {
 		r.out.skip()
 		return
 	}
-	r.line(time.Now(), "blk", q.String())
+	r.line("blk", q.String())
 }
 
 // virtioblk is told by the device model what went wrong where nobody could be given an error.

@@ -37,7 +37,7 @@ const (
 //   - on the row front-end, how long one was connected, and, within, how long it waited for the answer to a message (in, out);
 //   - on the row device, the state of the device: d_open, open, d_cancel, drain, d_close, one after the other;
 //   - on the row revoke, each revoke, and on the row control, the commands that came (ctl);
-//   - on a row for each ring: running, disabled, stopping, broken.
+//   - on a row for each ring: running, disabled, draining, stopping, broken.
 //
 // What else happened is instants on these rows: what the device model has said (log) on that of the device, and kinds that are
 // not known on the row control. What has not ended ends at now, the age of the Log. Spans of one row either follow each other
@@ -122,8 +122,10 @@ func (b *builder) ring(row string, e Event) {
 	switch e.Kind {
 	case "start", "enable":
 		b.become(row, "running", e)
-	case "disable":
+	case "disable", "drained":
 		b.become(row, "disabled", e)
+	case "drain":
+		b.become(row, "draining", e)
 	case "stopping":
 		b.become(row, "stopping", e)
 	case "break":

@@ -66,7 +66,8 @@ type Config struct {
 	// Room bounds the memory of the requests in flight. nil: one that all devices without one share, 64 MiB for each of them and 512 MiB
 	// for all.
 	Room *Room
-	// Trace, where it is set, is called for each request that has ended or was suspended, on its queue's reactor.
+	// Trace, where it is set, is called for each request that has ended, was suspended, or has come back cancelled. It is
+	// called on the queues' reactors and where drivers end transfers, also at the same time, and must not block.
 	Trace func(Request)
 	// Log, where it is set, is told what went wrong or took long where nobody is there to take an error.
 	Log func(msg string, err error)

@@ -125,6 +125,7 @@ func (q *queue) split(i int) {
 		seq: r.seq, began: r.began, at: i, units: r.units,
 	}
 	r.units = 0 // the driver's halves are those of one life of the device: the next open waits for them
+	r.fenced.Store(true)
 	r.memory = q.vq.Memory(&r.chain)
 	r.chain, r.status = virtq.Chain{}, nil
 	q.requests[i] = n

@@ -22,6 +22,11 @@ type Request struct {
 	Err    error  // why Status is not OK
 	// Suspended: it has not ended, and has no Status. It is left in the in-flight region, to be started again.
 	Suspended bool
+	// Cancelled: it is a transfer that the driver has given back cancelled, and has no Status yet. What becomes of it is told
+	// when it does.
+	Cancelled bool
+	// Answered: the guest's driver is told now of what was cancelled, or came too late for the device. This is no I/O.
+	Answered bool
 }
 
 // String gives the request as one readable line, without a newline.
@@ -35,6 +40,10 @@ func (r Request) String() string {
 	switch {
 	case r.Suspended:
 		return s + ": suspended"
+	case r.Cancelled:
+		return s + ": cancelled"
+	case r.Answered:
+		return fmt.Sprintf("%s: answered with an i/o error: %v", s, r.Err)
 	case r.Status == statusOK:
 		return s + ": ok"
 	case r.Status == statusUnsupp:
@@ -90,6 +99,8 @@ type request struct {
 	ranges []devsw.ZeroRange // made anew for each request: an operation may use them for longer
 	op     *operation        // in progress, of a request that may block
 	seq    uint64            // the order of fetching
+	traced bool              // by iodone
+	fenced atomic.Bool       // memory is about to be set: how the transfer ends is nobody's business
 	began  time.Duration     // by the reactor's clock
 	kept   error             // while it is parked: what it came back with
 	at     int               // in queue.requests
@@ -169,7 +180,7 @@ func length(bufs [][]byte) (n int64) {
 // start begins the request that was popped into r. It ends through r.end, on the reactor.
 func (r *request) start() {
 	r.q.fetched++
-	r.seq, r.began = r.q.fetched, r.q.reactor.Clock()
+	r.seq, r.began, r.traced = r.q.fetched, r.q.reactor.Clock(), false
 	r.typ, r.sector, r.bytes, r.in = ^uint32(0), 0, 0, 0
 	r.q.charge(r)
 	readable, writable, err := r.parse()
@@ -249,8 +260,23 @@ func (r *request) submit() {
 }
 
 // iodone has the request of a Buf ended, on the reactor. Any goroutine.
+//
+// How a transfer ends is traced here where the reactor gets to know it later: in its I/O section, before the drain that
+// waits for it is over. So is it where it comes back cancelled; what becomes of the request is traced when it does, which may
+// be after the close.
 func iodone(b *devsw.Buf) {
 	r := b.Context.(*request)
+	if d := r.q.d; d.trace != nil && !r.fenced.Load() {
+		t := Request{Queue: r.q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes}
+		switch {
+		case b.Error == devsw.ECANCELED || b.Error == devsw.EINTR:
+			t.Err, t.Cancelled = b.Error, true
+			d.trace(t)
+		case !b.InContext && b.Error == 0 && b.Resid == 0:
+			r.traced = true
+			d.trace(t)
+		}
+	}
 	if !b.InContext {
 		r.q.vq.Post(r.done)
 		return
@@ -563,8 +589,9 @@ func (r *request) finish(err error) {
 		q.d.memory.answered()
 	}
 	q.vq.PushStatus(&r.chain, uint32(r.written(err)), r.status, status)
-	if q.d.trace != nil {
-		q.d.trace(Request{Queue: q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes, Status: status, Err: err})
+	if q.d.trace != nil && !r.traced {
+		q.d.trace(Request{Queue: q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes, Status: status, Err: err,
+			Answered: err != nil && cancelled(err)})
 	}
 	q.put(r)
 }
