@@ -74,7 +74,7 @@ func TestHandshakeThatGoesWrongSaysHow(t *testing.T) {
 		"short info":        {join(begin, optReply(optGo, repInfo, []byte{0, infoExport, 0})), "NBD_INFO_EXPORT of 3 bytes", syscall.EPROTO},
 		"odd blocks":        {join(begin, info(testSize), blocks(3, 4096, 1<<20)), "block sizes", syscall.EPROTO},
 		"endless":           {join(begin, []byte(strings.Repeat(string(info(testSize)), maxInfos+1))), "more than 128 replies", syscall.EPROTO},
-		"large blocks":      {join(begin, info(testSize), blocks(4096, 4096, 1<<20), optReply(optGo, repAck, nil)), "choose 4096", devsw.EINVAL},
+		"large blocks":      {join(begin, info(testSize), blocks(4096, 4096, 1<<20), optReply(optGo, repAck, nil)), "(--logical-block-size 4096)", devsw.EINVAL},
 		"empty":             {join(begin, info(0), optReply(optGo, repAck, nil)), "less than a sector", devsw.EINVAL},
 		"refused by name":   {join(begin, unsup(optGo)), "hangs up during the handshake", syscall.ECONNRESET},
 		"another reply":     {join(begin, optReply(optGo, 77, nil)), "reply 0x4d", syscall.EPROTO},
