@@ -65,10 +65,14 @@ func (sc *softc) open(flag devsw.Flag, mode devsw.Mode) error {
 func (sc *softc) openExport(ctx context.Context, flag devsw.Flag) (*medium, error) {
 	sc.anew = sc.anew || flag&devsw.FRESUME == 0
 	var before stability
+	outages, away := uint64(0), false
 	if last := sc.last.Load(); last != nil {
 		select {
 		case <-last.done:
+			last.mu.Lock()
 			before = last.flushed.inherited(!sc.anew)
+			outages, away = last.outages, last.away
+			last.mu.Unlock()
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -85,7 +89,8 @@ func (sc *softc) openExport(ctx context.Context, flag devsw.Flag) (*medium, erro
 		}
 		return l, nil
 	}, sc.notify)
-	m.cl.flushed, m.cl.outages = before, before.generation
+	// A server that went and did not come back before the close has gone all the same.
+	m.cl.flushed, m.cl.outages, m.cl.away = before, max(before.generation, outages), away
 	if sc.foreign() {
 		m.cl.keep = sc.keep
 	}
