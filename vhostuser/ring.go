@@ -278,7 +278,10 @@ func (s *session) disable(r *ring) (inFlight int) {
 	q.enabled = false
 	q.reactor.Do(func() {
 		q.paused = true
-		inFlight = q.InFlight()
+		if inFlight = q.InFlight(); inFlight == 0 {
+			// What was pushed in this batch is shown now: after the answer nothing is.
+			poller{q}.Flush()
+		}
 	})
 	s.b.event(Event{Kind: EventDisable, Ring: r.index})
 	return inFlight
