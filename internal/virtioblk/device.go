@@ -296,8 +296,11 @@ func (d *Device) StartQueue(vq *vhostuser.Queue) error {
 	d.stop = nil
 	first := len(d.queues) == 0
 	d.meetDriver(first, vq.Driver())
-	if first && vq.Driver() == vhostuser.DriverNew {
+	switch origin := vq.Driver(); {
+	case first && origin == vhostuser.DriverNew:
 		d.anew = true
+	case origin == vhostuser.DriverElsewhere:
+		d.anew = false // the first ring may not have shown it
 	}
 	d.checkSize(len(d.queues) == 0, vq.Size())
 	q := newQueue(d, vq)
@@ -593,6 +596,10 @@ func (d *Device) takeDown(o *opening, revoke bool) {
 		d.open = nil
 	}
 	queues := d.queuesOfLocked(o)
+	if !closed {
+		// An open that begins from now on waits for this close.
+		d.closes.Acquire()
+	}
 	d.mu.Unlock()
 	if closed {
 		return
@@ -604,7 +611,6 @@ func (d *Device) takeDown(o *opening, revoke bool) {
 		})
 	}
 	o.cancel()
-	d.closes.Acquire()
 	go func() {
 		defer d.closes.Release()
 		if begun {

@@ -529,7 +529,12 @@ func (o *operation) recall() (err error, recalled bool) {
 }
 
 func (o *operation) flush() error {
-	if unsaid := o.d.unsaid.Swap(nil); unsaid != nil {
+	unsaid := o.d.unsaid.Load()
+	if unsaid != nil {
+		// Only the guest's own flush is told for good: who looks at how a discard has ended?
+		if o.typ == tFlush {
+			o.d.unsaid.CompareAndSwap(unsaid, nil)
+		}
 		o.flushErr = *unsaid
 		return o.flushErr
 	}

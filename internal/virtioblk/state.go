@@ -88,13 +88,14 @@ func (m *memory) storeLocked() {
 	if m.unflushed.Load() != unflushedNo || m.brought.Unflushed || m.disk.Unflushed {
 		state |= stateUnflushed
 	}
-	if m.page != nil && m.page.State() != state {
-		m.page.Store(state)
-	}
 	if m.late != nil {
 		// Whose guest it is says the rest.
 		const ours = stateUnflushed | 0xffff<<stateErrno
 		m.late.Store(m.late.State()&^ours | state&ours)
+	}
+	// After that one: a front-end that comes back brings the same page again.
+	if m.page != nil && (m.late != nil || m.page.State() != state) {
+		m.page.Store(state)
 	}
 }
 
@@ -106,7 +107,8 @@ func (d *Device) SetStatePage(p *vhostuser.StatePage) {
 	m := &d.memory
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.fromPage, m.brought = false, devsw.DiskState{}
+	// That a flush has failed is the disk's affair, whoever its guest is. It stays until an open has taken it.
+	m.fromPage, m.brought.Unflushed = false, false
 	m.dropLocked(m.page, used)
 	m.page = p
 	if p == nil {
@@ -122,6 +124,7 @@ func (d *Device) SetStatePage(p *vhostuser.StatePage) {
 	if m.unflushed.Load() != unflushedNo {
 		disk.Unflushed = false // it is what this process has put there, and it has not been killed
 	}
+	disk.FlushError = max(disk.FlushError, m.brought.FlushError)
 	m.brought = disk
 	m.storeLocked()
 }
