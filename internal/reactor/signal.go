@@ -87,6 +87,10 @@ func (r *Reactor) watchSignals() {
 				if s.waits() {
 					s.end(r.wakeFD.Int())
 					word += signalEnded - signalWriting
+				} else {
+					// The watch of another reactor may have ended a write to the same descriptor, which
+					// is an eventfd of ours since. A write that is begun anew goes there.
+					_ = sys.Interrupt(s.tid)
 				}
 				s.word.Store(word)
 			}
