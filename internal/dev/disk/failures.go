@@ -71,6 +71,12 @@ func (f *Failures) Look(identity string) devsw.Errno {
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0
 	}
+	if err != nil {
+		if _, statErr := os.Lstat(f.file(identity)); statErr != nil {
+			f.log(fmt.Errorf("whether there is a record is not known: %w", statErr))
+			return 0
+		}
+	}
 	e := devsw.EIO
 	if err == nil {
 		defer file.Close()
