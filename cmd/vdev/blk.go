@@ -123,8 +123,9 @@ What stands behind the disk is a driver:
           an image in one of QEMU's formats (qcow2, vmdk, vdi, vhdx, ...), perhaps with backing files,
           which vdev has qemu-nbd serve while a guest uses the disk; --blk-file disk.qcow2 is short for it.
           The image's header names its backing files: those in its own folder are opened; others, and
-          files that the guest may write to (data files, VMDK's extents), only with backing-chain=files,
-          and what is no local file with any. An image named like none of these formats is raw
+          data files, which the guest may write to, only with backing-chain=files; what is no local
+          file, and a VMDK of several files or with a parent, only with any. An image named like none
+          of these formats is raw
   md,size=BYTES[,file=FILE][,read-only]
           memory of vdev's own, forgotten when vdev ends; FILE is what it holds at first
   nbd,uri=URI[,connections=N][,reconnect-delay=TIME][,unflushed=auto|lost|kept][,read-only]

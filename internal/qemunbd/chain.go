@@ -1,6 +1,7 @@
 package qemunbd
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -19,9 +20,9 @@ const (
 	// ChainFolder: files in the image's own folder, or below it, that are only read.
 	ChainFolder Chain = "folder"
 	// ChainFiles: any file or block device of the host, also those that are written to (qcow2's
-	// data file, VMDK's extents).
+	// data file).
 	ChainFiles Chain = "files"
-	// ChainAny: whatever QEMU has a protocol for.
+	// ChainAny: whatever QEMU has a protocol for, and what a VMDK's text names.
 	ChainAny Chain = "any"
 )
 
@@ -36,7 +37,7 @@ const maxChain = 256
 // gives.
 type ChainError struct {
 	Image string // whose header it is
-	Kind  string // "backing file", "data file", "extent"
+	Kind  string // "backing file", "data file"
 	Name  string // as the header has it
 	Why   string
 	Allow Chain // what would allow it; empty: nothing
@@ -96,6 +97,9 @@ func follow(image, format string, allowed Chain) ([]link, error) {
 		if h.encrypted != "" {
 			return nil, secretError(at.file, h.encrypted)
 		}
+		if h.elsewhere != "" && allowed != ChainAny {
+			return nil, &ChainError{Image: at.file, Why: h.elsewhere, Allow: ChainAny, Err: devsw.EINVAL}
+		}
 		for _, p := range h.parents {
 			next, err := p.find(at.file, folder, allowed)
 			if err != nil {
@@ -104,8 +108,7 @@ func follow(image, format string, allowed Chain) ([]link, error) {
 			if next == (link{}) {
 				continue // not a file of this host
 			}
-			if slices.ContainsFunc(chain, func(l link) bool { return sameFile(l.file, next.file) && l.kind != "extent" }) &&
-				p.kind == "backing file" {
+			if p.kind == "backing file" && slices.ContainsFunc(chain, func(l link) bool { return sameFile(l.file, next.file) }) {
 				return nil, &ChainError{Image: at.file, Kind: p.kind, Name: p.name, Why: "is in its own chain", Err: devsw.EINVAL}
 			}
 			if len(chain) == maxChain {
@@ -123,7 +126,7 @@ func (p parent) find(image, folder string, allowed Chain) (link, error) {
 	refuse := func(allow Chain, why string) (link, error) {
 		return link{}, &ChainError{Image: image, Kind: p.kind, Name: p.name, Why: why, Allow: allow, Err: devsw.EINVAL}
 	}
-	name := strings.TrimPrefix(p.name, "file:")
+	name, prefixed := strings.CutPrefix(p.name, "file:")
 	if proto := protocol(name); proto != "" {
 		if allowed != ChainAny {
 			return refuse(ChainAny, fmt.Sprintf("is not a file's name (QEMU opens it as %q)", proto))
@@ -133,8 +136,15 @@ func (p parent) find(image, folder string, allowed Chain) (link, error) {
 	if name == "" {
 		return refuse("", "has no name")
 	}
-	if !filepath.IsAbs(name) {
-		name = filepath.Join(filepath.Dir(image), name)
+	switch {
+	case filepath.IsAbs(name):
+	case prefixed && allowed != ChainAny:
+		return refuse(ChainAny, "is in the folder that qemu-nbd happens to be started in")
+	case prefixed:
+		return link{}, nil
+	default:
+		// As it stands, since '..' behind a symbolic link is not where it seems to be.
+		name = image[:strings.LastIndexByte(image, '/')+1] + name
 	}
 	if allowed == ChainFolder && p.kind != "backing file" {
 		return refuse(ChainFiles, "is another file, which the guest may write to")
@@ -154,6 +164,9 @@ func (p parent) find(image, folder string, allowed Chain) (link, error) {
 		// As QEMU will find it.
 		if format, err = contentOf(real); err != nil {
 			return link{}, &ChainError{Image: image, Kind: p.kind, Name: p.name, Why: "cannot be used: " + err.Error(), Err: err}
+		}
+		if format == "" && allowed != ChainAny {
+			return refuse(ChainAny, "has no format in the header, and its content may be taken for a VMDK's text")
 		}
 	}
 	return link{name, format, p.kind}, nil
@@ -187,7 +200,7 @@ func openFile(name string) (*os.File, error) {
 	return os.Open(name)
 }
 
-// contentOf tells the format of an image by its content alone.
+// contentOf tells the format of an image by its content alone, as QEMU does: empty where that is not sure.
 func contentOf(name string) (string, error) {
 	f, err := openFile(name)
 	if err != nil {
@@ -198,7 +211,11 @@ func contentOf(name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return byContent(head), nil
+	format := byContent(head)
+	if format == Raw && len(head) > 0 && bytes.IndexByte([]byte("#v \t\n\v\f\r"), head[0]) >= 0 {
+		return "", nil // QEMU knows such a text by less than byContent does (vmdk_probe)
+	}
+	return format, nil
 }
 
 // read reads the header of a file of the chain.
@@ -210,8 +227,6 @@ func (l link) read() (header, error) {
 	defer f.Close()
 	h, err := readHeader(f, l.format)
 	switch {
-	case errors.Is(err, errNotOne):
-		return header{}, nil // qemu-nbd does not take it either, and says so
 	case err != nil:
 		return h, &ChainError{Image: l.file, Why: "cannot be used: " + err.Error(), Err: devsw.EINVAL}
 	case l.format == "luks":

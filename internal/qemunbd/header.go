@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 )
 
 // What an image's header says of the disk and of other files. The formats are public: QEMU's
@@ -19,11 +18,9 @@ const (
 	maxName = 1023
 	// maxExtensions is how many header extensions are looked at; QEMU writes four.
 	maxExtensions = 64
-	// maxDescriptor is how much of a VMDK's descriptor is read, in bytes. QEMU reads 20 sectors of
-	// an embedded one.
+	// maxDescriptor is how much of a VMDK's descriptor is read, in bytes. QEMU looks for a parent in
+	// 20 sectors.
 	maxDescriptor = 64 << 10
-	// maxParents is how many files one header may name. A VMDK has one for each 2 GiB.
-	maxParents = 1024
 )
 
 // header is what was read.
@@ -31,12 +28,13 @@ type header struct {
 	size      int64    // of the disk, bytes; 0 where the format is none whose size is read here
 	encrypted string   // how, or empty
 	parents   []parent // in the order in which they stand in it
+	elsewhere string   // why it may lead to other files that are not in parents, or empty
 }
 
 // parent is another file that a header names.
 type parent struct {
 	name   string
-	kind   string // "backing file", "data file", "extent"
+	kind   string // "backing file", "data file"
 	format string // of a backing file; empty: QEMU looks at its content
 }
 
@@ -88,21 +86,20 @@ func nameAt(r io.ReaderAt, off uint64, n uint32) (string, error) {
 
 // Of a qcow2 image.
 const (
-	qcow2Header2      = 72  // bytes of version 2's header
-	qcow2Header3      = 104 // at least, of version 3's
-	incompatDataFile  = 1 << 2
-	extBackingFormat  = 0xe2792aca
-	extDataFile       = 0x44415441
-	cryptAES          = 1
-	cryptLUKS         = 2
-	maxHeaderLength   = 64 << 10
-	qcowHeader        = 48
-	qedHeader         = 64
-	qedBackingFile    = 1 << 0
-	qedBackingIsRaw   = 1 << 2
-	vmdkSector        = 512
-	vmdkHeader        = 4 + 4 + 4 + 8 + 8 + 8 + 8 // up to desc_size
-	vmdkTextSignature = "# Disk DescriptorFile"
+	qcow2Header2     = 72  // bytes of version 2's header
+	qcow2Header3     = 104 // at least, of version 3's
+	incompatDataFile = 1 << 2
+	extBackingFormat = 0xe2792aca
+	extDataFile      = 0x44415441
+	cryptAES         = 1
+	cryptLUKS        = 2
+	maxHeaderLength  = 64 << 10
+	qcowHeader       = 48
+	qedHeader        = 64
+	qedBackingFile   = 1 << 0
+	qedBackingIsRaw  = 1 << 2
+	vmdkSector       = 512
+	vmdkHeader       = 4 + 4 + 4 + 8 + 8 + 8 + 8 // up to desc_size
 )
 
 func readQcow2(r io.ReaderAt) (h header, err error) {
@@ -228,56 +225,35 @@ func readQED(r io.ReaderAt) (h header, err error) {
 	return h, nil
 }
 
-// extent is a line of a VMDK's descriptor: access, sectors, type, file.
-var extent = regexp.MustCompile(`(?m)^[ \t]*\S+[ \t]+[-+0-9]+[ \t]+\S+[ \t]+"([^"\r\n]*)`)
+// parentHint is the word before the name of a VMDK's parent.
+var parentHint = []byte("parentFileNameHint")
 
-// parentHint is where a descriptor names the image's parent.
-var parentHint = regexp.MustCompile(`parentFileNameHint[ \t]*=[ \t]*"([^"\r\n]*)`)
-
+// readVMDK looks whether the image can lead elsewhere, but not where to: QEMU reads the text that says so (the descriptor) by rules of
+// its own, and who reads it by others allows what QEMU does not open, and the other way round. An image in one piece, without a parent,
+// leads nowhere.
 func readVMDK(r io.ReaderAt) (h header, err error) {
 	p, err := readUpTo(r, 0, vmdkHeader)
 	if err != nil {
 		return h, err
 	}
-	var text []byte
-	whole := false // the image is in one piece, whatever its descriptor calls that
-	switch {
-	case bytes.HasPrefix(p, []byte("COWD")):
+	// Without a size of its own it is but a descriptor (vmdk_open_vmdk4). Nor is anything else in one piece.
+	if len(p) < vmdkHeader || string(p[:4]) != "KDMV" || binary.LittleEndian.Uint64(p[12:]) == 0 {
+		h.elsewhere = "is described by a text, as parts of a VMDK are, which may name any file"
 		return h, nil
-	case bytes.HasPrefix(p, []byte(vmdkTextSignature)):
-		text, err = readUpTo(r, 0, maxDescriptor+1)
-	case bytes.HasPrefix(p, []byte("KDMV")) && len(p) == vmdkHeader:
-		// Without a size of its own it is but a descriptor (vmdk_open_vmdk4).
-		whole = binary.LittleEndian.Uint64(p[12:]) != 0
-		at := binary.LittleEndian.Uint64(p[28:])
-		if at > 1<<50 {
-			return h, fmt.Errorf("%w: a descriptor at sector %d", errHeader, at)
+	}
+	at := binary.LittleEndian.Uint64(p[28:])
+	if at > 1<<50 {
+		return h, fmt.Errorf("%w: a descriptor at sector %d", errHeader, at)
+	}
+	// QEMU looks for a parent behind the header, wherever the descriptor is.
+	for _, off := range []int64{vmdkSector, int64(at) * vmdkSector} {
+		text, err := readUpTo(r, off, maxDescriptor)
+		if err != nil {
+			return h, err
 		}
-		if at != 0 {
-			text, err = readUpTo(r, int64(at)*vmdkSector, maxDescriptor)
+		if bytes.Contains(text, parentHint) {
+			h.elsewhere = "has a parent, which may be any file"
 		}
-	}
-	switch {
-	case err != nil:
-		return h, err
-	case text == nil && !whole:
-		return h, errNotOne
-	case len(text) > maxDescriptor:
-		return h, fmt.Errorf("%w: a descriptor of more than %d bytes", errHeader, maxDescriptor)
-	}
-	if end := bytes.IndexByte(text, 0); end >= 0 {
-		text = text[:end]
-	}
-	for _, m := range extent.FindAllSubmatch(text, maxParents+1) {
-		if !whole {
-			h.parents = append(h.parents, parent{string(m[1]), "extent", Raw})
-		}
-	}
-	for _, m := range parentHint.FindAllSubmatch(text, maxParents+1) {
-		h.parents = append(h.parents, parent{string(m[1]), "backing file", "vmdk"})
-	}
-	if len(h.parents) > maxParents {
-		return h, fmt.Errorf("%w: it names more than %d files", errHeader, maxParents)
 	}
 	return h, nil
 }

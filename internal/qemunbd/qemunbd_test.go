@@ -261,8 +261,8 @@ func TestErrorsAreThePrograms(t *testing.T) {
 		t.Fatal(err)
 	}
 	makeImage(t, Raw, "1M")
-	_, err := newServer(t, Config{File: notAnImage, Format: "qcow2"}).Start(t.Context())
-	if !errors.Is(err, devsw.EINVAL) || !strings.Contains(err.Error(), "not in qcow2 format") {
+	_, err := newServer(t, Config{File: notAnImage, Format: "vdi"}).Start(t.Context())
+	if !errors.Is(err, devsw.EINVAL) || !strings.Contains(err.Error(), "not in VDI format") {
 		t.Errorf("Start: %v", err)
 	}
 	for want, conf := range map[string]Config{
@@ -273,7 +273,7 @@ func TestErrorsAreThePrograms(t *testing.T) {
 		"no such file":               {File: notAnImage + "x", Format: Raw},
 		"qemu-utils":                 {File: notAnImage, Format: Raw, Program: "qemu-nbd-that-nobody-has"},
 		"snapshot of an image that ": {File: notAnImage, Format: Raw, Snapshot: true, InUse: func(error) {}},
-		"snapshot of " + notAnImage:  {File: notAnImage, Format: "qcow2", Snapshot: true},
+		"snapshot of " + notAnImage:  {File: notAnImage, Format: "vdi", Snapshot: true},
 	} {
 		if _, err := New(conf); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("New(%+v): %v; want %q", conf, err, want)
