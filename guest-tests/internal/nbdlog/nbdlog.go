@@ -387,7 +387,8 @@ func (c *conn) requests(r *bufio.Reader, extended bool) {
 		switch {
 		case c.cut:
 		case err != nil && len(raw) > 0:
-			if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			// It may end within a request, by the other side or, when the server has gone, by this one.
+			if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, net.ErrClosed) {
 				p.findLocked("connection %d: %v", c.number, err)
 			}
 			c.up.items = append(c.up.items, item{raw: raw})
