@@ -9,6 +9,7 @@ import (
 	"vdev/devsw"
 	"vdev/internal/dev/fault"
 	"vdev/internal/reactor"
+	"vdev/virtq/virtqtest"
 )
 
 // TestAFlushThatFailsUnseenFailsTheNextOne: the host tells a failed writeback once. The one who was told of it is not waited for
@@ -26,6 +27,28 @@ func TestAFlushThatFailsUnseenFailsTheNextOne(t *testing.T) {
 	}
 	if st, _ := w.do(0, tFlush, 0, nil, nil); st != statusOK {
 		t.Errorf("the flush after it has status %#x", st)
+	}
+}
+
+// TestADiscardDoesNotTakeTheNewsOfAFlush that has failed unseen: a guest that is told by a discard may think no more of it.
+func TestADiscardDoesNotTakeTheNewsOfAFlush(t *testing.T) {
+	f := newFaulty(t, vndDisk)
+	w, _ := newSuspendBench(t, reactor.ModeURing, 1, f.disk, everything, nil)
+	w.dev.setWriteback(0) // so that a flush follows each discard
+	lost := error(devsw.EIO)
+	w.dev.unsaid.Store(&lost)
+	for _, c := range []struct {
+		typ  uint32
+		data []virtqtest.Seg
+		want byte
+	}{
+		{tDiscard, []virtqtest.Seg{w.rangeSeg([3]uint64{0, 8, 0})}, statusIOErr},
+		{tFlush, nil, statusIOErr},
+		{tFlush, nil, statusOK},
+	} {
+		if st, _ := w.do(0, c.typ, 0, c.data, nil); st != c.want {
+			t.Errorf("%s: status %#x, want %#x", typeName(c.typ), st, c.want)
+		}
 	}
 }
 
