@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -38,6 +39,31 @@ func pausing(t *testing.T, dev *reverser, requests int) (*rig, *vhostusertest.Ri
 func (g *rig) sendDisable(index int, flags uint32) {
 	g.t.Helper()
 	g.must(g.Request(vhostuser.SetVringEnable, flags, vhostuser.VringState{Index: uint32(index)}.Append(nil)))
+}
+
+// TestWhatHasJustEndedIsShownBeforeADisableIsAnswered: the request ends in the same turn of the event loop as the disable, which finds
+// nothing in flight, and the turn goes on after the answer.
+func TestWhatHasJustEndedIsShownBeforeADisableIsAnswered(t *testing.T) {
+	g, r, _ := pausing(t, newReverser(1), 1)
+	r.Called()
+	q := g.dev.queue()
+	begin, end := make(chan struct{}), make(chan struct{})
+	goOn := sync.OnceFunc(func() { close(end) })
+	q.Post(func() { <-begin })
+	q.Post(func() { g.dev.finishHeld(q) })
+	g.sendDisable(0, vhostuser.FlagNeedReply)
+	time.Sleep(20 * time.Millisecond) // time in which the disable comes to the event loop
+	q.Post(func() { <-end })
+	// On a busy machine the disable may come behind that, and then nothing is tested.
+	time.AfterFunc(2*time.Second, goOn)
+	close(begin)
+	_, _, err := g.Receive()
+	shown, called := r.PendingUsed(), r.Called()
+	goOn()
+	g.must(err)
+	if !shown || !called {
+		t.Errorf("with the answer the request is shown: %v, and signalled: %v", shown, called)
+	}
 }
 
 // TestADisableIsAnsweredWhenNothingIsInFlight, and the next message is handled only then, whether an answer was asked for or
