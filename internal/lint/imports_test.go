@@ -58,6 +58,7 @@ var layers = map[string][]string{
 	"internal/trace":             {},
 	"internal/control":           {"internal/trace", "internal/sys"},
 	"internal/lint":              {},
+	"internal/mutants":           {},
 	"internal/bench":             {"internal/chart", "internal/child", "internal/load", "internal/scale", "internal/sys"},
 	"internal/testreport":        {},
 	"internal/chart":             {},
