@@ -29,11 +29,12 @@ type endless struct {
 }
 
 func (e *endless) Read(p []byte) (n int, err error) {
-	for n < len(p) {
-		k := copy(p[n:], e.text[e.at:])
-		n += k
-		e.at = (e.at + k) % len(e.text)
+	n = copy(p, e.text[e.at:])
+	n += copy(p[n:], e.text[:e.at])
+	for period := n; n < len(p); {
+		n += copy(p[n:], p[:n-n%period])
 	}
+	e.at = (e.at + n) % len(e.text)
 	e.read += int64(n)
 	return n, nil
 }
