@@ -174,11 +174,14 @@ func TestAFailedFlushIsHandedOn(t *testing.T) {
 			region := w.startWith(w.all())
 			c.setFail(devsw.ENOSPC)
 			fail(w, c)
+			// As it is when this process is killed now.
+			killed := vhostusertest.NewInflight(region.Inflight, must(copyOf(region))(t))
+			t.Cleanup(killed.Close)
 
 			next := &cautious{}
 			o := cautiousBench(t, next)
 			w.moveTo(o)
-			o.restart(region)
+			o.restart(killed)
 			if st, _ := o.do(0, tFlush, 0, nil, nil); st != statusIOErr {
 				t.Errorf("the successor's flush has status %d", st)
 			}

@@ -2,8 +2,10 @@ package virtioblk
 
 import (
 	"encoding/binary"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"vdev/devsw"
 	"vdev/internal/reactor"
@@ -144,6 +146,16 @@ func TestWritesAreStableUnlessTheGuestIsKnownToFlush(t *testing.T) {
 			newDriver(w.bench)
 			w.start(w.all())
 		}, false},
+		// That read is for the size: the front-end's copy of the mode is the guest's choice, which is not known.
+		"lost connection, new size read, and a reboot, through": {through, func(t *testing.T, w *world) {
+			w.again(noInflight)
+			w.restart(nil)
+			must(w.f.GetConfig(0, configSize))(t)
+			w.stableWrite(w.h)
+			w.stopRings()
+			newDriver(w.bench)
+			w.start(w.all())
+		}, true},
 		"migration without the region, and the guest's choice": {through, func(t *testing.T, w *world) {
 			w.again(everything)
 			must(w.f.GetConfig(0, configSize))(t)
@@ -169,17 +181,54 @@ func TestWritesAreStableUnlessTheGuestIsKnownToFlush(t *testing.T) {
 	}
 }
 
+// TestTheGuestsChoiceIsKnownAfterAKill right after it: the process that is killed leaves the page as it is.
+func TestTheGuestsChoiceIsKnownAfterAKill(t *testing.T) {
+	for name, c := range map[string]struct {
+		choices []byte // of writeback
+		stable  bool
+	}{
+		"through":           {[]byte{0}, true},
+		"through, and back": {[]byte{0, 1}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, region := newSuspendBench(t, reactor.ModeURing, 1, newHeld().disk, everything, nil)
+			for _, v := range c.choices {
+				w.check(w.f.SetConfig(writebackOff, []byte{v}))
+			}
+			killed := vhostusertest.NewInflight(region.Inflight, must(copyOf(region))(t))
+			t.Cleanup(killed.Close)
+			h := newHeld()
+			o := newBench(t, reactor.ModeURing, 1, h.disk, nil)
+			w.moveTo(o)
+			o.restart(killed)
+			if got := o.stableWrite(h); got != c.stable {
+				t.Errorf("the write is stable: %v, want %v", got, c.stable)
+			}
+		})
+	}
+}
+
 // TestASessionBeginsWithTheSizeThatStorageHasNow, and with the one that is known while storage does not answer; once it does, the
 // front-end is told.
 func TestASessionBeginsWithTheSizeThatStorageHasNow(t *testing.T) {
 	c := &cautious{}
 	changed := make(chan struct{}, 10)
+	told := func(what string) {
+		t.Helper()
+		select {
+		case <-changed:
+		case <-time.After(10 * time.Second):
+			t.Errorf("the front-end is not told of another size: %s", what)
+		}
+	}
 	stuck := make(chan struct{})
 	var hang atomic.Bool
+	var looks atomic.Int64 // that hang
 	w := newBench(t, reactor.ModeURing, 1, c.disk, func(conf *Config) {
 		info := conf.Info
 		conf.Info = func() (devsw.DiskInfo, error) {
 			if hang.Load() {
+				looks.Add(1)
 				<-stuck
 			}
 			return info()
@@ -203,8 +252,10 @@ func TestASessionBeginsWithTheSizeThatStorageHasNow(t *testing.T) {
 	w.hangUp()
 	w.connect(everything)
 	capacity(2 * diskSize)
-	<-changed // a front-end that has come back would not ask
+	told("one that has come back would not ask")
 
+	letGo := sync.OnceFunc(func() { close(stuck) })
+	t.Cleanup(letGo) // before the bench is closed
 	resize(3 * diskSize)
 	hang.Store(true)
 	for range 2 { // the second one does not even wait
@@ -212,9 +263,12 @@ func TestASessionBeginsWithTheSizeThatStorageHasNow(t *testing.T) {
 		w.connect(everything)
 		capacity(2 * diskSize)
 	}
+	if got := looks.Load(); got != 1 {
+		t.Errorf("storage that does not answer was asked %d times, want once", got)
+	}
 	hang.Store(false)
-	close(stuck)
-	<-changed
+	letGo()
+	told("once storage has answered")
 	capacity(3 * diskSize)
 
 	// While a guest has begun with another size, the open finds the one of now.
@@ -222,6 +276,6 @@ func TestASessionBeginsWithTheSizeThatStorageHasNow(t *testing.T) {
 	resize(4 * diskSize)
 	w.stopRings()
 	w.startRings(nil)
-	<-changed
+	told("by the open")
 	capacity(4 * diskSize)
 }
