@@ -187,6 +187,18 @@ func (d *diskUnderTest) sync(c *fakeConn) error {
 	return <-ended
 }
 
+// nextLoss waits for the next loss that is told.
+func nextLoss(t *testing.T, told <-chan *LostError) *LostError {
+	t.Helper()
+	select {
+	case e := <-told:
+		return e
+	case <-time.After(20 * time.Second):
+		t.Fatal("no loss is told")
+		return nil
+	}
+}
+
 // TestNothingIsServedOfADiskWhoseServerHasTakenWritesWithIt, until somebody opens it who does not
 // go on where he was.
 func TestNothingIsServedOfADiskWhoseServerHasTakenWritesWithIt(t *testing.T) {
@@ -251,7 +263,7 @@ func TestNothingIsServedOfADiskWhoseServerHasTakenWritesWithIt(t *testing.T) {
 				}
 				c = f.next()
 				if tt.lost {
-					if e := <-lost; *e != (LostError{Writes: 1}) || !errors.Is(e, devsw.ESTALE) {
+					if e := nextLoss(t, lost); *e != (LostError{Writes: 1}) || !errors.Is(e, devsw.ESTALE) {
 						t.Errorf("the loss is told as %+v: %v", e, e)
 					}
 					d.stale()
@@ -383,7 +395,7 @@ func TestServerOfOthersIsKnownByItsProcess(t *testing.T) {
 			conn.Close()
 			conn = f.next()
 			if c.lost || c.perhaps {
-				if e := <-told; e.Perhaps != c.perhaps || !e.Foreign || e.Writes != 1 {
+				if e := nextLoss(t, told); e.Perhaps != c.perhaps || !e.Foreign || e.Writes != 1 {
 					t.Errorf("it is told as %+v", e)
 				}
 			}
