@@ -58,7 +58,9 @@ func makeImage(t *testing.T, format, size string) string {
 // newServer makes a Server for the length of the test.
 func newServer(t *testing.T, conf Config) *Server {
 	t.Helper()
-	conf.Log = func(text string) { t.Log("log:", text) }
+	if conf.Log == nil {
+		conf.Log = func(text string) { t.Log("log:", text) }
+	}
 	s, err := New(conf)
 	if err != nil {
 		t.Fatal(err)
