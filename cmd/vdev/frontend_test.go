@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -121,5 +122,24 @@ func TestAsManyQueuesAreOfferedAsThereCanBe(t *testing.T) {
 		t.Errorf("%d queues, %v, want 256", n, err)
 	}
 	g.start()
+	p.endsCleanly()
+}
+
+func TestASegMaxThatIsChosenReachesTheGuest(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	p := serving(t, nil, "blk", "--socket-path", socket, "--driver", "null,size=1M", "--seg-max", "62")
+	config, err := connect(t, socket).f.GetConfig(12, 4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := binary.LittleEndian.Uint32(config); got != 62 {
+		t.Errorf("seg_max is %d, want 62", got)
+	}
+	p.endsCleanly()
+}
+
+func TestADiskWithoutBytesIsToldOf(t *testing.T) {
+	p := serving(t, nil, "blk", "--socket-path", filepath.Join(t.TempDir(), "s"), "--blk-file", image(t, 0))
+	p.waitFor("the disk has no bytes")
 	p.endsCleanly()
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/binary"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"vdev/internal/control"
 	"vdev/internal/dev/disk"
 	"vdev/internal/sys"
+	"vdev/vhostuser"
 	"vdev/virtq/virtqtest"
 )
 
@@ -129,4 +131,37 @@ func TestTheSizeIsThatOfTheImageWhenAGuestComes(t *testing.T) {
 		p.until(ctl, func(s control.Status) bool { return s.FrontEnd == nil && s.State == "closed" })
 	}
 	p.endsCleanly()
+}
+
+// TestAFrontEndThatComesIsToldOfANewSize: one that comes back does not ask.
+func TestAFrontEndThatComesIsToldOfANewSize(t *testing.T) {
+	img := image(t, 4)
+	socket := filepath.Join(t.TempDir(), "s")
+	p := serving(t, nil, "blk", "--socket-path", socket, "--blk-file", img)
+	if err := os.Truncate(img, 16*512); err != nil {
+		t.Fatal(err)
+	}
+	g := connect(t, socket)
+	g.start() // until then the message waits
+	req, err := g.f.ReceiveBackend()
+	if err != nil || req != vhostuser.BackendConfigChangeMsg {
+		t.Errorf("the back-end's message is %v, %v", req, err)
+	}
+	p.endsCleanly()
+}
+
+// TestADiskBelowFaultsKeepsWhatItKnows: what the driver has found out of lost writes is not the faults'.
+func TestADiskBelowFaultsKeepsWhatItKnows(t *testing.T) {
+	spec, err := parseDriver("fault,lower=vnd,file=" + image(t, 8))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := openDisk(t.Context(), devsw.NewTable(), spec, 512, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.driver.Detach()
+	if d.keeper() == nil {
+		t.Error("nobody asks the disk what it knows")
+	}
 }

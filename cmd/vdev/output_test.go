@@ -84,3 +84,35 @@ func TestQueuedWriterNeverWaitsForItsReader(t *testing.T) {
 		}
 	})
 }
+
+// TestLinesThatTellWhenComeOneAfterTheOther: a line that takes its time earlier is queued earlier.
+func TestLinesThatTellWhenComeOneAfterTheOther(t *testing.T) {
+	w := &stuckWriter{open: make(chan struct{})}
+	close(w.open)
+	q := newQueuedWriter(w)
+	defer q.Close(time.Minute)
+	var first, second time.Time
+	in, release, done := make(chan struct{}), make(chan struct{}), make(chan struct{}, 2)
+	go q.inOrder(func(at time.Time) {
+		first = at
+		close(in)
+		<-release
+		done <- struct{}{}
+	})
+	<-in
+	go q.inOrder(func(at time.Time) {
+		second = at
+		done <- struct{}{}
+	})
+	time.Sleep(20 * time.Millisecond) // for the second one, if it did not wait
+	if len(done) != 0 {
+		t.Error("a line was written in the midst of another one")
+	}
+	before := time.Now()
+	close(release)
+	<-done
+	<-done
+	if second.Before(before) || first.After(before) {
+		t.Errorf("the lines have the times %v and %v, around %v", first, second, before)
+	}
+}
