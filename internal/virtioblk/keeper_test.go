@@ -212,14 +212,42 @@ func TestAFailedFlushIsHandedOn(t *testing.T) {
 			if st, _ := p.do(0, tFlush, 0, nil, nil); st != statusOK {
 				t.Errorf("the flush after that has status %d", st)
 			}
+			killed = vhostusertest.NewInflight(region.Inflight, must(copyOf(region))(t))
+			t.Cleanup(killed.Close)
 			last := &cautious{}
 			q := cautiousBench(t, last)
 			p.moveTo(q)
-			q.restart(region)
+			q.restart(killed)
 			if st, _ := q.do(0, tFlush, 0, nil, nil); st != statusOK || last.heard() != nil {
 				t.Errorf("the last one's flush has status %d", st)
 			}
 		})
+	}
+}
+
+// TestAFailureIsNotForgottenWithItsRegion: the front-end brings another one before the disk is opened.
+func TestAFailureIsNotForgottenWithItsRegion(t *testing.T) {
+	c := &cautious{}
+	w := cautiousBench(t, c)
+	region := w.startWith(w.all())
+	c.setFail(devsw.ENOSPC)
+	if st, _ := w.do(0, tFlush, 0, nil, nil); st != statusIOErr {
+		t.Fatalf("the flush has status %d", st)
+	}
+	next := &cautious{}
+	o := cautiousBench(t, next)
+	w.moveTo(o)
+	o.check(o.f.SetFeatures(o.all()))
+	o.check(o.f.AddMemory(o.mem))
+	o.check(o.f.SetInflightFD(region))
+	other := must(o.f.GetInflightFD(1, 128))(t)
+	t.Cleanup(other.Close)
+	o.startRings(other)
+	if st, _ := o.do(0, tFlush, 0, nil, nil); st != statusIOErr {
+		t.Errorf("the successor's flush has status %d", st)
+	}
+	if told := next.heard(); !slices.Equal(told, []devsw.DiskState{{FlushError: devsw.ENOSPC}}) {
+		t.Errorf("the successor was told %+v", told)
 	}
 }
 
