@@ -432,10 +432,8 @@ func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 	suspended := 0
 	if !quiet {
 		d.awaitCancelled(q, o)
-		q.vq.Do(func() {
-			q.settle(suspend)
-			suspended = vq.Suspended()
-		})
+		q.settle(suspend)
+		q.vq.Do(func() { suspended = vq.Suspended() })
 	}
 	// Of a request that was lost in a fault nobody gives its units back.
 	q.vq.Post(func() { q.giveBack(0) })
@@ -474,7 +472,7 @@ func (d *Device) PauseQueue(vq *vhostuser.Queue) {
 		d.awaitCancelled(q, o)
 		// What would be suspended by a stop is kept for it.
 		if !vq.CanSuspend() || d.migratable {
-			q.vq.Do(func() { q.settle(false) })
+			q.settle(false)
 			if err != nil {
 				d.log("requests were cancelled, and fail: they did not complete in time after the ring was disabled", nil)
 			}

@@ -182,26 +182,37 @@ func (q *queue) abandon() {
 }
 
 // settle ends what is parked, when nothing else is in flight: what has not reached the driver is given back, newest first, as
-// far as it was fetched last; the rest is suspended, or fails. On the reactor.
+// far as it was fetched last; the rest is suspended, or fails. Other rings of the reactor have their turn between. Not on a
+// reactor.
 func (q *queue) settle(suspend bool) {
-	parked := q.takeParked()
-	stay := 0
-	for _, r := range slices.Backward(parked) {
-		// It got no section: see cancelled.
-		if errors.Is(r.kept, devsw.ENXIO) && q.vq.CanUnpop(&r.chain) {
+	q.vq.Do(func() {
+		q.parked = q.takeParked()
+		for n := len(q.parked) - 1; n >= 0; n-- {
+			r := q.parked[n]
+			// It got no section: see cancelled.
+			if !errors.Is(r.kept, devsw.ENXIO) || !q.vq.CanUnpop(&r.chain) {
+				break
+			}
+			q.parked = q.parked[:n]
 			q.drop(r)
-			continue
 		}
-		stay++
+	})
+	for left := true; left; {
+		q.vq.Do(func() {
+			n := min(len(q.parked), stopTurn)
+			turn := q.parked[:n]
+			q.parked = q.parked[n:]
+			for _, r := range turn {
+				if suspend {
+					r.suspend()
+				} else {
+					r.finish(r.kept)
+				}
+			}
+			left = len(q.parked) > 0
+		})
 	}
-	// What was given back was fetched last.
-	for _, r := range parked[:stay] {
-		if suspend {
-			r.suspend()
-		} else {
-			r.finish(r.kept)
-		}
-	}
+	q.parked = nil
 }
 
 // Process implements vhostuser.Device.
@@ -307,7 +318,7 @@ func (q *queue) cancel(from int) (next int, all bool) {
 	if from == 0 {
 		q.recall()
 	}
-	next = min(from+cancelTurn, len(q.requests))
+	next = min(from+stopTurn, len(q.requests))
 	for _, r := range q.requests[from:next] {
 		if !r.inDriver() {
 			continue
@@ -319,5 +330,5 @@ func (q *queue) cancel(from int) (next int, all bool) {
 	return next, next == len(q.requests)
 }
 
-// cancelTurn is how many requests are cancelled before other rings of the reactor have their turn.
-const cancelTurn = 2048
+// stopTurn is how many requests are cancelled, or ended, before other rings of the reactor have their turn.
+const stopTurn = 2048
