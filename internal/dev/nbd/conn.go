@@ -222,6 +222,8 @@ func (c *conn) sendLocked(nowait bool) (worked bool) {
 		switch {
 		case c.current != nil:
 			c.payloadLocked()
+		case len(c.queue) > 0 && cap(c.out)-len(c.out) < extendedRequestSize:
+			c.flushLocked() // before a request is taken, which would be nowhere meanwhile
 		case len(c.queue) > 0:
 			r := c.queue[0]
 			// Not queue[1:], which would give its room away bit by bit.
@@ -349,18 +351,9 @@ func (e *export) header(p []byte, cmd, flags uint16, cookie uint64, off, n int64
 	return be.AppendUint32(p, uint32(n))
 }
 
-// issueLocked puts a request in flight, and its header and payload on their way.
+// issueLocked puts a request in flight, and its header and payload on their way. There is room for
+// the header.
 func (c *conn) issueLocked(r *request) {
-	if cap(c.out)-len(c.out) < extendedRequestSize {
-		switch c.flushLocked(); {
-		case c.quit: // it has not begun
-			c.cl.enqueueLocked(r)
-			return
-		case cap(c.out)-len(c.out) < extendedRequestSize:
-			c.queue = slices.Insert(c.queue, 0, r)
-			return
-		}
-	}
 	off := r.off + r.pos
 	r.n = r.total - r.pos
 	if r.cmd == cmdRead || r.cmd == cmdWrite {

@@ -253,3 +253,54 @@ func TestServerThatEndsWithItsLastConnectionIsStartedAnew(t *testing.T) {
 		t.Errorf("it was started %d times", l.starts)
 	}
 }
+
+// TestTransferThatTheSenderIsAboutToSendIsCancelled, too: while the sender waits for a server that
+// takes nothing, each transfer is found, wherever it is.
+func TestTransferThatTheSenderIsAboutToSendIsCancelled(t *testing.T) {
+	f := newFake(t, simpleMode)
+	r := newRig(t)
+	d, c := f.disk(r, Config{})
+	d.AIO = nil
+	p := make([]byte, 512)
+	var bufs []*devsw.Buf
+	var dones []chan struct{}
+	begin := func() {
+		b, done := d.begin(devsw.BRead, 0, 0, p)
+		bufs, dones = append(bufs, b), append(dones, done)
+	}
+	cl := r.d.opened(d.Dev).cl
+	// Until the sender is stuck with more than it can gather.
+	for stuck := false; !stuck; {
+		for range 2 * bufferSize / requestSize {
+			begin()
+		}
+		written := int64(-1)
+		for range 20 {
+			time.Sleep(5 * time.Millisecond)
+			cl.mu.Lock()
+			conn := cl.conns[0]
+			stuck = conn.written == written && len(conn.queue) > bufferSize/requestSize
+			written = conn.written
+			cl.mu.Unlock()
+		}
+	}
+	// They are sent in order: those around the last one that was.
+	cl.mu.Lock()
+	sent := len(cl.conns[0].flight)
+	cl.mu.Unlock()
+	for i := sent - 5; i < sent+5; i++ {
+		r.d.cancelBuf(bufs[i])
+	}
+	late := time.After(10 * time.Second)
+	for i := sent - 5; i < sent+5; i++ {
+		select {
+		case <-dones[i]:
+		case <-late:
+			t.Fatalf("transfer %d was not cancelled, after %d that were sent", i, sent)
+		}
+		if bufs[i].Error != devsw.ECANCELED {
+			t.Fatalf("transfer %d ends with %v", i, bufs[i].Error)
+		}
+	}
+	c.Close()
+}
