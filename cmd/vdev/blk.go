@@ -138,7 +138,11 @@ What stands behind the disk is a driver:
           nothing in its own memory, such as nbdkit's file plugin or qemu-nbd with a raw image.
           vdev keeps a connection while no guest uses the disk, since some servers end with their
           last client (qemu-nbd without --persistent); one that takes a single client (qemu-nbd
-          without --shared) serves the disk, but cannot be asked for a new size
+          without --shared) serves the disk, but cannot be asked for a new size. Where the server
+          allows it there are up to 4 connections, or N (1 to 16); if one of them does not show
+          what another one has written, every request fails. An export of which each connection
+          has its own (nbd-server's temporary and copyonwrite) is none for vdev, which connects
+          anew when the guest resets the device: it is empty, or as it was at first, then
   null,size=BYTES[,read-only]
           nothing: what is written is forgotten, and what is read is whatever was there
   fault[,rule=RULE]...[,cache=BYTES][,no-cancel],lower=NAME,...

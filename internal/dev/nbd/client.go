@@ -44,6 +44,8 @@ type client struct {
 	held    requests // they wait for orphans
 	of      devsw.BufIndex[*request]
 	orphans int // writes that were given up, and that the server may still do
+	proof   proof
+	only    *conn // by which all goes while proof is narrow; nil: not chosen yet
 	givenUp bool
 	flushed stability
 	outages uint64     // the generation of a server that cannot be told from another: see attach
@@ -98,6 +100,9 @@ func (cl *client) start(first *link, n int) {
 	}
 	cl.mu.Lock()
 	cl.slots += n - 1
+	if _, foreign := cl.server.(nobody); foreign && n > 1 {
+		cl.proof = proofDue
+	}
 	cl.mu.Unlock()
 	c := cl.attach(first)
 	go cl.slot(c)
@@ -245,7 +250,7 @@ func (cl *client) lostLocked() { cl.news = cl.lossLocked() }
 
 func (cl *client) lossLocked() *LostError {
 	_, foreign := cl.server.(nobody)
-	return &LostError{Writes: cl.flushed.lost, Foreign: foreign}
+	return &LostError{Writes: cl.flushed.lost, Foreign: foreign, Split: cl.flushed.split}
 }
 
 // stale gives the error of everything, where writes are lost.
@@ -405,12 +410,15 @@ func (cl *client) enqueueLocked(r *request) {
 		cl.held = append(cl.held, r)
 		return
 	}
+	if cl.proof == proofDue && r.modifies() {
+		cl.proof = proofLacks
+	}
 	best := cl.bestLocked(r)
 	switch {
 	case best != nil:
 		best.queue = append(best.queue, r)
 		best.roused(r)
-	case cl.expired || cl.delay <= 0:
+	case cl.expired || cl.delay <= 0 || r.by != nil:
 		cl.finishLocked(r, devsw.EIO)
 		cl.releaseLocked(r)
 	default:
@@ -425,7 +433,19 @@ func (cl *client) enqueueLocked(r *request) {
 
 // bestLocked gives the connection for a request, or nil: that of the context it comes from, else one that is no context's, else any, and
 // of several the one with the least to do. A context has nothing from a second connection but more to look after.
+// But a request may be bound to one, and all may be: see proof.
 func (cl *client) bestLocked(r *request) (best *conn) {
+	only := r.by
+	narrow := only == nil && cl.proof.narrow()
+	if narrow {
+		only = cl.only
+	}
+	switch {
+	case only != nil && !only.quit:
+		return only
+	case r.by != nil:
+		return nil
+	}
 	var from devsw.Watcher
 	if r.buf != nil {
 		from, _ = r.buf.AIO.(devsw.Watcher)
@@ -448,6 +468,9 @@ func (cl *client) bestLocked(r *request) (best *conn) {
 		if best == nil || far < strange(best) || far == strange(best) && load < least {
 			best, least = c, load
 		}
+	}
+	if narrow {
+		cl.only = best
 	}
 	return best
 }

@@ -569,6 +569,9 @@ func (c *conn) completeLocked(r *request) {
 			cl.lostLocked()
 		}
 	}
+	if e == 0 && r.cmd == cmdWrite && cl.proof == proofLacks {
+		cl.proveLocked(c, r.off+pos, n)
+	}
 	if e == 0 && cl.flushed.lost > 0 {
 		e = devsw.ESTALE
 	}

@@ -12,7 +12,13 @@
 // demands TLS is refused.
 //
 // Where the server says that several connections are as good as one (NBD_FLAG_CAN_MULTI_CONN), there are several, and a request goes
-// to the one with the least to do, or that its context has (see Concurrency).
+// to the one with the least to do, or that its context has (see Concurrency). Not every server that says so
+// is right. nbd-server says it of exports that are "temporary", of which each connection has its own. So
+// from the first change on all goes by one connection, until another one has shown what was written. Where
+// that shows something else, everything fails with ESTALE, and Driver.Notify's function is told.
+//
+// Extended headers have lengths of 64 bits. They are used as far as they go: whoever asks for a discard
+// gives 2 GiB at most at a time, which is two requests (largePiece), so that others have their turn.
 //
 // FLUSH and FUA are the server's; a server that has only FLUSH gets one after each write with
 // BMediaFUA; one that has only FUA gets it with every write. One that has neither says nothing of

@@ -20,6 +20,7 @@ type request struct {
 	thenFlush bool             // FUA, of a server that has only FLUSH
 	buf       *devsw.Buf       // the transfer, until it is ended; nil where there is none
 	wait      chan devsw.Errno // who waits where there is no transfer: it has room for the answer
+	by        *conn            // asked on this connection or not at all; nil: on any
 	off       int64            // on the disk, bytes
 	total     int64            // bytes
 	seq       uint64           // the older one has the smaller

@@ -49,9 +49,18 @@ type LostError struct {
 	Perhaps bool
 	// Foreign: the server is none of the driver's own (Config.Server).
 	Foreign bool
+	// Split: nothing is lost, but what was written by one connection is not there by another one.
+	Split bool
 }
 
 func (e *LostError) Error() string {
+	if e.Split {
+		return "the server says that all connections show the same disk (NBD_FLAG_CAN_MULTI_CONN), " +
+			"and what was written by one is not seen by another: every request fails until the " +
+			"guest resets the device. With the option connections=1 there is one. But an export " +
+			"whose content goes with its connection, as that of nbd-server's 'temporary' does, is " +
+			"empty again after each reset of the guest"
+	}
 	writes := "1 write"
 	if e.Writes != 1 {
 		writes = fmt.Sprintf("%d writes", e.Writes)
@@ -105,6 +114,8 @@ type stability struct {
 
 	// lost is how many others are lost. If any is, everything fails until an open without FRESUME.
 	lost uint64
+	// split says that they are not lost, but seen by one connection alone.
+	split bool
 
 	// failed is not 0 where a flush has failed, with that error. A server may tell of it once, and
 	// have dropped what it could not write: later flushes fail as well.
@@ -116,7 +127,7 @@ type stability struct {
 func (s stability) inherited(resumed bool) stability {
 	next := stability{generation: s.generation, failed: s.failed}
 	if resumed {
-		next.acked, next.lost = s.volatile(), s.lost
+		next.acked, next.lost, next.split = s.volatile(), s.lost, s.split
 	}
 	return next
 }

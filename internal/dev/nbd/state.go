@@ -33,7 +33,9 @@ func (d *Driver) ClearState(unit int) (s devsw.DiskState, err error) {
 		return s, err
 	}
 	s = d.State(unit)
-	d.withStability(unit, func(cl *client) { cl.flushed.failed, cl.flushed.lost = 0, 0 })
+	d.withStability(unit, func(cl *client) {
+		cl.flushed.failed, cl.flushed.lost, cl.flushed.split = 0, 0, false
+	})
 	return s, nil
 }
 
