@@ -113,7 +113,9 @@ func openDisk(ctx context.Context, table *devsw.Table, spec driverSpec, blockSiz
 		})
 		if err == nil {
 			driver := d.driver.(*vnd.Driver)
-			err = checkImage(ctx, func() error { return driver.Check(0) }, ending, inUse)
+			if err = checkImage(ctx, func() error { return driver.Check(0) }, ending, inUse); err != nil {
+				err = errors.Join(err, driver.Detach())
+			}
 		}
 		if err != nil {
 			return nil, err
@@ -122,12 +124,12 @@ func openDisk(ctx context.Context, table *devsw.Table, spec driverSpec, blockSiz
 	case "md":
 		return makeDisk(table, md.New, md.Config{Size: spec.size, File: spec.file, ReadOnly: spec.readOnly, SectorSize: blockSize})
 	case "nbd":
-		return makeDisk(table, nbd.New, nbd.Config{
+		return makeNBD(ctx, table, nbd.Config{
 			URI: spec.nbd.uri, ReadOnly: spec.readOnly, SectorSize: blockSize, Connections: spec.nbd.connections, ReconnectDelay: spec.nbd.delay,
 			Unflushed: spec.nbd.unflushed,
 		})
 	case "qemu":
-		return openImage(table, spec, blockSize, inUse, log)
+		return openImage(ctx, table, spec, blockSize, inUse, log)
 	case "null":
 		return makeDisk(table, null.New, null.Config{Size: spec.size, ReadOnly: spec.readOnly, SectorSize: blockSize})
 	}
@@ -148,6 +150,19 @@ func makeDisk[Config any, Driver creator[Config]](table *devsw.Table, attach fun
 	dev, err := driver.Create(0, conf)
 	if err != nil {
 		return nil, err
+	}
+	return &openedDisk{driver: driver, dev: dev}, nil
+}
+
+// makeNBD is makeDisk of the driver nbd, which waits for its server until ctx ends.
+func makeNBD(ctx context.Context, table *devsw.Table, conf nbd.Config) (*openedDisk, error) {
+	driver, err := nbd.New(table)
+	if err != nil {
+		return nil, err
+	}
+	dev, err := driver.CreateContext(ctx, 0, conf)
+	if err != nil {
+		return nil, errors.Join(err, driver.Detach())
 	}
 	return &openedDisk{driver: driver, dev: dev}, nil
 }
@@ -175,7 +190,7 @@ func stackFaults(ctx context.Context, table *devsw.Table, spec driverSpec, block
 	}
 	upper, err := makeDisk(table, attach, fault.Config{Lower: lower.dev, Info: lower.info, Rules: f.rules, Cache: f.cache})
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, lower.driver.Detach())
 	}
 	upper.faults = upper.driver.(*fault.Driver)
 	upper.driver = &stacked{diskDriver: upper.driver, lower: lower.driver}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -85,7 +86,7 @@ func (w *withServer) Detach() error {
 }
 
 // openImage makes a disk of an image that qemu-nbd serves. log is told what that says.
-func openImage(table *devsw.Table, spec driverSpec, blockSize uint32, inUse func(error), log *slog.Logger) (*openedDisk, error) {
+func openImage(ctx context.Context, table *devsw.Table, spec driverSpec, blockSize uint32, inUse func(error), log *slog.Logger) (*openedDisk, error) {
 	server, err := qemunbd.New(qemunbd.Config{
 		File: spec.file, Format: spec.qemu.format, Program: spec.qemu.program, ReadOnly: spec.readOnly, Direct: spec.direct,
 		Discard: !spec.noDiscard, DetectZeroes: spec.qemu.detectZeroes, Snapshot: spec.qemu.snapshot, InUse: inUse,
@@ -94,7 +95,7 @@ func openImage(table *devsw.Table, spec driverSpec, blockSize uint32, inUse func
 	if err != nil {
 		return nil, err
 	}
-	d, err := makeDisk(table, nbd.New, nbd.Config{
+	d, err := makeNBD(ctx, table, nbd.Config{
 		URI: server.URI(), Server: server, ReadOnly: spec.readOnly, SectorSize: blockSize, Connections: spec.nbd.connections,
 		ReconnectDelay: qemuReturn,
 	})

@@ -32,8 +32,8 @@ type reporter struct {
 	migrating func() // called when a front-end begins to move its guest
 }
 
-func newReporter(c config, name string, start time.Time, log, found *slog.Logger, out *queuedWriter) *reporter {
-	return &reporter{name: name, log: log, found: found, life: trace.New(lifeEvents), out: out, start: start, trace: c.trace, json: c.logJSON, migrating: func() {}}
+func newReporter(c config, name string, start time.Time, log, found *slog.Logger, out *queuedWriter, life *trace.Log) *reporter {
+	return &reporter{name: name, log: log, found: found, life: life, out: out, start: start, trace: c.trace, json: c.logJSON, migrating: func() {}}
 }
 
 // whose names the device, where there are several.

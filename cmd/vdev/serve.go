@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"slices"
 	"syscall"
 	"time"
 
@@ -20,6 +19,7 @@ import (
 	"vdev/internal/dev/nbd"
 	"vdev/internal/offload"
 	"vdev/internal/tasks"
+	"vdev/internal/trace"
 	"vdev/internal/virtioblk"
 	"vdev/specfs"
 	"vdev/vhostuser"
@@ -101,38 +101,36 @@ func runAll(ctx context.Context, c config, out *queuedWriter, asked askedBySigna
 	if c.stateDir == "" {
 		log.Warn("there is no folder for what a vdev after this one has to know of a flush that fails: XDG_RUNTIME_DIR is not set, and neither is --state-dir")
 	}
-	var all []*served
-	defer func() {
-		for _, s := range all {
-			err = errors.Join(err, s.close())
-		}
-	}()
+	all := newDisks()
+	defer func() { err = errors.Join(err, all.close()) }()
 	// A disk that cannot be opened is its own trouble, while there are others.
 	var failed []*unserved
-	fail := func(d diskConfig, err error) error {
+	fail := func(d diskConfig, h *history, err error) error {
 		if c.strict || len(c.disks) == 1 || ctx.Err() != nil {
 			return ofDevice(d, err)
 		}
-		log.Error("the device is not served", "device", d.name, "cause", err)
-		failed = append(failed, newUnserved(p, d, err))
+		u := newUnserved(p, d, h)
+		u.notYet(err)
+		failed = append(failed, u)
 		if len(failed) == len(c.disks) {
 			return errors.New("no device can be served")
 		}
 		return nil
 	}
 	for _, d := range c.disks {
-		s, err := p.open(ctx, d)
+		h := newHistory()
+		s, err := p.open(ctx, d, h)
 		if err == nil {
-			all = append(all, s)
-		} else if err := fail(d, err); err != nil {
+			all.add(s)
+		} else if err := fail(d, h, err); err != nil {
 			return err
 		}
 	}
 	// The sockets come last: whoever finds one can connect.
-	for _, s := range slices.Clone(all) {
+	for _, s := range all.list() {
 		if err := s.listen(); err != nil {
-			all = slices.DeleteFunc(all, func(other *served) bool { return other == s })
-			if err := fail(s.config, errors.Join(err, s.close())); err != nil {
+			all.remove(s)
+			if err := fail(s.config, s.history, errors.Join(err, s.close())); err != nil {
 				return err
 			}
 		}
@@ -140,22 +138,25 @@ func runAll(ctx context.Context, c config, out *queuedWriter, asked askedBySigna
 
 	ended := make(chan struct{})
 	defer close(ended)
-	asked.serve(all, ended)
+	asked.serve(all, failed, ended)
 	if commands != nil {
-		server := control.NewServer(targets(all, failed), slog.NewLogLogger(p.limit.logger(log).Handler(), slog.LevelWarn))
+		server := control.NewServer(targets(all.list(), failed), slog.NewLogLogger(p.limit.logger(log).Handler(), slog.LevelWarn))
 		server.Start(commands)
 		// Last but for the event loops, which it asks: who follows the trace sees the device's end.
 		defer server.Close()
 	}
 
-	results := make(chan error, len(all))
-	for _, s := range all {
+	results := make(chan error, len(c.disks))
+	for _, s := range all.list() {
 		go func() { results <- s.serve(ctx) }()
 	}
-	for range all {
+	for _, u := range failed {
+		go func() { results <- u.serve(ctx, all) }()
+	}
+	for range c.disks {
 		err = errors.Join(err, <-results)
 	}
-	return errors.Join(err, notServed(len(failed)))
+	return errors.Join(err, notServed(failed))
 }
 
 // ofDevice says which disk an error is about.
@@ -190,19 +191,35 @@ type program struct {
 	failures *disk.Failures
 }
 
+// history is what goes on when a disk is tried again.
+type history struct {
+	life   *trace.Log
+	warned map[string]bool // what was said of the image, which is the same each time
+}
+
+func newHistory() *history {
+	return &history{life: trace.New(lifeEvents), warned: map[string]bool{}}
+}
+
 // open makes all that stands behind a disk's socket.
-func (p *program) open(ctx context.Context, c diskConfig) (_ *served, err error) {
+func (p *program) open(ctx context.Context, c diskConfig, h *history) (_ *served, err error) {
 	log := p.log
 	if c.name != "" {
 		log = log.With("device", c.name)
 	}
-	rep := newReporter(p.config, c.name, p.start, log, p.limit.logger(log), p.out)
+	rep := newReporter(p.config, c.name, p.start, log, p.limit.logger(log), p.out, h.life)
 	table := devsw.NewTable()
 	var inUse func(error)
 	if c.incoming {
 		inUse = func(err error) { log.Info("the image is opened when the guest starts here", "now", err) }
 	}
-	if c.driver, err = c.driver.settle(func(text string) { log.Warn(text) }); err != nil {
+	warn := func(text string) {
+		if !h.warned[text] {
+			h.warned[text] = true
+			log.Warn(text)
+		}
+	}
+	if c.driver, err = c.driver.settle(warn); err != nil {
 		return nil, fmt.Errorf("--%s: %w", c.diskFlag, err)
 	}
 	c.driver.failures = p.failures
@@ -218,6 +235,9 @@ func (p *program) open(ctx context.Context, c diskConfig) (_ *served, err error)
 	disk.notify(func(_ int, err error) {
 		var lost *nbd.LostError
 		switch {
+		case errors.As(err, &lost) && lost.Split:
+			rep.found.Error("the disk's server shows another disk by each connection", "error", err)
+			return
 		case errors.As(err, &lost) && lost.Perhaps:
 			rep.found.Warn("the disk's server may have lost writes", "error", err)
 			return
@@ -256,7 +276,10 @@ func (p *program) open(ctx context.Context, c diskConfig) (_ *served, err error)
 	if err != nil {
 		return nil, err
 	}
-	s := &served{program: p, config: c, log: log, rep: rep, table: table, fs: fs, disk: disk, device: device, backend: backend}
+	s := &served{
+		program: p, config: c, log: log, rep: rep, history: h, table: table, fs: fs, disk: disk, device: device,
+		backend: backend,
+	}
 	rep.migrating = s.migrating
 	return s, nil
 }
@@ -323,9 +346,8 @@ func (a askedBySignals) stop() {
 	}
 }
 
-// serve does what the signals ask for, for each disk, until ended is closed. To look at an image's size may take as long as storage
-// does, which must keep nobody from asking why, nor from another disk's.
-func (a askedBySignals) serve(all []*served, ended <-chan struct{}) {
+// serve does what the signals ask for, for each disk, until ended is closed. A disk that could not be opened is tried again.
+func (a askedBySignals) serve(all *disks, failed []*unserved, ended <-chan struct{}) {
 	on := func(c <-chan os.Signal, do func()) {
 		go func() {
 			for {
@@ -338,31 +360,21 @@ func (a askedBySignals) serve(all []*served, ended <-chan struct{}) {
 			}
 		}()
 	}
-	for _, s := range all {
-		// One that has not done with the last signal has the next one wait.
-		resize := make(chan os.Signal, 1)
-		s.hup = resize
-		on(resize, func() {
-			if _, err := s.resize(); err != nil {
-				s.log.Error("the disk's size could not be read again", "cause", err)
-			}
-		})
-	}
 	on(a.hup, func() {
-		for _, s := range all {
-			select {
-			case s.hup <- syscall.SIGHUP:
-			default:
-			}
+		for _, s := range all.list() {
+			ask(s.again)
+		}
+		for _, u := range failed {
+			ask(u.again)
 		}
 	})
 	on(a.usr1, func() {
-		for _, s := range all {
+		for _, s := range all.list() {
 			s.rep.dump()
 		}
 	})
 	on(a.quit, func() {
-		for _, s := range all {
+		for _, s := range all.list() {
 			s.dump()
 		}
 	})

@@ -36,7 +36,8 @@ type served struct {
 	device   *virtioblk.Device
 	backend  *vhostuser.Backend
 	listener net.Listener // nil before listen
-	hup      chan<- os.Signal
+	history  *history
+	again    chan struct{} // the disk's size is to be read; see disks
 	closing  sync.Once
 	commands atomic.Int32 // in progress, of those that may wait
 }

@@ -25,10 +25,11 @@ func newServeCommand() *cobra.Command {
 
 Disks share vdev's event loops, its log and its control socket. They are as good as alone
 otherwise: storage that hangs under one of them, a front-end that does not answer, a stop that
-takes its time are no business of the others. One that cannot be opened at the start is not
-served: it has no socket, the log and 'vdev ctl status' say why, and so does the exit status
-at the end; with --strict it keeps all from being served. One that fails later does not end
-the others.
+takes its time are no business of the others. One that cannot be opened at the start has no
+socket; the log and 'vdev ctl status' say why. It is tried again, after a second at first and
+each minute later, and at once after SIGHUP; then it is served like the others. If it never is,
+the exit status at the end is 1. With --strict it keeps all from being served. One that fails
+later does not end the others.
 
 A disk is described by the flags of 'vdev blk', without their dashes, and a name:
 

@@ -522,3 +522,46 @@ func TestADiskThatCannotBeOpenedKeepsNoOtherAway(t *testing.T) {
 		t.Errorf("with --strict there is a socket: %v", err)
 	}
 }
+
+// TestADiskThatCouldNotBeOpenedIsTriedAgain, and served as if it had been there at the start.
+func TestADiskThatCouldNotBeOpenedIsTriedAgain(t *testing.T) {
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	p := servingAll(t, 1, "serve", "--control", in("ctl"),
+		"--device", "socket-path="+in("late.sock")+",blk-file="+in("late.img"),
+		"--device", "socket-path="+in("good.sock")+",blk-file="+image(t, 8))
+	status := func() (st control.Status) {
+		t.Helper()
+		text := p.told(in("ctl"), "status", "--json", "--device", "late")
+		if err := json.Unmarshal([]byte(text), &st); err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	if st := status(); st.State != "failed" || st.RetryIn == nil || *st.RetryIn > lastAgain.Seconds() {
+		t.Errorf("state %q, tried again in %v", st.State, st.RetryIn)
+	}
+	if text := p.told(in("ctl"), "status"); !strings.Contains(text, "it is tried again in ") {
+		t.Errorf("the status of all is\n%s", text)
+	}
+	p.refused(in("ctl"), "it is tried again in ", "resize", "--device", "late")
+	if err := os.Rename(image(t, 8), in("late.img")); err != nil {
+		t.Fatal(err)
+	}
+	p.signal(syscall.SIGHUP)
+	p.waitFor("file=" + in("late.img") + " bytes=4096")
+	g := connect(t, in("late.sock"))
+	g.start()
+	g.holds(3)
+	if st := status(); st.State != "open" || st.RetryIn != nil {
+		t.Errorf("state %q, tried again in %v", st.State, st.RetryIn)
+	}
+	trace := p.told(in("ctl"), "trace", "--device", "late")
+	if !strings.Contains(trace, "the device is not served") || !strings.Contains(trace, "opened") {
+		t.Errorf("its life is\n%s", trace)
+	}
+	if written, _ := p.stderr.read(); strings.Count(written, "the device is not served") != 1 {
+		t.Error("the log does not say once that it was not served")
+	}
+	p.endsCleanly()
+}

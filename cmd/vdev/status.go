@@ -29,6 +29,9 @@ func writeStatus(w io.Writer, st control.Status) error {
 		state += ": " + st.Error
 	}
 	t.row("state", "%s", state)
+	if st.RetryIn != nil {
+		t.row("", "is not served; it is tried again in %s, or at once after SIGHUP", age(*st.RetryIn))
+	}
 	if st.FailedFlush != "" {
 		t.row("", "a flush has failed (%s), and all fail since: acknowledged writes are lost; 'vdev ctl clear-failure' ends it", st.FailedFlush)
 	}

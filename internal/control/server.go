@@ -202,7 +202,7 @@ func (s *Server) target(r *http.Request) (Target, error) {
 	}
 	for _, d := range s.all {
 		if name == "" || d.Name == name {
-			return d.Target, nil
+			return d.now(), nil
 		}
 	}
 	return nil, &Error{http.StatusNotFound, fmt.Sprintf("there is no device %q; there are: %s", name, strings.Join(s.names(), ", "))}

@@ -45,6 +45,8 @@ type Status struct {
 	Waiting  bool      `json:"front_end_waiting,omitempty"`
 	State    string    `json:"state"`           // of the disk: closed, opening, open, failed, revoked, closing
 	Error    string    `json:"error,omitempty"` // why it could not be opened
+	// RetryIn is when that is tried again, where the device is not served because of it; 0: now.
+	RetryIn *float64 `json:"retry_in_seconds,omitempty"`
 	// FailedFlush is why a flush has failed, and all fail since: acknowledged writes are lost. Empty where none has.
 	FailedFlush string `json:"failed_flush,omitempty"`
 	// Unflushed says that a vdev before this one has lost writes that were not flushed.
@@ -248,6 +250,20 @@ type Target interface {
 type Served struct {
 	Name   string
 	Target Target
+}
+
+// Replaced is a Target that another one may take the place of at any time.
+type Replaced interface {
+	Target
+	Now() Target // the Target itself before that
+}
+
+// now gives what acts for the device.
+func (s Served) now() Target {
+	if r, ok := s.Target.(Replaced); ok {
+		return r.Now()
+	}
+	return s.Target
 }
 
 // Error is what a Server has refused or failed to do.

@@ -78,7 +78,12 @@ func New(t *devsw.Table) (*Driver, error) {
 // and hangs up again. Errors: EEXIST where there is such a unit already, EINVAL for a bad Config or an export that does not fit it,
 // EOPNOTSUPP for a way of authentication that is not there, a *RefusedError, and what connecting gives.
 func (d *Driver) Create(unit int, conf Config) (devsw.Dev, error) {
-	sc, err := newSoftc(conf)
+	return d.CreateContext(context.Background(), unit, conf)
+}
+
+// CreateContext is Create. It waits for the server until ctx is done, and gives ctx's error then.
+func (d *Driver) CreateContext(ctx context.Context, unit int, conf Config) (devsw.Dev, error) {
+	sc, err := newSoftc(ctx, conf)
 	if err != nil {
 		return devsw.NODEV, fmt.Errorf("nbd: %w", err)
 	}
@@ -90,7 +95,7 @@ func (d *Driver) Create(unit int, conf Config) (devsw.Dev, error) {
 	return dev, err
 }
 
-func newSoftc(conf Config) (*softc, error) {
+func newSoftc(ctx context.Context, conf Config) (*softc, error) {
 	sector, err := disk.CheckSector(conf.SectorSize)
 	if err != nil {
 		return nil, err
@@ -116,7 +121,7 @@ func newSoftc(conf Config) (*softc, error) {
 	if sc.target, err = parseURI(conf.URI); err != nil {
 		return nil, err
 	}
-	l, err := sc.first(context.Background())
+	l, err := sc.first(ctx)
 	if err != nil {
 		conf.Server.Stop()
 		return nil, err

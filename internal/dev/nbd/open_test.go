@@ -210,3 +210,22 @@ func TestDialEndsWithItsContext(t *testing.T) {
 		t.Errorf("it ends with %v", err)
 	}
 }
+
+func TestCreateEndsWithItsContext(t *testing.T) {
+	r := newRig(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	f := newFake(t, structuredMode)
+	f.refusals.Store(1 << 20)
+	go func() {
+		_, err := r.d.CreateContext(ctx, 0, Config{URI: f.uri(), ReconnectDelay: time.Hour})
+		ended <- err
+	}()
+	for f.refusals.Load() == 1<<20 {
+		time.Sleep(time.Millisecond)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("it ends with %v", err)
+	}
+}
