@@ -59,6 +59,16 @@ func (s *session) addMemReg(m *message) ([]byte, error) {
 
 // remMemReg removes a region. Requests in flight keep its mapping until they have ended, and so does a ring that lies in it, which
 // waits for a while (setMemory).
+//
+// The specification says that the back-end "must unmap" the region, and that the answer to NEED_REPLY
+// tells how the message has ended. Of requests in flight it says nothing, and of what SET_MEM_TABLE
+// leaves out nothing at all. So the answer means here that nothing is fetched any more whose memory is in
+// the region. To wait for what is in flight would have the front-end stand still for as long as storage
+// takes. To cancel it, or to fence it, would lose data: a front-end also removes regions to give the same
+// memory back in another shape, under requests that the guest waits for. Memory that is to go for good is
+// not in flight: by the virtio specification a buffer is the device's until it has been used.
+// (libvhost-user unmaps at once, and a late transfer fails; rust-vmm keeps the mapping as here; SPDK, which
+// has SET_MEM_TABLE alone, waits for all requests without bound.)
 func (s *session) remMemReg(m *message) ([]byte, error) {
 	d := ParseMemoryRegion(m.payload)
 	mem, err := s.mem.Without(d.GuestPhys, d.Size, d.UserAddr)
