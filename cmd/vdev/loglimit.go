@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 )
@@ -17,6 +18,12 @@ const (
 	allPerSec     = 100
 	maxLineKinds  = 64               // of a device; those beyond count as one
 	tellLinesLost = 10 * time.Second // how often it is told for one kind and device what was left out
+
+	// What is said of a disk itself (that a flush has failed, that writes are lost, that a ring is
+	// broken) must get through whatever others flood. So one line of a kind may come beyond those of
+	// all devices each time so long has gone by, for this many kinds of a device.
+	vitalPause    = time.Minute
+	maxVitalKinds = 32
 )
 
 // bucket lets things pass at a rate.
@@ -46,20 +53,43 @@ func newLogLimit() *logLimit { return &logLimit{all: bucket{burst: allBurst, per
 
 // logger returns one for the lines of one device, which are written to log.
 func (l *logLimit) logger(log *slog.Logger) *slog.Logger {
-	return slog.New(&limitedHandler{Handler: log.Handler(), limit: l, kinds: make(map[string]*lineKind)})
+	return slog.New(&limitedHandler{
+		Handler: log.Handler(), limit: l, maxKinds: maxLineKinds, kinds: make(map[string]*lineKind),
+	})
 }
 
-// limitedHandler leaves out lines that come too fast. Lines with the same message are of one kind.
+// vital returns one for what is said of one device's disk itself.
+func (l *logLimit) vital(log *slog.Logger) *slog.Logger {
+	return slog.New(&limitedHandler{
+		Handler: log.Handler(), limit: l, vital: true, maxKinds: maxVitalKinds, kinds: make(map[string]*lineKind),
+	})
+}
+
+// limitedHandler leaves out lines that come too fast. Lines with the same message, but for the
+// numbers in it, are of one kind.
 type limitedHandler struct {
 	slog.Handler
-	limit *logLimit
-	kinds map[string]*lineKind // guarded by limit.mu
+	limit    *logLimit
+	vital    bool
+	maxKinds int
+	kinds    map[string]*lineKind // guarded by limit.mu
 }
 
 // lineKind is one kind of lines. limit.mu guards it.
 type lineKind struct {
 	bucket
-	leftOut int // since it was told last
+	beyond  time.Time // when one came beyond those of all devices
+	leftOut int       // since it was told last
+}
+
+// kindOf is what lines of one kind have in common.
+func kindOf(msg string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' {
+			return -1
+		}
+		return r
+	}, msg)
 }
 
 // Handle implements slog.Handler.
@@ -74,14 +104,15 @@ func (h *limitedHandler) Handle(ctx context.Context, r slog.Record) error {
 func (h *limitedHandler) admit(r slog.Record) bool {
 	h.limit.mu.Lock()
 	defer h.limit.mu.Unlock()
-	k := h.kinds[r.Message]
-	if k == nil && len(h.kinds) >= maxLineKinds {
-		r.Message = "others"
-		k = h.kinds[r.Message]
+	kind := kindOf(r.Message)
+	k := h.kinds[kind]
+	if k == nil && len(h.kinds) >= h.maxKinds {
+		kind, r.Message = "others", "others"
+		k = h.kinds[kind]
 	}
 	if k == nil {
 		k = &lineKind{bucket: bucket{burst: lineBurst, perSec: linesPerSec}}
-		h.kinds[r.Message] = k
+		h.kinds[kind] = k
 	}
 	now := time.Now()
 	k.refill(now)
@@ -89,6 +120,10 @@ func (h *limitedHandler) admit(r slog.Record) bool {
 	if k.left >= 1 && h.limit.all.left >= 1 {
 		k.left--
 		h.limit.all.left--
+		return true
+	}
+	if h.vital && (k.beyond.IsZero() || now.Sub(k.beyond) >= vitalPause) {
+		k.beyond = now
 		return true
 	}
 	if k.leftOut++; k.leftOut == 1 {
@@ -111,10 +146,15 @@ func (h *limitedHandler) tell(k *lineKind, level slog.Level, msg string) {
 
 // WithAttrs implements slog.Handler.
 func (h *limitedHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return &limitedHandler{h.Handler.WithAttrs(attrs), h.limit, h.kinds}
+	return h.on(h.Handler.WithAttrs(attrs))
 }
 
 // WithGroup implements slog.Handler.
-func (h *limitedHandler) WithGroup(name string) slog.Handler {
-	return &limitedHandler{h.Handler.WithGroup(name), h.limit, h.kinds}
+func (h *limitedHandler) WithGroup(name string) slog.Handler { return h.on(h.Handler.WithGroup(name)) }
+
+// on is the same limit on another handler.
+func (h *limitedHandler) on(other slog.Handler) slog.Handler {
+	limited := *h
+	limited.Handler = other
+	return &limited
 }

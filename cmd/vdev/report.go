@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"vdev/internal/control"
+	"vdev/internal/dev/nbd"
 	"vdev/internal/trace"
 	"vdev/internal/virtioblk"
 	"vdev/specfs"
@@ -17,12 +18,21 @@ import (
 // lifeEvents is how many events of the device's life are kept. A start and a stop of all rings are six events for each of them.
 const lifeEvents = 2048
 
+// newLife makes the record of a device's life. What a front-end says, and how it comes and goes,
+// costs it nothing, and is not to push out what the device has done: see trace.New.
+func newLife() *trace.Log {
+	return trace.New(lifeEvents, string(vhostuser.EventConnect), string(vhostuser.EventDisconnect),
+		string(vhostuser.EventRefuse), string(vhostuser.EventShort), string(vhostuser.EventSession),
+		string(vhostuser.EventIn), string(vhostuser.EventOut), string(vhostuser.EventFail))
+}
+
 // reporter takes what the layers tell and makes of it the log, the trace (--trace) and the record of the device's
 // life. Its methods are called on any goroutine, and none of them waits.
 type reporter struct {
 	name  string       // of the device, where there are several
 	log   *slog.Logger // for what was asked for
 	found *slog.Logger // for what others do, as often as they like: its lines have a bound
+	vital *slog.Logger // for what is said of the disk itself: likewise, but each kind gets through
 	life  *trace.Log
 	out   *queuedWriter
 	start time.Time
@@ -32,8 +42,11 @@ type reporter struct {
 	migrating func() // called when a front-end begins to move its guest
 }
 
-func newReporter(c config, name string, start time.Time, log, found *slog.Logger, out *queuedWriter, life *trace.Log) *reporter {
-	return &reporter{name: name, log: log, found: found, life: life, out: out, start: start, trace: c.trace, json: c.logJSON, migrating: func() {}}
+func newReporter(c config, name string, start time.Time, log *slog.Logger, limit *logLimit, out *queuedWriter, life *trace.Log) *reporter {
+	return &reporter{
+		name: name, log: log, found: limit.logger(log), vital: limit.vital(log), life: life, out: out, start: start,
+		trace: c.trace, json: c.logJSON, migrating: func() {},
+	}
 }
 
 // whose names the device, where there are several.
@@ -92,7 +105,7 @@ func (r *reporter) vhostuser(e vhostuser.Event) {
 		}
 		r.found.Error("a message was refused", about...)
 	case vhostuser.EventBreak:
-		r.found.Error("a ring is broken", "ring", e.Ring, "cause", e.Err)
+		r.vital.Error("a ring is broken", "ring", e.Ring, "cause", e.Err)
 	}
 }
 
@@ -147,9 +160,27 @@ func (r *reporter) request(q virtioblk.Request) {
 func (r *reporter) virtioblk(msg string, err error) {
 	r.life.Add(trace.Event{Kind: "log", Queue: trace.WholeDevice, Note: msg, Err: err})
 	if err != nil {
-		r.found.Warn(msg, "cause", err)
+		r.vital.Warn(msg, "cause", err)
 	} else {
-		r.found.Warn(msg)
+		r.vital.Warn(msg)
+	}
+}
+
+// server is told what the server behind the disk has done: that it is gone, with nil that it is back,
+// and of a loss.
+func (r *reporter) server(err error) {
+	var lost *nbd.LostError
+	switch {
+	case errors.As(err, &lost) && lost.Split:
+		r.vital.Error("the disk's server shows another disk by each connection", "error", err)
+	case errors.As(err, &lost) && lost.Perhaps:
+		r.vital.Warn("the disk's server may have lost writes", "error", err)
+	case errors.As(err, &lost):
+		r.vital.Error("the disk's server has lost writes", "error", err)
+	case err != nil:
+		r.vital.Warn("the disk's server is gone", "error", err)
+	default:
+		r.vital.Info("the disk's server is back")
 	}
 }
 

@@ -16,7 +16,6 @@ import (
 	"vdev/devsw"
 	"vdev/internal/control"
 	"vdev/internal/dev/disk"
-	"vdev/internal/dev/nbd"
 	"vdev/internal/offload"
 	"vdev/internal/tasks"
 	"vdev/internal/trace"
@@ -198,7 +197,7 @@ type history struct {
 }
 
 func newHistory() *history {
-	return &history{life: trace.New(lifeEvents), warned: map[string]bool{}}
+	return &history{life: newLife(), warned: map[string]bool{}}
 }
 
 // open makes all that stands behind a disk's socket.
@@ -207,7 +206,7 @@ func (p *program) open(ctx context.Context, c diskConfig, h *history) (_ *served
 	if c.name != "" {
 		log = log.With("device", c.name)
 	}
-	rep := newReporter(p.config, c.name, p.start, log, p.limit.logger(log), p.out, h.life)
+	rep := newReporter(p.config, c.name, p.start, log, p.limit, p.out, h.life)
 	table := devsw.NewTable()
 	var inUse func(error)
 	if c.incoming {
@@ -232,24 +231,7 @@ func (p *program) open(ctx context.Context, c diskConfig, h *history) (_ *served
 			err = errors.Join(err, disk.driver.Detach())
 		}
 	}()
-	disk.notify(func(_ int, err error) {
-		var lost *nbd.LostError
-		switch {
-		case errors.As(err, &lost) && lost.Split:
-			rep.found.Error("the disk's server shows another disk by each connection", "error", err)
-			return
-		case errors.As(err, &lost) && lost.Perhaps:
-			rep.found.Warn("the disk's server may have lost writes", "error", err)
-			return
-		case errors.As(err, &lost):
-			rep.found.Error("the disk's server has lost writes", "error", err)
-			return
-		case err != nil:
-			rep.found.Warn("the disk's server is gone", "error", err)
-			return
-		}
-		rep.found.Info("the disk's server is back")
-	})
+	disk.notify(func(_ int, err error) { rep.server(err) })
 	for _, text := range disk.warnings() {
 		log.Warn(text)
 	}

@@ -423,7 +423,7 @@ func (s *served) migrating() {
 	if f != nil && f.Inflight && f.Protocol&vhostuser.ProtocolGetVringBaseInflight != 0 {
 		return // the in-flight region goes along, and says it
 	}
-	s.rep.found.Warn("the guest is being moved: where it goes nobody will know that a flush has failed, and that writes are lost "+
+	s.rep.vital.Warn("the guest is being moved: where it goes nobody will know that a flush has failed, and that writes are lost "+
 		"(with inflight-migration=on of QEMU 11.1 vdev is told)", "error", e)
 }
 

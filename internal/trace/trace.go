@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"sync"
 	"time"
 )
@@ -85,19 +86,44 @@ func (e *Event) UnmarshalJSON(b []byte) error {
 // goroutine.
 type Log struct {
 	start time.Time
+	cheap map[string]bool // kinds that are kept in a ring of their own; does not change
 
-	size uint64 // of ring when it is full
-
-	mu   sync.Mutex
-	ring []Event       // grows up to size: most devices' lives are short of events
-	next uint64        // Seq of the event to come
-	more chan struct{} // closed by the next Add; nil while nobody waits for it
+	mu    sync.Mutex
+	rings [2]ring       // the second one is for the cheap
+	next  uint64        // Seq of the event to come
+	more  chan struct{} // closed by the next Add; nil while nobody waits for it
 }
 
-// New returns a Log that keeps the newest size events. A size below 1 is taken as 1.
-func New(size int) *Log {
-	return &Log{start: time.Now(), size: uint64(max(size, 1))}
+// ring is the newest of some events.
+type ring struct {
+	size   uint64  // of events when it is full
+	events []Event // grows up to size: most devices' lives are short of events
+	added  uint64
 }
+
+// New returns a Log that keeps the newest size events. A size below 1 is taken as 1. Events of the
+// cheap kinds are those that others can make as often as they like. They have a ring of their own,
+// a quarter of the other one's size, and overwrite none but each other.
+func New(size int, cheap ...string) *Log {
+	l := &Log{start: time.Now(), cheap: map[string]bool{}}
+	for _, kind := range cheap {
+		l.cheap[kind] = true
+	}
+	l.rings[0].size, l.rings[1].size = uint64(max(size, 1)), uint64(max(size/4, 1))
+	return l
+}
+
+func (r *ring) add(e Event) {
+	if r.added < r.size {
+		r.events = append(r.events, e)
+	} else {
+		r.events[r.added%r.size] = e
+	}
+	r.added++
+}
+
+// newest gives the i-th newest event, from 0 on.
+func (r *ring) newest(i int) *Event { return &r.events[(r.added-1-uint64(i))%r.size] }
 
 // frozen is an error with the text that it had at a moment: some tell how long something has lasted until they are asked.
 type frozen struct {
@@ -118,11 +144,11 @@ func (l *Log) Add(e Event) Event {
 	defer l.mu.Unlock()
 	// The time is taken with mu held, so that events are in the order of their times.
 	e.Seq, e.Time = l.next, time.Since(l.start)
-	if l.next < l.size {
-		l.ring = append(l.ring, e)
-	} else {
-		l.ring[l.next%l.size] = e
+	r := &l.rings[0]
+	if l.cheap[e.Kind] {
+		r = &l.rings[1]
 	}
+	r.add(e)
 	l.next++
 	if l.more != nil {
 		close(l.more)
@@ -154,16 +180,30 @@ func (l *Log) Since(seq uint64) (events []Event, more <-chan struct{}) {
 }
 
 func (l *Log) sinceLocked(seq uint64) []Event {
-	first := min(max(seq, l.next-min(l.next, l.size)), l.next)
-	events := make([]Event, 0, l.next-first)
-	for seq := first; seq < l.next; seq++ {
-		events = append(events, l.ring[seq%l.size])
+	events := []Event{}
+	for at := [2]int{}; ; {
+		// Of the two rings the newer one goes first.
+		var next *Event
+		from := 0
+		for i := range l.rings {
+			r := &l.rings[i]
+			if at[i] < len(r.events) {
+				if e := r.newest(at[i]); e.Seq >= seq && (next == nil || e.Seq > next.Seq) {
+					next, from = e, i
+				}
+			}
+		}
+		if next == nil {
+			slices.Reverse(events)
+			return events
+		}
+		at[from]++
+		events = append(events, *next)
 	}
-	return events
 }
 
-// WriteTo writes the events that are still held to w, oldest first, one a line, after a line that says how many
-// older ones were overwritten, where any were.
+// WriteTo writes the events that are still held to w, oldest first, one a line, and where some were
+// overwritten a line that says how many.
 func (l *Log) WriteTo(w io.Writer) (int64, error) {
 	var total int64
 	line := func(format string, args ...any) error {
@@ -171,12 +211,18 @@ func (l *Log) WriteTo(w io.Writer) (int64, error) {
 		total += int64(n)
 		return err
 	}
-	for i, e := range l.Snapshot() {
-		if i == 0 && e.Seq > 0 {
-			if err := line("%d older events were overwritten\n", e.Seq); err != nil {
+	next := uint64(0)
+	for _, e := range l.Snapshot() {
+		what := "events"
+		if next == 0 {
+			what = "older events"
+		}
+		if e.Seq > next {
+			if err := line("%d %s were overwritten\n", e.Seq-next, what); err != nil {
 				return total, err
 			}
 		}
+		next = e.Seq + 1
 		if err := line("%s\n", e); err != nil {
 			return total, err
 		}

@@ -3,6 +3,7 @@ package trace
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -109,5 +110,28 @@ func TestConcurrentAddsAreOrderedByTime(t *testing.T) {
 		if events[i].Seq != events[i-1].Seq+1 || events[i].Time < events[i-1].Time {
 			t.Fatalf("event %d is out of order: %+v after %+v", i, events[i], events[i-1])
 		}
+	}
+}
+
+func TestCheapEventsOverwriteNoOthers(t *testing.T) {
+	l := New(8, "fail")
+	l.Add(Event{Kind: "open", Queue: WholeDevice})
+	for range 9 {
+		l.Add(Event{Kind: "fail", Queue: WholeDevice})
+	}
+	l.Add(Event{Kind: "close", Queue: WholeDevice})
+	var got []string
+	for _, e := range l.Snapshot() {
+		got = append(got, fmt.Sprint(e.Seq, e.Kind))
+	}
+	if want := []string{"0open", "8fail", "9fail", "10close"}; !slices.Equal(got, want) {
+		t.Errorf("what is left is %q, want %q", got, want)
+	}
+	if events, _ := l.Since(9); len(events) != 2 || events[0].Seq != 9 {
+		t.Errorf("since 9 there are %v", events)
+	}
+	var b strings.Builder
+	if _, err := l.WriteTo(&b); err != nil || !strings.Contains(b.String(), "open\n7 events were overwritten\n") {
+		t.Errorf("it is written as %q, %v", b.String(), err)
 	}
 }
