@@ -28,6 +28,7 @@ const MaxStuck = reactor.MaxStuck
 const (
 	ModeURing   = "io_uring"
 	ModeThreads = "threads" // epoll, and threads for transfers
+	ModeStepped = "stepped" // for tests: no thread and no goroutine of their own, see Reactors.Step
 )
 
 // NewReactors starts n event loops, at least one. aio is ModeURing or ModeThreads, or "": then ModeURing, and ModeThreads where

@@ -85,7 +85,8 @@ func (r *Reactor) of(o *op) *file {
 	}
 	f := &r.files[o.fd]
 	if f.done != o.done {
-		*f = file{done: o.done, buffered: sys.Buffered(o.fd)}
+		// A stepped reactor has no thread that stands by: it makes no transfer itself.
+		*f = file{done: o.done, buffered: r.mode != ModeStepped && sys.Buffered(o.fd)}
 	}
 	return f
 }

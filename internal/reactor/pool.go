@@ -14,6 +14,7 @@ type Mode string
 const (
 	ModeURing   Mode = "io_uring"
 	ModeThreads Mode = "threads"
+	ModeStepped Mode = "stepped" // for tests: see Pool.Step
 )
 
 // DefaultPoll is how long a reactor looks for work at most before it sleeps, unless told otherwise.
@@ -57,7 +58,7 @@ func NewPool(c Config) (*Pool, error) {
 	switch c.Mode {
 	case "":
 		p.mode = ModeURing
-	case ModeURing, ModeThreads:
+	case ModeURing, ModeThreads, ModeStepped:
 	default:
 		return nil, fmt.Errorf("%q: %w", c.Mode, ErrMode)
 	}

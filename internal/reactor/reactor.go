@@ -106,6 +106,7 @@ type Reactor struct {
 
 	hasPosted atomic.Bool
 	asleep    atomic.Bool // who posts is to wake it
+	stepping  atomic.Bool // a goroutine does what a stepped reactor has to do
 	resting   atomic.Bool // it has had nothing to do since usage was counted; the reactor alone says so
 
 	// The reactor's own.
@@ -153,6 +154,9 @@ func newReactor(mode Mode, w *crew, pollMax time.Duration, maxStuck int) (*React
 		return nil, err
 	}
 	r.signals.wake = make(chan struct{}, 1)
+	if mode == ModeStepped {
+		return r, r.beginStepped()
+	}
 	ready := make(chan error)
 	r.threads.Go(func() {
 		eng, err := r.newThread()
@@ -168,11 +172,7 @@ func newReactor(mode Mode, w *crew, pollMax time.Duration, maxStuck int) (*React
 		close(ready)
 		r.loop(eng)
 	})
-	go func() {
-		r.threads.Wait()
-		r.wakeFD.Close()
-		close(r.ended)
-	}()
+	go r.awaitEnd()
 	if err := <-ready; err != nil {
 		<-r.ended
 		return nil, err
@@ -181,15 +181,23 @@ func newReactor(mode Mode, w *crew, pollMax time.Duration, maxStuck int) (*React
 	return r, nil
 }
 
-// Post runs fn on the reactor, soon, in the order of the calls. Any goroutine.
-func (r *Reactor) Post(fn func()) { r.post(fn) }
+// awaitEnd ends the reactor with the last goroutine that had it.
+func (r *Reactor) awaitEnd() {
+	r.threads.Wait()
+	r.wakeFD.Close()
+	close(r.ended)
+}
 
-// post is Post, and tells whether the reactor had to be woken.
-func (r *Reactor) post(fn func()) (woke bool) {
+// Post runs fn on the reactor, soon, in the order of the calls. Any goroutine.
+func (r *Reactor) Post(fn func()) {
+	r.queueUp(fn)
+	r.nudge()
+}
+
+func (r *Reactor) queueUp(fn func()) {
 	r.mu.Lock()
 	r.posted = append(r.posted, fn)
 	r.mu.Unlock()
-	return r.nudge()
 }
 
 // Do runs fn on the reactor and returns when it has run: a barrier behind all that was posted before. Any goroutine but
@@ -200,13 +208,20 @@ func (r *Reactor) post(fn func()) (woke bool) {
 func (r *Reactor) Do(fn func()) {
 	var ran atomic.Bool
 	done := make(chan struct{})
-	woke := r.post(func() {
+	r.queueUp(func() {
 		defer func() {
 			ran.Store(true)
 			close(done)
 		}()
 		fn()
 	})
+	if r.mode == ModeStepped {
+		r.hasPosted.Store(true)
+		r.step()
+		<-done
+		return
+	}
+	woke := r.nudge()
 	for begun := time.Now(); woke && time.Since(begun) < doPoll; sys.Yield() {
 		if ran.Load() {
 			return
@@ -220,7 +235,15 @@ func (r *Reactor) Do(fn func()) {
 // doPoll is for how long Do looks.
 const doPoll = 100 * time.Microsecond
 
+// nudge makes the reactor look at what was posted and completed, and tells whether it had to be
+// woken for that.
 func (r *Reactor) nudge() (woke bool) {
+	if r.mode == ModeStepped {
+		if r.hasPosted.Store(true); !r.stepping.Load() {
+			go r.step()
+		}
+		return false
+	}
 	// The loop publishes asleep before it looks at hasPosted the last time: one of the two sees the other. (Swap and not
 	// Store: under the race detector a Store is no full barrier.)
 	r.hasPosted.Swap(true)
