@@ -149,19 +149,24 @@ func FuzzConnection(f *testing.F) {
 	f.Cleanup(reactors.Close)
 	have := newFuzzFDs(f)
 	f.Cleanup(have.close)
+	mem, d = fuzzGuest(f)
+	f.Cleanup(mem.Close)
+	have.fds[fuzzMemory] = mem.FD()
+	pristine := bytes.Clone(mem.Bytes(0, fuzzMemSize))
+	before := countFDs(f)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		before := countFDs(t)
 		b, err := vhostuser.New(vhostuser.Config{
 			Device: newReverser(2), Reactors: reactors, Trace: func(e vhostuser.Event) { _ = e.String() },
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		mem, _ := fuzzGuest(t)
-		have.fds[fuzzMemory] = mem.FD()
+		if err := syscall.Ftruncate(mem.FD(), fuzzMemSize); err != nil { // the script before may have cut it
+			t.Fatal(err)
+		}
+		copy(mem.Bytes(0, fuzzMemSize), pristine)
 		c := &scriptedSocket{t: t, have: have, script: data}
 		_ = b.ServeSocket(context.Background(), c)
-		mem.Close()
 		if !c.closed {
 			t.Error("the socket is still open")
 		}
@@ -174,10 +179,10 @@ func FuzzConnection(f *testing.F) {
 	})
 }
 
-// fuzzReactors is one reactor that sleeps as soon as there is nothing to do: with both sides on one machine, looking for work costs
-// more than it saves.
+// fuzzReactors is one reactor without a thread: switches between threads would take most of the
+// time.
 func fuzzReactors() (*vhostuser.Reactors, error) {
-	return vhostuser.NewReactorsConfig(vhostuser.ReactorConfig{PollMax: -1})
+	return vhostuser.NewReactorsConfig(vhostuser.ReactorConfig{Mode: vhostuser.ModeStepped})
 }
 
 // fuzzFDs are descriptors to send, by their kind.
@@ -248,7 +253,11 @@ func (s *scriptedSocket) ReadMsgUnix(b, oob []byte) (n, oobn, flags int, addr *n
 		if len(s.rest) > 0 {
 			var sent []int
 			for range fds {
-				sent = append(sent, mustDup(s.t, s.have.fds[kind]))
+				fd, err := sys.NewFD(s.have.fds[kind]).Dup()
+				if err != nil {
+					s.t.Fatal(err)
+				}
+				sent = append(sent, fd.Int())
 			}
 			s.rights = sys.Rights(sent...)
 		}
@@ -299,17 +308,18 @@ func (s *scriptedSocket) Close() error                          { s.closed = tru
 
 // fuzzSession is a connection with guest memory that a fuzz target uses over and over.
 type fuzzSession struct {
-	dev    *reverser
-	front  *vhostusertest.Frontend
-	served chan error
-	mem    *virtqtest.Mem
-	kick   *sys.FD
-	errs   *sys.FD
+	reactors *vhostuser.Reactors
+	dev      *reverser
+	front    *vhostusertest.Frontend
+	end      func() error
+	mem      *virtqtest.Mem
+	kick     *sys.FD
+	errs     *sys.FD
 }
 
 func newFuzzSession(t testing.TB, reactors *vhostuser.Reactors, ranges ...virtqtest.Range) *fuzzSession {
 	t.Helper()
-	w := &fuzzSession{dev: newReverser(2), served: make(chan error, 1)}
+	w := &fuzzSession{reactors: reactors, dev: newReverser(2)}
 	b, err := vhostuser.New(vhostuser.Config{Device: w.dev, Reactors: reactors})
 	if err != nil {
 		t.Fatal(err)
@@ -322,14 +332,9 @@ func newFuzzSession(t testing.TB, reactors *vhostuser.Reactors, ranges ...virtqt
 			t.Fatal(err)
 		}
 	}
-	front, conn, err := vhostusertest.Pair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.front = front
-	go func() { w.served <- b.ServeConn(context.Background(), conn) }()
-	_, err = front.Handshake(vhostusertest.AllProtocolFeatures)
-	if err := errors.Join(err, front.AddMemory(w.mem)); err != nil {
+	w.front, w.end = newFuzzPipe(b)
+	_, err = w.front.Handshake(vhostusertest.AllProtocolFeatures)
+	if err := errors.Join(err, w.front.AddMemory(w.mem)); err != nil {
 		t.Fatal(err)
 	}
 	return w
@@ -337,7 +342,7 @@ func newFuzzSession(t testing.TB, reactors *vhostuser.Reactors, ranges ...virtqt
 
 func (w *fuzzSession) close() {
 	w.front.Close()
-	<-w.served
+	_ = w.end()
 	sys.CloseAll([]*sys.FD{w.kick, w.errs})
 	w.mem.Close()
 }
@@ -428,11 +433,11 @@ func FuzzSetInflightFD(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Cleanup(func() { _ = sys.Munmap(held) })
+	before := countFDs(f)
 	f.Fuzz(func(t *testing.T, description, contents []byte, used uint16) {
 		if len(description) > 200 || len(contents) > regionSize {
 			t.Skip("longer than a message, or than the file")
 		}
-		before := countFDs(t)
 		b, err := vhostuser.New(vhostuser.Config{Device: newReverser(2), Reactors: reactors})
 		if err != nil {
 			t.Fatal(err)

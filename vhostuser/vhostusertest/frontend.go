@@ -25,9 +25,18 @@ const Timeout = 30 * time.Second
 // payload.
 var ErrRefused = errors.New("refused by the back-end")
 
+// Socket is what a Frontend needs of a connected Unix socket.
+type Socket interface {
+	io.ReadWriteCloser
+	ReadMsgUnix(b, oob []byte) (n, oobn, flags int, addr *net.UnixAddr, err error)
+	WriteMsgUnix(b, oob []byte, addr *net.UnixAddr) (n, oobn int, err error)
+	SetReadDeadline(t time.Time) error
+	SetWriteDeadline(t time.Time) error
+}
+
 // Frontend is a connection to a back-end.
 type Frontend struct {
-	conn     *net.UnixConn
+	conn     Socket
 	protocol vhostuser.ProtocolFeatures
 	features uint64
 	channel  *net.UnixConn // our end of the back-end channel
@@ -43,7 +52,7 @@ func Dial(path string) (*Frontend, error) {
 }
 
 // New uses a connected socket, which it owns.
-func New(c *net.UnixConn) *Frontend { return &Frontend{conn: c} }
+func New(c Socket) *Frontend { return &Frontend{conn: c} }
 
 // Pair returns a front-end and the socket for the back-end it is connected to.
 func Pair() (*Frontend, *net.UnixConn, error) {
@@ -63,8 +72,12 @@ func (f *Frontend) Close() error {
 	return f.conn.Close()
 }
 
-// Conn returns the connection, for what a Frontend does not do.
-func (f *Frontend) Conn() *net.UnixConn { return f.conn }
+// Conn returns the connection, for what a Frontend does not do. It is nil where that is no socket
+// of the system's.
+func (f *Frontend) Conn() *net.UnixConn {
+	c, _ := f.conn.(*net.UnixConn)
+	return c
+}
 
 // Features returns what SetFeatures sent last.
 func (f *Frontend) Features() uint64 { return f.features }
@@ -99,7 +112,7 @@ func (f *Frontend) Receive() (vhostuser.Header, []byte, error) {
 	return receive(f.conn)
 }
 
-func receive(c *net.UnixConn) (vhostuser.Header, []byte, error) {
+func receive(c Socket) (vhostuser.Header, []byte, error) {
 	c.SetReadDeadline(time.Now().Add(Timeout))
 	var b [vhostuser.HeaderSize]byte
 	if _, err := io.ReadFull(c, b[:]); err != nil {
