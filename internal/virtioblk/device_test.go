@@ -32,13 +32,14 @@ const diskSize = 8 << 20
 
 // bench is a device with everything in front of it and behind it: driver, specfs, reactors, back-end, front-end, guest.
 type bench struct {
-	t     testing.TB
-	dev   *Device
-	b     *vhostuser.Backend
-	f     *vhostusertest.Frontend
-	mem   *virtqtest.Mem
-	rings []*vhostusertest.Ring
-	trace struct {
+	t        testing.TB
+	reactors *vhostuser.Reactors
+	dev      *Device
+	b        *vhostuser.Backend
+	f        *vhostusertest.Frontend
+	mem      *virtqtest.Mem
+	rings    []*vhostusertest.Ring
+	trace    struct {
 		sync.Mutex
 		events []specfs.Event
 	}
@@ -111,6 +112,7 @@ func newBenchOn(t testing.TB, reactors vhostuser.ReactorConfig, queues int, make
 	w := &bench{t: t, ended: make2()}
 	pool := must(vhostuser.NewReactorsConfig(reactors))(t)
 	t.Cleanup(pool.Close)
+	w.reactors = pool
 	table := devsw.NewTable()
 	dev, info := make(t, table)
 	fs := specfs.New(table, specfs.WithTrace(func(e specfs.Event) {
