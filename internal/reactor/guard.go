@@ -24,8 +24,11 @@ type guard struct {
 }
 
 const (
-	// guardTick is how often the guard looks. A call that is there twice has stalled.
+	// guardTick is how often the guard looks, while there is any doubt. A call that is there twice has
+	// stalled.
 	guardTick = 2 * time.Millisecond
+	// guardCalm is how often it looks where all goes well.
+	guardCalm = 10 * time.Millisecond
 	// guardPatience is how often it looks at a thread that does not sleep, before that counts as
 	// stalled, too.
 	guardPatience = 50
@@ -113,7 +116,7 @@ func (g *guard) awaitWish() (goesOn bool) {
 
 // watch returns when s has taken the reactor, or, with false, when the guard is to end; then s is dismissed. The guard's.
 func (g *guard) watch(s *standby) (goesOn bool) {
-	tick := time.NewTicker(guardTick)
+	tick := newPace(guardTick, guardCalm)
 	defer tick.Stop()
 	last, idle := g.word.Load(), 0
 	for {
@@ -127,7 +130,9 @@ func (g *guard) watch(s *standby) (goesOn bool) {
 		switch {
 		case word != last:
 			last, idle = word, 0
+			tick.calm()
 		case word%2 == 1:
+			tick.doubt()
 			if idle++; idle < guardPatience && sys.Runnable(int(g.thread.Load())) {
 				continue // others have its processor, or it copies
 			}
@@ -149,7 +154,7 @@ func (g *guard) watch(s *standby) (goesOn bool) {
 				}
 			}
 			idle = 0
-			tick.Reset(guardTick)
+			tick.doubt()
 		}
 	}
 }

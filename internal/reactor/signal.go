@@ -37,9 +37,12 @@ const (
 )
 
 const (
-	// signalTick is how often the watch looks. A write that is there twice has stalled: all else on the reactor has stood still for one
-	// tick to two, which is what a front-end can do to the others on it each time that it is served.
+	// signalTick is how often the watch looks, after a write that it had to look at closer. A write that is there twice has stalled: all
+	// else on the reactor has stood still for one tick to two, which is what a front-end can do to the others on it each time that it is
+	// served.
 	signalTick = 5 * time.Millisecond
+	// signalCalm is how often it looks where all goes well.
+	signalCalm = 10 * time.Millisecond
 	// signalIdle is after how many looks without a write the watch goes to sleep.
 	signalIdle = 4
 )
@@ -69,7 +72,7 @@ func (r *Reactor) Signal(fd int) (ok bool) {
 // watchSignals is the goroutine that watches the reactor's writes, until the reactor has ended.
 func (r *Reactor) watchSignals() {
 	s := &r.signals
-	tick := time.NewTicker(signalTick)
+	tick := newPace(signalTick, signalCalm)
 	defer tick.Stop()
 	last, idle := s.word.Load(), 0
 	for {
@@ -82,7 +85,9 @@ func (r *Reactor) watchSignals() {
 		switch state := word % signalWord; {
 		case word != last:
 			last, idle = word, 0
+			tick.calm()
 		case state == signalWriting:
+			tick.doubt()
 			if s.word.CompareAndSwap(word, word-signalWriting+signalTaken) {
 				if s.waits() {
 					s.end(r.wakeFD.Int())
@@ -108,7 +113,7 @@ func (r *Reactor) watchSignals() {
 				}
 			}
 			idle = 0
-			tick.Reset(signalTick)
+			tick.doubt()
 		}
 	}
 }
