@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"vdev/internal/dev/disk/loopfs"
 )
 
 func newRing(t *testing.T, entries, cq uint32) *Ring {
@@ -116,6 +118,59 @@ func TestCompletionsBeyondTheQueueAreNotLost(t *testing.T) {
 	for i := range n {
 		if c := reap(t, r); c.UserData != uint64(i) {
 			t.Fatalf("completion %d is %d", i, c.UserData)
+		}
+	}
+}
+
+// TestTheKernelsThreadsAreBounded while all of them are stuck, for requests of both kinds.
+func TestTheKernelsThreadsAreBounded(t *testing.T) {
+	const most, n = 4, 64
+	fs := loopfs.New(t, "ext4")
+	r := newRing(t, 2*n, 2*n)
+	if err := r.SetWorkers(most); errors.Is(err, syscall.EINVAL) {
+		t.Skip("this kernel cannot bound them (before 5.15)")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(fs.Dir, "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	data := bytes.Repeat([]byte("vdev"), 1024)
+	if _, err := f.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	fs.Freeze(t)
+	for i := range 2 * n {
+		e := r.Get()
+		e.Op, e.FD, e.Off = OpWrite, int32(f.Fd()), uint64(i*len(data))
+		e.SetBuffer(data)
+		if i%2 == 0 {
+			e.Flags = SQEAsync
+		}
+	}
+	if err := r.Submit(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(200 * time.Millisecond) // for threads to be made
+	names, err := filepath.Glob("/proc/self/task/*/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	workers := 0
+	for _, name := range names {
+		if b, err := os.ReadFile(name); err == nil && bytes.HasPrefix(b, []byte("iou-wrk")) {
+			workers++
+		}
+	}
+	if workers < 1 || workers > 2*most {
+		t.Errorf("%d threads of the kernel's, want %d at most", workers, 2*most)
+	}
+	fs.Thaw(t)
+	for range 2 * n {
+		if c := reap(t, r); int(c.Res) != len(data) {
+			t.Fatalf("write: %+v", c)
 		}
 	}
 }

@@ -155,11 +155,14 @@ func setup(entries, cqEntries uint32) (*Ring, error) {
 // registerWorkers is IORING_REGISTER_IOWQ_MAX_WORKERS (Linux 5.15).
 const registerWorkers = 19
 
-// SetWorkers bounds the kernel's threads that do the ring's work on files and block devices which cannot be done at once; by
-// default they are four for each CPU at most. There are never more than are blocked or at work at one time. The bound is the calling
-// thread's, for all its rings. Errors: *os.SyscallError, EINVAL where the kernel cannot.
+// SetWorkers bounds the kernel's threads that do the ring's work which cannot be done at once: n for
+// files and block devices, and another n for what has SQEAsync, which the kernel counts as unbounded work,
+// since it has not looked at the file by then. By default those are four for each CPU, and as many as
+// RLIMIT_NPROC allows. There are never more than are blocked or at work at one time. The
+// bound is the calling thread's, for all its rings. Errors: *os.SyscallError, EINVAL where the kernel
+// cannot.
 func (r *Ring) SetWorkers(n uint32) error {
-	counts := [2]uint32{n, 0} // bounded, unbounded; 0 leaves what there is
+	counts := [2]uint32{n, n} // bounded, unbounded
 	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(r.fd), registerWorkers, uintptr(unsafe.Pointer(&counts)), 2, 0, 0)
 	if errno != 0 {
 		return os.NewSyscallError("io_uring_register", errno)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"vdev/internal/sys"
 )
@@ -27,6 +28,9 @@ var Kinds = []struct {
 	{"xfs", 320 << 20, []string{"mkfs.xfs", "-q"}, "xfsprogs"},
 	{"btrfs", 128 << 20, []string{"mkfs.btrfs", "-q"}, "btrfs-progs"},
 }
+
+// unmountWait is how long the end of a test waits for files that are still in use.
+const unmountWait = 10 * time.Second
 
 // FS is a file system, mounted for the length of a test. Its methods are for the test's goroutine.
 type FS struct {
@@ -66,8 +70,16 @@ func New(t testing.TB, kind string) *FS {
 		}
 		t.Cleanup(func() {
 			fs.Thaw(t)
-			if err := sys.Unmount(fs.Dir); err != nil {
-				t.Errorf("unmounting %s: %v", kind, err)
+			// The kernel may still be closing files of a process that has ended (io_uring does).
+			for begun := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+				err := sys.Unmount(fs.Dir)
+				if err == nil {
+					return
+				}
+				if !errors.Is(err, syscall.EBUSY) || time.Since(begun) > unmountWait {
+					t.Errorf("unmounting %s: %v", kind, err)
+					return
+				}
 			}
 		})
 		return fs
