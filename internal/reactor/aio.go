@@ -50,7 +50,7 @@ const (
 	inQueue  place = iota // in Reactor.queue
 	inTurns               // in Reactor.turns
 	inEngine              // the engine has it
-	inThread              // Reactor.crew has it, since the file has a call that is stuck
+	inThread              // Reactor.crew has it, since the file has a call that is stuck, or the kernel can make no thread
 	inLost                // an engine has it that has lost the reactor
 	inCall                // a thread is in the middle of its system call
 )
@@ -103,8 +103,7 @@ func (r *Reactor) newOp(b *devsw.Buf, done devsw.AIODone) *op {
 // start hands o to the engine, or, where it is likely to be stuck, to threads: mayStall looks at what the engine has.
 func (o *op) start() {
 	if o.r.stuck > 0 && o.r.of(o).stuck > 0 {
-		o.place = inThread
-		o.r.crew.of(o).put(o)
+		o.byThread()
 		return
 	}
 	if o.mayWait, o.aside = o.r.submitWaits(o); o.mayWait || o.aside {
@@ -118,6 +117,12 @@ func (o *op) start() {
 	o.place = inEngine
 	o.r.inEngine++
 	o.r.eng.start(o)
+}
+
+// byThread has o made by a thread of the crew.
+func (o *op) byThread() {
+	o.place = inThread
+	o.r.crew.of(o).put(o)
 }
 
 // readAhead is how many bytes the kernel reads at once of a file, as a rule: what is longer it goes
@@ -190,6 +195,10 @@ func (o *op) ended(n int, errno syscall.Errno) {
 			return
 		}
 		errno = syscall.ECANCELED
+	case errno == syscall.ECANCELED && !o.cancelled && o.place == inEngine && o.r.mode == ModeURing:
+		// The kernel could not make a thread for it: the host allows no more tasks. We have ours.
+		o.byThread()
+		return
 	case errno == 0 && n > 0:
 		o.moved += int64(n)
 		if o.moved < o.buf.Bcount {

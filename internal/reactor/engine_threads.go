@@ -110,10 +110,10 @@ func newCrew(stuck int) *crew {
 // of gives the workers for o.
 func (c *crew) of(o *op) *workers {
 	switch {
-	case o.mayBlock:
-		return c.remote
 	case o.place == inThread:
 		return c.stuck
+	case o.mayBlock:
+		return c.remote
 	}
 	return c.local
 }
