@@ -90,7 +90,7 @@ func runAll(ctx context.Context, c config, out *queuedWriter, asked askedBySigna
 		return err
 	}
 	defer reactors.Close()
-	pool := offload.New(offload.Config{Places: places})
+	pool := offload.New(places)
 	defer pool.Close()
 
 	failures := disk.NewFailures(c.stateDir, func(err error) {
@@ -387,9 +387,9 @@ func listen(c diskConfig) (net.Listener, error) {
 }
 
 // newReactors starts the event loops. Where nobody has said how they are to work, and the host refuses io_uring (an
-// old kernel, a container), they do with threads. places are those of the offload.Pool, which is what else takes threads: both have to do
+// old kernel, a container), they do with threads. pool is for the offload.Pool, which is what else takes threads: both have to do
 // with what the host allows.
-func newReactors(c config, log *slog.Logger, limit tasks.Limit) (_ *vhostuser.Reactors, places int, err error) {
+func newReactors(c config, log *slog.Logger, limit tasks.Limit) (_ *vhostuser.Reactors, pool offload.Config, err error) {
 	config := vhostuser.ReactorConfig{Reactors: c.reactors, Mode: vhostuser.ModeURing}
 	if c.reactors == 0 {
 		queues := 0
@@ -401,7 +401,12 @@ func newReactors(c config, log *slog.Logger, limit tasks.Limit) (_ *vhostuser.Re
 	// A reactor is nearly always in a system call or busy, and keeps its P while it is: the goroutines of the connection and of
 	// storage need others, or their turn comes only when the runtime takes one away, up to 10 ms later. The default goes by
 	// the CPUs, which may be one.
-	if procs := 2*config.Reactors + 2; runtime.GOMAXPROCS(0) < procs {
+	procs := max(runtime.GOMAXPROCS(0), 2*config.Reactors+2)
+	servers := servers(c.disks)
+	if need := leastThreads(procs, config.Reactors) + len(c.disks) + servers*leastServer + spareTasks; limit.N < need {
+		return nil, pool, tooFewError(limit, need, len(c.disks))
+	}
+	if runtime.GOMAXPROCS(0) < procs {
 		runtime.GOMAXPROCS(procs)
 	}
 	if c.pollSet {
@@ -413,15 +418,10 @@ func newReactors(c config, log *slog.Logger, limit tasks.Limit) (_ *vhostuser.Re
 	if c.aio == "threads" {
 		config.Mode = vhostuser.ModeThreads
 	}
-	servers := 0
-	for _, d := range c.disks {
-		if d.driver.name == "qemu" {
-			servers++
-		}
-	}
 	start := func() (*vhostuser.Reactors, error) {
-		plan, enough := planThreads(limit.N, runtime.GOMAXPROCS(0), config.Reactors, len(c.disks), servers, config.Mode == vhostuser.ModeThreads)
-		config.MaxStuck, places = plan.stuck, plan.places
+		plan, enough := planThreads(limit.N, procs, config.Reactors, len(c.disks), servers, config.Mode == vhostuser.ModeThreads)
+		config.MaxStuck, pool.Places, pool.Keep = plan.stuck, plan.places, plan.reserve > 0
+		tasks.Reserve(plan.reserve)
 		reactors, err := vhostuser.NewReactorsConfig(config)
 		if err == nil {
 			plan.tell(log, limit, enough)
@@ -435,7 +435,7 @@ func newReactors(c config, log *slog.Logger, limit tasks.Limit) (_ *vhostuser.Re
 		reactors, err = start()
 	}
 	if err != nil {
-		return nil, 0, fmt.Errorf("--aio %s: %w", config.Mode, err)
+		return nil, pool, fmt.Errorf("--aio %s: %w", config.Mode, err)
 	}
-	return reactors, places, nil
+	return reactors, pool, nil
 }

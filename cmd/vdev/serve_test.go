@@ -58,10 +58,17 @@ func (s *transcript) read() (text string, more <-chan struct{}) {
 // start starts vdev with an argument list, and with files as descriptors from 3 on.
 func start(t *testing.T, files []*os.File, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, cmd: exec.Command("vdev", args...), stderr: &transcript{more: make(chan struct{})}, ended: make(chan struct{})}
+	cmd := exec.Command("vdev", args...)
+	cmd.Env = append(os.Environ(), noRaceSleep)
+	cmd.ExtraFiles = files
+	return startCommand(t, cmd)
+}
+
+// startCommand is start for a command that is vdev, or becomes it.
+func startCommand(t *testing.T, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{t: t, cmd: cmd, stderr: &transcript{more: make(chan struct{})}, ended: make(chan struct{})}
 	p.cmd.Stderr = p.stderr
-	p.cmd.Env = append(os.Environ(), noRaceSleep)
-	p.cmd.ExtraFiles = files
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -188,15 +195,25 @@ func (g *guest) start() {
 		g.t.Fatal(err)
 	}
 	g.t.Cleanup(g.mem.Close)
-	err = errors.Join(g.f.SetFeatures(virtq.FeatureVersion1|vhostuser.FProtocolFeatures), g.f.AddMemory(g.mem))
-	if err != nil {
-		g.t.Fatal(err)
-	}
+	g.negotiate()
 	if g.ring, err = g.f.NewRing(g.mem, 0, 16); err != nil {
 		g.t.Fatal(err)
 	}
 	g.t.Cleanup(g.ring.Close)
 	if err := g.ring.Start(); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// negotiate negotiates features, and shares memory.
+func (g *guest) negotiate(more ...uint64) {
+	g.t.Helper()
+	features := uint64(virtq.FeatureVersion1 | vhostuser.FProtocolFeatures)
+	for _, f := range more {
+		features |= f
+	}
+	err := errors.Join(g.f.SetFeatures(features), g.f.AddMemory(g.mem))
+	if err != nil {
 		g.t.Fatal(err)
 	}
 }

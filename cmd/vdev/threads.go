@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
 
 	"vdev/internal/offload"
@@ -14,6 +15,10 @@ import (
 type threads struct {
 	places int // of the offload.Pool
 	stuck  int // that are stuck in transfers: of the kernel's for each ring, and of the event loops' own (ReactorConfig.MaxStuck)
+
+	// reserve is how many of all those that are Go's are made at the start: where the host's limit counts,
+	// and others may use it up. Then the runtime needs no other later.
+	reserve int
 }
 
 const (
@@ -24,8 +29,12 @@ const (
 	// diskThreads are each disk's beside those for its requests: an open or a close that hangs, a look at its size, the last flush that
 	// a stop has left to itself, and a transfer where more are stuck in others' than MaxStuck.
 	diskThreads = 4
-	// serverTasks are a qemu-nbd's: 64 that transfer, and its own.
-	serverTasks = 68
+	// serverTasks are a qemu-nbd's: 64 that transfer, its own, and vdev's thread that waits for its end.
+	serverTasks = 69
+	// leastServer is what it has while nobody asks anything of it.
+	leastServer = 4
+	// ringWorkers is how many times stuck the kernel may have for one ring (uring.Ring.SetWorkers).
+	ringWorkers = 2
 	// commandThreads are for whoever uses the control socket.
 	commandThreads = 8
 	// morePlaces are the places of the pool beside each disk's own.
@@ -37,20 +46,48 @@ const (
 // not even the first two fit.
 func planThreads(limit, procs, reactors, disks, servers int, crew bool) (t threads, enough bool) {
 	reactors = max(reactors, 1)
-	// Each event loop has a thread that stands by for it, and may leave one in a call for each disk.
-	always := procs + runtimeThreads + 2*reactors + disks*(diskThreads+reactors) + commandThreads
-	left := min(limit-serverTasks*servers, goThreads) - always
-	t.places = min(disks+morePlaces, max(left/2, disks))
-	left -= t.places
-	if crew {
-		// Those for files that may block, and at most as many for others.
-		t.stuck = left / 2
-	} else {
-		// Those for files with a call that is stuck, and the kernel's for the ring of each thread that has or may have an event loop.
-		t.stuck = left / (1 + 2*reactors)
+	// Each event loop may leave a thread in a call for each disk.
+	always := leastThreads(procs, reactors) + disks*(diskThreads+reactors)
+	left, ofGo := limit-serverTasks*servers-always, goThreads-always
+	t.places = min(disks+morePlaces, max(min(left, ofGo)/2, disks))
+	left, ofGo = left-t.places, ofGo-t.places
+	// Go's: those for files that may block, and at most as many for others; or with io_uring those for files with a call that is stuck,
+	// beside the kernel's for the ring of each thread that has or may have an event loop.
+	goes, kernels := 2, 0
+	if !crew {
+		goes, kernels = 1, 2*reactors*ringWorkers
 	}
-	t.stuck = min(max(t.stuck, 1), vhostuser.MaxStuck)
-	return t, left > 0
+	t.stuck = min(max(min(left/(goes+kernels), ofGo/goes), 1), vhostuser.MaxStuck)
+	if limit < goThreads && t.stuck < vhostuser.MaxStuck {
+		t.reserve = max(min(always+t.places+goes*t.stuck, limit-serverTasks*servers-spareTasks), 0)
+	}
+	return t, min(left, ofGo) > 0
+}
+
+// spareTasks are left to the kernel, which has to begin transfers with at least one of its own for each ring.
+const spareTasks = 8
+
+// leastThreads is without how many no disk can be served: Go's runtime, the event loops, each with a thread that stands by for it, and
+// the control socket.
+func leastThreads(procs, reactors int) int {
+	return procs + runtimeThreads + 2*reactors + commandThreads
+}
+
+// servers is how many disks have a qemu-nbd. What is wrong with an image is told when that is opened.
+func servers(disks []diskConfig) (n int) {
+	for _, d := range disks {
+		if settled, err := d.driver.settle(func(string) {}); err == nil && settled.name == "qemu" {
+			n++
+		}
+	}
+	return n
+}
+
+// tooFewError says that the host allows fewer tasks than vdev can run with.
+func tooFewError(limit tasks.Limit, need, disks int) error {
+	return fmt.Errorf("the host allows this vdev %d tasks (%s), and it needs at least %d for %s, or it would end when it is refused one: "+
+		"allow more (TasksMax= of systemd, --pids-limit of a container, 'ulimit -u'), or use fewer --reactors",
+		limit.N, limit.Name, need, count(disks, "disk"))
 }
 
 // tell warns where the host's limit is what bounds the threads.

@@ -16,15 +16,16 @@ func TestThreadsFitWhatTheHostAllows(t *testing.T) {
 		want                                   threads
 		enough                                 bool
 	}{
-		"no limit":            {limit: tasks.Unlimited, procs: 10, reactors: 4, disks: 1, want: threads{64, 1024}, enough: true},
-		"no limit, threads":   {limit: tasks.Unlimited, procs: 10, reactors: 4, disks: 1, crew: true, want: threads{64, 1024}, enough: true},
-		"600":                 {limit: 600, procs: 6, reactors: 2, disks: 1, want: threads{64, 100}, enough: true},
-		"100":                 {limit: 100, procs: 6, reactors: 2, disks: 1, want: threads{32, 6}, enough: true},
-		"100, threads":        {limit: 100, procs: 6, reactors: 2, disks: 1, crew: true, want: threads{32, 16}, enough: true},
-		"600, two qemu-nbd":   {limit: 600, procs: 6, reactors: 2, disks: 2, servers: 2, want: threads{65, 71}, enough: true},
-		"1000 disks":          {limit: tasks.Unlimited, procs: 10, reactors: 4, disks: 1000, want: threads{1000, 51}, enough: true},
-		"100, and 1000 disks": {limit: 100, procs: 10, reactors: 4, disks: 1000, want: threads{1000, 1}},
-		"20":                  {limit: 20, procs: 6, reactors: 2, disks: 1, want: threads{1, 1}},
+		"no limit":            {limit: tasks.Unlimited, procs: 10, reactors: 4, disks: 1, want: threads{64, 1024, 0}, enough: true},
+		"no limit, threads":   {limit: tasks.Unlimited, procs: 10, reactors: 4, disks: 1, crew: true, want: threads{64, 1024, 0}, enough: true},
+		"600":                 {limit: 600, procs: 6, reactors: 2, disks: 1, want: threads{64, 55, 155}, enough: true},
+		"100":                 {limit: 100, procs: 6, reactors: 2, disks: 1, want: threads{32, 3, 71}, enough: true},
+		"100, threads":        {limit: 100, procs: 6, reactors: 2, disks: 1, crew: true, want: threads{32, 16, 92}, enough: true},
+		"600, two qemu-nbd":   {limit: 600, procs: 6, reactors: 2, disks: 2, servers: 2, want: threads{65, 39, 146}, enough: true},
+		"1000 disks":          {limit: tasks.Unlimited, procs: 10, reactors: 4, disks: 1000, want: threads{1000, 462, 0}, enough: true},
+		"2000 disks":          {limit: tasks.Unlimited, procs: 10, reactors: 4, disks: 2000, want: threads{2000, 1, 0}},
+		"100, and 1000 disks": {limit: 100, procs: 10, reactors: 4, disks: 1000, want: threads{1000, 1, 92}},
+		"20":                  {limit: 20, procs: 6, reactors: 2, disks: 1, want: threads{1, 1, 12}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, enough := planThreads(c.limit, c.procs, c.reactors, c.disks, c.servers, c.crew)
@@ -42,13 +43,18 @@ func TestThreadsNeverExceedWhatTheHostAllows(t *testing.T) {
 		disks, servers := rapid.IntRange(1, 2000).Draw(t, "disks"), rapid.IntRange(0, 20).Draw(t, "servers")
 		crew := rapid.Bool().Draw(t, "crew")
 		got, enough := planThreads(limit, procs, reactors, disks, servers, crew)
-		stuck := 2 * got.stuck
+		goes, stuck := 2, 2*got.stuck
 		if !crew {
-			stuck = (1 + 2*reactors) * got.stuck
+			goes, stuck = 1, (1+2*reactors*ringWorkers)*got.stuck
 		}
 		all := procs + runtimeThreads + 2*reactors + (diskThreads+reactors)*disks + commandThreads + serverTasks*servers + got.places + stuck
 		if enough && got.stuck > 1 && all > limit {
 			t.Fatalf("%+v: that is %d tasks", got, all)
+		}
+		// All that are Go's, or none.
+		ours := all - serverTasks*servers - stuck + goes*got.stuck
+		if enough && got.stuck > 1 && got.reserve != 0 && got.reserve != min(ours, limit-serverTasks*servers-spareTasks) {
+			t.Fatalf("%+v: %d are the runtime's", got, ours)
 		}
 		if got.places < disks || got.stuck < 1 || got.stuck > vhostuser.MaxStuck {
 			t.Fatalf("%+v for %d disks", got, disks)

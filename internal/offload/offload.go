@@ -10,7 +10,8 @@
 // Shares take turns, and so do the Jobs of a Share: a Job is done in pieces, and waits behind the others between them.
 //
 // Pool.mu guards everything; it is held for a few instructions, never over a piece. A place is a goroutine. It goes when it has had
-// nothing to do for a while, and takes a thread of the runtime's along, which would else stay for ever.
+// nothing to do for a while, and takes a thread of the runtime's along, which would else stay for ever
+// (but see Config.Keep).
 package offload
 
 import (
@@ -33,6 +34,9 @@ const (
 type Config struct {
 	Places int // how many pieces run at once, of all Shares; DefaultPlaces where it is 0
 	Each   int // how many of them of one Share; DefaultEach where it is 0
+
+	// Keep has a place that goes leave its thread to the runtime: for a host that may not allow another one.
+	Keep bool
 }
 
 // Pool is the threads that Shares have in common.
@@ -270,7 +274,9 @@ func (p *Pool) run(j *Job) {
 	}
 	// The runtime never ends a thread but that of a goroutine which ends locked to it. As many as there were places were blocked at once at
 	// most, so that as many threads are too many now.
-	runtime.LockOSThread()
+	if !p.config.Keep {
+		runtime.LockOSThread()
+	}
 }
 
 // endLocking ends a piece, and gives what the place is to do next. Where that is nil, the place is idle.

@@ -7,8 +7,10 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 
 	"vdev/internal/sys"
 )
@@ -113,4 +115,26 @@ func field(root, pid, name string) string {
 		}
 	}
 	return ""
+}
+
+// Reserve has Go's runtime make threads until the process has n, for it to take when it needs one. A thread
+// that is there cannot be refused later, when others have taken what the host allows. They stay, but for
+// those whose goroutine ends locked to its thread. The host has to allow so many now: see Find.
+func Reserve(n int) {
+	n -= threads("/", "self")
+	var made, gone sync.WaitGroup
+	enough := make(chan struct{})
+	made.Add(max(n, 0))
+	for range n {
+		gone.Go(func() {
+			// Nobody else can have the thread of a goroutine that is locked to it, though it sleeps.
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			made.Done()
+			<-enough
+		})
+	}
+	made.Wait()
+	close(enough)
+	gone.Wait()
 }
