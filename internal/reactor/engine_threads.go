@@ -40,7 +40,9 @@ func newThreadsEngine(r *Reactor) (*threadsEngine, error) {
 func (e *threadsEngine) watch(fd int, tag uint64) error   { return e.ep.Add(fd, tag) }
 func (e *threadsEngine) unwatch(fd int, tag uint64) error { return e.ep.Remove(fd) }
 func (e *threadsEngine) start(o *op)                      { e.w.of(o).put(o) }
+func (e *threadsEngine) fill()                            {}
 func (e *threadsEngine) submit()                          {}
+func (e *threadsEngine) submitted()                       {}
 func (e *threadsEngine) due() bool                        { return false }
 func (e *threadsEngine) waits() bool                      { return false }
 func (e *threadsEngine) full() bool                       { return false }

@@ -633,3 +633,124 @@ func (c *tally) AIODone(b *devsw.Buf, n int64, err devsw.Errno) {
 	}
 	c.left.Done()
 }
+
+// TestWhatMayWaitIsSubmittedUnderTheGuardAlone whatever else is asked of the engine meanwhile.
+func TestWhatMayWaitIsSubmittedUnderTheGuardAlone(t *testing.T) {
+	p := newPoolOf(t, Config{Mode: ModeURing})
+	r := p.Pick()
+	d := newResult()
+	d.ch = make(chan struct{}, 1000)
+	f := newFile(t, r, d)
+	other := newResult()
+	other.ch = make(chan struct{}, 1000)
+	g := tempFile(t)
+	for _, f := range []*os.File{f, g} {
+		if err := f.Truncate(1 << 20); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func(f *os.File, d devsw.AIODone, flags devsw.BufFlag) *devsw.Buf {
+		b := &devsw.Buf{Op: devsw.BRead, Data: [][]byte{make([]byte, 512)}, Bcount: 512, Flags: flags}
+		r.ReadAt(b, int(f.Fd()), 0, d)
+		return b
+	}
+	kick, err := sys.NewEventfd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kick.Close()
+	c := &pollCounter{polls: make(chan struct{}, 1)}
+	var s *Source
+	r.Do(func() { s, err = r.Add(c, kick.Int()) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Do(func() { r.Remove(s) })
+	all := 0
+	for name, ask := range map[string]func(){
+		"another kick": func() { _ = r.SetKick(s, kick.Int()) },
+		"no kick":      func() { r.Remove(s); s, _ = r.Add(c, kick.Int()) },
+		"as many transfers as fill the ring": func() {
+			for range sqEntries + 8 {
+				read(g, other, devsw.BMayBlock)
+			}
+		},
+		"as many watches as fill the ring": func() {
+			for range sqEntries + 8 {
+				_ = r.SetKick(s, kick.Int())
+			}
+		},
+		"as many cancels as fill the ring": func() {
+			var begun []*devsw.Buf
+			for range sqEntries + 8 {
+				begun = append(begun, read(g, other, devsw.BMayBlock))
+			}
+			for _, b := range begun {
+				r.Cancel(b)
+			}
+		},
+		"a cancel of one of them": func() {
+			r.Cancel(read(f, d, 0))
+			all++
+		},
+	} {
+		r.Do(func() {
+			r.of(&op{fd: int(f.Fd()), done: d}).reads.left = 200 // none is tried in line
+			for range 3 {
+				read(f, d, 0)
+			}
+			all += 3
+			if !r.eng.waits() {
+				t.Error("nothing waits, so the test shows nothing")
+			}
+			ask()
+			if !r.eng.waits() {
+				t.Errorf("%s: what may wait was submitted with it", name)
+			}
+		})
+		for ; all > 0; all-- {
+			<-d.ch
+		}
+	}
+	r.Do(func() {})
+}
+
+// TestWhatWasNotBegunGoesToTheThreadThatTakesOver: it does not wait for the one that is stuck.
+func TestWhatWasNotBegunGoesToTheThreadThatTakesOver(t *testing.T) {
+	p := newPoolOf(t, Config{Mode: ModeURing})
+	held, release := make(chan struct{}), make(chan struct{})
+	r := stalling(t, p, func(int64) {
+		held <- struct{}{}
+		<-release
+	})
+	d := newResult()
+	f := newFile(t, r, d)
+	other := newResult()
+	g := newFile(t, r, other)
+	for _, f := range []*os.File{f, g} {
+		if err := f.Truncate(1 << 20); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := &devsw.Buf{Op: devsw.BRead, Data: [][]byte{make([]byte, 512)}, Bcount: 512}
+	first := &devsw.Buf{Op: devsw.BRead, Data: [][]byte{make([]byte, 512)}, Bcount: 512}
+	r.Post(func() {
+		r.ReadAt(first, int(f.Fd()), 0, d) // in line
+		r.of(&op{fd: int(g.Fd()), done: other}).reads.left = 1
+		r.ReadAt(b, int(g.Fd()), 0, other)
+		if !r.eng.waits() {
+			t.Error("nothing waits, so the test shows nothing")
+		}
+	})
+	<-held
+	<-other.ch
+	if other.err != 0 || other.n != 512 {
+		t.Error(other.n, other.err)
+	}
+	close(release)
+	<-d.ch
+	if d.err != 0 || d.n != 512 {
+		t.Error(d.n, d.err)
+	}
+	r.Do(func() {})
+}

@@ -65,10 +65,13 @@ type engine interface {
 	unwatch(fd int, tag uint64) error
 	start(o *op)
 	cancel(o *op)
-	// submit has the host begin what was started. waits tells that it may have to wait for the
-	// storage there (op.mayWait), due that it is time for that, and full that no more can be
-	// started before it.
+	// submit has the host begin what was started whose submission may have to wait for the storage
+	// (op.mayWait): the reactor is guarded, and may be lost. fill comes before, and submitted after it
+	// where the reactor was kept. waits tells that there is any, due that it is time for that, and full
+	// that no more can be started before it. All other methods leave it alone.
+	fill()
 	submit()
+	submitted()
 	waits() bool
 	due() bool
 	full() bool
@@ -361,9 +364,15 @@ func (r *Reactor) submit() (kept bool) {
 		return true
 	}
 	r.calling = nil
+	eng := r.eng
+	eng.fill()
 	word := r.guard.enter()
-	r.eng.submit()
-	return r.guard.leave(word)
+	eng.submit()
+	if !r.guard.leave(word) {
+		return false
+	}
+	eng.submitted()
+	return true
 }
 
 // goRound makes one round after the other, and returns the transfer over which another thread has taken the reactor, or nil at its end.

@@ -88,6 +88,32 @@ func TestGetIsNilOnlyWhileTheQueueIsFull(t *testing.T) {
 	}
 }
 
+func TestWhatIsTakenBackIsNotSubmitted(t *testing.T) {
+	r := newRing(t, 4, 64)
+	nop := func(userData uint64) {
+		e := r.Get()
+		e.Op, e.UserData = OpNop, userData
+	}
+	nop(1)
+	if err := r.Submit(); err != nil {
+		t.Fatal(err)
+	}
+	nop(2)
+	nop(3)
+	if n := r.TakeBack(); n != 2 || r.Pending() != 0 {
+		t.Errorf("%d were taken back, %d are pending", n, r.Pending())
+	}
+	nop(4)
+	for _, want := range []uint64{1, 4} {
+		if c := reap(t, r); c.UserData != want {
+			t.Errorf("%d has completed, want %d", c.UserData, want)
+		}
+	}
+	if err := r.Wait(time.Millisecond); err != nil || r.Peek() != nil {
+		t.Errorf("more has completed, %v", err)
+	}
+}
+
 func TestWaitEndsAtItsTimeout(t *testing.T) {
 	r := newRing(t, 4, 8)
 	if err := r.Wait(time.Millisecond); err != nil {

@@ -187,6 +187,16 @@ func (r *Ring) Get() *SQE {
 // Pending is the number of entries got and not yet submitted.
 func (r *Ring) Pending() int { return int(r.tail - r.shown) }
 
+// TakeBack has what is pending not submitted, and returns how many entries that were: the last that were
+// got.
+func (r *Ring) TakeBack() int {
+	n := r.Pending()
+	r.tail = r.shown
+	// The kernel looks at this only when it is entered.
+	atomic.StoreUint32(r.sqTail, r.tail)
+	return n
+}
+
 // NeedsEnter tells that completions wait in the kernel until Enter is called, though none is to be waited for.
 func (r *Ring) NeedsEnter() bool {
 	return atomic.LoadUint32(r.sqFlags)&(sqFlagTaskrun|sqFlagCQOverflow) != 0
