@@ -71,6 +71,7 @@ type FileStat struct {
 	Size         int64  // bytes; of a regular file only
 	BlockSize    int64  // st_blksize, bytes
 	Major, Minor uint32 // of a device: its number
+	Ino          uint64 // the inode's number in its file system
 }
 
 // Stat looks at the file at path, without opening it.
@@ -98,6 +99,7 @@ func fileStat(st *unix.Stat_t) FileStat {
 		BlockSize: int64(st.Blksize),
 		Major:     unix.Major(uint64(st.Rdev)),
 		Minor:     unix.Minor(uint64(st.Rdev)),
+		Ino:       st.Ino,
 	}
 }
 

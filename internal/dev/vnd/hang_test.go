@@ -507,3 +507,45 @@ func TestADiskWhoseQueueIsFullHoldsUpNoOther(t *testing.T) {
 		}
 	}
 }
+
+// TestWhoHasAnImageIsFoundThoughAnotherFileHangs: what other files are locked is none of the search's business.
+func TestWhoHasAnImageIsFoundThoughAnotherFileHangs(t *testing.T) {
+	f, path, _ := hanging(t, hangfs.Config{}, make([]byte, 4096))
+	other, err := sys.OpenFile(path, sys.OpenFlags{Write: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := lockImage(other.Int(), path, false); err != nil {
+		t.Fatal(err)
+	}
+	mine := fileIn(t, t.TempDir(), make([]byte, 4096))
+	image, err := sys.OpenFile(mine, sys.OpenFlags{Write: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer image.Close()
+	if err := lockImage(image.Int(), mine, false); err != nil {
+		t.Fatal(err)
+	}
+	defer f.Release(hangfs.Look)
+	time.Sleep(1100 * time.Millisecond) // until the kernel asks the server anew what files are like
+	nobodys := fileIn(t, t.TempDir(), nil)
+	f.Hold(hangfs.Look)
+	found := make(chan int, 2)
+	go func() {
+		found <- holder(mine, lockSharedBase+permWrite)
+		found <- holder(nobodys, lockSharedBase+permWrite)
+	}()
+	timeout := time.After(20 * time.Second)
+	for _, want := range []int{os.Getpid(), 0} {
+		select {
+		case pid := <-found:
+			if pid != want {
+				t.Errorf("process %d has it, want %d", pid, want)
+			}
+		case <-timeout:
+			t.Fatal("the search waits for a file system that does not answer")
+		}
+	}
+}

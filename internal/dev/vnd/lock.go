@@ -134,37 +134,72 @@ func identify(err error) error {
 	return err
 }
 
-// holder looks for a process with a lock on byte at of the file at path, 0 where none can be seen.
+// holder looks for a process with a lock on byte at of the file at path, 0 where none can be seen. It touches nobody else's
+// file: that may be on storage which does not answer.
 func holder(path string, at int64) int {
-	image, err := os.Stat(path)
+	file, err := lockedFile(path)
 	if err != nil {
 		return 0
 	}
 	infos, _ := filepath.Glob("/proc/[0-9]*/fdinfo/*")
 	for _, name := range infos {
 		text, err := os.ReadFile(name)
-		if err != nil || !locks(text, at) {
+		if err != nil || !locks(text, file, at) {
 			continue
 		}
-		dir, fd := filepath.Split(name)
-		proc := filepath.Dir(filepath.Clean(dir))
-		if file, err := os.Stat(filepath.Join(proc, "fd", fd)); err != nil || !os.SameFile(image, file) {
-			continue
-		}
-		if pid, err := strconv.Atoi(filepath.Base(proc)); err == nil {
+		dir, _ := filepath.Split(name)
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(filepath.Clean(dir)))); err == nil {
 			return pid
 		}
 	}
 	return 0
 }
 
-// locks reports whether the text of an fdinfo file (proc_pid_fdinfo(5)) has a lock on byte at. Such a line reads
+// lockedFile gives what stands for a file where its locks are listed: the device of its file system, which stat(2) need not tell
+// (btrfs), and the inode.
+func lockedFile(path string) (string, error) {
+	f, err := sys.OpenPath(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", f.Int()))
+	if err != nil {
+		return "", err
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	_, mount, _ := strings.Cut(string(info), "mnt_id:")
+	mount, _, _ = strings.Cut(strings.TrimSpace(mount), "\n")
+	for line := range strings.Lines(string(mounts)) {
+		// mount ID, parent ID, major:minor, ... (proc_pid_mountinfo(5))
+		var major, minor uint32
+		f := strings.Fields(line)
+		if len(f) < 3 || f[0] != mount {
+			continue
+		}
+		if _, err := fmt.Sscanf(f[2], "%d:%d", &major, &minor); err != nil {
+			return "", err
+		}
+		return fmt.Sprintf("%02x:%02x:%d", major, minor, st.Ino), nil
+	}
+	return "", fmt.Errorf("%s: mount %q is not listed", path, mount)
+}
+
+// locks reports whether the text of an fdinfo file (proc_pid_fdinfo(5)) has a lock on byte at of a file that lockedFile names.
+// Such a line reads
 //
 //	lock:	1: OFDLCK ADVISORY  READ -1 fe:00:9994298 100 101
-func locks(fdinfo []byte, at int64) bool {
+func locks(fdinfo []byte, file string, at int64) bool {
 	for sc := bufio.NewScanner(bytes.NewReader(fdinfo)); sc.Scan(); {
 		f := strings.Fields(sc.Text())
-		if len(f) != 9 || f[0] != "lock:" || f[2] != "OFDLCK" && f[2] != "POSIX" {
+		if len(f) != 9 || f[0] != "lock:" || f[2] != "OFDLCK" && f[2] != "POSIX" || f[6] != file {
 			continue
 		}
 		first, err := strconv.ParseInt(f[7], 10, 64)

@@ -299,8 +299,13 @@ func TestFdinfoIsReadAsTheKernelWritesIt(t *testing.T) {
 		"lock:\t3: POSIX  ADVISORY  WRITE 77 fe:00:9994298 300 EOF\n" +
 		"lock:\t4: LEASE  ACTIVE    READ 77 fe:00:9994298 0 EOF\n"
 	for at, want := range map[int64]bool{99: false, 100: true, 101: true, 102: false, 201: false, 299: false, 300: true, 1 << 40: true} {
-		if got := locks([]byte(text), at); got != want {
+		if got := locks([]byte(text), "fe:00:9994298", at); got != want {
 			t.Errorf("byte %d: %v, want %v", at, got, want)
+		}
+		for _, file := range []string{"fe:01:9994298", "fe:00:9994299", ""} {
+			if locks([]byte(text), file, at) {
+				t.Errorf("byte %d: the lock is taken for one of %q", at, file)
+			}
 		}
 	}
 }
