@@ -165,6 +165,7 @@ type guest struct {
 	f    *vhostusertest.Frontend
 	mem  *virtqtest.Mem
 	ring *vhostusertest.Ring
+	want uint64 // features beside VERSION_1
 }
 
 // connect makes a front-end on the socket at path.
@@ -206,13 +207,9 @@ func (g *guest) start() {
 }
 
 // negotiate negotiates features, and shares memory.
-func (g *guest) negotiate(more ...uint64) {
+func (g *guest) negotiate() {
 	g.t.Helper()
-	features := uint64(virtq.FeatureVersion1 | vhostuser.FProtocolFeatures)
-	for _, f := range more {
-		features |= f
-	}
-	err := errors.Join(g.f.SetFeatures(features), g.f.AddMemory(g.mem))
+	err := errors.Join(g.f.SetFeatures(virtq.FeatureVersion1|vhostuser.FProtocolFeatures|g.want), g.f.AddMemory(g.mem))
 	if err != nil {
 		g.t.Fatal(err)
 	}

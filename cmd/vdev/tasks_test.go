@@ -234,7 +234,8 @@ func manyRequestsWait(t *testing.T, l limited, aio string) {
 		t.Helper()
 		g := connect(t, socket)
 		g.mem = mem
-		g.negotiate(virtq.FeatureIndirectDesc | 1<<9 | 1<<13) // VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_DISCARD
+		g.want = virtq.FeatureIndirectDesc | 1<<9 | 1<<13 // VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_DISCARD
+		g.negotiate()
 		if region == nil {
 			if region, err = g.f.GetInflightFD(queues, size); err != nil {
 				t.Fatal(err)
