@@ -25,7 +25,8 @@ const (
 // An image that is in use by one that lives is an error, a *vnd.LockError; or, where inUse is not nil, none, but inUse is told:
 // the guest comes from there, and will have given the image up when it starts here.
 func checkImage(ctx context.Context, check func() error, ending func(pid int) bool, inUse func(error)) error {
-	for waited := time.Duration(0); ; waited += lockPause {
+	// To look who has it may take longer than to wait.
+	for begun := time.Now(); ; {
 		err := check()
 		var lock *vnd.LockError
 		if !errors.As(err, &lock) {
@@ -39,7 +40,7 @@ func checkImage(ctx context.Context, check func() error, ending func(pid int) bo
 		if lock.PID > 0 && !ending(lock.PID) {
 			patience = aliveWait
 		}
-		if waited >= patience {
+		if time.Since(begun) >= patience {
 			return err
 		}
 		select {

@@ -56,6 +56,18 @@ func TestAnImageIsWaitedForWhileItsHolderEnds(t *testing.T) {
 			})
 		})
 	}
+	t.Run("a look that takes long", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			begin := time.Now()
+			err := checkImage(t.Context(), func() error {
+				time.Sleep(time.Second)
+				return nobody
+			}, ending, nil)
+			if took := time.Since(begin); err != nobody || took > vnd.DefaultLockWait+2*time.Second {
+				t.Errorf("%v after %v", err, took)
+			}
+		})
+	})
 	t.Run("the end", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
