@@ -47,8 +47,12 @@ type FormatError struct {
 
 func (e *FormatError) Error() string {
 	if e.Name == Raw {
-		return fmt.Sprintf("%s: begins like a %s image, which a guest may have written there, and is "+
-			"not named like one: it is taken for a raw one, unless another format is given", e.File, e.Content)
+		where := "begins"
+		if e.Content == "vpc" {
+			where = "begins or ends"
+		}
+		return fmt.Sprintf("%s: %s like a %s image, which a guest may have written there, and is "+
+			"not named like one: it is taken for a raw one, unless another format is given", e.File, where, e.Content)
 	}
 	return fmt.Sprintf("%s: is named like a %s image and does not begin like one: say which format it has", e.File, e.Name)
 }
@@ -72,7 +76,7 @@ func Detect(file string) (format string, doubt *FormatError, err error) {
 		return Raw, nil, nil
 	}
 	content, name := byContent(head), byName(file)
-	if name == "vpc" && content == Raw && hasFooter(f) {
+	if content == Raw && hasFooter(f) {
 		content = "vpc"
 	}
 	if content == name {

@@ -27,6 +27,30 @@ func TestEveryFormatIsFoundThatQEMUMakes(t *testing.T) {
 	}
 }
 
+// TestAFixedVHDIsFoundByItsFooter, as it has nothing before its data.
+func TestAFixedVHDIsFoundByItsFooter(t *testing.T) {
+	program, err := exec.LookPath("qemu-img")
+	if err != nil {
+		t.Skip("qemu-img is not installed")
+	}
+	file := filepath.Join(t.TempDir(), "disk.vhd")
+	args := []string{"create", "-q", "-f", "vpc", "-o", "subformat=fixed", file, "8M"}
+	if out, err := exec.Command(program, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if got, doubt, err := Detect(file); got != "vpc" || doubt != nil || err != nil {
+		t.Errorf("Detect: %q, %v, %v", got, doubt, err)
+	}
+	raw := strings.TrimSuffix(file, ".vhd") + ".img"
+	if err := os.Rename(file, raw); err != nil {
+		t.Fatal(err)
+	}
+	if got, doubt, err := Detect(raw); got != Raw || doubt == nil || err != nil ||
+		!strings.Contains(doubt.Error(), "begins or ends like a vpc image") {
+		t.Errorf("Detect: %q, %v, %v", got, doubt, err)
+	}
+}
+
 func TestAnImagesFormatIsNotAGuestsChoice(t *testing.T) {
 	const qcow2 = "QFI\xfb\x00\x00\x00\x03"
 	for name, c := range map[string]struct {
@@ -43,7 +67,7 @@ func TestAnImagesFormatIsNotAGuestsChoice(t *testing.T) {
 		"guest.vmdk":   {qcow2, "", nil, &FormatError{Name: "vmdk", Content: "qcow2"}},
 		"disk.luks":    {"LUKS\xba\xbe", Raw, nil, nil},
 		"fixed.vhd":    {strings.Repeat("\x00", 1024) + "conectix" + strings.Repeat("\x00", 504), "vpc", nil, nil},
-		"fixed.img":    {strings.Repeat("\x00", 1024) + "conectix" + strings.Repeat("\x00", 504), Raw, nil, nil},
+		"fixed.img":    {strings.Repeat("\x00", 1024) + "conectix" + strings.Repeat("\x00", 504), Raw, &FormatError{Name: Raw, Content: "vpc"}, nil},
 		"future.qcow2": {"QFI\xfb\x00\x00\x00\x04", "", nil, &FormatError{Name: "qcow2", Content: Raw}},
 	} {
 		t.Run(name, func(t *testing.T) {
