@@ -565,3 +565,14 @@ func TestADiskThatCouldNotBeOpenedIsTriedAgain(t *testing.T) {
 	}
 	p.endsCleanly()
 }
+
+func TestAnImageOfNoBytesIsWarnedOf(t *testing.T) {
+	dir := t.TempDir()
+	empty := filepath.Join(dir, "empty.img")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := serving(t, nil, "blk", "--socket-path", filepath.Join(dir, "s"), "--blk-file", empty)
+	p.waitFor("the disk has no bytes")
+	p.endsCleanly()
+}
