@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -234,6 +235,15 @@ func nbdServer(t *testing.T, exports string) (uri func(export string) string) {
 		}
 		if time.Now().After(deadline) {
 			t.Fatal("nbd-server does not say who it is")
+		}
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if c, err := net.Dial("unix", sock); err == nil {
+			c.Close()
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nbd-server does not listen")
 		}
 	}
 	return func(export string) string { return "nbd+unix:///" + export + "?socket=" + sock }
