@@ -151,8 +151,8 @@ func judge(r io.Reader) (outcome, error) {
 	}
 }
 
-// message picks from the output of a test what it died of, or else the first thing that it said, with at most three
-// lines that go on from there.
+// message picks from the output of a test what it died of, or else the first thing that it said,
+// with at most three lines that go on from there.
 func message(out string) string {
 	lines := slices.DeleteFunc(strings.Split(out, "\n"), func(l string) bool {
 		l = strings.TrimSpace(l)

@@ -29,12 +29,13 @@ type edit struct {
 	from, to string
 }
 
-// tests are those that must notice a defect. Keep them few: each defect pays for building and running them.
+// tests are those that must notice a defect. Keep them few: each defect pays for building and
+// running them.
 type tests struct {
 	in      string        // the packages, from the module's root, such as "./devsw ./specfs"
 	run     string        // for -run; "" is all tests
 	timeout time.Duration // of each run; where it is given, a test that hangs has noticed the defect
-	tags    []string      // sets of build tags, one run each, until one of them fails; nil is one run without tags
+	tags    []string      // sets of build tags, one run each, until one fails; nil is one run without
 	args    string        // other arguments of go test, such as -race, or of the test program
 }
 
@@ -56,7 +57,8 @@ func (m mutant) edits() []edit {
 	return append([]edit{{m.file, m.from, m.to}}, m.and...)
 }
 
-// apply gives the changed text of each file that the defect changes, by name from the module's root.
+// apply gives the changed text of each file that the defect changes, by name from the module's
+// root.
 func (m mutant) apply() (map[string]string, error) {
 	texts := map[string]string{}
 	var errs []error
@@ -71,7 +73,8 @@ func (m mutant) apply() (map[string]string, error) {
 			text = string(b)
 		}
 		if n := strings.Count(text, e.from); n != 1 {
-			errs = append(errs, fmt.Errorf("what is to be changed stands %d times in %s:\n%s", n, e.file, e.from))
+			err := fmt.Errorf("what is to be changed stands %d times in %s:\n%s", n, e.file, e.from)
+			errs = append(errs, err)
 			continue
 		}
 		if e.from == e.to {
@@ -82,8 +85,8 @@ func (m mutant) apply() (map[string]string, error) {
 	return texts, errors.Join(errs...)
 }
 
-// TestEveryMutantApplies looks that the code still has what each defect changes. That the tests notice the change is
-// for scripts/mutants, which takes its time.
+// TestEveryMutantApplies looks that the code still has what each defect changes. That the tests
+// notice the change is for scripts/mutants, which takes its time.
 func TestEveryMutantApplies(t *testing.T) {
 	if len(areas) == 0 {
 		t.Fatal("there are no tables")

@@ -43,8 +43,8 @@ func (b tests) tagSets() []string {
 	return b.tags
 }
 
-// Each defect is put into the code, one at a time, and one of the tests that it names must fail. Those tests pass
-// without it, and are not skipped.
+// Each defect is put into the code, one at a time, and one of the tests that it names must fail.
+// Those tests pass without it, and are not skipped.
 func TestMutants(t *testing.T) {
 	whole := map[string]outcome{} // what the tests say of the code as it is
 	for _, a := range areas {
@@ -85,7 +85,8 @@ func TestMutants(t *testing.T) {
 	}
 }
 
-// run runs the tests with the overlay, if one is given. Programs that they build have the defect too.
+// run runs the tests with the overlay, if one is given. Programs that they build have the defect
+// too.
 func run(t *testing.T, overlay string, by tests, tags string) outcome {
 	t.Helper()
 	args := by.arguments(tags)
