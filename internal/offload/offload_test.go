@@ -86,6 +86,40 @@ func TestMoreSharesThanPlacesAreServedInTurn(t *testing.T) {
 	})
 }
 
+// TestTheKeptPlaceOfAShareThatIsClosedIsForAll, but not before its last piece has ended.
+func TestTheKeptPlaceOfAShareThatIsClosedIsForAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New(Config{Places: 3, Each: 3})
+		first, idle, s := p.Share(), p.Share(), p.Share()
+		held, stalled := newStall(), newStall()
+		first.Add(held.job())
+		for range 3 {
+			s.Add(stalled.job())
+		}
+		for _, c := range []struct {
+			what string
+			do   func()
+			want int
+		}{
+			{"two others are open", func() {}, 1},
+			{"the one with a piece is closed", first.Close, 1},
+			{"the one without is", idle.Close, 2},
+			{"it is once more", idle.Close, 2},
+			{"the last piece has ended", func() { close(held.end) }, 3},
+		} {
+			c.do()
+			synctest.Wait()
+			if got := s.Running(); got != c.want {
+				t.Errorf("%s: %d pieces run, want %d", c.what, got, c.want)
+			}
+		}
+		close(stalled.end)
+		synctest.Wait()
+		s.Close()
+		p.Close()
+	})
+}
+
 // TestJobsTakeTurns has a Job of many pieces and one of one.
 func TestJobsTakeTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
