@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -221,50 +222,107 @@ func heap() int64 {
 	return int64(m.HeapInuse + m.StackInuse)
 }
 
-// TestAStopTakesBackWhatWaitsForAPlace stops rings whose operations are stuck and wait: those that wait have not reached the driver, and
-// never do.
+// TestAStopTakesBackWhatWaitsForAPlace stops rings whose operations wait, one of them or one of another
+// ring being stuck: those that wait have not reached the driver, never do, and are given back.
 func TestAStopTakesBackWhatWaitsForAPlace(t *testing.T) {
-	for name, alone := range map[string]bool{"of the device": false, "of one ring": true} {
+	for name, c := range map[string]struct {
+		alone   bool // one ring is stopped
+		stuckAt int  // the ring of the one that is stuck
+		closes  bool // the device is closed over that
+	}{
+		"of the device":                    {false, 0, true},
+		"of one ring":                      {true, 0, true},
+		"of one ring, which only waits":    {true, 1, false},
+		"of the device, also another ring": {false, 1, true},
+	} {
 		t.Run(name, func(t *testing.T) {
 			pool := offload.New(offload.Config{Places: 2, Each: 1})
 			t.Cleanup(pool.Close)
 			f := newFrozen(t)
-			w := newBench(t, reactor.ModeURing, 2, f.disk, func(c *Config) { c.Pool = pool })
+			w, _ := newSuspendBench(t, reactor.ModeURing, 2, f.disk, noInflight, func(c *Config) { c.Pool = pool })
 			t.Cleanup(f.thaw)
-			w.start(w.all())
-			r := w.rings[0]
 			st := w.buffer(1)
-			ask := func(typ uint32, ranges ...[3]uint64) {
+			ask := func(q int, typ uint32, ranges ...[3]uint64) {
 				out := []virtqtest.Seg{w.header(typ, 0)}
 				if ranges != nil {
 					out = append(out, w.rangeSeg(ranges...))
 				}
-				if _, ok := r.Add(out, []virtqtest.Seg{st}); !ok {
+				if _, ok := w.rings[q].Add(out, []virtqtest.Seg{st}); !ok {
 					t.Fatal("no room")
 				}
+				w.check(w.rings[q].Notify())
 			}
 			const n = 20
-			ask(tDiscard, [3]uint64{0, 8, 0}, [3]uint64{8, 8, 0})
+			ask(c.stuckAt, tDiscard, [3]uint64{0, 8, 0}, [3]uint64{8, 8, 0})
+			w.until("one is stuck", func() bool { return f.now.Load() >= 1 })
 			for i := range n {
-				ask([]uint32{tDiscard, tWriteZeroes, tFlush}[i%3], [][][3]uint64{{{0, 8, 0}}, {{0, 8, 0}}, nil}[i%3]...)
+				ask(0, []uint32{tDiscard, tWriteZeroes, tFlush}[i%3], [][][3]uint64{{{0, 8, 0}}, {{0, 8, 0}}, nil}[i%3]...)
 			}
-			w.check(r.Notify())
-			w.until("all have been fetched", func() bool { return w.inFlight() == n+1 && f.now.Load() == 1 })
-			if alone {
+			w.until("all have been fetched", func() bool { return w.inFlight() == n+1 })
+			if c.alone {
 				w.check(w.f.SetVringEnable(0, false))
-				base := must(w.f.GetVringBase(0))(t)
-				t.Logf("base %d", base)
+				must(w.f.GetVringBase(0))(t)
 			} else {
 				w.hangUp()
 			}
+			answered := 0
+			if c.stuckAt == 0 {
+				answered = 1
+			}
+			if got := int(w.rings[0].UsedIdx()); got != answered {
+				t.Errorf("%d requests of the ring were answered, want %d: the others are given back", got, answered)
+			}
 			f.thaw()
-			w.waitClosed()
-			w.until("nothing is left", func() bool { return f.now.Load() == 0 && w.dev.share.Waiting() == 0 && w.dev.share.Running() == 0 })
-			// The first one's first range.
-			if got := f.begun.Load(); got != 1 {
-				t.Errorf("%d pieces have reached the driver, want 1", got)
+			if c.closes {
+				w.waitClosed()
+				w.until("nothing is left", func() bool { return f.now.Load() == 0 })
+			}
+			w.until("nothing waits", func() bool { return w.dev.share.Waiting() == 0 && w.dev.share.Running() == 0 })
+			// The first one's ranges, or the first of them.
+			want := int64(1)
+			if !c.closes {
+				want = 2
+			}
+			if got := f.begun.Load(); got != want {
+				t.Errorf("%d pieces have reached the driver, want %d", got, want)
+			}
+			order := slices.Clone(opens)
+			if c.closes {
+				order = append(order, closes...)
+			}
+			if !c.closes || c.alone {
+				w.expectOrder("the stop", order...)
 			}
 		})
+	}
+}
+
+// TestARecalledOperationDoesNoMore than the piece that is being done when a stop wants it back.
+func TestARecalledOperationDoesNoMore(t *testing.T) {
+	f := newFrozen(t)
+	w := newBench(t, reactor.ModeURing, 1, f.disk, nil)
+	t.Cleanup(f.thaw)
+	w.start(w.all())
+	st := w.buffer(1)
+	out := []virtqtest.Seg{w.header(tDiscard, 0), w.rangeSeg([3]uint64{0, 8, 0}, [3]uint64{8, 8, 0}, [3]uint64{16, 8, 0})}
+	if _, ok := w.rings[0].Add(out, []virtqtest.Seg{st}); !ok {
+		t.Fatal("no room")
+	}
+	w.check(w.rings[0].Notify())
+	w.until("it has begun", func() bool { return f.now.Load() == 1 })
+	w.dev.mu.Lock()
+	for q := range w.dev.queues {
+		w.dev.mu.Unlock()
+		q.vq.Do(q.recall)
+		w.dev.mu.Lock()
+	}
+	w.dev.mu.Unlock()
+	f.thaw()
+	if _, _, err := w.rings[0].Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if got, st := f.begun.Load(), w.bytes(st)[0]; got != 1 || st != statusIOErr {
+		t.Errorf("%d pieces have reached the driver, and the status is %d", got, st)
 	}
 }
 
