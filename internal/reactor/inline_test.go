@@ -241,6 +241,13 @@ func TestAReadThatStallsHoldsUpNoOther(t *testing.T) {
 					if o.place != inThread || r.inEngine != 0 {
 						t.Errorf("a transfer of a file that is stuck is at %d, and the engine has %d", o.place, r.inEngine)
 					}
+					// Not by those that the others' are made by.
+					w := p.workers.local
+					w.mu.Lock()
+					defer w.mu.Unlock()
+					if w.lanes[slow] != nil {
+						t.Error("a transfer of a file that is stuck has a thread of the others'")
+					}
 				})
 				<-slow.ch
 				if slow.err != 0 || slow.n != 16 || !bytes.Equal(again.Data[0], want[16:32]) {

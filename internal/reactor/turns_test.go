@@ -127,3 +127,58 @@ func TestADriverHasItsTurnLater(t *testing.T) {
 		}
 	})
 }
+
+// countsBegun is an engine that counts the bytes of what it is given of long transfers.
+type countsBegun struct {
+	engine
+	bytes int64
+}
+
+func (e *countsBegun) start(o *op) {
+	for _, p := range o.piece() {
+		e.bytes += int64(len(p))
+	}
+	e.engine.start(o)
+}
+
+// pollFunc is a Source that always has work.
+type pollFunc struct {
+	pollCounter
+	poll func()
+}
+
+func (c *pollFunc) Poll() bool { c.poll(); return true }
+
+// TestLongTransfersTakeTurns: of many at once no more is begun in a round than of one.
+func TestLongTransfersTakeTurns(t *testing.T) {
+	const n, length = 8, 2*wholeMost + 512
+	modes(t, func(t *testing.T, p *Pool) {
+		r := p.Pick()
+		f := tempFile(t)
+		if _, err := f.Write(make([]byte, length)); err != nil {
+			t.Fatal(err)
+		}
+		d := &result{ch: make(chan struct{}, n)}
+		e := &countsBegun{}
+		most := int64(0)
+		var s *Source
+		r.Do(func() {
+			e.engine = r.eng
+			r.eng = e
+			s, _ = r.Add(&pollFunc{poll: func() { most, e.bytes = max(most, e.bytes), 0 }}, -1)
+			for range n {
+				r.ReadAt(&devsw.Buf{Data: [][]byte{make([]byte, length)}, Bcount: length}, int(f.Fd()), 0, d)
+			}
+		})
+		for range n {
+			<-d.ch
+		}
+		r.Do(func() {
+			r.eng = e.engine
+			r.Remove(s)
+			if most == 0 || most >= turnBytes+pieceMost {
+				t.Errorf("%d bytes were begun in one round, want less than %d", most, turnBytes+pieceMost)
+			}
+		})
+	})
+}

@@ -1,0 +1,54 @@
+package reactor
+
+import (
+	"encoding/binary"
+	"syscall"
+	"testing"
+
+	"vdev/internal/sys"
+)
+
+// TestASignalIsBegunAnewWhereItsEventfdIsReplaced by the watch of another reactor, which writes to the same one: then the number
+// stands for an eventfd that makes nobody wait, and the write still waits for the one before.
+func TestASignalIsBegunAnewWhereItsEventfdIsReplaced(t *testing.T) {
+	r := newPool(t, ModeThreads).Pick()
+	ours, err := sys.NewEventfd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	// On a busy machine the reactor's own watch may come first, and then nothing is tested.
+	for range 50 {
+		fd, _, errno := syscall.Syscall(syscall.SYS_EVENTFD2, 0, syscall.O_CLOEXEC, 0)
+		if errno != 0 {
+			t.Fatal(errno)
+		}
+		full := binary.LittleEndian.AppendUint64(nil, ^uint64(0)-1)
+		if _, err := syscall.Write(int(fd), full); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan struct{})
+		ok := false
+		r.Post(func() {
+			ok = r.Signal(int(fd))
+			close(done)
+		})
+		for r.signals.word.Load()%signalWord == signalNone {
+			select {
+			case <-done:
+				t.Fatal("a full counter has made nobody wait")
+			default:
+			}
+		}
+		if err := sys.Replace(int(fd), ours.Int()); err != nil {
+			t.Fatal(err)
+		}
+		within(t, "the end of a write to an eventfd that was replaced", done)
+		syscall.Close(int(fd))
+		sys.DrainEventfd(ours.Int())
+		if ok {
+			return
+		}
+	}
+	t.Error("each write was ended, though nothing made it wait any more")
+}
