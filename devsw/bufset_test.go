@@ -100,6 +100,27 @@ func TestBufSetCancelBufEndsTheOneBuf(t *testing.T) {
 	}
 }
 
+// TestManyCancelsSearchOnce: what is cancelled after the first one is found without a look at all that is in the set.
+func TestManyCancelsSearchOnce(t *testing.T) {
+	const n = 20
+	var s BufSet
+	bufs := make([]Buf, n)
+	for i := range bufs {
+		bufs[i].Iodone = func(*Buf) {}
+		s.Add(&bufs[i])
+	}
+	found := 0
+	for i := range bufs {
+		if s.CancelBuf(&bufs[i]) {
+			found++
+		}
+		s.bufs = nil // who looks here from now on finds nothing
+	}
+	if found != n {
+		t.Errorf("%d of %d were found", found, n)
+	}
+}
+
 func TestBufSetModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var s BufSet

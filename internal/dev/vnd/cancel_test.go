@@ -253,6 +253,46 @@ func TestThreadsAreBoundedAndWhatWaitsForOneIsInterrupted(t *testing.T) {
 	})
 }
 
+// TestManyCancelsSearchOnce: what is cancelled after the first one is found without a look at all that wait.
+func TestManyCancelsSearchOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 20
+		f, err := os.Open(newFile(t, make([]byte, 4096)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		var (
+			th   threads
+			d    = &stuck{gate: make(chan struct{}), ended: make(chan devsw.Errno, n+maxThreads)}
+			bufs []*devsw.Buf
+		)
+		for range maxThreads + n {
+			b := &devsw.Buf{Data: [][]byte{make([]byte, 512)}, Bcount: 512}
+			th.ReadAt(b, int(f.Fd()), 0, d)
+			bufs = append(bufs, b)
+		}
+		synctest.Wait() // the first ones have threads
+		waiting := bufs[:0]
+		for e := th.queue.Front(); e != nil; e = e.Next() {
+			waiting = append(waiting, e.Value.(transfer).b)
+		}
+		th.Cancel(waiting[0])
+		for e := th.queue.Front(); e != nil; e = e.Next() {
+			x := e.Value.(transfer)
+			x.b = new(devsw.Buf) // who looks here finds nothing
+			e.Value = x
+		}
+		for _, b := range waiting[1:] {
+			th.Cancel(b)
+		}
+		if got := len(d.ended); got != n {
+			t.Errorf("%d of %d were found", got, n)
+		}
+		close(d.gate)
+	})
+}
+
 func TestWritesOfOneBlockWaitForEachOther(t *testing.T) {
 	for _, cancel := range []bool{false, true} {
 		r := newRig(t)

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"vdev/devsw"
 	"vdev/internal/dev/disk"
 	"vdev/internal/dev/disk/disktest"
+	"vdev/internal/dev/disk/hangfs"
 	"vdev/internal/dev/disk/loopfs"
 	"vdev/internal/sys"
 )
@@ -158,6 +160,11 @@ func TestAFailedFlushOutlivesTheProcess(t *testing.T) {
 	}
 	r := process(path, devsw.EIO, devsw.EIO)
 	r.close(devsw.Makedev(bmajor, 0))
+	r = newRig(t)
+	r.create(Config{Path: path, Failures: disk.NewFailures(dir, nil)})
+	if e := r.d.State(0).FlushError; e != devsw.EIO {
+		t.Errorf("state of a disk that was not opened: %v, want EIO", e)
+	}
 	r = process(link, 0, devsw.EIO)
 	if s, err := r.d.ClearState(0); s.FlushError != devsw.EIO || err != nil {
 		t.Errorf("cleared %+v, %v", s, err)
@@ -186,6 +193,28 @@ func TestAFailedFlushOutlivesTheProcess(t *testing.T) {
 	}
 	r = process(path, 0, devsw.EIO)
 	r.close(devsw.Makedev(bmajor, 0))
+}
+
+// TestWhatACloseHasLostFailsTheNextFlush: NFS and FUSE write back when a file is closed, and tell of a failure then.
+func TestWhatACloseHasLostFailsTheNextFlush(t *testing.T) {
+	r := newRig(t)
+	f, path, _ := hanging(t, hangfs.Config{}, make([]byte, 4096))
+	dev := r.create(Config{Path: path})
+	r.open(dev)
+	f.Fail(hangfs.Flush, syscall.EIO)
+	r.close(dev)
+	f.Fail(hangfs.Flush, 0)
+	if e := r.d.State(0).FlushError; e != devsw.EIO {
+		t.Errorf("closed: %v, want EIO", e)
+	}
+	r.open(dev)
+	if err := r.table.BdevIoctl(dev, devsw.DIOCCACHESYNC, nil, rw); err != devsw.EIO {
+		t.Errorf("the next flush: %v, want EIO", err)
+	}
+	if s, err := r.d.ClearState(0); s.FlushError != devsw.EIO || err != nil {
+		t.Errorf("cleared %+v, %v", s, err)
+	}
+	r.close(dev)
 }
 
 func TestFlushesThatShareAFailureAllFail(t *testing.T) {

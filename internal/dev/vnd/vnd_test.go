@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"vdev/devsw"
 	"vdev/internal/dev/disk/disktest"
@@ -754,5 +755,87 @@ func TestABlockDevicesSectorsAreTheDisks(t *testing.T) {
 	r.create(Config{Path: newFile(t, make([]byte, 8192))})
 	if info, err := r.d.Info(0); err != nil || info.SectorSize != 512 {
 		t.Errorf("a file: %+v, %v", info, err)
+	}
+}
+
+// TestReadsLeaveTheAccessTimeAlone: there is nothing to be written down for them, for which they might have to wait.
+func TestReadsLeaveTheAccessTimeAlone(t *testing.T) {
+	m := loopfs.New(t, "ext4")
+	path := fileIn(t, m.Dir, make([]byte, 8192))
+	long := time.Now().Add(-48 * time.Hour) // so that any read would be written down (relatime)
+	if err := os.Chtimes(path, long, long); err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t)
+	dev := r.create(Config{Path: path})
+	d := r.open(dev)
+	if b := d.Transfer(devsw.BRead, 0, 0, make([]byte, 8192)); b.Error != 0 {
+		t.Fatal(b.Error)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st := info.Sys().(*syscall.Stat_t).Atim; time.Unix(st.Unix()).Sub(long).Abs() > time.Hour {
+		t.Errorf("the file was read at %v, says its inode", time.Unix(st.Unix()))
+	}
+	r.close(dev)
+}
+
+// TestAnImageWithTheNumberOfAnotherIsAnother: a file's inode, and the number of a loop device, are used again.
+func TestAnImageWithTheNumberOfAnotherIsAnother(t *testing.T) {
+	identity := func(path string) string {
+		t.Helper()
+		f, err := sys.OpenFile(path, sys.OpenFlags{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		s, err := f.Identity()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	m := loopfs.New(t, "ext4")
+	path := filepath.Join(m.Dir, "image")
+	number := func() uint64 {
+		t.Helper()
+		if err := os.WriteFile(path, make([]byte, 4096), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Sys().(*syscall.Stat_t).Ino
+	}
+	first := number()
+	was := identity(path)
+	if now := identity(path); now != was {
+		t.Errorf("the same file is %s and %s", was, now)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(20 * time.Millisecond) // a tick of the clock of files
+	if number() != first {
+		t.Log("the file system has used another number")
+	} else if now := identity(path); now == was {
+		t.Errorf("two files are %s", was)
+	}
+
+	loop := func(t *testing.T) (dev, s string) {
+		dev = loopfs.Loop(t, path, 512)
+		return dev, identity(dev)
+	}
+	var devs, ids [2]string
+	for i := range devs {
+		t.Run("", func(t *testing.T) { devs[i], ids[i] = loop(t) })
+	}
+	if devs[0] != devs[1] {
+		t.Logf("the host has used %s and %s", devs[0], devs[1])
+	} else if ids[0] == ids[1] && ids[0] != "" {
+		t.Errorf("two devices are %s", ids[0])
 	}
 }

@@ -106,7 +106,8 @@ type FS struct {
 	mu      sync.Mutex
 	held    [kinds]chan struct{} // closed by Release; nil where the Kind is not held
 	waiting [kinds]int
-	changed chan struct{} // closed, and made anew, when waiting changes
+	fails   [kinds]syscall.Errno // see Fail
+	changed chan struct{}        // closed, and made anew, when waiting changes
 	events  []*Event
 	open    map[*handle]struct{}
 	closed  bool
@@ -200,6 +201,13 @@ func (f *FS) Release(ks ...Kind) {
 	}
 }
 
+// Fail lets requests of kind k fail that come from now on, instead of being carried out; 0 ends that.
+func (f *FS) Fail(k Kind, errno syscall.Errno) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fails[k] = errno
+}
+
 func (f *FS) releaseLocked(k Kind) {
 	if f.held[k] != nil {
 		close(f.held[k])
@@ -260,14 +268,13 @@ func (f *FS) do(ctx context.Context, e Event, carryOut func() syscall.Errno) sys
 	e.Began = time.Now()
 	f.mu.Lock()
 	f.events = append(f.events, &e)
-	gate := f.held[e.Kind]
+	gate, errno := f.held[e.Kind], f.fails[e.Kind]
 	if gate != nil {
 		e.Held = true
 		f.countLocked(e.Kind, 1)
 	}
 	f.mu.Unlock()
 
-	var errno syscall.Errno
 	if gate != nil {
 		var interrupted <-chan struct{}
 		if f.conf.Interrupt {
