@@ -326,6 +326,12 @@ func TestAFrontEndFillsNoAddressSpace(t *testing.T) {
 		t.Errorf("refused with %v, want %v", fails, vhostuser.ErrMemorySpace)
 	}
 	g.io(g.start(0, 8), 1)
+	// A log counts, too.
+	if err := g.SetLogBase(uint64(size), 0, fd.Int()); err == nil {
+		t.Errorf("a log of %#x bytes was taken", size)
+	} else if err := g.wait(); !errors.Is(err, vhostuser.ErrMemorySpace) {
+		t.Errorf("a log of %#x bytes: %v, want %v", size, err, vhostuser.ErrMemorySpace)
+	}
 }
 
 // A file system in user space whose server does not answer makes wait whoever reads its files, asks for their size or closes them.
@@ -348,15 +354,15 @@ func TestMemoryOfAServerThatDoesNotAnswerHoldsUpNobody(t *testing.T) {
 	defer fs.Release(hangfs.Kinds()...)
 	region := vhostuser.MemoryRegion{GuestPhys: 1 << 40, Size: 1 << 16, UserAddr: 1 << 46}
 	inflight := vhostuser.Inflight{MmapSize: 1 << 15, NumQueues: 1, QueueSize: 8}.Append(nil)
-	for _, err := range []error{
-		g.AddMemReg(region, file.Int()),
-		g.Tell(vhostuser.SetInflightFD, inflight, file.Int()),
-		g.SetVringKick(0, file.Int()),
-		g.Tell(vhostuser.SetBackendReqFD, nil, file.Int()),
-		g.Tell(vhostuser.SetOwner, nil, file.Int()),
+	for _, send := range []func() error{
+		func() error { return g.AddMemReg(region, file.Int()) },
+		func() error { return g.Tell(vhostuser.SetInflightFD, inflight, file.Int()) },
+		func() error { return g.SetVringKick(0, file.Int()) },
+		func() error { return g.Tell(vhostuser.SetBackendReqFD, nil, file.Int()) },
+		func() error { return g.Tell(vhostuser.SetOwner, nil, file.Int()) },
 	} {
-		if !errors.Is(err, vhostusertest.ErrRefused) {
-			t.Errorf("got %v, want a refusal", err)
+		if err := send(); !errors.Is(err, vhostusertest.ErrRefused) {
+			t.Fatalf("got %v, want a refusal", err)
 		}
 	}
 	other.io(ring, 10)
@@ -366,4 +372,34 @@ func TestMemoryOfAServerThatDoesNotAnswerHoldsUpNobody(t *testing.T) {
 	}
 	fs.Release(hangfs.Kinds()...)
 	file.Close()
+}
+
+// TestAFrontEndMakesAReactorWaitOnce, though it has several descriptors that would.
+func TestAFrontEndMakesAReactorWaitOnce(t *testing.T) {
+	reactors, err := vhostuser.NewReactors(1, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(reactors.Close)
+	dev := newReverser(3)
+	dev.setHold(true)
+	g := newRigWith(t, dev, reactors)
+	g.handshake()
+	for i := range 3 {
+		r := g.start(i, 8)
+		b := newBuffers(g.mem)
+		r.EnableCalls()
+		r.Add(b.in, b.out)
+		g.must(r.Notify())
+		fill(t, r.CallFD())
+	}
+	dev.waitHeld(t, 3)
+	q := dev.queue()
+	q.Post(func() { dev.finishHeld(q) })
+	if err := g.waitCancelled(); err == nil || !strings.Contains(err.Error(), "counter is full") {
+		t.Errorf("the connection ended with %v, want the cause", err)
+	}
+	if got := g.rec.find(vhostuser.EventBreak); len(got) != 1 {
+		t.Errorf("%d descriptors have made the reactor wait, want 1: %v", len(got), got)
+	}
 }

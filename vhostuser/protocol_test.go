@@ -483,6 +483,13 @@ func TestNoReadOfTheConfigSpaceIsRefused(t *testing.T) {
 				t.Fatalf("%d bytes at %d of %d: %q, %v, want %q", n, off, size, got, err, want)
 			}
 		}
+		// What the front-end has in its message is not what is there.
+		asked := vhostuser.ConfigSpace{Offset: 8, Data: bytes.Repeat([]byte{0xff}, vhostuser.MaxConfigSize)}
+		answer, err := g.Ask(vhostuser.GetConfig, asked.Append(nil))
+		g.must(err)
+		if c, err := vhostuser.ParseConfigSpace(answer); err != nil || !bytes.Equal(c.Data, all[8:][:len(asked.Data)]) {
+			t.Errorf("of %d bytes from 8 on: %q, %v", size, c.Data, err)
+		}
 		for off := range 2*vhostuser.MaxConfigSize + 1 {
 			for _, n := range []int{0, 1, 57, vhostuser.MaxConfigSize} {
 				read(off, n, all[off:off+n])

@@ -146,4 +146,32 @@ func TestTheOriginOfADriverShowsInTheBases(t *testing.T) {
 	g.must(ring.Stop())
 	g.must(g.ResetDevice())
 	origin("elsewhere after a reset", 5, vhostuser.DriverElsewhere)
+	g.must(ring.Stop())
+	g.must(g.ResetDevice())
+	origin("another one", 0, vhostuser.DriverNew)
+	ring = g.ring(1, 16)
+	origin("another ring's base is of elsewhere", 7, vhostuser.DriverElsewhere)
+}
+
+// TestTheOriginOfADriverShowsInTheRegion: it has begun what the region has, whatever the base says.
+func TestTheOriginOfADriverShowsInTheRegion(t *testing.T) {
+	g := newRig(t, newReverser(1).suspends())
+	g.handshake()
+	region := g.newInflight(1, 16)
+	r := g.start(0, 16)
+	if got := g.dev.queue().Driver(); got != vhostuser.DriverNew {
+		t.Errorf("with a new region: %v, want %v", got, vhostuser.DriverNew)
+	}
+	bufs := g.hold(r, 3)
+	g.must(g.hangUp())
+	g.connect()
+	g.handshake()
+	g.must(g.SetInflightFD(region))
+	r.Reconnect(g.Frontend)
+	r.Base = 0
+	g.must(r.Start())
+	g.answered(r, bufs)
+	if got := g.dev.queue().Driver(); got != vhostuser.DriverElsewhere {
+		t.Errorf("with requests in the region: %v, want %v", got, vhostuser.DriverElsewhere)
+	}
 }

@@ -3,7 +3,9 @@ package guestmem
 import (
 	"errors"
 	"math"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"vdev/internal/sys"
@@ -107,7 +109,58 @@ func TestARefusedMappingDoesNotCount(t *testing.T) {
 	if _, err := s.Map(0, uint64(sys.PageSize()), 0, 0, read); err == nil {
 		t.Error("a folder was mapped")
 	}
+	// The size fits, and the host refuses.
+	file, err := os.CreateTemp("/dev/shm", "vdev-test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(file.Name())
+	defer file.Close()
+	if err := file.Truncate(int64(sys.PageSize())); err != nil {
+		t.Fatal(err)
+	}
+	if read, err = sys.OpenFile(file.Name(), sys.OpenFlags{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Map(0, uint64(sys.PageSize()), 0, 0, read); !errors.Is(err, syscall.EACCES) {
+		t.Errorf("a file that is open for reading only: %v, want %v", err, syscall.EACCES)
+	}
 	if s.held != (held{}) {
 		t.Errorf("held: %+v", s.held)
 	}
+}
+
+// TestWhatIsMappedAgainHasRoomBeyondTheBound: a front-end that has all that it may have can be fenced.
+func TestWhatIsMappedAgainHasRoomBeyondTheBound(t *testing.T) {
+	page := uint64(sys.PageSize())
+	was := hostLimits
+	defer func() { hostLimits = was }()
+	mappings.mu.Lock()
+	l := limits{one: held{2 * page, 3}, all: mappings.held.plus(held{4 * page, 3})}
+	mappings.mu.Unlock()
+	hostLimits = func() limits { return l }
+	var s Space
+	full := func() (*Region, error) {
+		fd, err := sys.NewMemfd("again", int64(2*page))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Map(0, 2*page, 0, 0, fd)
+	}
+	r, err := full()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := full(); !errors.Is(err, ErrSpace) {
+		t.Errorf("more than it may have: %v, want %v", err, ErrSpace)
+	}
+	again, err := r.Again()
+	if err != nil {
+		t.Fatalf("mapped again: %v", err)
+	}
+	if _, err := r.Again(); !errors.Is(err, ErrSpace) {
+		t.Errorf("once more: %v, want %v", err, ErrSpace)
+	}
+	again.Release()
+	r.Release()
 }
