@@ -193,7 +193,7 @@ func nextLoss(t *testing.T, told <-chan *LostError) *LostError {
 	select {
 	case e := <-told:
 		return e
-	case <-time.After(20 * time.Second):
+	case <-time.After(10 * time.Second):
 		t.Fatal("no loss is told")
 		return nil
 	}
@@ -334,6 +334,62 @@ func TestWhatIsInProgressWhenWritesAreLostFails(t *testing.T) {
 	}
 }
 
+// TestAnswerOfAServerThatHasGoneIsTooLate: it comes on one connection, when another one has found the next server already.
+func TestAnswerOfAServerThatHasGoneIsTooLate(t *testing.T) {
+	f := newFake(t, structuredMode)
+	f.exp.flags |= canMultiConn
+	k := &keeper{}
+	r := newRig(t)
+	lost := make(chan *LostError, 9)
+	r.d.Notify(func(_ int, err error) {
+		if e := (*LostError)(nil); errors.As(err, &e) {
+			lost <- e
+		}
+	})
+	d, first := f.disk(r, Config{Server: k, ReconnectDelay: time.Minute, Connections: 2})
+	d.AIO = nil // those of one context stay together
+	second := f.next()
+	for d.connections() < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	read, ended := d.begin(devsw.BRead, 0, 0, make([]byte, 512))
+	q, _ := first.request(true)
+	d.write(second, 0)
+	k.set(func() { k.generation++ })
+	second.Close()
+	nextLoss(t, lost)
+	first.send(first.read(q, make([]byte, 512)))
+	d.Wait(ended)
+	if read.Error != devsw.ESTALE {
+		t.Errorf("the read ends with %v, want ESTALE", read.Error)
+	}
+}
+
+// TestFlushOfAServerWithoutFlushFailsAfterALoss, though there is nothing to ask the server for.
+func TestFlushOfAServerWithoutFlushFailsAfterALoss(t *testing.T) {
+	f := newFake(t, structuredMode)
+	f.exp.flags = hasFlags
+	k := &keeper{}
+	r := newRig(t)
+	lost := make(chan *LostError, 9)
+	r.d.Notify(func(_ int, err error) {
+		if e := (*LostError)(nil); errors.As(err, &e) {
+			lost <- e
+		}
+	})
+	d, c := f.disk(r, Config{Server: k, ReconnectDelay: time.Minute})
+	d.write(c, 0)
+	if err := r.flush(d.Dev); err != nil {
+		t.Errorf("a flush before it ends with %v", err)
+	}
+	k.set(func() { k.generation++ })
+	c.Close()
+	nextLoss(t, lost)
+	if err := r.flush(d.Dev); !errors.Is(err, devsw.ESTALE) {
+		t.Errorf("a flush ends with %v, want ESTALE", err)
+	}
+}
+
 // TestOpenThatFailsIsTheEndOfALossAsWell: the guest has begun anew, whether or not it finds a
 // server.
 func TestOpenThatFailsIsTheEndOfALossAsWell(t *testing.T) {
@@ -352,6 +408,36 @@ func TestOpenThatFailsIsTheEndOfALossAsWell(t *testing.T) {
 	k.set(func() { k.err = nil })
 	d = &diskUnderTest{r.resume(d.Dev), r}
 	d.write(f.next(), 0)
+}
+
+// TestOpenThatIsCancelledIsTheEndOfALossAsWell, while it waits for the answers that are owed to the one before.
+func TestOpenThatIsCancelledIsTheEndOfALossAsWell(t *testing.T) {
+	f := newFake(t, structuredMode)
+	k := &keeper{}
+	r := newRig(t)
+	d, c := f.disk(r, Config{Server: k})
+	d.write(c, 0)
+	_, done := d.begin(devsw.BWrite, 0, 0, make([]byte, 512))
+	q, _ := c.request(true)
+	r.close(d.Dev)
+	d.Wait(done)
+	opened := make(chan error, 1)
+	go func() { opened <- r.table.BdevOpen(d.Dev, rw, devsw.IFBLK) }()
+	for !r.claimed(d.Dev) {
+		time.Sleep(time.Millisecond)
+	}
+	r.close(d.Dev)
+	if err := <-opened; !errors.Is(err, devsw.ECANCELED) {
+		t.Errorf("it opens with %v", err)
+	}
+	c.send(c.ok(q.cookie))
+	r.gone(d.Dev)
+	k.set(func() { k.generation++ })
+	d = &diskUnderTest{r.resume(d.Dev), r}
+	f.next()
+	if s := r.d.State(0); s != (devsw.DiskState{}) {
+		t.Errorf("the next one is told %+v", s)
+	}
 }
 
 // TestServerOfOthersIsKnownByItsProcess: what another process had answered is lost; a connection to
