@@ -703,3 +703,18 @@ func TestStateOfADiskIsHandedOn(t *testing.T) {
 		t.Errorf("after a new beginning it is %+v", s)
 	}
 }
+
+// TestStateOfADiskWhoseFlushHasFailedIsTakenOver from a predecessor: its server told it that, and tells nobody again.
+func TestStateOfADiskWhoseFlushHasFailedIsTakenOver(t *testing.T) {
+	f := newFake(t, structuredMode)
+	r := newRig(t)
+	d, c := f.disk(r, Config{})
+	failed := devsw.DiskState{FlushError: devsw.ENOSPC}
+	r.d.SetState(0, failed)
+	if s := r.d.State(0); s != failed {
+		t.Errorf("it is %+v, want %+v", s, failed)
+	}
+	if err := d.sync(c); !errors.Is(err, devsw.ENOSPC) {
+		t.Errorf("a flush ends with %v, want %v", err, devsw.ENOSPC)
+	}
+}
