@@ -122,6 +122,7 @@ func TestAnImageLeadsOnlyWhereItMay(t *testing.T) {
 		"vmdk, a text without":     {format: "vmdk", header: []byte("createType=\"x\"\n"), folder: "backing-chain=any", files: "backing-chain=any", follows: 1},
 		"vmdk without a size":      {format: "vmdk", header: vmdkWith(0, 0, ""), folder: "backing-chain=any", files: "backing-chain=any", follows: 1},
 		"vmdk with a parent":       {format: "vmdk", header: vmdkWith(1, 2, "parentFileNameHint=\"x\""), folder: "backing-chain=any", files: "backing-chain=any", follows: 1},
+		"vmdk, behind the header":  {format: "vmdk", header: vmdkHint(), folder: "backing-chain=any", files: "backing-chain=any", follows: 1},
 		"vmdk, one that is hidden": {format: "vmdk", header: vmdkWith(1, 0, "parentFileNameHint##x\""), folder: "backing-chain=any", files: "backing-chain=any", follows: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -159,6 +160,14 @@ func vmdkWith(capacity, descriptor uint64, text string) []byte {
 	le.PutUint64(p[12:], capacity)
 	le.PutUint64(p[28:], descriptor)
 	return append(p, text...)
+}
+
+// vmdkHint makes a VMDK that names its parent behind its header, far before its descriptor.
+func vmdkHint() []byte {
+	p := vmdkWith(1, 0, "parentFileNameHint=\"x\"")
+	p = append(p, make([]byte, 400*vmdkSector)...)
+	binary.LittleEndian.PutUint64(p[28:], 300)
+	return p
 }
 
 func qedWith(backing string) []byte {
