@@ -149,3 +149,22 @@ func TestClientsHaveABound(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestAClientBeyondTheBoundWaitsUntilOneHasGone.
+func TestAClientBeyondTheBoundWaitsUntilOneHasGone(t *testing.T) {
+	path := serveWith(t, newFake(), time.Minute)
+	var silent []net.Conn
+	for range control.MaxConns {
+		silent = append(silent, say(t, path, "GET /v1/log-level HTTP/1.1\r\n"))
+	}
+	c := say(t, path, "GET /v1/log-level HTTP/1.1\r\nHost: vdev\r\nConnection: close\r\n\r\n")
+	c.SetDeadline(time.Now().Add(100 * time.Millisecond)) // time in which a wrong answer would come
+	if n, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("one too many is answered: %d bytes, %v", n, err)
+	}
+	c.SetDeadline(time.Now().Add(patience))
+	silent[0].Close()
+	if answer, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || answer.StatusCode != http.StatusOK {
+		t.Errorf("when one has gone: %v, %v", answer, err)
+	}
+}
