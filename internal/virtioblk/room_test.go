@@ -96,15 +96,48 @@ func (w *bench) finish(h *held, n int) {
 
 // TestRoomIsGivenBackWithTheFrontEnd hangs up in the midst.
 func TestRoomIsGivenBackWithTheFrontEnd(t *testing.T) {
-	room := NewRoom(16*roomChunk, 16*roomChunk)
+	const chunks = largeUnits / roomChunk
+	room := NewRoom(chunks*roomChunk, chunks*roomChunk)
 	h := newHeld()
 	h.more = make(chan devsw.BufFlag, 1<<16)
 	w := newBench(t, reactor.ModeURing, 1, h.disk, func(c *Config) { c.Room = room })
 	w.startSized(1024, nil)
 	w.offerLong(0, 1000)
-	w.until("the room is full", func() bool { return room.used.Load() == 16*roomChunk })
+	w.until("the room is full", func() bool { return room.used.Load() == chunks*roomChunk })
 	w.hangUp()
 	w.until("nothing is taken", func() bool { return room.used.Load() == 0 })
+	// It was much: freeAfter that the host has it back.
+	for begun := time.Now(); !freeing.Load(); time.Sleep(time.Millisecond) {
+		if time.Since(begun) > freeAfter {
+			t.Fatal("memory is not given back to the host")
+		}
+	}
+}
+
+// TestRangesTakeRoom, as buffers do: there may be 64 of them in one request.
+func TestRangesTakeRoom(t *testing.T) {
+	const size, units = 1024, requestUnits + 3 + maxRanges/rangesAUnit
+	f := newFrozen(t)
+	w := newBench(t, reactor.ModeURing, 1, f.disk, func(c *Config) { c.Room = NewRoom(0, 0) })
+	t.Cleanup(f.thaw) // before the bench is closed
+	w.startSized(size, nil)
+	var list [][3]uint64
+	for i := range uint64(maxRanges) {
+		list = append(list, [3]uint64{i * 8, 8, 0})
+	}
+	head, ranges, status := w.header(tDiscard, 0), w.rangeSeg(list...), w.buffer(1)
+	for range size {
+		if _, ok := w.rings[0].AddIndirect([]virtqtest.Seg{head, ranges}, []virtqtest.Seg{status}); !ok {
+			t.Fatal("no room")
+		}
+	}
+	w.check(w.rings[0].Notify())
+	const most = queueUnits/units + 1
+	w.until("the room is full", func() bool { return w.inFlight() >= most })
+	time.Sleep(5 * time.Millisecond) // for more, if any were begun
+	if got := w.inFlight(); got != most {
+		t.Errorf("%d requests are in flight, want %d", got, most)
+	}
 }
 
 // TestAQueueKeepsLittle looks at what a queue keeps of many requests, some of them long, when they have ended.
