@@ -444,6 +444,9 @@ func TestConfigurationSpaceIsWhatTheSpecificationLaysOut(t *testing.T) {
 		"writeback":       {uint64(p[32]), 1},
 		"num_queues":      {uint64(le.Uint16(p[34:])), 4},
 		"max_discard_seg": {uint64(le.Uint32(p[40:])), maxRanges},
+		// 2 GiB both, since whoever zeroes a disk may split no more than it does for a discard.
+		"max_discard_sectors":      {uint64(le.Uint32(p[36:])), 1 << 22},
+		"max_write_zeroes_sectors": {uint64(le.Uint32(p[48:])), 1 << 22},
 	} {
 		if c[0] != c[1] {
 			t.Errorf("%s is %d, want %d", name, c[0], c[1])

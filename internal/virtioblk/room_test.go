@@ -150,10 +150,18 @@ func TestAQueueKeepsLittle(t *testing.T) {
 	w.startSized(size, nil)
 	n := w.offerLong(0, buffers)
 	w.finish(h, n)
+	q := w.dev.startedQueues()[0]
+	q.vq.Do(func() {
+		for _, r := range q.requests {
+			if room := cap(r.chain.Readable); room >= buffers {
+				t.Errorf("a request that has ended keeps room for %d buffers", room)
+				return
+			}
+		}
+	})
 	n = w.offerLong(0, 1)
 	w.until("all have come", func() bool { return w.inFlight() == n })
 	w.finish(h, n)
-	q := w.dev.startedQueues()[0]
 	requests, room := 0, 0
 	q.vq.Do(func() {
 		w.dev.Process(q.vq)
@@ -167,4 +175,25 @@ func TestAQueueKeepsLittle(t *testing.T) {
 	}
 	runtime.KeepAlive(w)
 	t.Logf("%d KiB are kept", (heap()-before)>>10)
+}
+
+// TestRoomOfWhatWasLostIsGivenBackWithTheFrontEnd: a request that was lost in a fault on the guest's memory has units, and ends nowhere.
+func TestRoomOfWhatWasLostIsGivenBackWithTheFrontEnd(t *testing.T) {
+	room := NewRoom(4*roomChunk, 4*roomChunk)
+	w := newBench(t, reactor.ModeURing, 1, nullDisk, func(c *Config) { c.Room = room })
+	w.start(w.all())
+	q := w.dev.startedQueues()[0]
+	q.vq.Do(func() {
+		q.held += queueUnits
+		q.moreRoom()
+	})
+	if got := room.used.Load(); got != roomChunk {
+		t.Fatalf("%d units are taken, want %d", got, roomChunk)
+	}
+	w.hangUp()
+	for begun := time.Now(); room.used.Load() != 0; time.Sleep(time.Millisecond) {
+		if time.Since(begun) > 10*time.Second {
+			t.Fatalf("%d units are taken for ever", room.used.Load())
+		}
+	}
 }
