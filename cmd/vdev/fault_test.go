@@ -2,6 +2,7 @@ package main
 
 import (
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"vdev/virtq/virtqtest"
@@ -39,4 +40,42 @@ func TestAFaultDiskServesAnImageWithItsFaults(t *testing.T) {
 			p.endsCleanly()
 		})
 	}
+}
+
+// TestWhatStorageFailsIsTold in the log, within its bound, and in the status. What a guest asks for in
+// vain is no fault of storage.
+func TestWhatStorageFailsIsTold(t *testing.T) {
+	dir := t.TempDir()
+	socket, ctl := filepath.Join(dir, "s"), filepath.Join(dir, "ctl")
+	p := serving(t, nil, "blk", "--socket-path", socket, "--control", ctl, "--driver",
+		"fault,rule=error:read:blocks=3:errno=ENOSPC,rule=error:flush,lower=vnd,file="+image(t, 8))
+	g := connect(t, socket)
+	g.start()
+	if _, status := g.read(8); status != 1 {
+		t.Errorf("a read beyond the end has status %d, want 1", status)
+	}
+	g.holds(2)
+	if text := p.told(ctl, "status"); strings.Contains(text, "failed") {
+		t.Errorf("nothing has failed, and the status says:\n%s", text)
+	}
+	for range 40 {
+		if _, status := g.read(3); status != 1 {
+			t.Errorf("block 3 is read with status %d, want 1", status)
+		}
+	}
+	p.waitFor(`msg="storage has failed a request" request="queue 0 read sector 3, 512 bytes: i/o error: no space left on device"`)
+	if text := p.told(ctl, "status"); !strings.Contains(text, "failed      40 requests, the last ") ||
+		!strings.Contains(text, "read sector 3, 512 bytes: i/o error: no space left on device") {
+		t.Errorf("40 reads have failed, and the status says:\n%s", text)
+	}
+	if status := g.flushed(); status != 1 {
+		t.Errorf("a flush has status %d, want 1", status)
+	}
+	if st := p.status(ctl); st.Failed == nil || st.Failed.Requests != 41 || !strings.Contains(st.Failed.Last, "flush") {
+		t.Errorf("after a flush that failed the status has %+v", st.Failed)
+	}
+	if text, _ := p.stderr.read(); strings.Count(text, "storage has failed a request") > 2*lineBurst {
+		t.Errorf("%d lines of the log for 41 requests", strings.Count(text, "storage has failed a request"))
+	}
+	p.endsCleanly()
 }

@@ -156,6 +156,11 @@ func (r *reporter) request(q virtioblk.Request) {
 	r.line("blk", q.String())
 }
 
+// failed is told of each request that storage has failed.
+func (r *reporter) failed(q virtioblk.Request) {
+	r.found.Warn("storage has failed a request", "request", q.String())
+}
+
 // virtioblk is told by the device model what went wrong where nobody could be given an error.
 func (r *reporter) virtioblk(msg string, err error) {
 	r.life.Add(trace.Event{Kind: "log", Queue: trace.WholeDevice, Note: msg, Err: err})

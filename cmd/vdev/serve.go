@@ -241,7 +241,7 @@ func (p *program) open(ctx context.Context, c diskConfig, h *history) (_ *served
 	fs := specfs.New(table, specfs.WithTrace(rep.specfs))
 	blk := virtioblk.Config{
 		FS: fs, Dev: disk.dev, Info: disk.info, Serial: c.serial, NumQueues: c.numQueues, SegMax: c.segMax, CancelAfter: c.cancelWait,
-		Migratable: c.migratable, Pool: p.pool, Log: rep.virtioblk, Keeper: disk.keeper(),
+		Migratable: c.migratable, Pool: p.pool, Log: rep.virtioblk, Failed: rep.failed, Keeper: disk.keeper(),
 	}
 	var backend *vhostuser.Backend // there before a front-end is
 	blk.SizeChanged = func() { backend.ConfigChanged() }

@@ -85,6 +85,9 @@ func (s *served) addModel(st *control.Status, m virtioblk.Status) {
 	if m.Err != nil {
 		st.Error = m.Err.Error()
 	}
+	if f := m.Failures; f.Count > 0 {
+		st.Failed = &control.Failed{Requests: f.Count, Last: f.Last.String(), Seconds: since(f.At)}
+	}
 	if e := m.Lost.FlushError; e != 0 {
 		st.FailedFlush = e.Error()
 	}

@@ -38,6 +38,9 @@ func writeStatus(w io.Writer, st control.Status) error {
 	if st.Unflushed {
 		t.row("", "a vdev before this one has lost writes that were not flushed")
 	}
+	if f := st.Failed; f != nil {
+		t.row("failed", "%s, the last %s ago: %s", count(int(f.Requests), "request"), age(f.Seconds), f.Last)
+	}
 	if st.Cache != "" {
 		cache := st.Cache
 		if st.StableWrites {

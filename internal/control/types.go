@@ -58,10 +58,19 @@ type Status struct {
 	// CancelIn is when requests in flight will be cancelled by the stop that is under way, negative where they have been.
 	CancelIn *float64 `json:"cancel_in_seconds,omitempty"`
 	// Fenced is how many reads and writes storage has not given back, which the next start waits for.
-	Fenced  int      `json:"fenced,omitempty"`
+	Fenced int `json:"fenced,omitempty"`
+	// Failed is what storage has failed; null: nothing since vdev was started.
+	Failed  *Failed  `json:"failed,omitempty"`
 	Rings   []Ring   `json:"rings"`
 	Devices []Device `json:"devices"` // those that are open, or being opened or closed
 	Faults  *Faults  `json:"faults,omitempty"`
+}
+
+// Failed are requests that storage has failed.
+type Failed struct {
+	Requests uint64  `json:"requests"`
+	Last     string  `json:"last"`         // the last one, and why
+	Seconds  float64 `json:"last_seconds"` // since then
 }
 
 // Devices are the names of the devices that are served; none where there is one, without a name.

@@ -69,6 +69,9 @@ type Config struct {
 	// Trace, where it is set, is called for each request that has ended, was suspended, or has come back cancelled. It is
 	// called on the queues' reactors and where drivers end transfers, also at the same time, and must not block.
 	Trace func(Request)
+	// Failed, where it is set, is told of each request that storage has failed: see Failures. It is called on the queues' reactors, also
+	// at the same time, and must not block.
+	Failed func(Request)
 	// Log, where it is set, is told what went wrong or took long where nobody is there to take an error.
 	Log func(msg string, err error)
 }
@@ -87,6 +90,7 @@ type Device struct {
 	migratable  bool
 	trace       func(Request)
 	log         func(string, error)
+	failed      func(Request)
 	readOnly    bool
 	share       *offload.Share // of Config.Pool
 	room        deviceRoom     // of Config.Room
@@ -97,6 +101,8 @@ type Device struct {
 	looking atomic.Bool           // a session's beginning has asked for the size, and storage has not answered yet
 
 	memory memory
+
+	failures failures
 
 	negotiated uint64           // the connection's goroutine only
 	closes     devsw.Localcount // in progress
@@ -163,7 +169,7 @@ func New(c Config) (*Device, error) {
 	}
 	d := &Device{fs: c.FS, dev: c.Dev, readInfo: c.Info, serial: c.Serial, numQueues: c.NumQueues, segMax: c.SegMax,
 		cancelAfter: c.CancelAfter, stopGap: defaultStopGap, migratable: c.Migratable,
-		trace: c.Trace, log: c.Log, keeper: c.Keeper, sizeChanged: c.SizeChanged,
+		trace: c.Trace, log: c.Log, failed: c.Failed, keeper: c.Keeper, sizeChanged: c.SizeChanged,
 		queues: make(map[*queue]struct{}), suspended: make([]int, c.NumQueues)}
 	if d.segMax == 0 {
 		d.segMax = DefaultSegMax

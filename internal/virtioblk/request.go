@@ -301,6 +301,9 @@ func (r *request) done() {
 	if err != nil && !cancelled(err) && (r.typ == tOut || err == devsw.ESTALE) {
 		r.q.d.learn()
 	}
+	if err != nil {
+		r.storageFailed(err)
+	}
 	r.end(err)
 }
 
@@ -509,6 +512,9 @@ func (o *operation) tell(err error) {
 	}
 	o.q.vq.Post(func() {
 		o.r.op, o.r.flushed = nil, o.flushed
+		if err != nil {
+			o.r.storageFailed(err)
+		}
 		o.r.end(err)
 	})
 }

@@ -38,6 +38,8 @@ type Status struct {
 	// Fenced is how many reads and writes storage has not given back, that were fenced from the guest's memory and that the next
 	// start waits for.
 	Fenced int
+	// Failures are those since the Device was made.
+	Failures Failures
 	// Operations are the I/O sections in progress, the oldest first.
 	Operations []specfs.Operation
 }
@@ -67,6 +69,7 @@ func (d *Device) Status() Status {
 	s := Status{Dev: d.dev, State: StateClosed, Fenced: d.lost.Count(), Queues: make([]QueueStatus, d.numQueues)}
 	s.Lost, s.Cache = d.memory.status()
 	s.Stable = d.stable.Load()
+	s.Failures = d.failures.get()
 	d.mu.Lock()
 	s.Disk = d.info
 	for i := range s.Queues {
