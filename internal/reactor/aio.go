@@ -26,6 +26,7 @@ type op struct {
 	rest      [][]byte // data's own storage, once a transfer came back short
 	cancelled bool
 	forced    bool // not to be tried in line, or not again
+	tries     int  // how often storage has said EAGAIN or EINTR since bytes were moved last
 	mayBlock  bool // devsw.BMayBlock
 	mayWait   bool // the engine has it, and its submission may wait
 	aside     bool // the engine is to leave its submission to a thread
@@ -42,6 +43,11 @@ type op struct {
 	res   int
 	errno syscall.Errno
 }
+
+// mostTries is how often a transfer is made again that storage has said EAGAIN or EINTR of. The engine
+// says that of a call that a signal has interrupted; a file system whose server answers so by itself
+// (FUSE, a network's) would keep a processor busy for nothing.
+const mostTries = 100
 
 // place is where an op in flight is.
 type place uint8
@@ -94,7 +100,7 @@ func (r *Reactor) newOp(b *devsw.Buf, done devsw.AIODone) *op {
 		o = &op{r: r, slot: uint32(len(r.ops)), iov: make([]uring.Iovec, 0, 8)}
 		r.ops = append(r.ops, o)
 	}
-	o.buf, o.done, o.moved, o.cancelled = b, done, 0, false
+	o.buf, o.done, o.moved, o.cancelled, o.tries = b, done, 0, false, 0
 	r.inflight++
 	r.requests++
 	return o
@@ -189,18 +195,24 @@ func (o *op) ended(n int, errno syscall.Errno) {
 	switch {
 	case errno == syscall.EAGAIN || errno == syscall.EINTR || errno == syscall.EOPNOTSUPP && o.place == inCall:
 		// The last: RWF_NOWAIT is not known, and the engine does without.
-		if !o.cancelled {
+		switch {
+		case o.cancelled:
+			errno = syscall.ECANCELED
+		case o.tries < mostTries:
+			o.tries++
 			o.forced = true
 			o.start()
 			return
+		case errno == syscall.EINTR:
+			errno = syscall.EIO // it was not cancelled
 		}
-		errno = syscall.ECANCELED
 	case errno == syscall.ECANCELED && !o.cancelled && o.place == inEngine && o.r.mode == ModeURing:
 		// The kernel could not make a thread for it: the host allows no more tasks. We have ours.
 		o.byThread()
 		return
 	case errno == 0 && n > 0:
 		o.moved += int64(n)
+		o.tries = 0
 		if o.moved < o.buf.Bcount {
 			if !o.cancelled {
 				o.advance(n)

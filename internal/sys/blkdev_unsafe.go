@@ -67,13 +67,13 @@ func BlockRotational(fd int) (bool, error) {
 }
 
 // BlockDiscard gives the bytes off to off+n of a block device back to it (BLKDISCARD); what they read as afterwards is not
-// said. 0 is success. EINTR is tried again.
+// said. 0 is success. EINTR is tried again, but not for ever.
 func BlockDiscard(fd int, off, n int64) syscall.Errno {
 	return blockRange(fd, unix.BLKDISCARD, off, n)
 }
 
 // BlockZeroOut makes the bytes off to off+n of a block device zero (BLKZEROOUT), by writing them where it has nothing better.
-// 0 is success. EINTR is tried again.
+// 0 is success. EINTR is tried again, but not for ever.
 func BlockZeroOut(fd int, off, n int64) syscall.Errno {
 	return blockRange(fd, unix.BLKZEROOUT, off, n)
 }
@@ -84,10 +84,10 @@ func blockRange(fd int, req uintptr, off, n int64) syscall.Errno {
 }
 
 func ioctl(fd int, req uintptr, arg unsafe.Pointer) syscall.Errno {
-	for {
+	for n := interrupts(0); ; {
 		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), req, uintptr(arg))
-		if errno != unix.EINTR {
-			return errno
+		if err := error(errno); !n.again(&err) {
+			return err.(syscall.Errno)
 		}
 	}
 }

@@ -33,12 +33,12 @@ var mayBlock = []int64{
 // an end. The answer may take as long. fd is not a block device, whose name lies on a file system that it has nothing to do with.
 func MayBlock(fd int) (bool, error) {
 	var st unix.Statfs_t
-	for {
-		switch err := unix.Fstatfs(fd, &st); err {
-		case nil:
+	for n := interrupts(0); ; {
+		err := unix.Fstatfs(fd, &st)
+		if err == nil {
 			return slices.Contains(mayBlock, int64(uint32(st.Type))), nil
-		case unix.EINTR:
-		default:
+		}
+		if !n.again(&err) {
 			return false, os.NewSyscallError("fstatfs", err)
 		}
 	}

@@ -26,12 +26,12 @@ func OpenFile(path string, fl OpenFlags) (*FD, error) {
 	if fl.Exclusive {
 		flags |= unix.O_EXCL
 	}
-	for {
+	for n := interrupts(0); ; {
 		fd, err := unix.Open(path, flags, 0)
 		if err == nil {
 			return NewFD(fd), nil
 		}
-		if err != unix.EINTR {
+		if !n.again(&err) {
 			return nil, os.NewSyscallError("open", err)
 		}
 	}
@@ -108,9 +108,9 @@ func fileStat(st *unix.Stat_t) FileStat {
 // (statx(2), STATX_DIOALIGN: Linux 6.1); mem and off of 0 with known set mean that there are no such transfers.
 func DirectAlign(fd int) (mem, off int64, known bool, err error) {
 	var st unix.Statx_t
-	for {
+	for n := interrupts(0); ; {
 		err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_DIOALIGN, &st)
-		if err == unix.EINTR {
+		if n.again(&err) {
 			continue
 		}
 		if err != nil {
@@ -120,31 +120,31 @@ func DirectAlign(fd int) (mem, off int64, known bool, err error) {
 	}
 }
 
-// Fdatasync puts what was written to fd on stable storage (fdatasync(2)); 0 is success. EINTR is tried again.
+// Fdatasync puts what was written to fd on stable storage (fdatasync(2)); 0 is success. EINTR is tried again, but not for ever.
 func Fdatasync(fd int) syscall.Errno {
-	for {
-		if errno := toErrno(unix.Fdatasync(fd)); errno != unix.EINTR {
-			return errno
+	for n := interrupts(0); ; {
+		if err := unix.Fdatasync(fd); !n.again(&err) {
+			return toErrno(err)
 		}
 	}
 }
 
 // PunchHole gives the bytes off to off+n of the file back to its store; they read as zeroes, and the size stays (fallocate(2)
-// with FALLOC_FL_PUNCH_HOLE). EOPNOTSUPP where the file system has no such thing. EINTR is tried again.
+// with FALLOC_FL_PUNCH_HOLE). EOPNOTSUPP where the file system has no such thing. EINTR is tried again, but not for ever.
 func PunchHole(fd int, off, n int64) syscall.Errno {
 	return fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 }
 
 // ZeroRange makes the bytes off to off+n of the file read as zeroes and keeps them allotted; the size stays (fallocate(2) with
-// FALLOC_FL_ZERO_RANGE). EOPNOTSUPP where the file system has no such thing. EINTR is tried again.
+// FALLOC_FL_ZERO_RANGE). EOPNOTSUPP where the file system has no such thing. EINTR is tried again, but not for ever.
 func ZeroRange(fd int, off, n int64) syscall.Errno {
 	return fallocate(fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 }
 
 func fallocate(fd int, mode uint32, off, n int64) syscall.Errno {
-	for {
-		if errno := toErrno(unix.Fallocate(fd, mode, off, n)); errno != unix.EINTR {
-			return errno
+	for tries := interrupts(0); ; {
+		if err := unix.Fallocate(fd, mode, off, n); !tries.again(&err) {
+			return toErrno(err)
 		}
 	}
 }

@@ -36,33 +36,33 @@ func Writev(fd int, iov [][]byte) (int, syscall.Errno) {
 }
 
 // Preadv reads from byte off of fd into iov, once (preadv2(2)), and returns the number of bytes read, 0 at the end of the
-// file. It takes at most the first 1024 elements of iov. EINTR is tried again.
+// file. It takes at most the first 1024 elements of iov. EINTR is tried again, but not for ever.
 func Preadv(fd int, iov [][]byte, off int64) (int, syscall.Errno) {
-	for {
-		n, err := unix.Preadv(fd, iov[:min(len(iov), 1024)], off)
+	for n := interrupts(0); ; {
+		k, err := unix.Preadv(fd, iov[:min(len(iov), 1024)], off)
 		if err == nil {
-			return n, 0
+			return k, 0
 		}
-		if errno := err.(syscall.Errno); errno != unix.EINTR {
-			return 0, errno
+		if !n.again(&err) {
+			return 0, err.(syscall.Errno)
 		}
 	}
 }
 
 // Pwritev writes iov at byte off of fd, once (pwritev2(2)), and returns the number of bytes written. With dsync they are
-// on stable storage then (RWF_DSYNC). It takes at most the first 1024 elements of iov. EINTR is tried again.
+// on stable storage then (RWF_DSYNC). It takes at most the first 1024 elements of iov. EINTR is tried again, but not for ever.
 func Pwritev(fd int, iov [][]byte, off int64, dsync bool) (int, syscall.Errno) {
 	flags := 0
 	if dsync {
 		flags = unix.RWF_DSYNC
 	}
-	for {
-		n, err := unix.Pwritev2(fd, iov[:min(len(iov), 1024)], off, flags)
+	for n := interrupts(0); ; {
+		k, err := unix.Pwritev2(fd, iov[:min(len(iov), 1024)], off, flags)
 		if err == nil {
-			return n, 0
+			return k, 0
 		}
-		if errno := err.(syscall.Errno); errno != unix.EINTR {
-			return 0, errno
+		if !n.again(&err) {
+			return 0, err.(syscall.Errno)
 		}
 	}
 }

@@ -549,3 +549,57 @@ func TestWhoHasAnImageIsFoundThoughAnotherFileHangs(t *testing.T) {
 		}
 	}
 }
+
+// TestAServerThatIsAlwaysInterruptedKeepsNoProcessor: a file system whose server answers EINTR by
+// itself (or EAGAIN) does so each time. The operation fails; it is not made again for ever.
+func TestAServerThatIsAlwaysInterruptedKeepsNoProcessor(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(string(mode), func(t *testing.T) {
+			r := newRig(t)
+			f, path, _ := hanging(t, hangfs.Config{Direct: true}, make([]byte, 1<<20))
+			m := on(r.open(r.create(Config{Path: path, Discard: true})), newReactor(t, mode))
+			for _, errno := range []syscall.Errno{syscall.EINTR, syscall.EAGAIN} {
+				want := errno
+				if errno == syscall.EINTR {
+					want = syscall.EIO // who gets EINTR takes the operation for one that was cancelled
+				}
+				for _, k := range []hangfs.Kind{hangfs.Read, hangfs.Write, hangfs.Fallocate} {
+					f.Fail(k, errno)
+				}
+				transfer := func(op devsw.Op) error { return toError(m.Transfer(op, 0, 4096, make([]byte, 4096)).Error) }
+				for what, do := range map[string]func() error{
+					"read":    func() error { return transfer(devsw.BRead) },
+					"write":   func() error { return transfer(devsw.BWrite) },
+					"discard": func() error { return m.Table.BdevDiscard(m.Dev, 0, 1<<16) },
+					"zeroes": func() error {
+						return m.Table.BdevIoctl(m.Dev, devsw.DIOCWRITEZEROES, &devsw.ZeroRange{N: 1 << 16}, devsw.FWRITE)
+					},
+				} {
+					within(t, fmt.Sprintf("a %s that ends with %v", what, errno), func() {
+						if err := do(); !errors.Is(err, want) {
+							t.Errorf("a %s that ends with %v: %v, want %v", what, errno, err, want)
+						}
+					})
+				}
+				for _, k := range hangfs.Kinds() {
+					f.Fail(k, 0)
+				}
+				exchange(t, m)
+			}
+			f.Fail(hangfs.Fsync, syscall.EINTR)
+			within(t, "a flush", func() {
+				if err := m.Table.BdevIoctl(m.Dev, devsw.DIOCCACHESYNC, nil, devsw.FWRITE); !errors.Is(err, devsw.EIO) {
+					t.Errorf("a flush: %v, want %v", err, devsw.EIO)
+				}
+			})
+		})
+	}
+}
+
+// toError gives nil for 0.
+func toError(e devsw.Errno) error {
+	if e == 0 {
+		return nil
+	}
+	return e
+}

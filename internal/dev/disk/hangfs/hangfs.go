@@ -396,7 +396,10 @@ func (h *handle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadRes
 		data, status = res.Bytes(dest)
 		return syscall.Errno(status)
 	})
-	return fuse.ReadResultData(data), errno
+	if errno != 0 {
+		return nil, errno
+	}
+	return fuse.ReadResultData(data), 0
 }
 
 // Write implements FileWriter.
