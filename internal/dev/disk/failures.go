@@ -72,7 +72,12 @@ func (f *Failures) Look(identity string) devsw.Errno {
 		return 0
 	}
 	if err != nil {
-		if _, statErr := os.Lstat(f.file(identity)); statErr != nil {
+		// There may be none, although it cannot be opened: for want of descriptors, for one.
+		_, statErr := os.Lstat(f.file(identity))
+		if errors.Is(statErr, fs.ErrNotExist) {
+			return 0
+		}
+		if statErr != nil {
 			f.log(fmt.Errorf("whether there is a record is not known: %w", statErr))
 			return 0
 		}

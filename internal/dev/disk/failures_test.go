@@ -3,6 +3,7 @@ package disk_test
 import (
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"vdev/devsw"
@@ -86,5 +87,24 @@ func TestAFailureThatCannotBeRecordedIsTold(t *testing.T) {
 	f.Record("image", "/disk.img", devsw.EIO)
 	if told != 1 || f.Known("image") != devsw.EIO {
 		t.Errorf("the log was told %d times, and known is %v; want once and EIO", told, f.Known("image"))
+	}
+}
+
+// TestWantOfDescriptorsIsNoDoubt: whether there is a record is known without opening it.
+func TestWantOfDescriptorsIsNoDoubt(t *testing.T) {
+	f := disk.NewFailures(t.TempDir(), func(err error) { t.Errorf("told: %v", err) })
+	var was syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 3, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	e := f.Look("file-1-2-3")
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if e != 0 {
+		t.Errorf("there is a record of %v", e)
 	}
 }
