@@ -97,6 +97,11 @@ func runAll(ctx context.Context, c config, out *queuedWriter, asked askedBySigna
 		log.Error("a vdev after this one would not know that a flush has failed: that could not be recorded (--state-dir)", "cause", err)
 	})
 	p := &program{config: c, level: level, log: log, out: out, limit: newLogLimit(), start: time.Now(), reactors: reactors, pool: pool, failures: failures}
+	go func() {
+		if err := failures.Check(); err != nil {
+			log.Warn("what a vdev after this one has to know of a flush that fails cannot be kept (--state-dir)", "cause", err)
+		}
+	}()
 	if c.stateDir == "" {
 		log.Warn("there is no folder for what a vdev after this one has to know of a flush that fails: XDG_RUNTIME_DIR is not set, and neither is --state-dir")
 	}

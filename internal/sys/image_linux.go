@@ -170,3 +170,8 @@ func SeekHole(fd int, off int64) (int64, error) {
 	n, err := unix.Seek(fd, off, unix.SEEK_HOLE)
 	return n, os.NewSyscallError("lseek", err)
 }
+
+// MayMakeIn tells why files cannot be made in the folder at path: nil where they can, as far as rights go (access(2)).
+func MayMakeIn(path string) error {
+	return os.NewSyscallError("access", unix.Access(path, unix.W_OK|unix.X_OK))
+}

@@ -9,9 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"vdev/devsw"
+	"vdev/internal/sys"
 )
 
 // Failures knows of which images a flush has failed: what had been written there is lost, and the host tells it once. So it is to be
@@ -51,6 +53,25 @@ func NewFailures(dir string, log func(error)) *Failures {
 		log = func(error) {}
 	}
 	return &Failures{dir: dir, log: log, known: make(map[string]devsw.Errno)}
+}
+
+// Check looks whether a failure could be recorded for a successor, as far as rights go, and says why
+// not. It makes nothing, and waits for the file system.
+func (f *Failures) Check() error {
+	if f.dir == "" {
+		return nil
+	}
+	for dir := f.dir; ; dir = filepath.Dir(dir) {
+		st, err := os.Stat(dir)
+		switch {
+		case err == nil && !st.IsDir():
+			return PathError(dir, syscall.ENOTDIR)
+		case err == nil:
+			return PathError(dir, sys.MayMakeIn(dir))
+		case !errors.Is(err, fs.ErrNotExist) || dir == filepath.Dir(dir):
+			return err
+		}
+	}
 }
 
 func (f *Failures) file(identity string) string { return filepath.Join(f.dir, prefix+identity) }
