@@ -119,14 +119,18 @@ const blockedPause = time.Second
 // ServeConn serves one front-end on a connected socket, and closes it. It returns nil when the front-end has hung up between
 // two messages and when ctx is done; in any case all rings have stopped then, and everything that came over the connection is
 // released. Other errors say why the connection was ended: a *ProtocolError, a *RingError, or the host's. ErrBusy is for a
-// second front-end at the same time. After a front-end whose eventfds have made a reactor wait it returns a second later.
+// second front-end at the same time, ErrClosing for one that comes too early after another. After a front-end whose eventfds have made a reactor wait it returns a second later.
 func (b *Backend) ServeConn(ctx context.Context, c *net.UnixConn) error { return b.serve(ctx, c) }
 
 func (b *Backend) serve(ctx context.Context, c socket) error {
+	if err := b.closer.check(); err != nil {
+		b.refuse(c, err)
+		return err
+	}
 	b.mu.Lock()
 	if b.current != nil {
 		b.mu.Unlock()
-		b.refuse(c)
+		b.refuse(c, ErrBusy)
 		return ErrBusy
 	}
 	s := newSession(ctx, b, newConn(c, &b.closer))
@@ -219,7 +223,7 @@ func (b *Backend) accept(ctx context.Context, ln net.Listener, accepted chan<- s
 			return fmt.Errorf("vhostuser: %v is no listener of Unix sockets", ln.Addr())
 		}
 		if !b.offer(uc) {
-			b.refuse(uc)
+			b.refuse(uc, ErrBusy)
 			continue
 		}
 		select {
@@ -257,8 +261,8 @@ func (b *Backend) takeWaiting() *net.UnixConn {
 }
 
 // refuse tells a front-end off.
-func (b *Backend) refuse(c io.Closer) {
-	b.event(Event{Kind: EventRefuse, Ring: -1, Err: ErrBusy})
+func (b *Backend) refuse(c io.Closer, why error) {
+	b.event(Event{Kind: EventRefuse, Ring: -1, Err: why})
 	c.Close()
 }
 

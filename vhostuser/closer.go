@@ -2,6 +2,7 @@ package vhostuser
 
 import (
 	"sync"
+	"time"
 
 	"vdev/internal/sys"
 )
@@ -9,15 +10,23 @@ import (
 // closer closes the descriptors that came with messages and that nobody took. For most kinds of files close(2) does not wait, but it does
 // for one of a server that does not answer (FUSE), or for a socket that lingers, and for as long as the front-end likes: that is not to
 // hold up the connection, nor its end.
+//
+// A front-end that sends more of them than maxClosing loses its connection, and until some have been closed the device serves nobody: or
+// it would get one after the other to keep that many, until the process had no descriptor left for other devices.
 type closer struct {
 	mu      sync.Mutex
 	room    sync.Cond // signalled when queue has become shorter
 	queue   []*sys.FD
-	running bool // there is a goroutine
+	begun   time.Time // when the close of the first one was
+	running bool      // there is a goroutine
 }
 
-// maxClosing is how many descriptors of one device may wait to be closed. Who sends more of them waits for those before.
-const maxClosing = 64
+const (
+	// maxClosing is how many descriptors of one device may wait to be closed, beside those of one message.
+	maxClosing = 64
+	// closePatience is how long they may be more, since their closes are slow.
+	closePatience = time.Second
+)
 
 // close closes f, soon.
 func (c *closer) close(f *sys.FD) {
@@ -31,17 +40,31 @@ func (c *closer) close(f *sys.FD) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.queue = append(c.queue, f)
+	if !c.running {
+		c.running, c.begun = true, time.Now()
+		go c.run()
+	}
+}
+
+// check waits until there is room for the descriptors of another message. It does not wait for a close that has taken closePatience:
+// then it returns ErrClosing.
+func (c *closer) check() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.room.L == nil {
 		c.room.L = &c.mu
 	}
 	for len(c.queue) >= maxClosing {
+		left := closePatience - time.Since(c.begun)
+		if left <= 0 {
+			return ErrClosing
+		}
+		wake := time.AfterFunc(left, c.room.Broadcast)
 		c.room.Wait()
+		wake.Stop()
 	}
-	c.queue = append(c.queue, f)
-	if !c.running {
-		c.running = true
-		go c.run()
-	}
+	return nil
 }
 
 // run closes what is queued, and ends.
@@ -53,8 +76,8 @@ func (c *closer) run() {
 		c.mu.Unlock()
 		f.Close()
 		c.mu.Lock()
-		c.queue = c.queue[1:]
-		c.room.Signal()
+		c.queue, c.begun = c.queue[1:], time.Now()
+		c.room.Broadcast()
 	}
 	c.queue, c.running = nil, false
 }

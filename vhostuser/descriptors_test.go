@@ -403,3 +403,55 @@ func TestAFrontEndMakesAReactorWaitOnce(t *testing.T) {
 		t.Errorf("%d descriptors have made the reactor wait, want 1: %v", len(got), got)
 	}
 }
+
+// TestDescriptorsThatCannotBeClosedAreBounded, and their front-end is told so, and the next one, instead of being kept waiting.
+func TestDescriptorsThatCannotBeClosedAreBounded(t *testing.T) {
+	fs, dir, point := hangfs.New(t, hangfs.Config{})
+	if err := os.WriteFile(dir+"/file", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reactors, err := vhostuser.NewReactors(1, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(reactors.Close)
+	other, ring := newNeighbour(t, reactors)
+	g := newRigWith(t, newReverser(1), reactors)
+	g.handshake()
+	file, err := sys.OpenFile(point+"/file", sys.OpenFlags{})
+	g.must(err)
+	defer file.Close()
+	fs.Hold(hangfs.Flush) // each close waits for it
+	defer fs.Release(hangfs.Flush)
+	sent := 0
+	for err = error(vhostusertest.ErrRefused); errors.Is(err, vhostusertest.ErrRefused); sent++ {
+		if err = g.Tell(vhostuser.SetOwner, nil, file.Int()); sent > 1000 {
+			t.Fatal("there is no bound")
+		}
+	}
+	if err := g.wait(); !errors.Is(err, vhostuser.ErrClosing) {
+		t.Errorf("the connection ended after %d descriptors with %v", sent, err)
+	}
+	for range 3 {
+		g.connect()
+		if err := g.wait(); !errors.Is(err, vhostuser.ErrClosing) {
+			t.Errorf("the next one ended with %v", err)
+		}
+	}
+	other.io(ring, 10)
+	fs.Release(hangfs.Flush)
+	for begun := time.Now(); ; time.Sleep(time.Millisecond) {
+		g.connect()
+		if _, err := g.Handshake(vhostusertest.AllProtocolFeatures); err == nil {
+			break
+		}
+		if time.Since(begun) > vhostusertest.Timeout {
+			t.Fatal("nobody is served though all could be closed")
+		}
+		if err := g.wait(); !errors.Is(err, vhostuser.ErrClosing) {
+			t.Fatal(err)
+		}
+	}
+	g.handshake()
+	g.io(g.start(0, 8), 1)
+}

@@ -10,6 +10,10 @@ import (
 // ErrBusy is returned by ServeConn while another front-end is being served.
 var ErrBusy = errors.New("vhostuser: another front-end is connected")
 
+// ErrClosing is returned by ServeConn where too many descriptors that front-ends have sent, and that are of no use, cannot be closed:
+// whoever is behind them, a server of files in user space for one, does not answer. Once some are closed front-ends are served again.
+var ErrClosing = errors.New("vhostuser: descriptors that front-ends have sent cannot be closed, since who is behind them does not answer")
+
 // Wrapped by the errors of messages that share memory.
 var (
 	// ErrMemoryFile: the file is none of those that are taken (see Config.AnyMemoryFiles).

@@ -12,7 +12,7 @@ type EventKind string
 const (
 	EventConnect    EventKind = "connect"    // a front-end is served from now on
 	EventDisconnect EventKind = "disconnect" // its connection has ended, and all of it is released; Err is nil for a hang-up
-	EventRefuse     EventKind = "refuse"     // a second front-end was told off
+	EventRefuse     EventKind = "refuse"     // a front-end was told off: ErrBusy, ErrClosing
 	EventShort      EventKind = "short"      // a front-end waits to be accepted until the host has what Err says it has not, such as descriptors
 	EventSession    EventKind = "session"    // SET_OWNER on a connection that had an owner: a new session
 	EventIn         EventKind = "in"         // a message from the front-end; Fields are its payload's

@@ -131,6 +131,9 @@ func (s *session) serve() error {
 		if s.ctx.Err() != nil {
 			return context.Cause(s.ctx)
 		}
+		if err := s.c.closer.check(); err != nil {
+			return err
+		}
 		s.notify.end()
 	}
 }

@@ -95,6 +95,10 @@ func (r *reporter) vhostuser(e vhostuser.Event) {
 			r.found.Info("the front-end has disconnected")
 		}
 	case vhostuser.EventRefuse:
+		if errors.Is(e.Err, vhostuser.ErrClosing) {
+			r.found.Error("a front-end was refused", "cause", e.Err)
+			break
+		}
 		r.found.Warn("a second front-end was refused: one is being served")
 	case vhostuser.EventShort:
 		r.found.Error("a front-end has to wait: it cannot be accepted now (look at 'ulimit -Hn' for descriptors)", "cause", e.Err)
