@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"vdev/internal/load"
+	"vdev/internal/spec"
 )
 
 // benchConfig is a command line of `vdev bench` that was found right.
@@ -37,20 +38,20 @@ type benchFlags struct {
 	depth       several[int]
 	queues      several[int]
 	client      several[string]
-	readPercent number
+	readPercent spec.Number
 	size        string
 	overwrite   bool
 	verify      bool
 	seed        uint64
 	length      time.Duration
 	warmup      time.Duration
-	rounds      number
+	rounds      spec.Number
 	clientCPUs  cpuList
 	backendCPUs cpuList
 	versus      string
 	name        string
 	versusName  string
-	format      choice
+	format      spec.Choice
 	output      string
 	svg         string
 }
@@ -145,7 +146,7 @@ root's; the worker threads of its io_uring, which are the kernel's, stay where t
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	f.register(fs)
-	completeChoices(cmd, map[string]*choice{"format": &f.format})
+	completeChoices(cmd, map[string]*spec.Choice{"format": &f.format})
 	must(cmd.RegisterFlagCompletionFunc("pattern", cobra.FixedCompletions(patternNames(), cobra.ShellCompDirectiveNoFileComp)))
 	must(cmd.RegisterFlagCompletionFunc("client", cobra.FixedCompletions([]string{clientEvent, clientPoll, clientEvent + "," + clientPoll}, cobra.ShellCompDirectiveNoFileComp)))
 	completeNothing(cmd, "block-size", "depth", "queues", "read-percent", "size", "seed", "length", "warmup", "rounds", "client-cpus", "backend-cpus",
@@ -163,19 +164,19 @@ func patternNames() (names []string) {
 func newBenchFlags() *benchFlags {
 	return &benchFlags{
 		pattern: severalChoices(patternNames(), string(load.RandRead)),
-		blockSize: several[int64]{values: []int64{4096}, text: sizeText, kind: "BYTES", parse: func(s string) (int64, error) {
-			n, err := parseSize(s)
+		blockSize: several[int64]{values: []int64{4096}, text: spec.SizeText, kind: "BYTES", parse: func(s string) (int64, error) {
+			n, err := spec.ParseSize(s)
 			if err != nil || n < 512 || n > load.MaxBlockSize || n%512 != 0 {
-				return 0, fmt.Errorf("must be a multiple of 512 bytes, at most %s", sizeText(load.MaxBlockSize))
+				return 0, fmt.Errorf("must be a multiple of 512 bytes, at most %s", spec.SizeText(load.MaxBlockSize))
 			}
 			return n, nil
 		}},
 		depth:       severalNumbers(1, load.MaxDepth, 1, 32, 128),
 		queues:      severalNumbers(1, load.MaxQueues, 1),
 		client:      severalChoices([]string{clientEvent, clientPoll}, clientEvent),
-		readPercent: number{value: 70, min: 0, max: 100},
-		rounds:      number{value: 3, min: 1, max: math.MaxInt},
-		format:      choice{value: "text", of: []string{"text", "json"}},
+		readPercent: spec.Number{Value: 70, Min: 0, Max: 100},
+		rounds:      spec.Number{Value: 3, Min: 1, Max: math.MaxInt},
+		format:      spec.Choice{Value: "text", Of: []string{"text", "json"}},
 	}
 }
 
@@ -205,17 +206,17 @@ func (f *benchFlags) register(fs *pflag.FlagSet) {
 
 // config checks what the flags come to together, for the back-end at socket.
 func (f *benchFlags) config(socket string, given func(flag string) bool) (benchConfig, error) {
-	c := benchConfig{rounds: f.rounds.value, json: f.format.value == "json", output: f.output, svg: f.svg}
-	base := load.Job{ReadPercent: f.readPercent.value, CPUs: f.clientCPUs, BackendCPUs: f.backendCPUs, Warmup: f.warmup, Length: f.length,
+	c := benchConfig{rounds: f.rounds.Value, json: f.format.Value == "json", output: f.output, svg: f.svg}
+	base := load.Job{ReadPercent: f.readPercent.Value, CPUs: f.clientCPUs, BackendCPUs: f.backendCPUs, Warmup: f.warmup, Length: f.length,
 		Verify: f.verify, Seed: f.seed}
 	mixes := func(pattern string) bool { p := load.Pattern(pattern); return p.Reads() && p.Writes() }
 	switch {
 	case socket == "":
 		return c, errors.New("the back-end's socket is missing")
-	case len(socket) > maxSocketPath:
-		return c, fmt.Errorf("%s: is %d bytes long, and a socket's path has at most %d", socket, len(socket), maxSocketPath)
-	case len(f.versus) > maxSocketPath:
-		return c, tooLong("versus", f.versus)
+	case len(socket) > spec.MaxSocketPath:
+		return c, fmt.Errorf("%s: is %d bytes long, and a socket's path has at most %d", socket, len(socket), spec.MaxSocketPath)
+	case len(f.versus) > spec.MaxSocketPath:
+		return c, spec.TooLong("versus", f.versus)
 	case given("versus") && f.versus == "":
 		return c, errors.New("--versus: a path is missing")
 	case f.versus != "" && sameFile(fileName(f.versus), fileName(socket)):
@@ -243,7 +244,7 @@ func (f *benchFlags) config(socket string, given func(flag string) bool) (benchC
 	}
 	if f.size != "" {
 		var err error
-		if base.Size, err = parseSize(f.size); err == nil && base.Size == 0 {
+		if base.Size, err = spec.ParseSize(f.size); err == nil && base.Size == 0 {
 			err = fmt.Errorf("size %q: must be more than 0", f.size)
 		}
 		if err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"vdev/internal/chart"
 	"vdev/internal/load"
+	"vdev/internal/spec"
 )
 
 // benchReport is what `vdev bench` has measured. Its JSON is what --format json prints: members may be added, and one that changes
@@ -149,7 +150,7 @@ func newBenchCase(j *load.Job) *benchCase {
 
 // kind says what cases that differ in their depth only have in common.
 func (c *benchCase) kind() string {
-	s := c.Pattern + " " + sizeText(c.BlockSize)
+	s := c.Pattern + " " + spec.SizeText(c.BlockSize)
 	if c.Queues > 1 {
 		s += fmt.Sprintf(", %d queues", c.Queues)
 	}
@@ -282,7 +283,7 @@ func (r *benchReport) how() string {
 	var parts []string
 	c := r.Cases[0]
 	if c.Size > 0 {
-		parts = append(parts, "on the first "+sizeText(c.Size)+" of the disk")
+		parts = append(parts, "on the first "+spec.SizeText(c.Size)+" of the disk")
 	}
 	for _, c := range r.Cases {
 		if c.ReadPercent != nil {
@@ -336,7 +337,7 @@ func (r *benchReport) text(w io.Writer) error {
 	const caseForm = "%-9s %5s %5s %3s %-6s"
 	caseHead := []any{"PATTERN", "BLOCK", "DEPTH", "Q", "CLIENT"}
 	caseOf := func(c *benchCase) []any {
-		return []any{c.Pattern, sizeText(c.BlockSize), fmt.Sprint(c.Depth), fmt.Sprint(c.Queues), c.Client}
+		return []any{c.Pattern, spec.SizeText(c.BlockSize), fmt.Sprint(c.Depth), fmt.Sprint(c.Queues), c.Client}
 	}
 	line := func(form string, fields ...any) {
 		if t.err == nil {

@@ -17,11 +17,9 @@ import (
 
 	"vdev/internal/control"
 	"vdev/internal/dev/fault"
+	"vdev/internal/spec"
 	"vdev/internal/trace"
 )
-
-// logLevelNames are the levels in the order of their severity.
-var logLevelNames = []string{"debug", "info", "warn", "error"}
 
 // ctl is a command line of `vdev ctl`.
 type ctl struct {
@@ -77,8 +75,8 @@ func (c *ctl) run(do func(ctx context.Context, client *control.Client, w io.Writ
 		switch {
 		case c.socket == "":
 			return errors.New("--socket is missing: the path that vdev was given with --control")
-		case len(c.socket) > maxSocketPath:
-			return tooLong("socket", c.socket)
+		case len(c.socket) > spec.MaxSocketPath:
+			return spec.TooLong("socket", c.socket)
 		}
 		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
@@ -422,19 +420,19 @@ that the image is good, or that its loss does not matter, this command ends it.`
 func (c *ctl) logLevelCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "log-level [LEVEL]",
-		Short: "Show or change what is logged: " + strings.Join(logLevelNames, ", "),
+		Short: "Show or change what is logged: " + strings.Join(spec.LogLevelNames, ", "),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 {
 				return fmt.Errorf("unexpected argument %q", args[1])
 			}
 			if len(args) == 1 {
-				if err := (&choice{of: logLevelNames}).Set(args[0]); err != nil {
+				if err := (&spec.Choice{Of: spec.LogLevelNames}).Set(args[0]); err != nil {
 					return fmt.Errorf("log level %q: %w", args[0], err)
 				}
 			}
 			return nil
 		},
-		ValidArgsFunction: cobra.FixedCompletions(logLevelNames, cobra.ShellCompDirectiveNoFileComp),
+		ValidArgsFunction: cobra.FixedCompletions(spec.LogLevelNames, cobra.ShellCompDirectiveNoFileComp),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.run(func(ctx context.Context, client *control.Client, w io.Writer) error {
 				if len(args) == 1 {

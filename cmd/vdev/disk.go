@@ -7,11 +7,13 @@ import (
 	"log/slog"
 
 	"vdev/devsw"
+	"vdev/internal/dev/disk"
 	"vdev/internal/dev/fault"
 	"vdev/internal/dev/md"
 	"vdev/internal/dev/nbd"
 	"vdev/internal/dev/null"
 	"vdev/internal/dev/vnd"
+	"vdev/internal/spec"
 	"vdev/internal/virtioblk"
 )
 
@@ -101,15 +103,15 @@ func (d *openedDisk) reread() error {
 
 // openDisk attaches the driver to the table and makes its unit 0. What is wrong with an image shows here, and not at a
 // guest's first request: checkImage looks at it, until ctx ends. log is told what a program says that serves the image.
-func openDisk(ctx context.Context, table *devsw.Table, spec driverSpec, blockSize uint32, inUse func(error), log *slog.Logger) (*openedDisk, error) {
-	if spec.faults != nil {
-		return stackFaults(ctx, table, spec, blockSize, inUse, log)
+func openDisk(ctx context.Context, table *devsw.Table, spec spec.Driver, blockSize uint32, failures *disk.Failures, inUse func(error), log *slog.Logger) (*openedDisk, error) {
+	if spec.Faults != nil {
+		return stackFaults(ctx, table, spec, blockSize, failures, inUse, log)
 	}
-	switch spec.name {
+	switch spec.Name {
 	case "vnd":
 		d, err := makeDisk(table, vnd.New, vnd.Config{
-			Path: spec.file, ReadOnly: spec.readOnly, Direct: spec.direct, Bounce: spec.bounce, Discard: !spec.noDiscard, SectorSize: blockSize,
-			Failures: spec.failures,
+			Path: spec.File, ReadOnly: spec.ReadOnly, Direct: spec.Direct, Bounce: spec.Bounce, Discard: !spec.NoDiscard, SectorSize: blockSize,
+			Failures: failures,
 		})
 		if err == nil {
 			driver := d.driver.(*vnd.Driver)
@@ -122,18 +124,18 @@ func openDisk(ctx context.Context, table *devsw.Table, spec driverSpec, blockSiz
 		}
 		return d, nil
 	case "md":
-		return makeDisk(table, md.New, md.Config{Size: spec.size, File: spec.file, ReadOnly: spec.readOnly, SectorSize: blockSize})
+		return makeDisk(table, md.New, md.Config{Size: spec.Size, File: spec.File, ReadOnly: spec.ReadOnly, SectorSize: blockSize})
 	case "nbd":
 		return makeNBD(ctx, table, nbd.Config{
-			URI: spec.nbd.uri, ReadOnly: spec.readOnly, SectorSize: blockSize, Connections: spec.nbd.connections, ReconnectDelay: spec.nbd.delay,
-			Unflushed: spec.nbd.unflushed,
+			URI: spec.NBD.URI, ReadOnly: spec.ReadOnly, SectorSize: blockSize, Connections: spec.NBD.Connections, ReconnectDelay: spec.NBD.Delay,
+			Unflushed: spec.NBD.Unflushed,
 		})
 	case "qemu":
 		return openImage(ctx, table, spec, blockSize, inUse, log)
 	case "null":
-		return makeDisk(table, null.New, null.Config{Size: spec.size, ReadOnly: spec.readOnly, SectorSize: blockSize})
+		return makeDisk(table, null.New, null.Config{Size: spec.Size, ReadOnly: spec.ReadOnly, SectorSize: blockSize})
 	}
-	return nil, fmt.Errorf("there is no driver %q", spec.name)
+	return nil, fmt.Errorf("there is no driver %q", spec.Name)
 }
 
 // creator is a driver with its configuration type.
@@ -177,18 +179,18 @@ type stacked struct {
 func (s *stacked) Detach() error { return errors.Join(s.diskDriver.Detach(), s.lower.Detach()) }
 
 // stackFaults makes the disk without faults, and puts the driver fault on it.
-func stackFaults(ctx context.Context, table *devsw.Table, spec driverSpec, blockSize uint32, inUse func(error), log *slog.Logger) (*openedDisk, error) {
-	f := spec.faults
-	spec.faults = nil
-	lower, err := openDisk(ctx, table, spec, blockSize, inUse, log)
+func stackFaults(ctx context.Context, table *devsw.Table, spec spec.Driver, blockSize uint32, failures *disk.Failures, inUse func(error), log *slog.Logger) (*openedDisk, error) {
+	f := spec.Faults
+	spec.Faults = nil
+	lower, err := openDisk(ctx, table, spec, blockSize, failures, inUse, log)
 	if err != nil {
 		return nil, err
 	}
 	attach := fault.New
-	if f.noCancel {
+	if f.NoCancel {
 		attach = fault.NewWithoutCancel
 	}
-	upper, err := makeDisk(table, attach, fault.Config{Lower: lower.dev, Info: lower.info, Rules: f.rules, Cache: f.cache})
+	upper, err := makeDisk(table, attach, fault.Config{Lower: lower.dev, Info: lower.info, Rules: f.Rules, Cache: f.Cache})
 	if err != nil {
 		return nil, errors.Join(err, lower.driver.Detach())
 	}

@@ -13,6 +13,7 @@ import (
 
 	"vdev/devsw"
 	"vdev/internal/dev/nbd"
+	"vdev/internal/spec"
 	"vdev/specfs"
 	"vdev/vhostuser"
 )
@@ -121,7 +122,7 @@ func TestWhatIsSaidOfADiskGetsThrough(t *testing.T) {
 		var out lockedBuffer
 		limit := newLogLimit()
 		log := slog.New(slog.NewTextHandler(&out, nil))
-		rep := newReporter(config{}, "d", time.Now(), log.With("device", "d"), limit, nil, newLife())
+		rep := newReporter(spec.Config{}, "d", time.Now(), log.With("device", "d"), limit, nil, newLife())
 		flood := func() {
 			for i := range 200 {
 				d := limit.logger(log.With("device", i))
@@ -185,7 +186,7 @@ func TestLinesThatDifferInNumbersAreOfOneKind(t *testing.T) {
 func TestAFrontEndPushesNothingOutOfADevicesLife(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out lockedBuffer
-		rep := newReporter(config{}, "", time.Now(), slog.New(slog.NewTextHandler(&out, nil)), newLogLimit(), nil, newLife())
+		rep := newReporter(spec.Config{}, "", time.Now(), slog.New(slog.NewTextHandler(&out, nil)), newLogLimit(), nil, newLife())
 		rep.specfs(specfs.Event{Kind: specfs.EventOpen})
 		rep.virtioblk("a flush has failed", devsw.EIO)
 		stop := vhostuser.GetVringBase.String()

@@ -11,6 +11,7 @@ import (
 	"vdev/devsw"
 	"vdev/internal/control"
 	"vdev/internal/dev/disk"
+	"vdev/internal/spec"
 	"vdev/internal/sys"
 	"vdev/vhostuser"
 	"vdev/virtq/virtqtest"
@@ -152,11 +153,11 @@ func TestAFrontEndThatComesIsToldOfANewSize(t *testing.T) {
 
 // TestADiskBelowFaultsKeepsWhatItKnows: what the driver has found out of lost writes is not the faults'.
 func TestADiskBelowFaultsKeepsWhatItKnows(t *testing.T) {
-	spec, err := parseDriver("fault,lower=vnd,file=" + image(t, 8))
+	driver, err := spec.ParseDriver("fault,lower=vnd,file=" + image(t, 8))
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := openDisk(t.Context(), devsw.NewTable(), spec, 512, nil, slog.New(slog.DiscardHandler))
+	d, err := openDisk(t.Context(), devsw.NewTable(), driver, 512, nil, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

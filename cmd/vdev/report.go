@@ -9,6 +9,7 @@ import (
 
 	"vdev/internal/control"
 	"vdev/internal/dev/nbd"
+	"vdev/internal/spec"
 	"vdev/internal/trace"
 	"vdev/internal/virtioblk"
 	"vdev/specfs"
@@ -42,10 +43,10 @@ type reporter struct {
 	migrating func() // called when a front-end begins to move its guest
 }
 
-func newReporter(c config, name string, start time.Time, log *slog.Logger, limit *logLimit, out *queuedWriter, life *trace.Log) *reporter {
+func newReporter(c spec.Config, name string, start time.Time, log *slog.Logger, limit *logLimit, out *queuedWriter, life *trace.Log) *reporter {
 	return &reporter{
 		name: name, log: log, found: limit.logger(log), vital: limit.vital(log), life: life, out: out, start: start,
-		trace: c.trace, json: c.logJSON, migrating: func() {},
+		trace: c.Trace, json: c.LogJSON, migrating: func() {},
 	}
 }
 

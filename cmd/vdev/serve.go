@@ -17,6 +17,7 @@ import (
 	"vdev/internal/control"
 	"vdev/internal/dev/disk"
 	"vdev/internal/offload"
+	"vdev/internal/spec"
 	"vdev/internal/tasks"
 	"vdev/internal/trace"
 	"vdev/internal/virtioblk"
@@ -36,7 +37,7 @@ const (
 
 // serve serves disks until ctx ends, a signal says so, or those that have nothing but a connected socket have lost their front-ends.
 // It logs to stderr.
-func serve(ctx context.Context, c config, stderr io.Writer) error {
+func serve(ctx context.Context, c spec.Config, stderr io.Writer) error {
 	out := newQueuedWriter(stderr)
 	defer out.Close(logPatience)
 
@@ -48,8 +49,8 @@ func serve(ctx context.Context, c config, stderr io.Writer) error {
 	defer asked.stop()
 
 	var commands net.Listener
-	if c.control != "" {
-		l, err := control.Listen(fileName(c.control))
+	if c.Control != "" {
+		l, err := control.Listen(fileName(c.Control))
 		if err != nil {
 			return fmt.Errorf("--control: %w", err)
 		}
@@ -81,10 +82,10 @@ func await(ctx context.Context, served <-chan error) error {
 // runAll builds everything from the drivers up, serves it, and takes it down again. Disks share the event loops and the log, and nothing
 // else: each has a device switch of its own, and one that hangs, or fails once it is served, is no business of the others. commands,
 // where it is not nil, is the control socket.
-func runAll(ctx context.Context, c config, out *queuedWriter, asked askedBySignals, commands net.Listener) (err error) {
+func runAll(ctx context.Context, c spec.Config, out *queuedWriter, asked askedBySignals, commands net.Listener) (err error) {
 	level := new(slog.LevelVar)
-	level.Set(c.logLevel)
-	log := newLogger(out, level, c.logJSON)
+	level.Set(c.LogLevel)
+	log := newLogger(out, level, c.LogJSON)
 	reactors, places, err := newReactors(c, log, tasks.Find())
 	if err != nil {
 		return err
@@ -93,7 +94,7 @@ func runAll(ctx context.Context, c config, out *queuedWriter, asked askedBySigna
 	pool := offload.New(places)
 	defer pool.Close()
 
-	failures := disk.NewFailures(c.stateDir, func(err error) {
+	failures := disk.NewFailures(c.StateDir, func(err error) {
 		log.Error("a vdev after this one would not know that a flush has failed: that could not be recorded (--state-dir)", "cause", err)
 	})
 	p := &program{config: c, level: level, log: log, out: out, limit: newLogLimit(), start: time.Now(), reactors: reactors, pool: pool, failures: failures}
@@ -102,26 +103,26 @@ func runAll(ctx context.Context, c config, out *queuedWriter, asked askedBySigna
 			log.Warn("what a vdev after this one has to know of a flush that fails cannot be kept (--state-dir)", "cause", err)
 		}
 	}()
-	if c.stateDir == "" {
+	if c.StateDir == "" {
 		log.Warn("there is no folder for what a vdev after this one has to know of a flush that fails: XDG_RUNTIME_DIR is not set, and neither is --state-dir")
 	}
 	all := newDisks()
 	defer func() { err = errors.Join(err, all.close()) }()
 	// A disk that cannot be opened is its own trouble, while there are others.
 	var failed []*unserved
-	fail := func(d diskConfig, h *history, err error) error {
-		if c.strict || len(c.disks) == 1 || ctx.Err() != nil {
+	fail := func(d spec.Disk, h *history, err error) error {
+		if c.Strict || len(c.Disks) == 1 || ctx.Err() != nil {
 			return ofDevice(d, err)
 		}
 		u := newUnserved(p, d, h)
 		u.notYet(err)
 		failed = append(failed, u)
-		if len(failed) == len(c.disks) {
+		if len(failed) == len(c.Disks) {
 			return errors.New("no device can be served")
 		}
 		return nil
 	}
-	for _, d := range c.disks {
+	for _, d := range c.Disks {
 		h := newHistory()
 		s, err := p.open(ctx, d, h)
 		if err == nil {
@@ -150,41 +151,41 @@ func runAll(ctx context.Context, c config, out *queuedWriter, asked askedBySigna
 		defer server.Close()
 	}
 
-	results := make(chan error, len(c.disks))
+	results := make(chan error, len(c.Disks))
 	for _, s := range all.list() {
 		go func() { results <- s.serve(ctx) }()
 	}
 	for _, u := range failed {
 		go func() { results <- u.serve(ctx, all) }()
 	}
-	for range c.disks {
+	for range c.Disks {
 		err = errors.Join(err, <-results)
 	}
 	return errors.Join(err, notServed(failed))
 }
 
 // ofDevice says which disk an error is about.
-func ofDevice(d diskConfig, err error) error {
-	if d.name == "" || err == nil {
+func ofDevice(d spec.Disk, err error) error {
+	if d.Name == "" || err == nil {
 		return err
 	}
-	return fmt.Errorf("device %s: %w", d.name, err)
+	return fmt.Errorf("device %s: %w", d.Name, err)
 }
 
 // targets makes what the control socket acts on.
 func targets(all []*served, failed []*unserved) (list []control.Served) {
 	for _, s := range all {
-		list = append(list, control.Served{Name: s.config.name, Target: s})
+		list = append(list, control.Served{Name: s.config.Name, Target: s})
 	}
 	for _, u := range failed {
-		list = append(list, control.Served{Name: u.config.name, Target: u})
+		list = append(list, control.Served{Name: u.config.Name, Target: u})
 	}
 	return list
 }
 
 // program is what the disks have in common.
 type program struct {
-	config   config
+	config   spec.Config
 	level    *slog.LevelVar
 	log      *slog.Logger
 	out      *queuedWriter
@@ -206,15 +207,15 @@ func newHistory() *history {
 }
 
 // open makes all that stands behind a disk's socket.
-func (p *program) open(ctx context.Context, c diskConfig, h *history) (_ *served, err error) {
+func (p *program) open(ctx context.Context, c spec.Disk, h *history) (_ *served, err error) {
 	log := p.log
-	if c.name != "" {
-		log = log.With("device", c.name)
+	if c.Name != "" {
+		log = log.With("device", c.Name)
 	}
-	rep := newReporter(p.config, c.name, p.start, log, p.limit, p.out, h.life)
+	rep := newReporter(p.config, c.Name, p.start, log, p.limit, p.out, h.life)
 	table := devsw.NewTable()
 	var inUse func(error)
-	if c.incoming {
+	if c.Incoming {
 		inUse = func(err error) { log.Info("the image is opened when the guest starts here", "now", err) }
 	}
 	warn := func(text string) {
@@ -223,13 +224,12 @@ func (p *program) open(ctx context.Context, c diskConfig, h *history) (_ *served
 			log.Warn(text)
 		}
 	}
-	if c.driver, err = c.driver.settle(warn); err != nil {
-		return nil, fmt.Errorf("--%s: %w", c.diskFlag, err)
+	if c.Driver, err = settle(c.Driver, warn); err != nil {
+		return nil, fmt.Errorf("--%s: %w", c.DiskFlag, err)
 	}
-	c.driver.failures = p.failures
-	disk, err := openDisk(ctx, table, c.driver, c.blockSize, inUse, log)
+	disk, err := openDisk(ctx, table, c.Driver, c.BlockSize, p.failures, inUse, log)
 	if err != nil {
-		return nil, fmt.Errorf("--%s: %w", c.diskFlag, err)
+		return nil, fmt.Errorf("--%s: %w", c.DiskFlag, err)
 	}
 	defer func() {
 		if err != nil {
@@ -245,20 +245,20 @@ func (p *program) open(ctx context.Context, c diskConfig, h *history) (_ *served
 	}
 	fs := specfs.New(table, specfs.WithTrace(rep.specfs))
 	blk := virtioblk.Config{
-		FS: fs, Dev: disk.dev, Info: disk.info, Serial: c.serial, NumQueues: c.numQueues, SegMax: c.segMax, CancelAfter: c.cancelWait,
-		Migratable: c.migratable, Pool: p.pool, Log: rep.virtioblk, Failed: rep.failed, Keeper: disk.keeper(),
+		FS: fs, Dev: disk.dev, Info: disk.info, Serial: c.Serial, NumQueues: c.NumQueues, SegMax: c.SegMax, CancelAfter: c.CancelWait,
+		Migratable: c.Migratable, Pool: p.pool, Log: rep.virtioblk, Failed: rep.failed, Keeper: disk.keeper(),
 	}
 	var backend *vhostuser.Backend // there before a front-end is
 	blk.SizeChanged = func() { backend.ConfigChanged() }
-	if p.config.trace {
+	if p.config.Trace {
 		blk.Trace = rep.request
 	}
 	device, err := virtioblk.New(blk)
 	if err != nil {
-		return nil, fmt.Errorf("--%s: %w", c.diskFlag, err)
+		return nil, fmt.Errorf("--%s: %w", c.DiskFlag, err)
 	}
 	backend, err = vhostuser.New(vhostuser.Config{
-		Device: device, Reactors: p.reactors, NotMigratable: !c.migratable, AnyMemoryFiles: c.anyMemory, Trace: rep.vhostuser,
+		Device: device, Reactors: p.reactors, NotMigratable: !c.Migratable, AnyMemoryFiles: c.AnyMemory, Trace: rep.vhostuser,
 	})
 	if err != nil {
 		return nil, err
@@ -275,18 +275,18 @@ func (p *program) open(ctx context.Context, c diskConfig, h *history) (_ *served
 func (s *served) listen() (err error) {
 	info, err := s.disk.info()
 	if err != nil {
-		return fmt.Errorf("--%s: %w", s.config.diskFlag, err)
+		return fmt.Errorf("--%s: %w", s.config.DiskFlag, err)
 	}
 	if s.listener, err = listen(s.config); err != nil {
 		return err
 	}
-	c := s.config.driver
-	about := []any{"driver", c.name}
-	if c.file != "" {
-		about = append(about, "file", c.file)
+	c := s.config.Driver
+	about := []any{"driver", c.Name}
+	if c.File != "" {
+		about = append(about, "file", c.File)
 	}
-	if c.faults != nil {
-		about = append(about, "fault_rules", len(c.faults.rules))
+	if c.Faults != nil {
+		about = append(about, "fault_rules", len(c.Faults.Rules))
 	}
 	s.log.Info("serving a disk", append(about, "bytes", info.Size, "block_size", info.SectorSize, "read_only", info.ReadOnly,
 		"socket", s.listener.Addr().String(), "aio", s.aio())...)
@@ -296,7 +296,7 @@ func (s *served) listen() (err error) {
 // serve serves the disk, which is not open any more when it returns, and destroys it.
 func (s *served) serve(ctx context.Context) error {
 	err := s.backend.Serve(ctx, s.listener)
-	if err != nil && s.config.name != "" {
+	if err != nil && s.config.Name != "" {
 		s.log.Error("the device is not served any more", "cause", err)
 	}
 	// A close may go on in the background. Whoever does not want to wait for it is in await.
@@ -376,15 +376,15 @@ func fileName(path string) string {
 }
 
 // listen makes or takes over the socket.
-func listen(c diskConfig) (net.Listener, error) {
-	if c.socketPath != "" {
-		l, err := vhostuser.Listen(fileName(c.socketPath))
+func listen(c spec.Disk) (net.Listener, error) {
+	if c.SocketPath != "" {
+		l, err := vhostuser.Listen(fileName(c.SocketPath))
 		if err != nil {
 			return nil, fmt.Errorf("--socket-path: %w", err)
 		}
 		return l, nil
 	}
-	l, err := vhostuser.FromFD(c.fd)
+	l, err := vhostuser.FromFD(c.FD)
 	if err != nil {
 		return nil, fmt.Errorf("--fd: %w", err)
 	}
@@ -394,12 +394,12 @@ func listen(c diskConfig) (net.Listener, error) {
 // newReactors starts the event loops. Where nobody has said how they are to work, and the host refuses io_uring (an
 // old kernel, a container), they do with threads. pool is for the offload.Pool, which is what else takes threads: both have to do
 // with what the host allows.
-func newReactors(c config, log *slog.Logger, limit tasks.Limit) (_ *vhostuser.Reactors, pool offload.Config, err error) {
-	config := vhostuser.ReactorConfig{Reactors: c.reactors, Mode: vhostuser.ModeURing}
-	if c.reactors == 0 {
+func newReactors(c spec.Config, log *slog.Logger, limit tasks.Limit) (_ *vhostuser.Reactors, pool offload.Config, err error) {
+	config := vhostuser.ReactorConfig{Reactors: c.Reactors, Mode: vhostuser.ModeURing}
+	if c.Reactors == 0 {
 		queues := 0
-		for _, d := range c.disks {
-			queues += d.numQueues
+		for _, d := range c.Disks {
+			queues += d.NumQueues
 		}
 		config.Reactors = min(runtime.GOMAXPROCS(0), maxReactors, queues)
 	}
@@ -407,24 +407,24 @@ func newReactors(c config, log *slog.Logger, limit tasks.Limit) (_ *vhostuser.Re
 	// storage need others, or their turn comes only when the runtime takes one away, up to 10 ms later. The default goes by
 	// the CPUs, which may be one.
 	procs := max(runtime.GOMAXPROCS(0), 2*config.Reactors+2)
-	servers := servers(c.disks)
-	if need := leastThreads(procs, config.Reactors) + len(c.disks) + servers*leastServer + spareTasks; limit.N < need {
-		return nil, pool, tooFewError(limit, need, len(c.disks))
+	servers := servers(c.Disks)
+	if need := leastThreads(procs, config.Reactors) + len(c.Disks) + servers*leastServer + spareTasks; limit.N < need {
+		return nil, pool, tooFewError(limit, need, len(c.Disks))
 	}
 	if runtime.GOMAXPROCS(0) < procs {
 		runtime.GOMAXPROCS(procs)
 	}
-	if c.pollSet {
-		config.PollMax = c.poll
-		if c.poll == 0 {
+	if c.PollSet {
+		config.PollMax = c.Poll
+		if c.Poll == 0 {
 			config.PollMax = -1 // not at all
 		}
 	}
-	if c.aio == "threads" {
+	if c.AIO == "threads" {
 		config.Mode = vhostuser.ModeThreads
 	}
 	start := func() (*vhostuser.Reactors, error) {
-		plan, enough := planThreads(limit.N, procs, config.Reactors, len(c.disks), servers, config.Mode == vhostuser.ModeThreads)
+		plan, enough := planThreads(limit.N, procs, config.Reactors, len(c.Disks), servers, config.Mode == vhostuser.ModeThreads)
 		config.MaxStuck, pool.Places, pool.Keep = plan.stuck, plan.places, plan.reserve > 0
 		tasks.Reserve(plan.reserve)
 		reactors, err := vhostuser.NewReactorsConfig(config)
@@ -434,7 +434,7 @@ func newReactors(c config, log *slog.Logger, limit tasks.Limit) (_ *vhostuser.Re
 		return reactors, err
 	}
 	reactors, err := start()
-	if err != nil && c.aio == "" {
+	if err != nil && c.AIO == "" {
 		log.Warn("the host refuses io_uring: threads are used instead", "cause", err)
 		config.Mode = vhostuser.ModeThreads
 		reactors, err = start()

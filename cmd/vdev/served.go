@@ -17,6 +17,7 @@ import (
 	"vdev/devsw"
 	"vdev/internal/control"
 	"vdev/internal/dev/fault"
+	"vdev/internal/spec"
 	"vdev/internal/trace"
 	"vdev/internal/virtioblk"
 	"vdev/specfs"
@@ -27,7 +28,7 @@ import (
 // (control.Target); its methods are called on any goroutine.
 type served struct {
 	program  *program
-	config   diskConfig
+	config   spec.Disk
 	log      *slog.Logger
 	rep      *reporter
 	table    *devsw.Table
@@ -50,7 +51,7 @@ var _ control.Target = (*served)(nil)
 // Status implements control.Target.
 func (s *served) Status(ctx context.Context) control.Status {
 	st := control.Status{
-		Name: s.config.name, PID: os.Getpid(), Version: version(), Seconds: time.Since(s.rep.start).Seconds(), LogLevel: s.LogLevel(), Disk: s.diskStatus(),
+		Name: s.config.Name, PID: os.Getpid(), Version: version(), Seconds: time.Since(s.rep.start).Seconds(), LogLevel: s.LogLevel(), Disk: s.diskStatus(),
 		Rings: []control.Ring{}, Devices: []control.Device{},
 	}
 	// First: what is told to hang here was fetched from a ring before.
@@ -108,15 +109,15 @@ func (s *served) addModel(st *control.Status, m virtioblk.Status) {
 func (s *served) diskStatus() control.Disk {
 	c := &s.config
 	d := control.Disk{
-		Driver: c.driver.name, File: c.driver.file, Serial: c.serial, Socket: c.socketPath, AIO: s.aio(),
-		Migratable: c.migratable, CancelAfter: c.cancelWait.Seconds(),
+		Driver: c.Driver.Name, File: c.Driver.File, Serial: c.Serial, Socket: c.SocketPath, AIO: s.aio(),
+		Migratable: c.Migratable, CancelAfter: c.CancelWait.Seconds(),
 	}
 	d.Warnings = s.disk.warnings()
-	if c.driver.faults != nil {
+	if c.Driver.Faults != nil {
 		d.Driver = "fault on " + d.Driver
 	}
-	if c.socketPath == "" {
-		d.Socket = fmt.Sprintf("descriptor %d", c.fd)
+	if c.SocketPath == "" {
+		d.Socket = fmt.Sprintf("descriptor %d", c.FD)
 	}
 	return d
 }
@@ -170,7 +171,7 @@ func since(t time.Time) float64 {
 
 // Trace implements control.Target.
 func (s *served) Trace() (control.Trace, *trace.Log) {
-	return control.Trace{Process: "vdev " + cmp.Or(s.config.name, s.config.driver.file, s.config.driver.name), PID: os.Getpid()}, s.rep.life
+	return control.Trace{Process: "vdev " + cmp.Or(s.config.Name, s.config.Driver.File, s.config.Driver.Name), PID: os.Getpid()}, s.rep.life
 }
 
 // faultDriver runs a command of the driver fault.
@@ -439,9 +440,9 @@ func (s *served) SetLogLevel(name string) error { return s.program.setLogLevel(n
 func (p *program) logLevel() string { return strings.ToLower(p.level.Level().String()) }
 
 func (p *program) setLogLevel(name string) error {
-	level, ok := logLevels[name]
+	level, ok := spec.LogLevels[name]
 	if !ok {
-		return control.Wrong("level %q: must be %s", name, oneOf(logLevelNames))
+		return control.Wrong("level %q: must be %s", name, spec.OneOf(spec.LogLevelNames))
 	}
 	p.level.Set(level)
 	return nil

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"vdev/internal/dev/disk/loopfs"
+	"vdev/internal/spec"
 	"vdev/vhostuser/vhostusertest"
 	"vdev/virtq"
 	"vdev/virtq/virtqtest"
@@ -402,11 +403,11 @@ func TestEachServerOfAnImageIsCounted(t *testing.T) {
 	if err := os.WriteFile(name, append([]byte("QFI\xfb\x00\x00\x00\x03"), make([]byte, 1<<16)...), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	raw := driverSpec{name: "vnd", file: image(t, 1), detect: true}
-	found := driverSpec{name: "vnd", file: name, detect: true}
-	said := driverSpec{name: "qemu", file: name}
-	missing := driverSpec{name: "vnd", file: name + ".not", detect: true}
-	if n := servers([]diskConfig{{driver: raw}, {driver: found}, {driver: said}, {driver: missing}}); n != 2 {
+	raw := spec.Driver{Name: "vnd", File: image(t, 1), Detect: true}
+	found := spec.Driver{Name: "vnd", File: name, Detect: true}
+	said := spec.Driver{Name: "qemu", File: name}
+	missing := spec.Driver{Name: "vnd", File: name + ".not", Detect: true}
+	if n := servers([]spec.Disk{{Driver: raw}, {Driver: found}, {Driver: said}, {Driver: missing}}); n != 2 {
 		t.Errorf("%d servers, want 2", n)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 
 	"vdev/internal/offload"
+	"vdev/internal/spec"
 	"vdev/internal/tasks"
 	"vdev/vhostuser"
 )
@@ -74,9 +75,9 @@ func leastThreads(procs, reactors int) int {
 }
 
 // servers is how many disks have a qemu-nbd. What is wrong with an image is told when that is opened.
-func servers(disks []diskConfig) (n int) {
+func servers(disks []spec.Disk) (n int) {
 	for _, d := range disks {
-		if settled, err := d.driver.settle(func(string) {}); err == nil && settled.name == "qemu" {
+		if settled, err := settle(d.Driver, func(string) {}); err == nil && settled.Name == "qemu" {
 			n++
 		}
 	}

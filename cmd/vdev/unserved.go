@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"vdev/internal/control"
+	"vdev/internal/spec"
 	"vdev/internal/trace"
 )
 
@@ -27,7 +28,7 @@ const (
 // control socket knows why not.
 type unserved struct {
 	program *program
-	config  diskConfig
+	config  spec.Disk
 	history *history
 	again   chan struct{}          // it is to be tried now
 	now     atomic.Pointer[served] // what it has become; nil: it is not served
@@ -39,7 +40,7 @@ type unserved struct {
 
 var _ control.Replaced = (*unserved)(nil)
 
-func newUnserved(p *program, c diskConfig, h *history) *unserved {
+func newUnserved(p *program, c spec.Disk, h *history) *unserved {
 	return &unserved{program: p, config: c, history: h, again: make(chan struct{}, 1)}
 }
 
@@ -94,7 +95,7 @@ func (u *unserved) notYet(err error) {
 	u.mu.Unlock()
 	if news {
 		const text = "the device is not served"
-		u.program.log.Error(text, "device", u.config.name, "cause", err, "tried_again_within", lastAgain)
+		u.program.log.Error(text, "device", u.config.Name, "cause", err, "tried_again_within", lastAgain)
 		u.history.life.Add(trace.Event{Kind: "log", Queue: trace.WholeDevice, Note: text, Err: err})
 	}
 }
@@ -134,18 +135,18 @@ func (u *unserved) Status(context.Context) control.Status {
 	c := &u.config
 	in, err := u.why()
 	return control.Status{
-		Name: c.name, PID: os.Getpid(), Version: version(), Seconds: time.Since(u.program.start).Seconds(),
+		Name: c.Name, PID: os.Getpid(), Version: version(), Seconds: time.Since(u.program.start).Seconds(),
 		LogLevel: u.LogLevel(), State: "failed", Error: err.Error(), RetryIn: &in, Rings: []control.Ring{}, Devices: []control.Device{},
 		Disk: control.Disk{
-			Driver: c.driver.name, File: c.driver.file, Serial: c.serial, BlockSize: c.blockSize,
-			Socket: "none", AIO: string(u.program.reactors.Mode()), Migratable: c.migratable, CancelAfter: c.cancelWait.Seconds(),
+			Driver: c.Driver.Name, File: c.Driver.File, Serial: c.Serial, BlockSize: c.BlockSize,
+			Socket: "none", AIO: string(u.program.reactors.Mode()), Migratable: c.Migratable, CancelAfter: c.CancelWait.Seconds(),
 		},
 	}
 }
 
 // Trace implements control.Target.
 func (u *unserved) Trace() (control.Trace, *trace.Log) {
-	name := cmp.Or(u.config.name, u.config.driver.file, u.config.driver.name)
+	name := cmp.Or(u.config.Name, u.config.Driver.File, u.config.Driver.Name)
 	return control.Trace{Process: "vdev " + name, PID: os.Getpid()}, u.history.life
 }
 

@@ -29,7 +29,7 @@ const (
 // sys; vhostuser -> virtq. devsw and specfs know nothing of virtio, virtq nothing of devices, vhostuser nothing
 // of what stands behind its Device.
 var layers = map[string][]string{
-	"cmd/vdev": {"vhostuser", "specfs", "devsw", "internal/virtioblk", "internal/dev/...", "internal/qemunbd", "internal/trace", "internal/control", "internal/load", "internal/chart", "internal/offload", "internal/tasks"},
+	"cmd/vdev": {"vhostuser", "specfs", "devsw", "internal/virtioblk", "internal/dev/...", "internal/qemunbd", "internal/spec", "internal/trace", "internal/control", "internal/load", "internal/chart", "internal/offload", "internal/tasks"},
 
 	"vhostuser":               {"virtq", "internal/reactor", "internal/guestmem", "internal/sys"},
 	"vhostuser/vhostusertest": {"vhostuser", "virtq", "virtq/virtqtest", "internal/guestmem", "internal/sys"},
@@ -38,6 +38,7 @@ var layers = map[string][]string{
 	"devsw":                   {},
 	"specfs":                  {"devsw"},
 
+	"internal/spec":              {"internal/dev/fault", "internal/dev/nbd", "internal/qemunbd", "internal/virtioblk"},
 	"internal/virtioblk":         {"vhostuser", "virtq", "specfs", "devsw", "internal/offload"},
 	"internal/offload":           {},
 	"internal/tasks":             {"internal/sys"},

@@ -1,50 +1,49 @@
-package main
+package spec
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"vdev/internal/dev/disk"
 	"vdev/internal/dev/fault"
 	"vdev/internal/dev/nbd"
+	"vdev/internal/qemunbd"
 )
 
-// driverSpec says which driver serves the disk, and with what. It is what --driver and --blk-file come to.
-type driverSpec struct {
-	name      string // "md", "vnd", "nbd", "qemu" or "null"; faults may stand on it
-	detect    bool   // the file alone was named: settle decides on the driver
-	file      string // the image, or what a memory disk is filled with
-	size      int64  // bytes; 0 where the file says it
-	readOnly  bool
-	direct    bool // O_DIRECT
-	bounce    bool // transfers are copied
-	noDiscard bool
-	nbd       nbdSpec
-	qemu      qemuSpec
-	faults    *faultSpec // what stands on it, or nil
-
-	failures *disk.Failures // which images have lost writes; all disks share it
+// Driver says which driver serves the disk, and with what. It is what --driver and --blk-file come to.
+type Driver struct {
+	Name      string // "md", "vnd", "nbd", "qemu" or "null"; faults may stand on it
+	Detect    bool   // the file alone was named: settle decides on the driver
+	File      string // the image, or what a memory disk is filled with
+	Size      int64  // bytes; 0 where the file says it
+	ReadOnly  bool
+	Direct    bool // O_DIRECT
+	Bounce    bool // transfers are copied
+	NoDiscard bool
+	NBD       NBD
+	QEMU      QEMU
+	Faults    *Faults // what stands on it, or nil
 }
 
-// nbdSpec is what the driver nbd was given beside.
-type nbdSpec struct {
-	uri         string
-	connections int // 0: chosen
-	delay       time.Duration
-	unflushed   nbd.Unflushed
+// NBD is what the driver nbd was given beside.
+type NBD struct {
+	URI         string
+	Connections int // 0: chosen
+	Delay       time.Duration
+	Unflushed   nbd.Unflushed
 }
 
 // unflushedNames are the values of the option unflushed, by nbd.Unflushed.
 var unflushedNames = []string{"auto", "lost", "kept"}
 
-// faultSpec is what the driver fault, which stands on another one, was given.
-type faultSpec struct {
-	rules    []fault.Rule
-	cache    int64 // bytes
-	noCancel bool
+// Faults is what the driver fault, which stands on another one, was given.
+type Faults struct {
+	Rules    []fault.Rule
+	Cache    int64 // bytes
+	NoCancel bool
 }
 
 // driverOptions names the options that each driver takes.
@@ -62,9 +61,9 @@ var faultOptions = []string{"rule", "cache", "no-cancel", "lower"}
 // driverNames is the order in which help and errors list the drivers.
 var driverNames = []string{"vnd", "md", "nbd", "qemu", "null", "fault"}
 
-// parseDriver reads a driver with its options: NAME[,option[=value]]..., where a comma that belongs to a value is
+// ParseDriver reads a driver with its options: NAME[,option[=value]]..., where a comma that belongs to a value is
 // written twice, as on QEMU's command line.
-func parseDriver(s string) (driverSpec, error) {
+func ParseDriver(s string) (Driver, error) {
 	fields := splitOptions(s)
 	if fields[0] == "fault" {
 		return parseFault(fields[1:])
@@ -73,86 +72,86 @@ func parseDriver(s string) (driverSpec, error) {
 }
 
 // parseFields reads the name of a driver and its options. names are those it may be chosen from.
-func parseFields(fields, names []string) (driverSpec, error) {
-	spec := driverSpec{name: fields[0]}
-	options, ok := driverOptions[spec.name]
+func parseFields(fields, names []string) (Driver, error) {
+	spec := Driver{Name: fields[0]}
+	options, ok := driverOptions[spec.Name]
 	if !ok {
-		return spec, fmt.Errorf("driver %q: must be %s", spec.name, oneOf(names))
+		return spec, fmt.Errorf("driver %q: must be %s", spec.Name, OneOf(names))
 	}
 	seen := map[string]bool{}
 	for _, field := range fields[1:] {
 		key, value, hasValue := strings.Cut(field, "=")
 		if !slices.Contains(options, key) {
-			return spec, fmt.Errorf("driver %s has no option %q; it has %s", spec.name, key, strings.Join(options, ", "))
+			return spec, fmt.Errorf("driver %s has no option %q; it has %s", spec.Name, key, strings.Join(options, ", "))
 		}
 		if seen[key] {
-			return spec, fmt.Errorf("driver %s: option %s is given twice", spec.name, key)
+			return spec, fmt.Errorf("driver %s: option %s is given twice", spec.Name, key)
 		}
 		seen[key] = true
 		var err error
 		switch key {
 		case "size":
-			if spec.size, err = parseSize(value); err == nil && spec.size == 0 {
+			if spec.Size, err = ParseSize(value); err == nil && spec.Size == 0 {
 				err = fmt.Errorf("size %q: must be more than 0", value)
 			}
 		case "file":
-			if spec.file = value; value == "" {
+			if spec.File = value; value == "" {
 				err = fmt.Errorf("file: a path is missing")
 			}
 		case "read-only":
-			spec.readOnly, err = parseSwitch(key, value, hasValue)
+			spec.ReadOnly, err = parseSwitch(key, value, hasValue)
 		case "direct":
-			spec.direct, err = parseSwitch(key, value, hasValue)
+			spec.Direct, err = parseSwitch(key, value, hasValue)
 		case "bounce":
-			spec.bounce, err = parseSwitch(key, value, hasValue)
+			spec.Bounce, err = parseSwitch(key, value, hasValue)
 		case "no-discard":
-			spec.noDiscard, err = parseSwitch(key, value, hasValue)
+			spec.NoDiscard, err = parseSwitch(key, value, hasValue)
 		case "format":
-			spec.qemu.format, err = parseFormat(value)
+			spec.QEMU.Format, err = parseFormat(value)
 		case "snapshot":
-			spec.qemu.snapshot, err = parseSwitch(key, value, hasValue)
+			spec.QEMU.Snapshot, err = parseSwitch(key, value, hasValue)
 		case "detect-zeroes":
-			if spec.qemu.detectZeroes = value; !slices.Contains(detectZeroes, value) {
-				err = fmt.Errorf("detect-zeroes=%s: must be %s", value, oneOf(detectZeroes))
+			if spec.QEMU.DetectZeroes = value; !slices.Contains(detectZeroes, value) {
+				err = fmt.Errorf("detect-zeroes=%s: must be %s", value, OneOf(detectZeroes))
 			}
 		case "backing-chain":
-			spec.qemu.chain, err = parseChain(value)
+			spec.QEMU.Chain, err = parseChain(value)
 		case "program":
-			if spec.qemu.program = value; value == "" {
+			if spec.QEMU.Program = value; value == "" {
 				err = fmt.Errorf("program: a path is missing")
 			}
 		case "uri":
-			spec.nbd.uri = value
+			spec.NBD.URI = value
 		case "connections":
-			if spec.nbd.connections, err = strconv.Atoi(value); err != nil || spec.nbd.connections < 1 || spec.nbd.connections > nbd.MaxConnections {
+			if spec.NBD.Connections, err = strconv.Atoi(value); err != nil || spec.NBD.Connections < 1 || spec.NBD.Connections > nbd.MaxConnections {
 				err = fmt.Errorf("connections=%s: must be a whole number from 1 to %d", value, nbd.MaxConnections)
 			}
 		case "unflushed":
 			i := slices.Index(unflushedNames, value)
 			if i < 0 {
-				err = fmt.Errorf("unflushed=%s: must be %s", value, oneOf(unflushedNames))
+				err = fmt.Errorf("unflushed=%s: must be %s", value, OneOf(unflushedNames))
 			}
-			spec.nbd.unflushed = nbd.Unflushed(i)
+			spec.NBD.Unflushed = nbd.Unflushed(i)
 		case "reconnect-delay":
-			if spec.nbd.delay, err = time.ParseDuration(value); err != nil || spec.nbd.delay < 0 {
+			if spec.NBD.Delay, err = time.ParseDuration(value); err != nil || spec.NBD.Delay < 0 {
 				err = fmt.Errorf("reconnect-delay=%s: must be a time, such as 10s", value)
 			}
 		}
 		if err != nil {
-			return spec, fmt.Errorf("driver %s: %w", spec.name, err)
+			return spec, fmt.Errorf("driver %s: %w", spec.Name, err)
 		}
 	}
 	return spec, spec.check()
 }
 
 // parseFault reads the options of fault, and from lower=NAME on those of the driver below it.
-func parseFault(fields []string) (driverSpec, error) {
-	f := &faultSpec{}
+func parseFault(fields []string) (Driver, error) {
+	f := &Faults{}
 	seen := map[string]bool{}
 	for i, field := range fields {
 		key, value, hasValue := strings.Cut(field, "=")
 		if seen[key] && key != "rule" {
-			return driverSpec{}, fmt.Errorf("driver fault: option %s is given twice", key)
+			return Driver{}, fmt.Errorf("driver fault: option %s is given twice", key)
 		}
 		seen[key] = true
 		var err error
@@ -162,51 +161,51 @@ func parseFault(fields []string) (driverSpec, error) {
 			if r, err = fault.ParseRule(value); err == nil && r.Action == fault.Crash && !slices.ContainsFunc(fields, isCache) {
 				err = fmt.Errorf("rule %q: a crash loses what the option cache=BYTES keeps, which is not given", value)
 			}
-			f.rules = append(f.rules, r)
+			f.Rules = append(f.Rules, r)
 		case "cache":
-			if f.cache, err = parseSize(value); err == nil && f.cache == 0 {
+			if f.Cache, err = ParseSize(value); err == nil && f.Cache == 0 {
 				err = fmt.Errorf("cache: size %q: must be more than 0", value)
 			}
 		case "no-cancel":
-			f.noCancel, err = parseSwitch(key, value, hasValue)
+			f.NoCancel, err = parseSwitch(key, value, hasValue)
 		case "lower":
 			names := slices.DeleteFunc(slices.Clone(driverNames), func(n string) bool { return n == "fault" })
 			spec, err := parseFields(append([]string{value}, fields[i+1:]...), names)
 			if err != nil {
 				return spec, fmt.Errorf("driver fault: lower: %w", err)
 			}
-			spec.faults = f
+			spec.Faults = f
 			return spec, nil
 		default:
-			return driverSpec{}, fmt.Errorf("driver fault has no option %q; it has %s", key, strings.Join(faultOptions, ", "))
+			return Driver{}, fmt.Errorf("driver fault has no option %q; it has %s", key, strings.Join(faultOptions, ", "))
 		}
 		if err != nil {
-			return driverSpec{}, fmt.Errorf("driver fault: %w", err)
+			return Driver{}, fmt.Errorf("driver fault: %w", err)
 		}
 	}
-	return driverSpec{}, fmt.Errorf("driver fault needs the option lower=NAME, and after it that driver's options")
+	return Driver{}, fmt.Errorf("driver fault needs the option lower=NAME, and after it that driver's options")
 }
 
 // isCache tells whether a field is the option cache.
 func isCache(field string) bool { return strings.HasPrefix(field, "cache=") }
 
 // check tells what the driver needs and was not given.
-func (d driverSpec) check() error {
+func (d Driver) check() error {
 	switch {
-	case d.name == "vnd" && d.file == "":
+	case d.Name == "vnd" && d.File == "":
 		return fmt.Errorf("driver vnd needs the option file=PATH")
-	case d.name == "md" && d.size == 0 && d.file == "":
+	case d.Name == "md" && d.Size == 0 && d.File == "":
 		return fmt.Errorf("driver md needs the option size=BYTES or file=PATH")
-	case d.name == "nbd" && d.nbd.uri == "":
+	case d.Name == "nbd" && d.NBD.URI == "":
 		return fmt.Errorf("driver nbd needs the option uri=URI")
-	case d.name == "qemu" && d.file == "":
+	case d.Name == "qemu" && d.File == "":
 		return fmt.Errorf("driver qemu needs the option file=PATH")
-	case d.name == "qemu" && d.qemu.detectZeroes == "unmap" && d.noDiscard:
+	case d.Name == "qemu" && d.QEMU.DetectZeroes == "unmap" && d.NoDiscard:
 		return fmt.Errorf("driver qemu: detect-zeroes=unmap gives back space, and no-discard does not")
-	case d.name == "null" && d.size == 0:
+	case d.Name == "null" && d.Size == 0:
 		return fmt.Errorf("driver null needs the option size=BYTES")
-	case d.size%512 != 0:
-		return fmt.Errorf("driver %s: size %d is not a multiple of 512", d.name, d.size)
+	case d.Size%512 != 0:
+		return fmt.Errorf("driver %s: size %d is not a multiple of 512", d.Name, d.Size)
 	}
 	return nil
 }
@@ -236,4 +235,33 @@ func splitOptions(s string) []string {
 		}
 	}
 	return fields
+}
+
+// QEMU is what the driver qemu was given beside.
+type QEMU struct {
+	Format       string // empty: by content
+	Snapshot     bool
+	DetectZeroes string
+	Chain        qemunbd.Chain // empty: the default
+	Program      string
+}
+
+// detectZeroes are the values of the option detect-zeroes.
+var detectZeroes = []string{"off", "on", "unmap"}
+
+// formatRE is what the name of a format looks like.
+var formatRE = regexp.MustCompile(`^[a-z0-9][a-z0-9-]*$`)
+
+func parseFormat(s string) (string, error) {
+	if !formatRE.MatchString(s) {
+		return "", fmt.Errorf("format %q: must be one of QEMU's, such as qcow2, vmdk, vdi, vhdx or raw", s)
+	}
+	return s, nil
+}
+
+func parseChain(s string) (qemunbd.Chain, error) {
+	if !slices.Contains(qemunbd.Chains, s) {
+		return "", fmt.Errorf("backing-chain %q: must be %s", s, OneOf(qemunbd.Chains))
+	}
+	return qemunbd.Chain(s), nil
 }

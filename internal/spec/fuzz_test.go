@@ -1,4 +1,4 @@
-package main
+package spec
 
 import (
 	"bytes"
@@ -13,46 +13,46 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// text writes a driver as parseDriver reads it.
-func (d driverSpec) text() string {
+// text writes a driver as ParseDriver reads it.
+func (d Driver) text() string {
 	var fields []string
 	add := func(format string, args ...any) { fields = append(fields, fmt.Sprintf(format, args...)) }
-	if f := d.faults; f != nil {
+	if f := d.Faults; f != nil {
 		add("fault")
-		for _, r := range f.rules {
+		for _, r := range f.Rules {
 			add("rule=%v", r)
 		}
-		if f.cache != 0 {
-			add("cache=%d", f.cache)
+		if f.Cache != 0 {
+			add("cache=%d", f.Cache)
 		}
-		if f.noCancel {
+		if f.NoCancel {
 			add("no-cancel")
 		}
-		add("lower=%s", d.name)
+		add("lower=%s", d.Name)
 	} else {
-		add("%s", d.name)
+		add("%s", d.Name)
 	}
 	for key, value := range map[string]string{
-		"file": d.file, "uri": d.nbd.uri, "format": d.qemu.format, "detect-zeroes": d.qemu.detectZeroes, "program": d.qemu.program,
-		"backing-chain": string(d.qemu.chain),
+		"file": d.File, "uri": d.NBD.URI, "format": d.QEMU.Format, "detect-zeroes": d.QEMU.DetectZeroes, "program": d.QEMU.Program,
+		"backing-chain": string(d.QEMU.Chain),
 	} {
 		if value != "" {
 			add("%s=%s", key, value)
 		}
 	}
-	for key, n := range map[string]int64{"size": d.size, "connections": int64(d.nbd.connections)} {
+	for key, n := range map[string]int64{"size": d.Size, "connections": int64(d.NBD.Connections)} {
 		if n != 0 {
 			add("%s=%d", key, n)
 		}
 	}
-	if d.nbd.delay != 0 {
-		add("reconnect-delay=%v", d.nbd.delay)
+	if d.NBD.Delay != 0 {
+		add("reconnect-delay=%v", d.NBD.Delay)
 	}
-	if d.nbd.unflushed != 0 {
-		add("unflushed=%s", unflushedNames[d.nbd.unflushed])
+	if d.NBD.Unflushed != 0 {
+		add("unflushed=%s", unflushedNames[d.NBD.Unflushed])
 	}
 	for key, on := range map[string]bool{
-		"read-only": d.readOnly, "direct": d.direct, "bounce": d.bounce && d.name == "vnd", "no-discard": d.noDiscard, "snapshot": d.qemu.snapshot,
+		"read-only": d.ReadOnly, "direct": d.Direct, "bounce": d.Bounce && d.Name == "vnd", "no-discard": d.NoDiscard, "snapshot": d.QEMU.Snapshot,
 	} {
 		if on {
 			add("%s", key)
@@ -65,43 +65,43 @@ func (d driverSpec) text() string {
 }
 
 // blockSize is the value of --logical-block-size.
-func blockSize(c diskConfig) string {
-	if c.blockSize == 0 {
+func blockSize(c Disk) string {
+	if c.BlockSize == 0 {
 		return "auto"
 	}
-	return strconv.Itoa(int(c.blockSize))
+	return strconv.Itoa(int(c.BlockSize))
 }
 
 // table writes a disk as a table of a configuration file.
-func (c diskConfig) table() map[string]any {
+func (c Disk) table() map[string]any {
 	t := map[string]any{
-		"name": c.name, "num-queues": c.numQueues, "seg-max": c.segMax, "serial": c.serial,
+		"name": c.Name, "num-queues": c.NumQueues, "seg-max": c.SegMax, "serial": c.Serial,
 		"logical-block-size": blockSize(c),
-		"migratable":         map[bool]string{true: "on", false: "off"}[c.migratable], "incoming": c.incoming, "cancel-after": c.cancelWait.String(),
-		"bounce": c.driver.bounce,
+		"migratable":         map[bool]string{true: "on", false: "off"}[c.Migratable], "incoming": c.Incoming, "cancel-after": c.CancelWait.String(),
+		"bounce": c.Driver.Bounce,
 	}
-	if c.socketPath != "" {
-		t["socket-path"] = c.socketPath
+	if c.SocketPath != "" {
+		t["socket-path"] = c.SocketPath
 	} else {
-		t["fd"] = c.fd
+		t["fd"] = c.FD
 	}
-	d := c.driver
-	if !d.detect {
+	d := c.Driver
+	if !d.Detect {
 		t["driver"] = d.text()
 		return t
 	}
-	t["blk-file"], t["snapshot"], t["read-only"], t["direct"], t["no-discard"] = d.file, d.qemu.snapshot, d.readOnly, d.direct, d.noDiscard
-	if d.qemu.format != "" {
-		t["format"] = d.qemu.format
+	t["blk-file"], t["snapshot"], t["read-only"], t["direct"], t["no-discard"] = d.File, d.QEMU.Snapshot, d.ReadOnly, d.Direct, d.NoDiscard
+	if d.QEMU.Format != "" {
+		t["format"] = d.QEMU.Format
 	}
-	if d.qemu.chain != "" {
-		t["backing-chain"] = string(d.qemu.chain)
+	if d.QEMU.Chain != "" {
+		t["backing-chain"] = string(d.QEMU.Chain)
 	}
 	return t
 }
 
 // text writes a disk as --device has it.
-func (c diskConfig) text() string {
+func (c Disk) text() string {
 	var fields []string
 	for key, value := range c.table() {
 		fields = append(fields, strings.ReplaceAll(fmt.Sprintf("%s=%v", key, value), ",", ",,"))
@@ -110,17 +110,17 @@ func (c diskConfig) text() string {
 }
 
 // checkDriver fails if a driver was taken that cannot be.
-func checkDriver(t *testing.T, d driverSpec) {
+func checkDriver(t *testing.T, d Driver) {
 	t.Helper()
 	switch {
-	case driverOptions[d.name] == nil:
-		t.Errorf("driver %q does not exist", d.name)
-	case d.size < 0 || d.size%512 != 0:
-		t.Errorf("size %d", d.size)
-	case d.size == 0 && d.file == "" && d.nbd.uri == "":
-		t.Errorf("driver %s has neither a size nor a file nor a URI", d.name)
-	case d.nbd.delay < 0, d.faults != nil && d.faults.cache < 0:
-		t.Errorf("%+v, %+v", d, d.faults)
+	case driverOptions[d.Name] == nil:
+		t.Errorf("driver %q does not exist", d.Name)
+	case d.Size < 0 || d.Size%512 != 0:
+		t.Errorf("size %d", d.Size)
+	case d.Size == 0 && d.File == "" && d.NBD.URI == "":
+		t.Errorf("driver %s has neither a size nor a file nor a URI", d.Name)
+	case d.NBD.Delay < 0, d.Faults != nil && d.Faults.Cache < 0:
+		t.Errorf("%+v, %+v", d, d.Faults)
 	}
 }
 
@@ -143,28 +143,28 @@ func FuzzDriver(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		d, err := parseDriver(s)
+		d, err := ParseDriver(s)
 		if err != nil {
 			checkRefusal(t, err, s)
 			return
 		}
 		checkDriver(t, d)
-		if again, err := parseDriver(d.text()); err != nil || !reflect.DeepEqual(again, d) {
+		if again, err := ParseDriver(d.text()); err != nil || !reflect.DeepEqual(again, d) {
 			t.Errorf("written as %q, it is read as %+v, %v; want %+v", d.text(), again, err, d)
 		}
 	})
 }
 
 // checkDisks fails if disks were taken that cannot be, or that are not the same when they were written and read again.
-func checkDisks(t *testing.T, disks []diskConfig) {
+func checkDisks(t *testing.T, disks []Disk) {
 	t.Helper()
 	tables := map[string]any{"device": []map[string]any{}}
 	for _, d := range disks {
-		checkDriver(t, d.driver)
+		checkDriver(t, d.Driver)
 		switch {
-		case !deviceName.MatchString(d.name), d.socketPath == "" && d.fd < 0, len(d.socketPath) > maxSocketPath, len(d.serial) > serialMax,
-			d.numQueues < 1, d.blockSize != 0 && d.blockSize != 512 && d.blockSize != 4096, d.cancelWait < 0,
-			d.driver.size%max(int64(d.blockSize), 512) != 0:
+		case !deviceName.MatchString(d.Name), d.SocketPath == "" && d.FD < 0, len(d.SocketPath) > MaxSocketPath, len(d.Serial) > serialMax,
+			d.NumQueues < 1, d.BlockSize != 0 && d.BlockSize != 512 && d.BlockSize != 4096, d.CancelWait < 0,
+			d.Driver.Size%max(int64(d.BlockSize), 512) != 0:
 			t.Errorf("%+v", d)
 		}
 		if again, err := parseDevice(d.text()); err != nil || !reflect.DeepEqual(again, d) {
@@ -182,7 +182,7 @@ func checkDisks(t *testing.T, disks []diskConfig) {
 	if !utf8.Valid(text.Bytes()) {
 		return // a path that cannot stand in a file
 	}
-	again, err := parseConfig(pflag.NewFlagSet("", pflag.ContinueOnError), "again.toml", text.String())
+	again, err := ParseFile(pflag.NewFlagSet("", pflag.ContinueOnError), "again.toml", text.String())
 	if err != nil || !reflect.DeepEqual(again, disks) {
 		t.Errorf("written as\n%s\ndisks are read as %+v, %v; want %+v", text.Bytes(), again, err, disks)
 	}
@@ -205,23 +205,23 @@ func FuzzDevices(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		p := newProcessFlags()
+		p := NewProcessFlags()
 		fs := pflag.NewFlagSet("", pflag.ContinueOnError)
-		p.register(fs)
+		p.Register(fs)
 		lines := strings.Split(text, "\n")
-		c, err := severalDisks(fs, p, nil, lines[:min(len(lines), 8)])
+		c, err := Several(fs, p, nil, lines[:min(len(lines), 8)])
 		if err != nil {
 			checkRefusal(t, err, text)
 			return
 		}
-		checkDisks(t, c.disks)
+		checkDisks(t, c.Disks)
 		seen := map[string]bool{}
-		for _, d := range c.disks {
-			place := fmt.Sprintf("socket %s %d", d.socketPath, d.fd)
-			if seen[d.name] || seen[place] {
-				t.Errorf("there are two of %s, %s", d.name, place)
+		for _, d := range c.Disks {
+			place := fmt.Sprintf("socket %s %d", d.SocketPath, d.FD)
+			if seen[d.Name] || seen[place] {
+				t.Errorf("there are two of %s, %s", d.Name, place)
 			}
-			seen[d.name], seen[place] = true, true
+			seen[d.Name], seen[place] = true, true
 		}
 	})
 }
@@ -229,7 +229,7 @@ func FuzzDevices(f *testing.F) {
 // FuzzConfigFile reads a configuration file.
 func FuzzConfigFile(f *testing.F) {
 	for _, s := range []string{
-		"", helpExample(f),
+		"", "control = \"/run/vdev.ctl\" # the flags\nlog-level = \"warn\"\n\n[[device]]\nname = \"root\"\nsocket-path = \"/run/vm1-root.sock\"\nblk-file = \"root.qcow2\"\n",
 		"control = \"c\"\ntrace = true\nlog-level = \"warn\"\nreactors = 2\npoll-us = 0\n[[device]]\nfd = 3\ndriver = \"md,size=1M\"\nlogical-block-size = 4096\n",
 		"[[device]]\nname = \"a b\"\n", "[device]\nfd = 3\n", "device = 3", "nonsense = 1", "control = 3", "trace = \"yes\"", "x = [", "[[device]]\nfd = \"3\"",
 		"[[device]]\nfd = 3\nblk-file = 'a,b'\nserial = '\\n'\n", "log-level = \"loud\"", "reactors = 0\n", "[[device]]\n[[device]]\nfd.x = 1\n", "\xff", "a = 2020-01-01\n",
@@ -238,8 +238,8 @@ func FuzzConfigFile(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		fs := pflag.NewFlagSet("", pflag.ContinueOnError)
-		newProcessFlags().register(fs)
-		disks, err := parseConfig(fs, "vdev.toml", text)
+		NewProcessFlags().Register(fs)
+		disks, err := ParseFile(fs, "vdev.toml", text)
 		if err != nil {
 			checkRefusal(t, err, text)
 			if !strings.HasPrefix(err.Error(), "vdev.toml:") {
@@ -252,7 +252,7 @@ func FuzzConfigFile(f *testing.F) {
 		keys := map[string]any{}
 		fs.Visit(func(flag *pflag.Flag) {
 			switch value := flag.Value.String(); flag.Value.(type) {
-			case *number:
+			case *Number:
 				n, err := strconv.Atoi(value)
 				if err != nil {
 					t.Fatal(err)
@@ -270,8 +270,8 @@ func FuzzConfigFile(f *testing.F) {
 			t.Fatal(err)
 		}
 		again := pflag.NewFlagSet("", pflag.ContinueOnError)
-		newProcessFlags().register(again)
-		if _, err := parseConfig(again, "again.toml", written.String()); err != nil {
+		NewProcessFlags().Register(again)
+		if _, err := ParseFile(again, "again.toml", written.String()); err != nil {
 			t.Fatalf("%s\nis refused: %v", written.Bytes(), err)
 		}
 		fs.VisitAll(func(flag *pflag.Flag) {

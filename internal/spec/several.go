@@ -1,0 +1,251 @@
+package spec
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+	"github.com/spf13/pflag"
+)
+
+// Several is what the command line comes to: disks, which the file has that it may name, and those
+// of --device. fs has the flags of p.
+func Several(fs *pflag.FlagSet, p *ProcessFlags, disks []Disk, devices []string) (Config, error) {
+	for _, text := range devices {
+		d, err := parseDevice(text)
+		if err != nil {
+			return Config{}, fmt.Errorf("--device %s: %w", text, err)
+		}
+		disks = append(disks, d)
+	}
+	if len(disks) == 0 {
+		return Config{}, errors.New("there is no disk to serve: a file or --device is missing")
+	}
+	for i, d := range disks {
+		for _, other := range disks[:i] {
+			switch {
+			case d.Name == other.Name:
+				return Config{}, fmt.Errorf("two devices are called %s: name one of them otherwise", d.Name)
+			case d.SocketPath != "" && filepath.Clean(d.SocketPath) == filepath.Clean(other.SocketPath):
+				return Config{}, fmt.Errorf("devices %s and %s have the same socket-path %s", other.Name, d.Name, d.SocketPath)
+			case d.SocketPath == "" && other.SocketPath == "" && d.FD == other.FD:
+				return Config{}, fmt.Errorf("devices %s and %s have the same fd %d", other.Name, d.Name, d.FD)
+			case d.locks() && other.locks() && filepath.Clean(d.Driver.File) == filepath.Clean(other.Driver.File) &&
+				!(d.Driver.ReadOnly && other.Driver.ReadOnly) && !d.Incoming && !other.Incoming:
+				return Config{}, fmt.Errorf("devices %s and %s have the same image %s, and one of them may write to it", other.Name, d.Name, d.Driver.File)
+			}
+		}
+	}
+	return p.Config(fs.Changed, disks...)
+}
+
+// locks tells whether the image is locked while the disk is open: from others if the guest may write to it, or from those who may.
+func (c *Disk) locks() bool {
+	return (c.Driver.Name == "vnd" || c.Driver.Name == "qemu") && !c.Driver.QEMU.Snapshot
+}
+
+// parseDevice reads the value of --device.
+func parseDevice(text string) (Disk, error) {
+	d := newDevice()
+	for _, field := range splitOptions(text) {
+		key, value, hasValue := strings.Cut(field, "=")
+		if !hasValue && d.isSwitch(key) {
+			value = "true"
+		} else if !hasValue {
+			return Disk{}, fmt.Errorf("%q is not key=value", field)
+		}
+		if err := d.set(key, value); err != nil {
+			return Disk{}, err
+		}
+	}
+	return d.config()
+}
+
+// ParseFile reads the text of the configuration file path: the disks that it describes, and what
+// else it sets among the flags fs, unless the command line has.
+func ParseFile(fs *pflag.FlagSet, path, text string) ([]Disk, error) {
+	var all map[string]any
+	if _, err := toml.Decode(text, &all); err != nil {
+		var syntax toml.ParseError
+		if errors.As(err, &syntax) {
+			return nil, fmt.Errorf("%s:%d: %s", path, syntax.Position.Line, syntax.Message)
+		}
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	keys := pflag.NewFlagSet("keys", pflag.ContinueOnError)
+	NewProcessFlags().Register(keys)
+	var tables []map[string]any
+	for _, key := range sortedKeys(all) {
+		if key == "device" {
+			var ok bool
+			if tables, ok = all[key].([]map[string]any); !ok {
+				return nil, fmt.Errorf("%s: device: must be tables, each begun with [[device]]", path)
+			}
+			continue
+		}
+		if keys.Lookup(key) == nil {
+			return nil, fmt.Errorf("%s: there is no key %q beside [[device]]; 'vdev serve --help' has them", path, key)
+		}
+		value, err := scalar(keys.Lookup(key), all[key])
+		switch {
+		case err != nil:
+			err = fmt.Errorf("%s: %w", key, err)
+		case !fs.Changed(key):
+			err = setFlag(fs, key, value)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	var disks []Disk
+	for i, table := range tables {
+		d, err := readDevice(table)
+		if err != nil {
+			which := strconv.Itoa(i + 1)
+			if name, ok := table["name"].(string); ok {
+				which += " (" + name + ")"
+			}
+			return nil, fmt.Errorf("%s: device %s: %w", path, which, err)
+		}
+		disks = append(disks, d)
+	}
+	return disks, nil
+}
+
+func readDevice(table map[string]any) (Disk, error) {
+	d := newDevice()
+	for _, key := range sortedKeys(table) {
+		if err := d.known(key); err != nil {
+			return Disk{}, err
+		}
+		value, err := scalar(d.keys.Lookup(key), table[key])
+		if err != nil {
+			return Disk{}, fmt.Errorf("%s: %w", key, err)
+		}
+		if err := d.set(key, value); err != nil {
+			return Disk{}, err
+		}
+	}
+	return d.config()
+}
+
+func sortedKeys(table map[string]any) []string {
+	var keys []string
+	for key := range table {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// scalar gives a TOML value as a flag would have it. Where the flag is nil, it is a string.
+func scalar(f *pflag.Flag, v any) (string, error) {
+	want, isChoice := "a string", false
+	if f != nil {
+		switch f.Value.(type) {
+		case *Number:
+			want = "a whole number"
+		case *Choice:
+			isChoice = true // of words, some of which are numbers
+		default:
+			if f.Value.Type() == "bool" {
+				want = "true or false"
+			}
+		}
+	}
+	switch v := v.(type) {
+	case string:
+		if want == "a string" {
+			return v, nil
+		}
+	case bool:
+		if want == "true or false" {
+			return strconv.FormatBool(v), nil
+		}
+	case int64:
+		if want == "a whole number" || isChoice {
+			return strconv.FormatInt(v, 10), nil
+		}
+	}
+	return "", errors.New("must be " + want)
+}
+
+// deviceKeys collects the keys of one disk.
+type deviceKeys struct {
+	flags *DiskFlags
+	keys  *pflag.FlagSet
+	name  string
+	seen  map[string]bool
+}
+
+func newDevice() *deviceKeys {
+	d := &deviceKeys{flags: NewDiskFlags(), keys: pflag.NewFlagSet("device", pflag.ContinueOnError), seen: map[string]bool{}}
+	d.flags.Register(d.keys)
+	return d
+}
+
+// isSwitch tells whether a key may stand without a value.
+func (d *deviceKeys) isSwitch(key string) bool {
+	f := d.keys.Lookup(key)
+	return f != nil && f.Value.Type() == "bool"
+}
+
+// deviceName is what a name looks like: it stands in paths of HTTP and in lines of the log.
+var deviceName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
+
+// known tells whether there is a key of that name.
+func (d *deviceKeys) known(key string) error {
+	if key != "name" && d.keys.Lookup(key) == nil {
+		return fmt.Errorf("there is no key %q; it is the flags of 'vdev blk' that describe a disk, and name", key)
+	}
+	return nil
+}
+
+func (d *deviceKeys) set(key, value string) error {
+	if err := d.known(key); err != nil {
+		return err
+	}
+	if d.seen[key] {
+		return fmt.Errorf("%s is given twice", key)
+	}
+	d.seen[key] = true
+	if key == "name" {
+		if d.name = value; !deviceName.MatchString(value) {
+			return fmt.Errorf("name %q: must be of letters, digits, ., _ and -, and begin with a letter or a digit", value)
+		}
+		return nil
+	}
+	return setFlag(d.keys, key, value)
+}
+
+// setFlag sets a flag that is called a key here.
+func setFlag(fs *pflag.FlagSet, key, value string) error {
+	err := fs.Set(key, value)
+	var invalid *pflag.InvalidValueError
+	if errors.As(err, &invalid) {
+		return fmt.Errorf("%s = %q: %w", key, value, errors.Unwrap(invalid))
+	}
+	return err
+}
+
+func (d *deviceKeys) config() (Disk, error) {
+	c, err := d.flags.Config(d.keys.Changed)
+	if err != nil {
+		return c, err
+	}
+	c.Name = d.name
+	if c.Name == "" {
+		if c.Name = strings.TrimSuffix(filepath.Base(c.SocketPath), ".sock"); c.SocketPath == "" {
+			c.Name = fmt.Sprintf("fd%d", c.FD)
+		}
+		if !deviceName.MatchString(c.Name) {
+			return c, fmt.Errorf("a name is missing: the socket's, %q, is none that a device can have", c.Name)
+		}
+	}
+	return c, nil
+}
