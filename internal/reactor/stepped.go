@@ -48,9 +48,13 @@ func (r *Reactor) step() {
 	}
 }
 
+// stepRounds bounds the rounds of a step: a guest can lay its rings so that each request that ends
+// makes another one, and then there is always something to do. What is left is for the next step.
+const stepRounds = 1000
+
 // stepAll makes rounds until there is nothing to do. over: the reactor has ended.
 func (r *Reactor) stepAll() (over bool) {
-	for {
+	for range stepRounds {
 		posted := r.hasPosted.Load()
 		if posted {
 			r.runPosted()
@@ -68,10 +72,11 @@ func (r *Reactor) stepAll() (over bool) {
 			return false
 		}
 	}
+	return false
 }
 
 // Step has stepped reactors do what there is to do, and returns when nothing is left: what was
-// posted and kicked before is done. Not on a reactor.
+// posted and kicked before is done. Work that has no end is left. Not on a reactor.
 func (p *Pool) Step() {
 	for _, r := range p.reactors {
 		for r.Do(func() {}); r.stepping.Load() || r.hasPosted.Load(); {

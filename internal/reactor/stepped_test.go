@@ -107,3 +107,17 @@ func TestASteppedReactorWorksForManyGoroutines(t *testing.T) {
 		t.Errorf("%d and %d of 800 were done", locked, onReactor)
 	}
 }
+
+// TestAStepEndsThoughTheWorkDoesNot: a guest can make its ring one that always has more.
+func TestAStepEndsThoughTheWorkDoesNot(t *testing.T) {
+	p := newPool(t, ModeStepped)
+	r := p.Pick()
+	s := &countingSource{work: 1 << 40}
+	r.Do(func() { s.src, _ = r.Add(s, -1) })
+	before := s.polls
+	p.Step()
+	if s.polls == before {
+		t.Error("what is left is not gone on with")
+	}
+	r.Do(func() { r.Remove(s.src) })
+}
