@@ -228,7 +228,14 @@ func setFlag(fs *pflag.FlagSet, key, value string) error {
 	err := fs.Set(key, value)
 	var invalid *pflag.InvalidValueError
 	if errors.As(err, &invalid) {
-		return fmt.Errorf("%s = %q: %w", key, value, errors.Unwrap(invalid))
+		cause := errors.Unwrap(invalid)
+		switch fs.Lookup(key).Value.Type() { // these say how they were read, and the value again
+		case "bool":
+			cause = errors.New("must be true or false")
+		case "duration":
+			cause = errors.New("must be a time, such as 10s")
+		}
+		return fmt.Errorf("%s = %q: %w", key, value, cause)
 	}
 	return err
 }
