@@ -86,7 +86,7 @@ var _ = add("vdev", []mutant{
 	},
 	{
 		what: "fewer queues are offered than a large guest has CPUs",
-		file: "cmd/vdev/blk.go",
+		file: "internal/spec/disk.go",
 		from: "const maxQueues = 256",
 		to:   "const maxQueues = 64",
 		by:   tests{in: "./cmd/vdev", run: "^TestAsManyQueuesAreOfferedAsThereCanBe$"},
@@ -94,15 +94,15 @@ var _ = add("vdev", []mutant{
 	{
 		what: "one disk that cannot be opened ends vdev",
 		file: "cmd/vdev/serve.go",
-		from: "if c.strict || len(c.disks) == 1 || ctx.Err() != nil {",
+		from: "if c.Strict || len(c.Disks) == 1 || ctx.Err() != nil {",
 		to:   "if true {",
 		by:   tests{in: "./cmd/vdev", run: "^TestADiskThatCannotBeOpenedKeepsNoOtherAway$"},
 	},
 	{
 		what: "--strict is not heard",
 		file: "cmd/vdev/serve.go",
-		from: "if c.strict || len(c.disks) == 1",
-		to:   "if len(c.disks) == 1",
+		from: "if c.Strict || len(c.Disks) == 1",
+		to:   "if len(c.Disks) == 1",
 		by: tests{
 			in:      "./cmd/vdev",
 			run:     "^TestADiskThatCannotBeOpenedKeepsNoOtherAway$",
@@ -137,8 +137,8 @@ var _ = add("vdev", []mutant{
 	{
 		what: "the state folder does not reach the drivers",
 		file: "cmd/vdev/serve.go",
-		from: "\tc.driver.failures = p.failures\n",
-		to:   "",
+		from: "c.BlockSize, p.failures, inUse, log)",
+		to:   "c.BlockSize, nil, inUse, log)",
 		by: tests{
 			in:      "./cmd/vdev",
 			run:     "^TestAFailedFlushIsShownUntilItIsCleared$",
