@@ -106,14 +106,27 @@ func (f *Failures) Look(identity string) devsw.Errno {
 	e := devsw.EIO
 	if err == nil {
 		defer file.Close()
-		var r failure
-		text, err := io.ReadAll(io.LimitReader(file, maxRecord))
-		if err == nil && json.Unmarshal(text, &r) == nil && r.Errno > 0 && r.Errno < 4096 {
-			e = devsw.Errno(r.Errno)
+		if text, err := io.ReadAll(io.LimitReader(file, maxRecord)); err == nil {
+			e = parseFailure(text)
 		}
 	}
 	f.note(identity, e)
 	return e
+}
+
+// parseFailure reads a file. What is none of ours is EIO: that it is there says that a flush has failed.
+func parseFailure(text []byte) devsw.Errno {
+	var r failure
+	if err := json.Unmarshal(text, &r); err != nil || r.Errno <= 0 || r.Errno >= 4096 {
+		return devsw.EIO
+	}
+	return devsw.Errno(r.Errno)
+}
+
+// text is the content of a file.
+func (r failure) text() ([]byte, error) {
+	text, err := json.Marshal(r)
+	return append(text, '\n'), err
 }
 
 func (f *Failures) note(identity string, e devsw.Errno) {
@@ -147,7 +160,7 @@ func (f *Failures) Record(identity, path string, e devsw.Errno) {
 
 // write makes the file, as a whole or not at all.
 func (f *Failures) write(identity string, r failure) error {
-	text, err := json.Marshal(r)
+	text, err := r.text()
 	if err != nil {
 		return err
 	}
@@ -158,7 +171,7 @@ func (f *Failures) write(identity string, r failure) error {
 	if err != nil {
 		return err
 	}
-	_, err = temp.Write(append(text, '\n'))
+	_, err = temp.Write(text)
 	if err = errors.Join(err, temp.Close()); err == nil {
 		err = os.Rename(temp.Name(), f.file(identity))
 	}
