@@ -106,3 +106,21 @@ func TestDriverIsToldWhetherTheGuestGoesOn(t *testing.T) {
 	}
 	check("in the midst", devsw.FRESUME)
 }
+
+// TestDriverIsToldOfAGuestThatItsSecondRingShows to go on: the first one has never had a request.
+func TestDriverIsToldOfAGuestThatItsSecondRingShows(t *testing.T) {
+	w := newBench(t, reactor.ModeThreads, 2, mdDisk(md.Config{Size: diskSize}), nil)
+	w.start(w.all())
+	w.do(1, tIn, 0, nil, nil)
+	var o openFlags
+	next := newBench(t, reactor.ModeThreads, 2, o.disk, nil)
+	w.moveTo(next)
+	next.dev.closes.Acquire() // the open waits until both have started
+	next.restart(nil)
+	next.check(next.f.Barrier())
+	next.dev.closes.Release()
+	next.do(1, tIn, 0, nil, nil)
+	if got := o.take(); !slices.Equal(got, []devsw.Flag{devsw.FRESUME}) {
+		t.Errorf("opened with %v, want %v", got, devsw.FRESUME)
+	}
+}
