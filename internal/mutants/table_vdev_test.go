@@ -234,4 +234,11 @@ var _ = add("vdev", []mutant{
 		to:   "false {\n\t\t_ = info\n",
 		by:   tests{in: "./cmd/vdev", run: "^TestADiskWithoutBytesIsToldOf$"},
 	},
+	{
+		what: "--seg-max is not heard",
+		file: "cmd/vdev/serve.go",
+		from: "SegMax: c.SegMax, ",
+		to:   "",
+		by:   tests{in: "./cmd/vdev", run: "^TestASegMaxThatIsChosenReachesTheGuest$"},
+	},
 })
