@@ -92,7 +92,7 @@ func TestAFaultInNewLeavesNoReference(t *testing.T) {
 		t.Fatal("no fault")
 	}
 	memory.Release()
-	if isMapped(t, at) {
+	if remainsMapped(t, at) {
 		t.Error("still mapped")
 	}
 }

@@ -186,7 +186,7 @@ func (q *Queue) SetMemory(mem *Memory) error {
 	q.gen = &generation{queue: q, mem: mem}
 	q.view = mem.View()
 	if old.inFlight == 0 {
-		old.mem.Release()
+		old.mem.ReleaseSoon()
 	}
 	if q.err != nil {
 		return q.err
@@ -230,7 +230,7 @@ func (q *Queue) Rehome(c *Chain, also [][]byte) (moved [][]byte, ok bool) {
 	c.Readable, c.Writable, c.gen = readable, writable, to
 	to.inFlight++
 	if from.inFlight--; from.inFlight == 0 {
-		from.mem.Release()
+		from.mem.ReleaseSoon()
 	}
 	return moved, true
 }
@@ -266,7 +266,7 @@ func (q *Queue) Close() {
 	q.setLogger(nil)
 	q.view = guestmem.View{}
 	if q.gen.inFlight == 0 {
-		q.gen.mem.Release()
+		q.gen.mem.ReleaseSoon()
 	}
 	// No chain has a generation that is current, so that each one's last chain releases it.
 	q.gen = nil
@@ -283,6 +283,6 @@ func (q *Queue) land(c *Chain) {
 	q.inFlight--
 	g.inFlight--
 	if g.inFlight == 0 && g != q.gen {
-		g.mem.Release()
+		g.mem.ReleaseSoon()
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"vdev/internal/guestmem"
 	"vdev/virtq"
@@ -330,6 +331,18 @@ func TestAvailEventLeavesWhatStandsBesideIt(t *testing.T) {
 	}
 }
 
+// remainsMapped tells whether isMapped stays true: what nobody uses any more is unmapped elsewhere,
+// soon.
+func remainsMapped(t *testing.T, address string) bool {
+	end := time.Now().Add(30 * time.Second)
+	for ; time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if !isMapped(t, address) {
+			return false
+		}
+	}
+	return true
+}
+
 // isMapped tells whether the memory at this address, as %p prints it, is mapped in this process.
 func isMapped(t *testing.T, address string) bool {
 	t.Helper()
@@ -419,7 +432,7 @@ func TestChainsInFlightKeepTheirMemory(t *testing.T) {
 				t.Fatal("unmapped with a chain in flight")
 			}
 			last()
-			if isMapped(t, at) {
+			if remainsMapped(t, at) {
 				t.Error("still mapped with nothing in flight")
 			}
 			r.queue.Close()
@@ -440,7 +453,7 @@ func TestCloseLeavesChainsInFlightTheirMemory(t *testing.T) {
 		t.Error("unmapped with a chain in flight")
 	}
 	r.queue.Push(&c, 0)
-	if isMapped(t, at) || r.queue.InFlight() != 0 {
+	if remainsMapped(t, at) || r.queue.InFlight() != 0 {
 		t.Error("still mapped with nothing in flight")
 	}
 	if r.driver.PendingUsed() {
@@ -464,7 +477,7 @@ func TestTheCurrentMemoryStaysWithNothingInFlight(t *testing.T) {
 	if err := r.queue.SetMemory(first); err != nil {
 		t.Fatal(err)
 	}
-	if isMapped(t, at) {
+	if remainsMapped(t, at) {
 		t.Error("memory that nobody uses is mapped")
 	}
 }
@@ -523,7 +536,7 @@ func TestMemoryWithoutTheRingBreaksIt(t *testing.T) {
 	}
 	r.queue.Push(&c, 0)
 	r.queue.Publish()
-	if isMapped(t, at) {
+	if remainsMapped(t, at) {
 		t.Error("memory that nobody uses is mapped")
 	}
 	// A broken queue still goes over to new memory, so that it does not hold on to the old.

@@ -96,7 +96,7 @@ func TestARehomedChainLiesInTheCurrentMemory(t *testing.T) {
 		t.Fatal("unmapped with a reference to it")
 	}
 	memory.Release()
-	if isMapped(t, m.old) {
+	if remainsMapped(t, m.old) {
 		t.Error("still mapped with nobody in it")
 	}
 	now := fmt.Sprintf("%p", at)
@@ -109,7 +109,7 @@ func TestARehomedChainLiesInTheCurrentMemory(t *testing.T) {
 		}
 	}
 	m.queue.Close()
-	if isMapped(t, now) || m.queue.InFlight() != 0 {
+	if remainsMapped(t, now) || m.queue.InFlight() != 0 {
 		t.Error("the current memory is still held")
 	}
 }
@@ -128,7 +128,7 @@ func TestRehomingOneChainLeavesTheOthers(t *testing.T) {
 		}
 	}
 	m.queue.Push(&chains[2], 0)
-	if isMapped(t, m.old) {
+	if remainsMapped(t, m.old) {
 		t.Error("still mapped with nothing in flight there")
 	}
 }
@@ -148,7 +148,7 @@ func TestAChainWhoseMemoryIsGoneIsNotRehomed(t *testing.T) {
 		t.Error("its memory is not there any more")
 	}
 	m.queue.Push(c, 0)
-	if isMapped(t, m.old) {
+	if remainsMapped(t, m.old) {
 		t.Error("still mapped with nothing in flight")
 	}
 	m.queue.Close()
@@ -175,13 +175,13 @@ func TestChainsOfABrokenRingAreRehomed(t *testing.T) {
 	if _, ok := r.queue.Rehome(&c, nil); !ok {
 		t.Fatal("not moved")
 	}
-	if isMapped(t, old) {
+	if remainsMapped(t, old) {
 		t.Error("the old memory is still mapped")
 	}
 	now := fmt.Sprintf("%p", &c.Writable[0][0])
 	r.queue.Push(&c, 0)
 	r.queue.Close()
-	if isMapped(t, now) {
+	if remainsMapped(t, now) {
 		t.Error("the new memory is still mapped")
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 )
 
@@ -80,6 +81,54 @@ func (m *Memory) Release() {
 	case n < 0:
 		panic("guestmem: memory released too often")
 	}
+	m.free()
+}
+
+// ReleaseSoon is Release for who must not wait, such as an event loop: where it drops the last
+// reference, another goroutine unmaps. That takes as long as the host takes to free the memory,
+// which for all of a guest's are seconds.
+func (m *Memory) ReleaseSoon() {
+	switch n := m.refs.Add(-1); {
+	case n > 0:
+		return
+	case n < 0:
+		panic("guestmem: memory released too often")
+	}
+	later.mu.Lock()
+	defer later.mu.Unlock()
+	later.list = append(later.list, m)
+	if !later.running {
+		later.running = true
+		go freeLater()
+	}
+}
+
+// later has what ReleaseSoon has left. One goroutine frees it, whatever the number. It has no bound
+// of its own: the mappings in it count in their Space until then.
+var later struct {
+	mu      sync.Mutex
+	list    []*Memory
+	running bool // there is a goroutine
+}
+
+// freeLater frees what is in later, and ends.
+func freeLater() {
+	later.mu.Lock()
+	defer later.mu.Unlock()
+	for len(later.list) > 0 {
+		list := later.list
+		later.list = nil
+		later.mu.Unlock()
+		for _, m := range list {
+			m.free()
+		}
+		later.mu.Lock()
+	}
+	later.running = false
+}
+
+// free is what the last reference's end does.
+func (m *Memory) free() {
 	for _, r := range m.regions {
 		r.Release()
 	}

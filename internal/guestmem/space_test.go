@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"vdev/internal/sys"
 )
@@ -163,4 +164,45 @@ func TestWhatIsMappedAgainHasRoomBeyondTheBound(t *testing.T) {
 	}
 	again.Release()
 	r.Release()
+}
+
+// TestMemoryIsUnmappedElsewhere where who gives it back must not wait.
+func TestMemoryIsUnmappedElsewhere(t *testing.T) {
+	space := new(Space)
+	const generations = 3
+	var all []*Memory
+	for range generations {
+		fd, err := sys.NewMemfd("guest", 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := space.Map(0, 1<<20, 0, 0, fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := New(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Release()
+		all = append(all, m)
+	}
+	held := func() int {
+		mappings.mu.Lock()
+		defer mappings.mu.Unlock()
+		return int(space.held.count)
+	}
+	if n := held(); n != generations {
+		t.Fatalf("%d mappings, want %d", n, generations)
+	}
+	mappings.mu.Lock() // nothing can be unmapped
+	for _, m := range all {
+		m.ReleaseSoon()
+	}
+	mappings.mu.Unlock()
+	for end := time.Now().Add(30 * time.Second); held() > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d mappings are left", held())
+		}
+	}
 }

@@ -134,16 +134,13 @@ func (q *queue) split(i int) {
 	q.keep(n, devsw.ECANCELED)
 }
 
-// cameBack ends the driver's half of a request. On the reactor, but not for the memory's end: where the front-end has gone meanwhile that
-// gives a whole guest's memory back to the host, and takes time that other devices' queues have no part in.
+// cameBack ends the driver's half of a request. On the reactor.
 func (d *Device) cameBack(r *request) {
 	memory, o := r.memory, r.q.open
 	r.memory, r.data = nil, nil
-	go func() {
-		memory.Release()
-		d.lost.Release()
-		o.ops.Release()
-	}()
+	memory.ReleaseSoon()
+	d.lost.Release()
+	o.ops.Release()
 }
 
 // rehome takes the requests in flight over to the memory that the ring has now. On the reactor.
