@@ -315,7 +315,7 @@ func (q *Queue) open(mem *guestmem.Memory, cfg virtq.Config, kick int) (ringErr,
 	if ringErr = q.build(mem, cfg); ringErr != nil {
 		return ringErr, nil
 	}
-	q.src, kickErr = q.reactor.Add(poller{q}, kick)
+	q.src, kickErr = q.reactor.AddOf(q.s.b, poller{q}, kick)
 	if kickErr != nil || q.broken != nil {
 		q.close()
 	}

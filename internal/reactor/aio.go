@@ -84,11 +84,17 @@ func (r *Reactor) begin(b *devsw.Buf, fd int, off int64, done devsw.AIODone, wri
 	if r.takesInline(o) {
 		o.place = inQueue
 		r.queue = append(r.queue, o)
-		r.queued += b.Bcount
+		r.queued += o.weight()
 		return
 	}
 	o.start()
 }
+
+// bufferWeight is how many bytes it takes as long to copy as the host takes for one more buffer.
+const bufferWeight = 256
+
+// weight is how many bytes a transfer counts as while it is queued.
+func (o *op) weight() int64 { return o.buf.Bcount + bufferWeight*int64(len(o.data)-1) }
 
 // newOp begins a transfer of b.
 func (r *Reactor) newOp(b *devsw.Buf, done devsw.AIODone) *op {

@@ -138,7 +138,7 @@ func (r *Reactor) runQueue() (lost *op) {
 		o := r.queue[r.next]
 		r.queue[r.next] = nil
 		r.next++
-		r.queued -= o.buf.Bcount
+		r.queued -= o.weight()
 		if !r.transfer(o) {
 			return o
 		}

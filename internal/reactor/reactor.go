@@ -31,7 +31,9 @@ type Source struct {
 	p      Poller
 	kick   int    // descriptor that is watched, -1 for none; the caller's
 	tag    uint64 // of the watch
-	active bool   // in r.active: polled in each round
+	owner  any
+	line   *line // of the owner's
+	active bool  // in r.active: polled in each round
 	armed  bool
 	dirty  bool // in r.dirty
 	gone   bool
@@ -43,7 +45,7 @@ type Source struct {
 func (s *Source) Wake() {
 	if !s.active && !s.gone {
 		s.active = true
-		s.r.active = append(s.r.active, s)
+		s.r.active.add(s)
 		if s.armed {
 			s.armed = false
 			s.p.Disarm()
@@ -116,8 +118,8 @@ type Reactor struct {
 	eng      engine
 	sources  map[uint64]*Source // by tag, for watches
 	nextTag  uint64
-	active   []*Source
-	at       int // of active, whose turn it is
+	active   roster
+	lines    map[any]*line // by owner
 	dirty    []*Source
 	noKick   int // active Sources without a kick descriptor
 	ops      []*op
@@ -151,7 +153,8 @@ type Reactor struct {
 }
 
 func newReactor(mode Mode, w *crew, pollMax time.Duration, maxStuck int) (*Reactor, error) {
-	r := &Reactor{mode: mode, crew: w, pollMax: pollMax, maxStuck: maxStuck, ended: make(chan struct{}), sources: make(map[uint64]*Source), calls: hostCalls}
+	r := &Reactor{mode: mode, crew: w, pollMax: pollMax, maxStuck: maxStuck, ended: make(chan struct{}),
+		sources: make(map[uint64]*Source), lines: make(map[any]*line), calls: hostCalls}
 	var err error
 	if r.wakeFD, err = sys.NewEventfd(); err != nil {
 		return nil, err
@@ -275,11 +278,21 @@ const clockRounds = 8
 // Add makes p a Source. kick is a descriptor that becomes readable (an eventfd; it is never read, nor are its flags
 // changed) when p has work, or -1: then p is polled all the time, with pauses of at most a millisecond. The first Poll
 // follows at once. On the reactor.
-func (r *Reactor) Add(p Poller, kick int) (*Source, error) {
-	s := &Source{r: r, p: p, kick: -1}
+func (r *Reactor) Add(p Poller, kick int) (*Source, error) { return r.AddOf(p, p, kick) }
+
+// AddOf is Add for one of several Sources of an owner, which is a key of a map: together they have
+// as many turns as another owner's only Source.
+func (r *Reactor) AddOf(owner any, p Poller, kick int) (*Source, error) {
+	l := r.lines[owner]
+	if l == nil {
+		l = new(line)
+	}
+	s := &Source{r: r, p: p, kick: -1, owner: owner, line: l}
 	if err := r.SetKick(s, kick); err != nil {
 		return nil, err
 	}
+	r.lines[owner] = l
+	l.all++
 	r.load.Add(1)
 	s.p.Disarm()
 	return s, nil
@@ -330,6 +343,9 @@ func (r *Reactor) Remove(s *Source) {
 	r.dropKick(s)
 	s.gone = true
 	s.active = false // the loop drops it from its lists when it comes by
+	if s.line.all--; s.line.all == 0 {
+		delete(r.lines, s.owner)
+	}
 	r.load.Add(-1)
 }
 
@@ -408,6 +424,14 @@ const yieldEvery = 5 * time.Millisecond
 // and what has ended is shown before.
 const roundBytes = 1 << 20
 
+// After roundTime no further Source is polled in a round either: one turn of each may take a while,
+// and kicks of others are seen, and what has ended is shown, between rounds. One in roundPolls
+// looks at the clock, so that a round of few need not.
+const (
+	roundTime  = 500 * time.Microsecond
+	roundPolls = 4
+)
+
 // round polls the active Sources, makes and submits transfers, completes and flushes, and tells whether there was anything. Where a
 // transfer was lost, the reactor is another thread's.
 func (r *Reactor) round() (worked bool, lost *op) {
@@ -417,23 +441,29 @@ func (r *Reactor) round() (worked bool, lost *op) {
 		runtime.Gosched()
 	}
 	// A Poll may wake others, which are then behind those of this round.
-	for left := len(r.active); left > 0 && r.queued < roundBytes; left-- {
-		if r.at >= len(r.active) {
-			r.at = 0
+	var begun time.Duration
+	polls := 0
+	for left := r.active.n; left > 0 && r.queued < roundBytes; left-- {
+		if polls++; polls%roundPolls == 0 {
+			switch now := r.Now(); {
+			case begun == 0:
+				begun = now
+			case now-begun >= roundTime:
+				worked, left = true, 0
+				continue
+			}
 		}
-		s := r.active[r.at]
+		s := r.active.next()
 		if s.active && s.p.Poll() {
 			worked = true
 		}
 		if s.active {
-			r.at++
+			r.active.turned()
 			continue
 		}
 		// It was the last one's turn instead, which may have come by: there is another round.
 		worked = true
-		last := len(r.active) - 1
-		r.active[r.at], r.active[last] = r.active[last], nil
-		r.active = r.active[:last]
+		r.active.drop()
 	}
 	if len(r.queue) > 0 {
 		if lost := r.runQueue(); lost != nil {
@@ -489,7 +519,7 @@ func (r *Reactor) linger() (worked bool, lost *op) {
 		}
 		most, r.reply.due = r.replyFor, true
 	}
-	if most <= 0 || len(r.active) == 0 {
+	if most <= 0 || r.active.n == 0 {
 		return false, nil
 	}
 	start := time.Now()
@@ -529,28 +559,21 @@ func (r *Reactor) linger() (worked bool, lost *op) {
 // rest asks for notification and sleeps, unless there is work after all.
 func (r *Reactor) rest() {
 	pending := false
-	n := 0
-	for _, s := range r.active {
-		if !s.active {
-			continue
-		}
-		if s.polledOnly {
-			r.active[n] = s
-			n++
-			continue
-		}
-		if s.p.Arm() {
+	r.active.keep(func(s *Source) bool {
+		switch {
+		case !s.active:
+			return false
+		case s.polledOnly:
+			return true
+		case s.p.Arm():
 			s.p.Disarm()
-			r.active[n] = s
-			n++
 			pending = true
-			continue
+			return true
 		}
 		s.armed = true
 		s.active = false
-	}
-	clear(r.active[n:])
-	r.active = r.active[:n]
+		return false
+	})
 	if pending {
 		return
 	}

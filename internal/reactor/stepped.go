@@ -68,7 +68,7 @@ func (r *Reactor) stepAll() (over bool) {
 			continue
 		}
 		r.kicked = false
-		if r.rest(); !r.kicked && len(r.active) == r.noKick && !r.hasPosted.Load() {
+		if r.rest(); !r.kicked && r.active.n == r.noKick && !r.hasPosted.Load() {
 			return false
 		}
 	}
