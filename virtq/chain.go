@@ -15,6 +15,7 @@ type Chain struct {
 	Writable [][]byte // device-writable buffers, in order
 
 	readableLen, writableLen int
+	descs                    int // descriptors
 	read, written            cursor
 	pos                      uint16      // where in the available ring it was, free-running
 	gen                      *generation // the memory its buffers lie in; nil unless in flight
@@ -32,6 +33,11 @@ func (c *Chain) ReadableLen() int { return c.readableLen }
 
 // WritableLen returns the bytes in all device-writable buffers together, as they were popped.
 func (c *Chain) WritableLen() int { return c.writableLen }
+
+// Work tells how long it took to pop c, and will take to give it back, in descriptors that were
+// read: those of length 0 count as well, and a writable MiB as one, since its pages may have to be
+// marked. It is for who shares out time among queues.
+func (c *Chain) Work() int { return c.descs + c.writableLen>>20 }
 
 // InFlight tells whether c was popped, and neither pushed, suspended nor given back since.
 func (c *Chain) InFlight() bool { return c.gen != nil }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"runtime"
 	"slices"
 	"testing"
 	"testing/iotest"
@@ -199,4 +200,80 @@ func TestChainWritesAsOneStreamAndSaysWhatDidNotFit(t *testing.T) {
 		t.Errorf("wrote %q", got)
 	}
 	r.queue.Push(&c, 7)
+}
+
+// TestALongTableOverTwoRegionsTakesNoMemory: of a table as long as can be, for a chain of three,
+// nothing but those is looked at.
+func TestALongTableOverTwoRegionsTakesNoMemory(t *testing.T) {
+	const half = 1 << 20
+	mem, err := virtqtest.NewMem(virtqtest.Range{Size: half},
+		virtqtest.Range{GuestPhys: half, Size: half})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	memory, err := mem.Memory()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer memory.Release()
+	d := virtqtest.New(mem, 8, virtq.FeatureIndirectDesc)
+	q, err := virtq.New(memory, d.Layout())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.Close()
+	const at, entries = half / 2, half / 16
+	put := func(i int, d virtqtest.Desc) { d.Put(mem.Bytes(at+16*uint64(i), 16)) }
+	put(0, virtqtest.Desc{Addr: 8, Len: 1, Flags: 1, Next: entries - 1})
+	put(entries-1, virtqtest.Desc{Addr: 9, Len: 1, Flags: 1, Next: entries / 2})
+	put(entries/2, virtqtest.Desc{Addr: 10, Len: 1, Flags: 2})
+	pop := func() (c virtq.Chain) {
+		d.SetDesc(0, virtqtest.Desc{Addr: at, Len: 16 * entries, Flags: 4})
+		d.Offer(0)
+		d.Kick()
+		if ok, err := q.Pop(&c); !ok {
+			t.Fatal(err)
+		}
+		if c.ReadableLen() != 2 || c.WritableLen() != 1 {
+			t.Fatalf("%d and %d bytes, want 2 and 1", c.ReadableLen(), c.WritableLen())
+		}
+		return c
+	}
+	c := pop()
+	q.Push(&c, 0)
+	q.Publish()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	fresh, err := virtq.New(memory, func() virtq.Config { l := d.Layout(); l.Base = 1; return l }())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fresh.Close()
+	q = fresh
+	c = pop()
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 64<<10 {
+		t.Errorf("%d bytes were allocated", n)
+	}
+	if w := c.Work(); w < 3 || w > 10 {
+		t.Errorf("it was the work of %d descriptors, want about 3", w)
+	}
+	q.Push(&c, 0)
+}
+
+// TestDescriptorsWithoutABufferAreWork, too.
+func TestDescriptorsWithoutABufferAreWork(t *testing.T) {
+	r := brokenRing(t, 8, virtq.FeatureIndirectDesc)
+	r.driver.SetDesc(0, virtqtest.Desc{Addr: 0, Len: 1, Flags: 1, Next: 1})
+	r.driver.SetDesc(1, virtqtest.Desc{Addr: 0, Len: 0, Flags: 1, Next: 2})
+	r.driver.SetDesc(2, virtqtest.Desc{Addr: 0, Len: 0, Flags: 2})
+	r.driver.Offer(0)
+	r.driver.Kick()
+	var c virtq.Chain
+	r.pop(t, &c)
+	if c.Work() != 3 {
+		t.Errorf("work of %d, want 3", c.Work())
+	}
+	r.queue.Push(&c, 0)
 }

@@ -65,14 +65,14 @@ type Queue struct {
 	records   bool // track or log is there: one look for both on the way of a request that has neither
 	inFlight  int  // of all generations
 
-	view  guestmem.View // of gen.mem
-	gen   *generation   // the current one
-	err   error         // why the ring is broken or closed, sticky
-	taken []uint64      // a bit for each head, set while its chain is in flight; with track until it is published
-	track *tracker      // nil without an in-flight region; see records
-	log   *logger       // nil unless something is marked; see records
-	table []byte        // copy of an indirect table that does not lie in one region
-	cfg   Config
+	view   guestmem.View // of gen.mem
+	gen    *generation   // the current one
+	err    error         // why the ring is broken or closed, sticky
+	taken  []uint64      // a bit for each head, set while its chain is in flight; with track until it is published
+	track  *tracker      // nil without an in-flight region; see records
+	log    *logger       // nil unless something is marked; see records
+	pieces [][]byte      // scratch: where an indirect table is that does not lie in one region
+	cfg    Config
 }
 
 // New starts a Queue on the ring that cfg describes, in mem, to which it takes a reference. The used index starts as
@@ -269,7 +269,7 @@ func (q *Queue) Close() {
 		q.gen.mem.ReleaseSoon()
 	}
 	// No chain has a generation that is current, so that each one's last chain releases it.
-	q.gen = nil
+	q.gen, q.pieces = nil, nil
 }
 
 // land ends the flight of c, which is not to be used any more.

@@ -24,9 +24,6 @@ const (
 // tables, and QEMU takes up to 1024 (VIRTQUEUE_MAX_SIZE), the number of buffers preadv(2) takes.
 const maxIndirect = 1024
 
-// maxReachable is how many descriptors of an indirect table next can name.
-const maxReachable = 1 << 16
-
 // maxBytes is how many bytes a chain may have (2.7.5.2).
 const maxBytes = 1 << 32
 
@@ -149,10 +146,17 @@ func (q *Queue) lookAvail() bool {
 func (q *Queue) walk(c *Chain, head uint16) error {
 	table, entries, limit := q.ring.desc, q.cfg.Size, q.cfg.Size
 	inTable, writable := false, false
+	apart := uint64(0) // where a table is that does not lie in one region; table is nil then
+	pieces := 0        // of it
 	i := uint32(head)
 	// Each turn takes one descriptor: at most limit of them.
 	for n := uint32(1); ; n++ {
-		d := table[descSize*int(i):][:descSize]
+		var d []byte
+		if table != nil {
+			d = table[descSize*int(i):][:descSize]
+		} else {
+			d = q.descAt(apart + descSize*uint64(i))
+		}
 		// These two loads are the only ones: the compiler keeps the copies.
 		addr, rest := binary.LittleEndian.Uint64(d), binary.LittleEndian.Uint64(d[8:])
 		size, flags, next := uint64(uint32(rest)), uint16(rest>>32), uint32(rest>>48)
@@ -162,10 +166,10 @@ func (q *Queue) walk(c *Chain, head uint16) error {
 				return q.broken(ReasonIndirectNested, "head %d, table entry %d", head, i)
 			}
 			var err error
-			if table, err = q.indirectTable(head, addr, size, flags); err != nil {
+			if table, pieces, err = q.indirectTable(head, addr, size, flags); err != nil {
 				return err
 			}
-			inTable = true
+			apart, inTable = addr, true
 			entries, limit = uint32(size/descSize), max(limit, maxIndirect)
 			i = 0
 			n-- // the descriptor that refers to the table is no buffer
@@ -197,6 +201,7 @@ func (q *Queue) walk(c *Chain, head uint16) error {
 			}
 		}
 		if flags&descNext == 0 {
+			c.descs = int(n) + pieces
 			break
 		}
 		if next >= entries {
@@ -227,30 +232,28 @@ func (q *Queue) appendSlices(list *[][]byte, c *Chain, head uint16, addr, size u
 	return nil
 }
 
-// indirectTable returns the table that a descriptor refers to, or of a table that lies across regions a copy, as
-// far as descriptors in it can be reached. VIRTQ_DESC_F_WRITE in flags means nothing (2.7.5.3.2).
-func (q *Queue) indirectTable(head uint16, addr, size uint64, flags uint16) ([]byte, error) {
+// indirectTable returns the table that a descriptor refers to, or nil for one that lies across
+// regions, and the number of pieces that it is in then: descAt finds its descriptors. It is not
+// copied: a driver says that it has 4 GiB of them for a chain of one. VIRTQ_DESC_F_WRITE in flags
+// means nothing (2.7.5.3.2).
+func (q *Queue) indirectTable(head uint16, addr, size uint64, flags uint16) (
+	table []byte, pieces int, err error,
+) {
 	switch {
 	case !q.indirect:
-		return nil, q.broken(ReasonIndirectFeature, "head %d", head)
+		return nil, 0, q.broken(ReasonIndirectFeature, "head %d", head)
 	case flags&descNext != 0:
-		return nil, q.broken(ReasonIndirectNext, "head %d", head)
+		return nil, 0, q.broken(ReasonIndirectNext, "head %d", head)
 	case size == 0 || size%descSize != 0:
-		return nil, q.broken(ReasonIndirectLength, "head %d, table of %d bytes", head, size)
+		return nil, 0, q.broken(ReasonIndirectLength, "head %d, table of %d bytes", head, size)
 	}
 	if table, ok := q.view.Slice(addr, size); ok {
-		return table, nil
+		return table, 0, nil
 	}
-	pieces, err := q.view.Memory().AppendSlices(nil, addr, size)
-	if err != nil {
-		return nil, q.brokenBy(err, ReasonAddress, "head %d, indirect table", head)
+	if q.pieces, err = q.view.Memory().AppendSlices(q.pieces[:0], addr, size); err != nil {
+		return nil, 0, q.brokenBy(err, ReasonAddress, "head %d, indirect table", head)
 	}
-	reach := min(int(size), maxReachable*descSize)
-	q.table = q.table[:0]
-	for _, p := range pieces {
-		q.table = append(q.table, p[:min(len(p), reach-len(q.table))]...)
-	}
-	return q.table, nil
+	return nil, len(q.pieces), nil
 }
 
 // broken breaks the ring and returns the error.
