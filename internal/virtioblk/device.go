@@ -30,10 +30,13 @@ import (
 const MaxSerial = idSize
 
 // One look at a ring starts at most budget requests, and no further one after budgetBytes, so that rings of one reactor take
-// turns, and messages of the front-end wait for neither: a driver may copy data on the reactor.
+// turns, and messages of the front-end wait for neither: a driver may copy data on the reactor. Nor
+// does it after budgetWork descriptors (virtq.Chain.Work): requests that have no data, or are
+// refused, may be long, too.
 const (
 	budget      = 128
 	budgetBytes = 4 << 20
+	budgetWork  = 4096
 )
 
 // Config says what a Device serves.

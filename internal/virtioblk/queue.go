@@ -229,7 +229,7 @@ func (d *Device) Process(vq *vhostuser.Queue) (worked bool) {
 	}
 	q.counter.Begin()
 	defer q.counter.End()
-	bytes := int64(0)
+	bytes, work := int64(0), 0
 	for range budget {
 		if q.held >= q.granted && !q.moreRoom() {
 			return worked
@@ -240,13 +240,14 @@ func (d *Device) Process(vq *vhostuser.Queue) (worked bool) {
 			return worked
 		}
 		worked = true
+		work += r.chain.Work()
 		if q.failed {
 			r.fail(errNotOpen)
-			continue
+		} else {
+			r.start()
 		}
-		r.start()
 		// Ended or not, the request keeps this until it is popped into again.
-		if bytes += r.bytes; bytes >= budgetBytes {
+		if bytes += r.bytes; bytes >= budgetBytes || work >= budgetWork {
 			break
 		}
 	}
