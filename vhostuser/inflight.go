@@ -101,7 +101,7 @@ func (s *session) setInflightFD(m *message) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Not more than is used: the rest is not ours to map. The state page is not mapped at all.
+	// Not more than is used: the rest is not ours to map. The state page is another mapping.
 	region, err := s.b.space.Map(0, d.size(), 0, d.MmapOffset, fd)
 	if err != nil {
 		return nil, err
@@ -109,7 +109,7 @@ func (s *session) setInflightFD(m *message) ([]byte, error) {
 	s.dropInflight()
 	s.inflight = &inflight{region: region, queues: int(d.NumQueues), queueSize: int(d.QueueSize)}
 	if k := s.b.keeper; k != nil {
-		k.SetStatePage(openStatePage(d, region.FD()))
+		k.SetStatePage(openStatePage(&s.b.space, d, region.FD()))
 	}
 	return nil, nil
 }

@@ -3,7 +3,9 @@ package vhostuser
 import (
 	"encoding/binary"
 	"math"
+	"runtime/debug"
 
+	"vdev/internal/guestmem"
 	"vdev/internal/sys"
 )
 
@@ -29,64 +31,81 @@ type StateKeeper interface {
 
 // StatePage keeps 32 bits of a Device's own beyond the end of the process. Whoever owns it closes it, and sees to it that there is
 // one call at a time.
+//
+// It is a mapping of its own. A system call on the file would wait while the front-end has the host
+// fill that, or a part of it, for as long as that takes; and it fails where the front-end has
+// sealed the file against further writing.
 type StatePage struct {
-	fd    *sys.FD // a duplicate of the region's
-	off   int64
-	state uint32
+	mapped *guestmem.Region // stateHeader bytes
+	state  uint32
 }
 
 // State returns what was stored last, by this process or by another one: 0 where nothing was, or where it is not to be trusted. The
 // page is the front-end's to change: each bit may have any value.
 func (p *StatePage) State() uint32 { return p.state }
 
-// Store stores the state: when it returns, a successor finds it, though this process be killed. It goes by a system call, so that a
-// front-end that cuts off the file causes no fault; where that fails the successor finds nothing.
+// Store stores the state: when it returns, a successor finds it, though this process be killed.
+// Where the front-end has cut off the file the successor finds nothing. It does not wait. Any
+// goroutine.
 func (p *StatePage) Store(state uint32) {
 	p.state = state
-	_, _ = sys.Pwritev(p.fd.Int(), [][]byte{stateWord(state)}, p.off+offStateWord, false)
+	_ = p.touch(func(header []byte) { guestmem.Store64(header[offStateWord:], stateWord(state)) })
+}
+
+// touch calls f with the header, and returns the fault that has ended f, where the front-end has
+// cut off the file.
+func (p *StatePage) touch(f func(header []byte)) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = faultError(r)
+		}
+	}()
+	f(p.mapped.Bytes())
+	return nil
 }
 
 // Close lets go of the page. What was stored stays with the front-end.
-func (p *StatePage) Close() { p.fd.Close() }
+func (p *StatePage) Close() { p.mapped.Release() }
 
 // stateWord is the form in the page: one word, so that it is there as a whole or not at all.
-func stateWord(state uint32) []byte {
-	return binary.LittleEndian.AppendUint64(nil, uint64(state)|uint64(^state)<<32)
-}
+func stateWord(state uint32) uint64 { return uint64(state) | uint64(^state)<<32 }
 
 // markStatePage makes a state page of the memory at off of a region that is new.
 func markStatePage(region *sys.FD, off int64) error {
-	page := append([]byte(statePageMark), stateWord(0)...)
+	page := binary.LittleEndian.AppendUint64([]byte(statePageMark), stateWord(0))
 	if _, errno := sys.Pwritev(region.Int(), [][]byte{page}, off, false); errno != 0 {
 		return errno
 	}
 	return nil
 }
 
-// openStatePage finds the state page of a region of d, whose file is region: nil for one that was made by somebody else.
-func openStatePage(d Inflight, region *sys.FD) *StatePage {
+// openStatePage finds the state page of a region of d, whose file is region: nil for one that was
+// made by somebody else. What it maps counts in space.
+func openStatePage(space *guestmem.Space, d Inflight, region *sys.FD) *StatePage {
 	if d.MmapSize < d.statePage()+statePageSize {
 		return nil
 	}
 	if d.MmapOffset > math.MaxInt64-d.statePage()-statePageSize {
 		return nil
 	}
-	off := int64(d.MmapOffset + d.statePage())
-	header := make([]byte, stateHeader)
-	if n, errno := sys.Preadv(region.Int(), [][]byte{header}, off); errno != 0 || n < len(header) {
-		return nil
-	}
-	if string(header[offStateMark:][:len(statePageMark)]) != statePageMark {
-		return nil
-	}
 	fd, err := region.Dup()
 	if err != nil {
 		return nil
 	}
-	p := &StatePage{fd: fd, off: off}
-	word := binary.LittleEndian.Uint64(header[offStateWord:])
-	if state := uint32(word); uint32(word>>32) == ^state {
-		p.state = state
+	mapped, err := space.Map(0, stateHeader, 0, d.MmapOffset+d.statePage(), fd)
+	if err != nil {
+		return nil
+	}
+	p := &StatePage{mapped: mapped}
+	header := make([]byte, stateHeader)
+	err = p.touch(func(shared []byte) { copy(header, shared) })
+	if err != nil || string(header[offStateMark:][:len(statePageMark)]) != statePageMark {
+		p.Close()
+		return nil
+	}
+	if word := binary.LittleEndian.Uint64(header[offStateWord:]); word == stateWord(uint32(word)) {
+		p.state = uint32(word)
 	}
 	return p
 }

@@ -1,6 +1,9 @@
 package vhostuser_test
 
 import (
+	"encoding/binary"
+	"fmt"
+	"os"
 	"sync"
 	"testing"
 
@@ -114,6 +117,45 @@ func TestWhatIsStoredInTheStatePageIsFoundByTheNextOne(t *testing.T) {
 	if k.begins != 2 {
 		t.Errorf("%d sessions have begun, want 2", k.begins)
 	}
+}
+
+// TestTheStatePageIsWrittenWhateverBecomesOfItsFile: a front-end may seal the file, and cut it off,
+// without a fault. No system call on it is made, which could wait for the front-end.
+func TestTheStatePageIsWrittenWhateverBecomesOfItsFile(t *testing.T) {
+	k := &remembering{reverser: newReverser(1)}
+	g := newRigFor(t, k, k.reverser, "")
+	g.handshake()
+	region, err := g.GetInflightFD(1, 16)
+	g.must(err)
+	defer region.Close()
+	ours, err := sys.NewSealableMemfd("in-flight", int64(region.MmapSize))
+	g.must(err)
+	defer ours.Close()
+	content := make([]byte, region.MmapSize)
+	read := func(fd int) {
+		t.Helper()
+		if _, errno := sys.Preadv(fd, [][]byte{content}, 0); errno != 0 {
+			t.Fatal(errno)
+		}
+	}
+	read(region.FD())
+	if _, errno := sys.Pwritev(ours.Int(), [][]byte{content}, 0, false); errno != 0 {
+		t.Fatal(errno)
+	}
+	if state, ok := k.sends(g, region.Inflight, ours.Int()); !ok || state != 0 {
+		t.Fatalf("a page %v with %#x, want one with 0", ok, state)
+	}
+	g.must(sys.SealWrites(ours.Int()))
+	if !k.store(0x12345678) {
+		t.Fatal("there is no page")
+	}
+	read(ours.Int())
+	if got := binary.LittleEndian.Uint32(content[region.MmapSize-4096+8:]); got != 0x12345678 {
+		t.Errorf("the sealed page has %#x, want what was stored", got)
+	}
+	g.must(os.Truncate(fmt.Sprintf("/proc/self/fd/%d", ours.Int()), 4096))
+	k.store(1)
+	g.must(g.Barrier())
 }
 
 // TestTheOriginOfADriverShowsInTheBases: where it begins, goes on, or comes from elsewhere.

@@ -81,3 +81,14 @@ func (f Uint32) Store(v uint32) { atomic.SwapUint32(f.word, v) }
 
 // Swap writes the word, sequentially consistent, and returns what was there.
 func (f Uint32) Swap(v uint32) uint32 { return atomic.SwapUint32(f.word, v) }
+
+// Store64 writes v to the start of b by one store: who looks finds what was there before, or all of
+// it. b must have at least 8 bytes and lie at a multiple of 8.
+func Store64(b []byte, v uint64) {
+	_ = b[7]
+	p := unsafe.Pointer(&b[0])
+	if uintptr(p)&7 != 0 {
+		panic("guestmem: misaligned word")
+	}
+	atomic.StoreUint64((*uint64)(p), v)
+}

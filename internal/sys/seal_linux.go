@@ -6,9 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// NewSealedMemfd is NewMemfd for a file that nobody can make shorter or longer any more, whoever it is given to: reading and
-// writing it through a mapping never faults.
-func NewSealedMemfd(name string, size int64) (*FD, error) {
+// NewSealableMemfd is NewMemfd for a file that can be sealed.
+func NewSealableMemfd(name string, size int64) (*FD, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
@@ -18,9 +17,28 @@ func NewSealedMemfd(name string, size int64) (*FD, error) {
 		f.Close()
 		return nil, os.NewSyscallError("ftruncate", err)
 	}
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
+	return f, nil
+}
+
+// NewSealedMemfd is NewMemfd for a file that nobody can make shorter or longer any more, whoever it
+// is given to: reading and writing it through a mapping never faults.
+func NewSealedMemfd(name string, size int64) (*FD, error) {
+	f, err := NewSealableMemfd(name, size)
+	if err != nil {
+		return nil, err
+	}
+	if err := addSeals(f.Int(), unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
 		f.Close()
-		return nil, os.NewSyscallError("fcntl(F_ADD_SEALS)", err)
+		return nil, err
 	}
 	return f, nil
+}
+
+// SealWrites sees to it that fd, which can be sealed, is written by those alone who have it mapped
+// already.
+func SealWrites(fd int) error { return addSeals(fd, unix.F_SEAL_FUTURE_WRITE) }
+
+func addSeals(fd, seals int) error {
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals)
+	return os.NewSyscallError("fcntl(F_ADD_SEALS)", err)
 }
