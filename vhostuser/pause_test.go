@@ -52,7 +52,10 @@ func TestWhatHasJustEndedIsShownBeforeADisableIsAnswered(t *testing.T) {
 	q.Post(func() { <-begin })
 	q.Post(func() { g.dev.finishHeld(q) })
 	g.sendDisable(0, vhostuser.FlagNeedReply)
-	time.Sleep(20 * time.Millisecond) // time in which the disable comes to the event loop
+	for g.status().FrontEnd.Message != "SET_VRING_ENABLE" {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(20 * time.Millisecond) // time in which it comes to the event loop
 	q.Post(func() { <-end })
 	// On a busy machine the disable may come behind that, and then nothing is tested.
 	time.AfterFunc(2*time.Second, goOn)

@@ -725,21 +725,29 @@ func TestADisabledRingGoesOnAfterTheDeviceWasClosed(t *testing.T) {
 
 // TestADisabledRingThatIsEnabledHasATimeOfItsOwn: the deadline of a stop that went on without it is not its.
 func TestADisabledRingThatIsEnabledHasATimeOfItsOwn(t *testing.T) {
-	d := &recorder{}
+	d := &recorder{hold: true}
 	w, _ := newSuspendBench(t, reactor.ModeURing, 2, d.disk, noInflight, func(c *Config) { c.CancelAfter = 10 * time.Minute })
-	w.disable()
-	w.check(w.rings[0].Stop())
+	w.setStopGap(time.Hour)
+	w.readAt(0, 0)
+	d.take(t, 1)
+	disabled := make(chan error, 1)
+	go func() { disabled <- w.f.SetVringEnable(0, false) }()
+	w.waitStop()
 	first := w.dev.Status().CancelAt
+	d.end(0)
+	w.check(<-disabled)
+	w.check(w.f.SetVringEnable(1, false))
+	w.check(w.rings[0].Stop())
 	w.check(w.f.SetVringEnable(1, true))
-	d.setHold(true)
-	status := w.readAt(1, 0)
+	status := w.readAt(1, 1)
 	d.take(t, 1)
 	stopped := make(chan error, 1)
 	go func() { stopped <- w.rings[1].Stop() }()
-	for w.dev.Status().CancelAt.Equal(first) {
-		runtime.Gosched()
+	w.waitStop()
+	if at := w.dev.Status().CancelAt; at.Equal(first) {
+		t.Error("it has the deadline of the stop before")
 	}
-	d.end(0)
+	d.end(1)
 	w.check(<-stopped)
 	if got := w.bytes(status)[0]; got != statusOK {
 		t.Errorf("status %#x", got)
