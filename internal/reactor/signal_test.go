@@ -33,10 +33,10 @@ func TestASignalIsBegunAnewWhereItsEventfdIsReplaced(t *testing.T) {
 			ok = r.Signal(int(fd))
 			close(done)
 		})
-		for r.signals.word.Load()%signalWord == signalNone {
+		for over := false; !over && r.signals.word.Load()%signalWord == signalNone; {
 			select {
 			case <-done:
-				t.Fatal("a full counter has made nobody wait")
+				over = true
 			default:
 			}
 		}
@@ -45,8 +45,7 @@ func TestASignalIsBegunAnewWhereItsEventfdIsReplaced(t *testing.T) {
 		}
 		within(t, "the end of a write to an eventfd that was replaced", done)
 		syscall.Close(int(fd))
-		sys.DrainEventfd(ours.Int())
-		if ok {
+		if n, _ := sys.EventfdRead(ours.Int()); ok && n > 0 {
 			return
 		}
 	}

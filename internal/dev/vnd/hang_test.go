@@ -434,8 +434,18 @@ func TestToFindOutAboutDiscardsLeavesTheFilesOfKnownFileSystemsAlone(t *testing.
 			}
 			r := newRig(t)
 			m.Freeze(t) // nor does it wait
-			r.create(Config{Path: path, Discard: true})
+			created := make(chan struct{})
+			go func() {
+				defer close(created)
+				r.create(Config{Path: path, Discard: true})
+			}()
+			select {
+			case <-created:
+			case <-time.After(patience):
+				t.Error("it waits for the file system")
+			}
 			m.Thaw(t)
+			<-created
 			after, err := os.Stat(path)
 			if err != nil {
 				t.Fatal(err)

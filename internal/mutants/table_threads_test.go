@@ -1,0 +1,133 @@
+package mutants
+
+const (
+	offloadGo       = "internal/offload/offload.go"
+	tasksGo         = "internal/tasks/tasks.go"
+	requestGo       = "internal/virtioblk/request.go"
+	deviceGo        = "internal/virtioblk/device.go"
+	queueGo         = "internal/virtioblk/queue.go"
+	engineThreadsGo = "internal/reactor/engine_threads.go"
+)
+
+var _ = add("threads", []mutant{
+	{
+		what: "one device takes all places", file: offloadGo,
+		from: "|| s.running >= s.p.config.Each:",
+		to:   "|| false:",
+		by:   tests{in: "./internal/offload", run: "TestSharesThatStallLeaveAPlaceToEachOther$"},
+	},
+	{
+		what: "no place is kept for an idle device", file: offloadGo,
+		from: "p.busy+p.resting < p.config.Places",
+		to:   "p.busy < p.config.Places",
+		by:   tests{in: "./internal/offload", run: "TestSharesThatStallLeaveAPlaceToEachOther$"},
+	},
+	{
+		what: "the pool has no bound", file: offloadGo,
+		from: "\tcase p.busy >= p.config.Places:\n",
+		to:   "\tcase false:\n",
+		by:   tests{in: "./internal/offload", run: "TestMoreSharesThanPlacesAreServedInTurn$"},
+	},
+	{
+		what: "a share that is closed keeps its place", file: offloadGo,
+		from: "\tp.shares--\n\tp.resting--\n\tp.dispatchLocked()\n",
+		to:   "",
+		by:   tests{in: "./internal/offload", run: "TestSharesThatStallLeaveAPlaceToEachOther$|TestPool$"},
+	},
+	{
+		what: "the threads of places stay", file: offloadGo,
+		from: "\truntime.LockOSThread()\n",
+		to:   "\truntime.Gosched()\n",
+		by:   tests{in: "./internal/offload", run: "TestPlacesGoWhenNothingIsLeftToDo$"},
+	},
+	{
+		what: "places stay", file: offloadGo,
+		from: "linger = 100 * time.Millisecond",
+		to:   "linger = time.Hour",
+		by:   tests{in: "./internal/offload", run: "TestPlacesGoWhenNothingIsLeftToDo$"},
+	},
+	{
+		what: "a job is done without a break", file: offloadGo,
+		from: "\tif more && j.hurry {",
+		to:   "\tif more {",
+		by:   tests{in: "./internal/offload", run: "TestJobsTakeTurns$"},
+	},
+	{
+		what: "a job whose end is waited for takes turns", file: offloadGo,
+		from: "\t\tj.hurry = true\n",
+		to:   "",
+		by:   tests{in: "./internal/offload", run: "TestAJobThatCannotBeTakenBackDoesNotWaitForItsTurn$"},
+	},
+	{
+		what: "each of the joint jobs is done", file: offloadGo,
+		from: "\tif j.Joint != nil && s.joint.Len() > 0 {",
+		to:   "\tif false {",
+		by:   tests{in: "./internal/offload", run: "TestAJointJobCoversThoseThatWait$"},
+	},
+	{
+		what: "only the control group's own limit counts", file: tasksGo,
+		from: "\t\t\t\tif p == \"/\" {\n",
+		to:   "\t\t\t\tif true {\n",
+		by:   tests{in: "./internal/tasks", run: "TestTheLowestLimitCounts$"},
+	},
+	{
+		what: "what others in the control group have does not count", file: tasksGo,
+		from: "take(most-now+own,",
+		to:   "take(most-0*now+0*own,",
+		by:   tests{in: "./internal/tasks", run: "TestTheLowestLimitCounts$"},
+	},
+	{
+		what: "the user's limit does not count", file: tasksGo,
+		from: "\tif uid != 0 && nproc < Unlimited {",
+		to:   "\tif false {",
+		by:   tests{in: "./internal/tasks", run: "TestTheLowestLimitCounts$"},
+	},
+	{
+		what: "the user's limit holds for root", file: tasksGo,
+		from: "\tif uid != 0 && nproc < Unlimited {",
+		to:   "\tif nproc < Unlimited {",
+		by:   tests{in: "./internal/tasks", run: "TestTheLowestLimitCounts$"},
+	},
+	{
+		what: "each slow request has a goroutine", file: requestGo,
+		from: "\tr.q.d.share.Add(&o.job)\n",
+		to:   "\tgo func() {\n\t\tfor o.piece() {\n\t\t}\n\t}()\n",
+		by:   tests{in: "./internal/virtioblk", run: "TestAStopTakesBackWhatWaitsForAPlace$"},
+	},
+	{
+		what: "a stop of the device leaves what waits for a place", file: deviceGo,
+		from: "\t\t\tq.park()\n\t\t\tq.recall()\n",
+		to:   "\t\t\tq.park()\n",
+		by:   tests{in: "./internal/virtioblk", run: "TestAStopTakesBackWhatWaitsForAPlace$/of_the_device"},
+	},
+	{
+		what: "a stop of one ring leaves what waits for a place", file: queueGo,
+		from: "\tif from == 0 {\n\t\tq.recall()\n\t}\n",
+		to:   "",
+		by:   tests{in: "./internal/virtioblk", run: "TestAStopTakesBackWhatWaitsForAPlace$/of_one_ring"},
+	},
+	{
+		what: "what is left of a recalled operation is done", file: requestGo,
+		from: "\to.recalled.Store(true)\n",
+		to:   "",
+		by:   tests{in: "./internal/virtioblk", run: "TestARecalledOperationDoesNoMore$"},
+	},
+	{
+		what: "a range is discarded in one piece", file: requestGo,
+		from: "z.N = min(whole.N-o.done, most-z.Pos%most)",
+		to:   "z.N = whole.N - o.done + 0*most",
+		by:   tests{in: "./internal/virtioblk", run: "TestLargeRangesAreDoneInPieces$"},
+	},
+	{
+		what: "a pool has more threads than it is planned for", file: engineThreadsGo,
+		from: "others := min(maxWorkers, max(stuck/2, 1))",
+		to:   "others := maxWorkers",
+		by:   tests{in: "./internal/reactor", run: "TestAPoolTakesNoMoreThreadsThanItIsGiven$"},
+	},
+	{
+		what: "transfers that may block have no bound", file: engineThreadsGo,
+		from: "return &crew{newWorkers(others), newWorkers(stuck), newWorkers(others)}",
+		to:   "return &crew{newWorkers(others), newWorkers(1 << 20), newWorkers(others)}",
+		by:   tests{in: "./internal/reactor", run: "TestAPoolTakesNoMoreThreadsThanItIsGiven$"},
+	},
+})
