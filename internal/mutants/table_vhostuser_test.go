@@ -193,12 +193,6 @@ var _ = add("vhostuser", []mutant{
 		by:   tests{in: "./vhostuser", run: "TestADisableIsAnsweredWhenNothingIsInFlight$"},
 	},
 	{
-		what: "what has just ended is not shown with the answer", file: ringGo,
-		from: "\t\t\t// What was pushed in this batch is shown now: after the answer nothing is.\n\t\t\tpoller{q}.Flush()\n",
-		to:   "",
-		by:   tests{in: "./vhostuser", run: "TestWhatHasJustEndedIsShownBeforeADisableIsAnswered$"},
-	},
-	{
 		what: "a hang-up does not end the wait of a disable", file: ringGo,
 		from: "\ts.whileWaited(func() { s.dev.PauseQueue(q) })\n",
 		to:   "\ts.dev.PauseQueue(q)\n",
