@@ -19,7 +19,7 @@ const (
 	fdKindGo     = "internal/sys/fdkind_linux.go"
 	pollGo       = "internal/sys/poll_linux.go"
 	unixSocketGo = "internal/sys/unixsocket_linux.go"
-	blkGo        = "cmd/vdev/blk.go"
+	blkGo        = "internal/spec/disk.go"
 )
 
 var _ = add("vhostuser", []mutant{
@@ -180,8 +180,8 @@ var _ = add("vhostuser", []mutant{
 	},
 	{
 		what: "64 queues are offered", file: blkGo,
-		from: "const maxQueues = 256",
-		to:   "const maxQueues = 64",
+		from: "maxQueues = 256",
+		to:   "maxQueues = 64",
 		by:   tests{in: "./cmd/vdev", run: "TestAsManyQueuesAreOfferedAsThereCanBe$"},
 	},
 
