@@ -32,7 +32,7 @@ var _ = add("threads", []mutant{
 		what: "a share that is closed keeps its place", file: offloadGo,
 		from: "\tp.shares--\n\tp.resting--\n\tp.dispatchLocked()\n",
 		to:   "",
-		by:   tests{in: "./internal/offload", run: "TestSharesThatStallLeaveAPlaceToEachOther$|TestPool$"},
+		by:   tests{in: "./internal/offload", run: "TestTheKeptPlaceOfAShareThatIsClosedIsForAll$"},
 	},
 	{
 		what: "the threads of places stay", file: offloadGo,
