@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
@@ -31,6 +33,8 @@ const (
 	// endPatience is how long vdev waits at its end for storage that does not give back what is in flight. Who sent
 	// the SIGTERM sends SIGKILL after a few seconds.
 	endPatience = 3 * time.Second
+	// startPatience is how long the start waits for storage that does not answer, where there are other disks.
+	startPatience = 5 * time.Second
 	// logPatience is how long it then waits for whoever reads the log.
 	logPatience = time.Second
 )
@@ -108,27 +112,51 @@ func runAll(ctx context.Context, c spec.Config, out *queuedWriter, asked askedBy
 	}
 	all := newDisks()
 	defer func() { err = errors.Join(err, all.close()) }()
-	// A disk that cannot be opened is its own trouble, while there are others.
+	// A disk that cannot be opened, or whose storage does not answer, is its own trouble, while there are others.
+	alone := c.Strict || len(c.Disks) == 1
 	var failed []*unserved
 	fail := func(d spec.Disk, h *history, err error) error {
-		if c.Strict || len(c.Disks) == 1 || ctx.Err() != nil {
+		if alone || ctx.Err() != nil {
 			return ofDevice(d, err)
 		}
 		u := newUnserved(p, d, h)
 		u.notYet(err)
 		failed = append(failed, u)
-		if len(failed) == len(c.Disks) {
-			return errors.New("no device can be served")
-		}
 		return nil
 	}
-	for _, d := range c.Disks {
-		h := newHistory()
-		s, err := p.open(ctx, d, h)
-		if err == nil {
-			all.add(s)
-		} else if err := fail(d, h, err); err != nil {
-			return err
+	first := make([]<-chan attempt, len(c.Disks))
+	histories := make([]*history, len(c.Disks))
+	for i, d := range c.Disks {
+		histories[i] = newHistory()
+		first[i] = p.begin(ctx, d, histories[i])
+	}
+	patience, enough := context.WithTimeout(context.Background(), startPatience)
+	defer enough()
+	// What an attempt has of the event loops must be given back before they end: all are awaited before one that failed ends vdev.
+	came := make([]*attempt, len(c.Disks)) // nil: storage does not answer
+	for i, d := range c.Disks {
+		a, ended := awaitFirst(first[i], patience)
+		if !ended {
+			p.tellSilent(d, alone)
+		}
+		if !ended && alone {
+			a, ended = <-first[i], true
+		}
+		if ended {
+			came[i] = &a
+		}
+		if ended && a.err == nil {
+			all.add(a.served)
+		}
+	}
+	for i, a := range came {
+		d, h := c.Disks[i], histories[i]
+		if a == nil {
+			failed = append(failed, newSilent(p, d, h, first[i]))
+		} else if a.err != nil {
+			if err := fail(d, h, a.err); err != nil {
+				return err
+			}
 		}
 	}
 	// The sockets come last: whoever finds one can connect.
@@ -139,6 +167,9 @@ func runAll(ctx context.Context, c spec.Config, out *queuedWriter, asked askedBy
 				return err
 			}
 		}
+	}
+	if len(failed) == len(c.Disks) && !slices.Contains(came, nil) {
+		return errors.New("no device can be served")
 	}
 
 	ended := make(chan struct{})
@@ -206,6 +237,53 @@ func newHistory() *history {
 	return &history{life: newLife(), warned: map[string]bool{}}
 }
 
+// attempt is what came of opening a disk.
+type attempt struct {
+	served *served // nil with err
+	err    error
+}
+
+// begin opens a disk, which takes as long as its storage does.
+func (p *program) begin(ctx context.Context, c spec.Disk, h *history) <-chan attempt {
+	result := make(chan attempt, 1)
+	go func() {
+		s, err := p.open(ctx, c, h)
+		result <- attempt{s, err}
+	}()
+	return result
+}
+
+// awaitFirst gives what came of an attempt, where it ends before patience does.
+func awaitFirst(first <-chan attempt, patience context.Context) (a attempt, ended bool) {
+	select {
+	case a = <-first:
+		return a, true
+	case <-patience.Done():
+	}
+	select {
+	case a = <-first:
+		return a, true
+	default:
+		return a, false
+	}
+}
+
+// tellSilent puts into the log that a disk's storage does not answer. alone: no disk is served without it.
+func (p *program) tellSilent(c spec.Disk, alone bool) {
+	var about []any
+	if c.Name != "" {
+		about = append(about, "device", c.Name)
+	}
+	if file := cmp.Or(c.Driver.File, c.Driver.NBD.URI); file != "" {
+		about = append(about, "file", file)
+	}
+	if alone {
+		p.log.Warn("nothing is served yet: storage does not answer", about...)
+	} else {
+		p.log.Warn("the device is not served yet: its storage does not answer; it is served when it does", about...)
+	}
+}
+
 // open makes all that stands behind a disk's socket.
 func (p *program) open(ctx context.Context, c spec.Disk, h *history) (_ *served, err error) {
 	log := p.log
@@ -240,7 +318,11 @@ func (p *program) open(ctx context.Context, c spec.Disk, h *history) (_ *served,
 	for _, text := range disk.warnings() {
 		log.Warn(text)
 	}
-	if info, err := disk.info(); err == nil && info.Size == 0 {
+	info, err := disk.info()
+	if err != nil {
+		return nil, fmt.Errorf("--%s: %w", c.DiskFlag, err)
+	}
+	if info.Size == 0 {
 		log.Warn("the disk has no bytes: a guest can do nothing with it before it is made larger")
 	}
 	fs := specfs.New(table, specfs.WithTrace(rep.specfs))
@@ -264,19 +346,15 @@ func (p *program) open(ctx context.Context, c spec.Disk, h *history) (_ *served,
 		return nil, err
 	}
 	s := &served{
-		program: p, config: c, log: log, rep: rep, history: h, table: table, fs: fs, disk: disk, device: device,
+		program: p, config: c, log: log, rep: rep, history: h, table: table, fs: fs, disk: disk, info: info, device: device,
 		backend: backend,
 	}
 	rep.migrating = s.migrating
 	return s, nil
 }
 
-// listen makes the disk's socket, or takes it over.
+// listen makes the disk's socket, or takes it over. It does not ask the storage.
 func (s *served) listen() (err error) {
-	info, err := s.disk.info()
-	if err != nil {
-		return fmt.Errorf("--%s: %w", s.config.DiskFlag, err)
-	}
 	if s.listener, err = listen(s.config); err != nil {
 		return err
 	}
@@ -288,7 +366,7 @@ func (s *served) listen() (err error) {
 	if c.Faults != nil {
 		about = append(about, "fault_rules", len(c.Faults.Rules))
 	}
-	s.log.Info("serving a disk", append(about, "bytes", info.Size, "block_size", info.SectorSize, "read_only", info.ReadOnly,
+	s.log.Info("serving a disk", append(about, "bytes", s.info.Size, "block_size", s.info.SectorSize, "read_only", s.info.ReadOnly,
 		"socket", s.listener.Addr().String(), "aio", s.aio())...)
 	return nil
 }

@@ -34,6 +34,7 @@ type served struct {
 	table    *devsw.Table
 	fs       *specfs.FS
 	disk     *openedDisk
+	info     devsw.DiskInfo // when it was made
 	device   *virtioblk.Device
 	backend  *vhostuser.Backend
 	listener net.Listener // nil before listen

@@ -463,6 +463,42 @@ func TestADeviceThatHasEndedLeavesTheOthers(t *testing.T) {
 	p.endsCleanly()
 }
 
+// TestADiskWhoseStorageHangsKeepsNoOtherAway from being served. It is served as soon as it can be, and until
+// then the log and the status say what is the matter.
+func TestADiskWhoseStorageHangsKeepsNoOtherAway(t *testing.T) {
+	fs, dir, point := hangfs.New(t, hangfs.Config{})
+	data, err := os.ReadFile(image(t, 8))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "hung.img"), data, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	fs.Hold(hangfs.Look)
+	defer fs.Release(hangfs.Look)
+	home := t.TempDir()
+	in := func(name string) string { return filepath.Join(home, name) }
+	p := servingAll(t, 1, "serve", "--control", in("ctl"),
+		"--device", "socket-path="+in("hung.sock")+",blk-file="+filepath.Join(point, "hung.img"),
+		"--device", "socket-path="+in("good.sock")+",blk-file="+image(t, 8))
+	g := connect(t, in("good.sock"))
+	g.start()
+	g.holds(3)
+	p.waitFor("the device is not served yet: its storage does not answer")
+	if text := p.told(in("ctl"), "status", "--device", "hung"); !strings.Contains(text, "opening: its storage has not answered") {
+		t.Errorf("its status is\n%s", text)
+	}
+	p.refused(in("ctl"), "is not served yet", "resize", "--device", "hung")
+
+	fs.Release(hangfs.Look)
+	awaitSocket(t, in("hung.sock"))
+	late := connect(t, in("hung.sock"))
+	late.start()
+	late.holds(4)
+	g.holds(5)
+	p.endsCleanly()
+}
+
 // TestADiskThatCannotBeOpenedKeepsNoOtherAway: the log says why it is not served, and so do the
 // status and, at the end, the exit status.
 func TestADiskThatCannotBeOpenedKeepsNoOtherAway(t *testing.T) {

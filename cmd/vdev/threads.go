@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"log/slog"
+	"time"
 
 	"vdev/internal/offload"
 	"vdev/internal/spec"
@@ -74,11 +75,29 @@ func leastThreads(procs, reactors int) int {
 	return procs + runtimeThreads + 2*reactors + commandThreads
 }
 
-// servers is how many disks have a qemu-nbd. What is wrong with an image is told when that is opened.
+// formatWait is how long storage has time to tell what format an image has.
+const formatWait = time.Second
+
+// servers is how many disks have a qemu-nbd. What is wrong with an image is told when that is opened. One whose storage does not
+// answer counts as having one.
 func servers(disks []spec.Disk) (n int) {
+	has := make(chan bool, len(disks))
 	for _, d := range disks {
-		if settled, err := settle(d.Driver, func(string) {}); err == nil && settled.Name == "qemu" {
-			n++
+		go func() {
+			settled, err := settle(d.Driver, func(string) {})
+			has <- err == nil && settled.Name == "qemu"
+		}()
+	}
+	timeout := time.NewTimer(formatWait)
+	defer timeout.Stop()
+	for i := range disks {
+		select {
+		case one := <-has:
+			if one {
+				n++
+			}
+		case <-timeout.C:
+			return n + len(disks) - i
 		}
 	}
 	return n

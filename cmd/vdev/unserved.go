@@ -14,6 +14,7 @@ import (
 	"vdev/internal/control"
 	"vdev/internal/spec"
 	"vdev/internal/trace"
+	"vdev/internal/virtioblk"
 )
 
 // A disk that could not be opened is tried again after this time, and after twice as long each time
@@ -30,6 +31,7 @@ type unserved struct {
 	program *program
 	config  spec.Disk
 	history *history
+	first   <-chan attempt         // nil: that has ended
 	again   chan struct{}          // it is to be tried now
 	now     atomic.Pointer[served] // what it has become; nil: it is not served
 
@@ -44,9 +46,32 @@ func newUnserved(p *program, c spec.Disk, h *history) *unserved {
 	return &unserved{program: p, config: c, history: h, again: make(chan struct{}, 1)}
 }
 
+// errSilent is why a disk is not served whose first attempt goes on.
+var errSilent = errors.New("its storage has not answered since vdev was started")
+
+// newSilent makes one whose first attempt goes on.
+func newSilent(p *program, c spec.Disk, h *history, first <-chan attempt) *unserved {
+	u := newUnserved(p, c, h)
+	u.first, u.err = first, errSilent
+	return u
+}
+
 // serve tries to open the disk until that works, serves it, and then returns what that gives; nil
 // where ctx ends before.
 func (u *unserved) serve(ctx context.Context, all *disks) error {
+	if u.first != nil {
+		s, err := u.take(<-u.first)
+		switch {
+		case ctx.Err() != nil && s != nil:
+			return s.close()
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			all.add(s)
+			return s.serve(ctx)
+		}
+		u.notYet(err)
+	}
 	for wait := firstAgain; ; wait = min(2*wait, lastAgain) {
 		u.plan(time.Now().Add(wait))
 		timer := time.NewTimer(wait)
@@ -76,9 +101,15 @@ func (u *unserved) serve(ctx context.Context, all *disks) error {
 // try opens the disk and makes its socket.
 func (u *unserved) try(ctx context.Context) (*served, error) {
 	s, err := u.program.open(ctx, u.config, u.history)
-	if err != nil {
-		return nil, err
+	return u.take(attempt{s, err})
+}
+
+// take makes the socket of a disk that was opened.
+func (u *unserved) take(a attempt) (*served, error) {
+	if a.err != nil {
+		return nil, a.err
 	}
+	s := a.served
 	u.now.Store(s)
 	if err := s.listen(); err != nil {
 		u.now.Store(nil)
@@ -127,6 +158,9 @@ func (u *unserved) Now() control.Target {
 // impossible is the answer to everything that needs a disk.
 func (u *unserved) impossible() error {
 	in, err := u.why()
+	if errors.Is(err, errSilent) {
+		return control.Impossible("the device is not served yet: %v", err)
+	}
 	return control.Impossible("the device is not served: %v (it is tried again in %s; SIGHUP has it tried now)", err, age(in))
 }
 
@@ -134,9 +168,13 @@ func (u *unserved) impossible() error {
 func (u *unserved) Status(context.Context) control.Status {
 	c := &u.config
 	in, err := u.why()
+	state, retry := virtioblk.StateFailed, &in
+	if errors.Is(err, errSilent) {
+		state, retry = virtioblk.StateOpening, nil
+	}
 	return control.Status{
 		Name: c.Name, PID: os.Getpid(), Version: version(), Seconds: time.Since(u.program.start).Seconds(),
-		LogLevel: u.LogLevel(), State: "failed", Error: err.Error(), RetryIn: &in, Rings: []control.Ring{}, Devices: []control.Device{},
+		LogLevel: u.LogLevel(), State: string(state), Error: err.Error(), RetryIn: retry, Rings: []control.Ring{}, Devices: []control.Device{},
 		Disk: control.Disk{
 			Driver: c.Driver.Name, File: c.Driver.File, Serial: c.Serial, BlockSize: c.BlockSize,
 			Socket: "none", AIO: string(u.program.reactors.Mode()), Migratable: c.Migratable, CancelAfter: c.CancelWait.Seconds(),
