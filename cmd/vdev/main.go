@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -22,6 +23,11 @@ const (
 	exitFailure = 1 // what was asked for cannot be done: a missing file, a socket in use
 	exitUsage   = 2 // the command line is wrong
 )
+
+// The kernel offers a signal for the process to its main thread first, and wakes no other one where that takes it. A main
+// thread that is in the midst of a call on storage which does not answer (FUSE, a network's) would keep it, and SIGTERM would
+// not be heard. So the main thread is the main goroutine's, which makes no such call: see serve.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
