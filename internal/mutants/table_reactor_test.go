@@ -189,8 +189,8 @@ var _ = add("reactor", []mutant{
 	},
 	{
 		what: "a ring is looked at for any number of bytes", file: queueGo,
-		from: "if bytes += r.bytes; bytes >= budgetBytes {",
-		to:   "if bytes += r.bytes; bytes >= 1<<60 {",
+		from: "if bytes += r.bytes; bytes >= budgetBytes || work >= budgetWork {",
+		to:   "if bytes += r.bytes; bytes >= 1<<60 || work >= budgetWork {",
 		by:   tests{in: "./internal/virtioblk", run: "TestARingIsLookedAtForSoManyBytes$"},
 	},
 	{
