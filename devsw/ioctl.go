@@ -1,6 +1,9 @@
 package devsw
 
-import "fmt"
+import (
+	"fmt"
+	"math/rand/v2"
+)
 
 // Cmd is an ioctl command. The numbers are vdev's own: commands never cross a
 // process, and data is a Go value of the type the command names. A driver
@@ -67,9 +70,12 @@ type DiskInfo struct {
 	OptIOSize    uint32 // what the device likes best to be given at once, bytes; 0 unknown
 	Rotational   bool
 
-	// Volatile: what was written and not flushed is lost when this process is
-	// killed, since a process of its own or memory holds it.
-	Volatile bool
+	// Holds says for how long what was written ends with Holder.
+	Holds Holding
+	// Holder names the memory, or the process, that holds what was written: no
+	// other one, of whatever process, has the number. 0 where Holds is
+	// HoldsNothing.
+	Holder uint64
 
 	// Pinned: transfers may use the pages of a Buf's memory, and not its
 	// addresses, so that what is mapped there later does not keep a transfer
@@ -77,13 +83,26 @@ type DiskInfo struct {
 	Pinned bool
 }
 
+// Holding says for how long writes that have succeeded depend on something that
+// may end before the host does.
+type Holding uint8
+
+const (
+	HoldsNothing Holding = iota // the host has them
+	HoldsToClose                // until a flush, or until d_close and an end in order
+	HoldsAlways                 // also when they were flushed: the disk is in memory
+)
+
 // DiskState is what whoever serves a disk next has to know of it.
 type DiskState struct {
 	// FlushError is not 0 where writes that had succeeded are lost: with it a
 	// flush failed, and all later ones have to, until somebody who knows about
 	// it says that it is to be forgotten, or the disk has become another one.
 	FlushError Errno
-	// Unflushed: writes had succeeded that no flush covered, and what held them
-	// is gone.
+	// Unflushed: writes had succeeded, and what held them (DiskInfo.Holder) is
+	// gone.
 	Unflushed bool
 }
+
+// NewHolder makes a number for DiskInfo.Holder.
+func NewHolder() uint64 { return rand.Uint64() | 1 }

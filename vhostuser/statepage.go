@@ -16,8 +16,9 @@ const (
 	statePageSize = 4096
 	statePageMark = "vdevstat" // 8 bytes
 	offStateMark  = 0
-	offStateWord  = 8 // u64: the state, and above it the state with each bit inverted
-	stateHeader   = 16
+	offStateWord  = 8  // u64: the state, and above it the state with each bit inverted
+	offStateTag   = 16 // u64
+	stateHeader   = 24
 )
 
 // StateKeeper is a Device that has something to tell whoever serves the guest next, beside the requests that the in-flight
@@ -29,8 +30,8 @@ type StateKeeper interface {
 	SetStatePage(p *StatePage)
 }
 
-// StatePage keeps 32 bits of a Device's own beyond the end of the process. Whoever owns it closes it, and sees to it that there is
-// one call at a time.
+// StatePage keeps 32 bits and a number of a Device's own beyond the end of the process. Whoever owns
+// it closes it, and sees to it that there is one call at a time.
 //
 // It is a mapping of its own. A system call on the file would wait while the front-end has the host
 // fill that, or a part of it, for as long as that takes; and it fails where the front-end has
@@ -38,18 +39,30 @@ type StateKeeper interface {
 type StatePage struct {
 	mapped *guestmem.Region // stateHeader bytes
 	state  uint32
+	tag    uint64
 }
 
 // State returns what was stored last, by this process or by another one: 0 where nothing was, or where it is not to be trusted. The
 // page is the front-end's to change: each bit may have any value.
 func (p *StatePage) State() uint32 { return p.state }
 
-// Store stores the state: when it returns, a successor finds it, though this process be killed.
-// Where the front-end has cut off the file the successor finds nothing. It does not wait. Any
+// Tag returns the number that was stored with the state: 0 where nothing was. It may have any value, too.
+func (p *StatePage) Tag() uint64 { return p.tag }
+
+// Store stores the state and a number: when it returns, a successor finds them, though this process be
+// killed. Meanwhile it may find either number with a state that has all the bits of before, of now and
+// of doubt. Where the front-end has cut off the file the successor finds nothing. It does not wait. Any
 // goroutine.
-func (p *StatePage) Store(state uint32) {
-	p.state = state
-	_ = p.touch(func(header []byte) { guestmem.Store64(header[offStateWord:], stateWord(state)) })
+func (p *StatePage) Store(state uint32, tag uint64, doubt uint32) {
+	before, change := p.state, p.tag != tag
+	p.state, p.tag = state, tag
+	_ = p.touch(func(header []byte) {
+		if change {
+			guestmem.Store64(header[offStateWord:], stateWord(before|state|doubt))
+			guestmem.Store64(header[offStateTag:], tag)
+		}
+		guestmem.Store64(header[offStateWord:], stateWord(state))
+	})
 }
 
 // touch calls f with the header, and returns the fault that has ended f, where the front-end has
@@ -105,7 +118,7 @@ func openStatePage(space *guestmem.Space, d Inflight, region *sys.FD) *StatePage
 		return nil
 	}
 	if word := binary.LittleEndian.Uint64(header[offStateWord:]); word == stateWord(uint32(word)) {
-		p.state = uint32(word)
+		p.state, p.tag = uint32(word), binary.LittleEndian.Uint64(header[offStateTag:])
 	}
 	return p
 }

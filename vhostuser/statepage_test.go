@@ -41,7 +41,7 @@ func (k *remembering) store(state uint32) bool {
 	if k.page == nil {
 		return false
 	}
-	k.page.Store(state)
+	k.page.Store(state, 0, 0)
 	return true
 }
 

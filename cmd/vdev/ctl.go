@@ -393,7 +393,9 @@ func (c *ctl) clearFailureCommand() *cobra.Command {
 		Long: `When a flush fails, writes that the guest was told are done are lost, and the host tells
 it once. So vdev has every later flush of the image fail, also when the guest is reset and
 when vdev is started anew, until the image is another one. 'status' shows it. When you know
-that the image is good, or that its loss does not matter, this command ends it.`,
+that the image is good, or that its loss does not matter, this command ends it. So it does where
+every request fails, since what the guest has written is lost: the guest then goes on with a disk
+that is older than it knows.`,
 		Args: noArguments(""),
 		RunE: c.run(func(ctx context.Context, client *control.Client, w io.Writer) error {
 			cleared, err := client.ClearFailure(ctx)
@@ -410,7 +412,7 @@ that the image is good, or that its loss does not matter, this command ends it.`
 				_, err = fmt.Fprintf(w, "a flush had failed (%s): that is forgotten\n", cleared.FailedFlush)
 			}
 			if cleared.LostUnflushed && err == nil {
-				_, err = fmt.Fprintln(w, "writes that were not flushed had been lost: that is forgotten")
+				_, err = fmt.Fprintln(w, "what the guest had written was lost: that is forgotten")
 			}
 			return err
 		}),

@@ -36,7 +36,7 @@ func writeStatus(w io.Writer, st control.Status) error {
 		t.row("", "a flush has failed (%s), and all fail since: acknowledged writes are lost; 'vdev ctl clear-failure' ends it", st.FailedFlush)
 	}
 	if st.Unflushed {
-		t.row("", "a vdev before this one has lost writes that were not flushed")
+		t.row("", "what the guest has written is lost: every request fails until the guest is reset")
 	}
 	if f := st.Failed; f != nil {
 		t.row("failed", "%s, the last %s ago: %s", count(int(f.Requests), "request"), age(f.Seconds), f.Last)

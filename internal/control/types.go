@@ -49,7 +49,7 @@ type Status struct {
 	RetryIn *float64 `json:"retry_in_seconds,omitempty"`
 	// FailedFlush is why a flush has failed, and all fail since: acknowledged writes are lost. Empty where none has.
 	FailedFlush string `json:"failed_flush,omitempty"`
-	// Unflushed says that a vdev before this one has lost writes that were not flushed.
+	// Unflushed says that what held the guest's writes has ended, and that everything fails until the guest is reset.
 	Unflushed bool `json:"lost_unflushed,omitempty"`
 	// Cache is what the guest takes the disk's cache for, writeback, writethrough or unknown; empty where no ring has started. StableWrites says that therefore each write
 	// is made stable before it is answered.
@@ -221,8 +221,8 @@ type Size struct {
 	Changed bool  `json:"changed"`
 }
 
-// Cleared is what is forgotten now: why a flush had failed, empty where none had, and whether writes had been lost that were not
-// flushed.
+// Cleared is what is forgotten now: why a flush had failed, empty where none had, and whether writes had been lost with what held
+// them.
 type Cleared struct {
 	FailedFlush   string `json:"failed_flush"`
 	LostUnflushed bool   `json:"lost_unflushed"`

@@ -43,5 +43,6 @@
 // # Snapshots
 //
 // With Config.Snapshot the image is only read. What is written goes to an overlay, a qcow2 image without a name in $TMPDIR or
-// /var/tmp, which is gone with the Server.
+// /var/tmp, which is gone with the Server. A guest that has written there does not go on with another
+// one's overlay (Server.Holding).
 package qemunbd

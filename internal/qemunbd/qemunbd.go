@@ -71,6 +71,7 @@ type Server struct {
 	image   string  // absolute
 	program string  // qemu-nbd
 	socket  *sys.FD // what the program listens on (O_PATH)
+	holder  uint64  // see Holding
 	overlay *os.File
 	base    os.FileInfo // the image, when the overlay was made
 
@@ -107,7 +108,7 @@ func New(conf Config) (*Server, error) {
 	case conf.Snapshot && conf.InUse != nil:
 		return nil, fmt.Errorf("a snapshot of an image that is in use: %w", devsw.EINVAL)
 	}
-	s := &Server{conf: conf}
+	s := &Server{conf: conf, holder: devsw.NewHolder()}
 	var err error
 	if s.image, err = filepath.Abs(conf.File); err != nil {
 		return nil, err
@@ -349,6 +350,14 @@ func (s *Server) End() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ending = true
+}
+
+// Holding implements nbd.Holder. An overlay goes with the Server.
+func (s *Server) Holding() (devsw.Holding, uint64) {
+	if s.overlay != nil {
+		return devsw.HoldsAlways, s.holder
+	}
+	return devsw.HoldsNothing, 0
 }
 
 // keepsLocked tells whether the program may have answered what a kill would lose.

@@ -48,6 +48,10 @@ type Config struct {
 	Info func() (devsw.DiskInfo, error)
 	// Keeper, where it is set, is what the disk knows of itself beside.
 	Keeper Keeper
+	// Ended, where it is set, tells of a holder of another disk's (devsw.DiskInfo.Holder) whether it has ended in order, with all that
+	// it had put where this disk has it too. known: it knows of it, or that it has not. It is called when the disk has been opened, and
+	// may wait, but not for long. nil: it knows of none.
+	Ended func(holder uint64) (ended, known bool)
 	// SizeChanged, where it is set, is called when a session's beginning or an open has found another size: the front-end is to be told
 	// (vhostuser.Backend.ConfigChanged). Any goroutine.
 	SizeChanged func()
@@ -85,6 +89,7 @@ type Device struct {
 	dev         devsw.Dev
 	readInfo    func() (devsw.DiskInfo, error)
 	keeper      Keeper // or nil
+	ended       func(holder uint64) (ended, known bool)
 	sizeChanged func()
 	serial      string
 	numQueues   int
@@ -127,10 +132,9 @@ type opening struct {
 	cancel context.CancelFunc // gives up an open that is waiting for a close
 	done   chan struct{}      // closed when the open has succeeded or failed
 	err    error              // valid once done is closed
-	// volatile: what is written and not flushed goes with the process. Valid once done is closed.
-	volatile bool
-	gone     chan struct{}    // closed when the close has been done
-	ops      devsw.Localcount // operations whose requests have not been told of their end, and what fence has split off
+	holds  devsw.Holding      // the disk's; valid once done is closed
+	gone   chan struct{}      // closed when the close has been done
+	ops    devsw.Localcount   // operations whose requests have not been told of their end, and what fence has split off
 
 	// Device.mu:
 
@@ -172,7 +176,7 @@ func New(c Config) (*Device, error) {
 	}
 	d := &Device{fs: c.FS, dev: c.Dev, readInfo: c.Info, serial: c.Serial, numQueues: c.NumQueues, segMax: c.SegMax,
 		cancelAfter: c.CancelAfter, stopGap: defaultStopGap, migratable: c.Migratable,
-		trace: c.Trace, log: c.Log, failed: c.Failed, keeper: c.Keeper, sizeChanged: c.SizeChanged,
+		trace: c.Trace, log: c.Log, failed: c.Failed, keeper: c.Keeper, ended: c.Ended, sizeChanged: c.SizeChanged,
 		queues: make(map[*queue]struct{}), suspended: make([]int, c.NumQueues)}
 	if d.segMax == 0 {
 		d.segMax = DefaultSegMax
@@ -187,6 +191,7 @@ func New(c Config) (*Device, error) {
 		return nil, err
 	}
 	d.readOnly = d.info.ReadOnly
+	d.memory.holds, d.memory.own = d.info.Holds, d.info.Holder
 	pool := c.Pool
 	if pool == nil {
 		pool = offload.Default()
@@ -300,32 +305,43 @@ func (d *Device) flag() devsw.Flag {
 
 // StartQueue implements vhostuser.Device. The first queue opens the block device, in the background.
 func (d *Device) StartQueue(vq *vhostuser.Queue) error {
+	for _, line := range d.startQueue(vq) {
+		d.log(line, nil)
+	}
+	return nil
+}
+
+// startQueue is StartQueue, and returns what the log is to say.
+func (d *Device) startQueue(vq *vhostuser.Queue) (news []string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.stop = nil
 	first := len(d.queues) == 0
-	d.meetDriver(first, vq.Driver())
+	if d.meetDriver(first, vq.Driver()) {
+		news = append(news, unknownMode)
+	}
 	switch origin := vq.Driver(); {
 	case first && origin == vhostuser.DriverNew:
 		d.anew = true
 	case origin == vhostuser.DriverElsewhere:
 		d.anew = false // the first ring may not have shown it
 	}
-	d.checkSize(len(d.queues) == 0, vq.Size())
+	if first && d.tooSmall(vq.Size()) {
+		news = append(news, fmt.Sprintf("the guest's ring has %d descriptors and its driver uses no indirect ones, but requests may have %d: "+
+			"larger ones may hang in the guest for ever; use --seg-max %d, or a queue-size of at least %d",
+			vq.Size(), d.segMax+2, max(vq.Size()-2, 1), d.segMax+2))
+	}
 	q := newQueue(d, vq)
 	vq.Data = q
 	d.queues[q] = struct{}{}
 	d.openLocked(q)
-	return nil
+	return news
 }
 
-// checkSize tells of a ring that is too small for the requests that its driver may make.
-func (d *Device) checkSize(first bool, size int) {
+// tooSmall tells whether a ring is too small for the requests that its driver may make.
+func (d *Device) tooSmall(size int) bool {
 	const features = fSegMax | fIndirect
-	if first && d.negotiated&features == fSegMax && size < d.segMax+2 {
-		d.log(fmt.Sprintf("the guest's ring has %d descriptors and its driver uses no indirect ones, but requests may have %d: larger ones may hang in "+
-			"the guest for ever; use --seg-max %d, or a queue-size of at least %d", size, d.segMax+2, max(size-2, 1), d.segMax+2), nil)
-	}
+	return d.negotiated&features == fSegMax && size < d.segMax+2
 }
 
 // openLocked gives q the open of the block device that there is, or begins one. q is told when it is done.
@@ -375,7 +391,7 @@ func (d *Device) runOpen(ctx context.Context, o *opening) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	o.err, o.volatile = err, d.info.Volatile
+	o.err, o.holds = err, d.info.Holds
 	close(o.done)
 	for _, q := range d.queuesOfLocked(o) {
 		q.vq.Post(func() { q.opened(o) })

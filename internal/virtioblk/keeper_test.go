@@ -15,7 +15,8 @@ import (
 
 // cautious is a disk that is a Keeper. A process has one; a successor's is another one.
 type cautious struct {
-	volatile bool
+	volatile bool   // it holds what is written until a flush or a close
+	holder   uint64 // then
 
 	mu     sync.Mutex
 	fail   devsw.Errno // what flushes and writes fail with
@@ -28,6 +29,9 @@ type cautious struct {
 }
 
 func (c *cautious) disk(t testing.TB, table *devsw.Table) (devsw.Dev, func() (devsw.DiskInfo, error)) {
+	if c.volatile {
+		c.holder = devsw.NewHolder()
+	}
 	ok := func(devsw.Dev, devsw.Flag, devsw.Mode) error { return nil }
 	b := &devsw.Bdevsw{
 		Name: "cautious", Flag: devsw.DDisk | devsw.DMPSafe, Open: ok, Cancel: ok,
@@ -80,7 +84,11 @@ func (c *cautious) disk(t testing.TB, table *devsw.Table) (devsw.Dev, func() (de
 	return devsw.Makedev(uint32(bmajor), 0), func() (devsw.DiskInfo, error) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return devsw.DiskInfo{Size: max(c.size, diskSize), SectorSize: 512, Volatile: c.volatile}, nil
+		info := devsw.DiskInfo{Size: max(c.size, diskSize), SectorSize: 512}
+		if c.volatile {
+			info.Holds, info.Holder = devsw.HoldsToClose, c.holder
+		}
+		return info, nil
 	}
 }
 
@@ -251,7 +259,8 @@ func TestAFailureIsNotForgottenWithItsRegion(t *testing.T) {
 	}
 }
 
-// TestUnflushedWritesAreHandedOn where the disk is volatile, and the process is killed: it leaves the page as it is.
+// TestUnflushedWritesAreHandedOn where a process of the disk's holds them, and this one is killed: it
+// leaves the page as it is. What became of them the next one knows, or it takes them for lost.
 func TestUnflushedWritesAreHandedOn(t *testing.T) {
 	write := func(w *bench) {
 		w.t.Helper()
@@ -313,13 +322,80 @@ func TestUnflushedWritesAreHandedOn(t *testing.T) {
 			o := cautiousBench(t, next)
 			w.moveTo(o)
 			o.restart(killed)
-			o.do(0, tFlush, 0, nil, nil)
-			told := next.heard()
-			if got := len(told) == 1 && told[0].Unflushed; got != c.want {
-				t.Errorf("the successor was told %+v, want unflushed %v", told, c.want)
+			st, _ := o.do(0, tFlush, 0, nil, nil)
+			if got := st != statusOK; got != c.want {
+				t.Errorf("the successor's flush has status %d, want it to fail: %v", st, c.want)
+			}
+			if told := next.heard(); told != nil && told[0].FlushError == 0 {
+				t.Errorf("the successor was told %+v", told)
 			}
 		})
 	}
+}
+
+// TestWhatBecameOfAHolderDecides whether a guest goes on that has unflushed writes with it.
+func TestWhatBecameOfAHolderDecides(t *testing.T) {
+	for name, c := range map[string]struct {
+		stop         bool // the disk is closed before the kill
+		ended, known bool
+		want         []byte
+	}{
+		"killed, it has ended in order":                            {false, true, true, allWell},
+		"killed, it has not":                                       {false, false, true, allFail},
+		"killed, nothing is known":                                 {false, false, false, allFail},
+		"closed, it has ended in order":                            {true, true, true, allWell},
+		"closed, it has not":                                       {true, false, true, allFail},
+		"closed, nothing is known: the guest comes from elsewhere": {true, false, false, allWell},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &cautious{volatile: true}
+			w := cautiousBench(t, d)
+			region := w.startWith(w.all())
+			w.do(0, tOut, 0, []virtqtest.Seg{w.buffer(512)}, nil)
+			if c.stop {
+				w.stopRings()
+			}
+			next := &cautious{volatile: true}
+			var asked []uint64
+			o := newBench(t, reactor.ModeURing, 1, next.disk, func(conf *Config) {
+				conf.Keeper = next
+				conf.Ended = func(holder uint64) (ended, known bool) {
+					asked = append(asked, holder)
+					return c.ended, c.known
+				}
+			})
+			region = w.goOnWith(o, region)
+			o.expect("with the next vdev", c.want)
+			o.stopRings()
+			o.startRings(region)
+			o.expect("after a pause", c.want)
+			if !slices.Equal(asked, []uint64{d.holder}) {
+				t.Errorf("asked about %x, want %x once", asked, d.holder)
+			}
+			// What has ended in order, with nothing new, is not asked for any more.
+			o.do(0, tFlush, 0, nil, nil)
+			third := &cautious{volatile: true}
+			p := cautiousBench(t, third)
+			o.goOnWith(p, region)
+			p.expect("with one vdev more", c.want)
+		})
+	}
+}
+
+// TestAnOpenAfterACloseHoldsNothing of before: what held it has ended in order, or the driver says
+// that it has not.
+func TestAnOpenAfterACloseHoldsNothing(t *testing.T) {
+	d := &cautious{volatile: true}
+	w := cautiousBench(t, d)
+	region := w.startWith(w.all())
+	w.do(0, tOut, 0, []virtqtest.Seg{w.buffer(512)}, nil)
+	w.stopRings()
+	w.startRings(region)
+	w.do(0, tIn, 0, nil, []virtqtest.Seg{w.buffer(512)})
+	next := &cautious{volatile: true}
+	o := cautiousBench(t, next)
+	w.goOnWith(o, region)
+	o.expect("with the next vdev", allWell)
 }
 
 // TestACloseThatTakesLongStillSaysThatNothingIsLost: the region has been dropped meanwhile, and waits with the front-end for the next
@@ -333,12 +409,8 @@ func TestACloseThatTakesLongStillSaysThatNothingIsLost(t *testing.T) {
 	}
 	unflushed := func() bool {
 		t.Helper()
-		var state [4]byte // behind the page's mark
-		if _, errno := sys.Preadv(region.FD(), [][]byte{state[:]}, int64(region.MmapSize-4096+8)); errno != 0 {
-			t.Fatal(errno)
-		}
-		_, _, disk := parseState(binary.LittleEndian.Uint32(state[:]))
-		return disk.Unflushed
+		state := pageState(t, region)
+		return state&stateHeld != 0 && state&stateHanded == 0
 	}
 	w.hangUp()
 	if !unflushed() {
@@ -358,6 +430,16 @@ func TestACloseThatTakesLongStillSaysThatNothingIsLost(t *testing.T) {
 	if told := c.heard(); told != nil {
 		t.Errorf("the next open was told %+v", told)
 	}
+}
+
+// pageState gives the state in the region's page.
+func pageState(t *testing.T, region *vhostusertest.Inflight) uint32 {
+	t.Helper()
+	var state [4]byte // behind the page's mark
+	if _, errno := sys.Preadv(region.FD(), [][]byte{state[:]}, int64(region.MmapSize-4096+8)); errno != 0 {
+		t.Fatal(errno)
+	}
+	return binary.LittleEndian.Uint32(state[:])
 }
 
 // TestAStatePageMayHoldAnything: it is the front-end's.

@@ -28,11 +28,11 @@ type queue struct {
 	open    *opening
 	counter *specfs.Counter // of open's node
 
-	ready    bool // the open has succeeded or failed, and requests may be started
-	failed   bool
-	parking  bool // see park
-	orphaned bool // open was closed for another queue's sake
-	waits    bool // to be reopened once a stop is over
+	ready    bool  // the open has succeeded or failed, and requests may be started
+	failed   error // with what they end then
+	parking  bool  // see park
+	orphaned bool  // open was closed for another queue's sake
+	waits    bool  // to be reopened once a stop is over
 	fetched  uint64
 	account
 	free     []*request
@@ -51,12 +51,17 @@ func (q *queue) opened(o *opening) {
 	if o != q.open || q.parking {
 		return
 	}
-	q.ready = true
-	q.failed = o.err != nil
+	q.ready, q.failed = true, nil
+	switch {
+	case o.err != nil:
+		q.failed = errNotOpen
+	case q.d.memory.lost():
+		q.failed = errLost
+	}
 	parked := q.takeParked()
 	for _, r := range parked {
-		if q.failed {
-			r.end(errNotOpen)
+		if q.failed != nil {
+			r.end(q.failed)
 		} else {
 			r.again()
 		}
@@ -241,8 +246,8 @@ func (d *Device) Process(vq *vhostuser.Queue) (worked bool) {
 		}
 		worked = true
 		work += r.chain.Work()
-		if q.failed {
-			r.fail(errNotOpen)
+		if q.failed != nil {
+			r.fail(q.failed)
 		} else {
 			r.start()
 		}

@@ -83,6 +83,7 @@ var (
 	errUnknown   = errors.New("unknown request type")
 	errReadOnly  = errors.New("disk is read-only")
 	errNotOpen   = errors.New("device could not be opened")
+	errLost      = fmt.Errorf("what the guest has written is lost: %w", devsw.ESTALE)
 )
 
 // request is one request of a queue, from Pop to Push. Requests are the queue's and are used again.
@@ -545,11 +546,12 @@ func (o *operation) flush() error {
 		return o.flushErr
 	}
 	number := uint64(0)
-	if o.open.volatile {
+	covers := o.open.holds == devsw.HoldsToClose
+	if covers {
 		number = o.d.memory.beginFlush()
 	}
 	o.flushErr = o.open.node.Ioctl(devsw.DIOCCACHESYNC, nil, o.d.flag())
-	if o.flushed = o.flushErr == nil; o.flushed && o.open.volatile {
+	if o.flushed = o.flushErr == nil; o.flushed && covers {
 		o.d.memory.endFlush(number)
 	}
 	return o.flushErr
@@ -596,7 +598,7 @@ func (r *request) finish(err error) {
 		status = statusOf(r.typ, err)
 	}
 	q := r.q
-	if err == nil && q.open.volatile && r.unflushed() {
+	if err == nil && q.open.holds != devsw.HoldsNothing && r.held() {
 		q.d.memory.answered()
 	}
 	q.vq.PushStatus(&r.chain, uint32(r.written(err)), r.status, status)
@@ -621,13 +623,14 @@ func (r *request) written(err error) int {
 	return n
 }
 
-// unflushed tells whether the request, which has succeeded, has changed the disk in a way that only a flush makes stable.
-func (r *request) unflushed() bool {
+// held tells whether the request, which has succeeded, has changed the disk, in a way that depends on the disk's holder.
+func (r *request) held() bool {
+	always := r.q.open.holds == devsw.HoldsAlways
 	switch r.typ {
 	case tOut:
-		return r.buf.Flags&devsw.BMediaFUA == 0
+		return always || r.buf.Flags&devsw.BMediaFUA == 0
 	case tDiscard, tWriteZeroes:
-		return !r.flushed
+		return always || !r.flushed
 	}
 	return false
 }

@@ -32,8 +32,15 @@ const (
 //   - driver is what the guest's driver takes the cache for. A driver that begins reads the copy; one that goes on elsewhere
 //     (vhostuser.DriverElsewhere) has read another one, of which only the page tells.
 //
+// What the guest has written is a third thing. A disk in memory ends with its process, and so may what
+// a process of the disk's holds (devsw.DiskInfo.Holds). The page says whose it is, from before a write
+// is answered that depends on it. A driver that goes on with a disk that does not have its writes must
+// not see what was there before them: everything fails until it begins anew.
+//
 // mu is taken last. Nothing is waited for with it, but for the system call that writes the page.
 type memory struct {
+	asking sync.Mutex // held while the disk is asked for its state and that is noted; taken before mu
+
 	mu       sync.Mutex
 	page     *vhostuser.StatePage // nil for none
 	late     *vhostuser.StatePage // one that was dropped before the disk was closed; nil for none
@@ -42,14 +49,35 @@ type memory struct {
 	fromPage bool                   // driver is what the page has said
 	ran      bool                   // a ring has run in this session
 	origin   vhostuser.DriverOrigin // of the driver of the rings that run, or ran last
-	brought  devsw.DiskState        // what the page has said of the disk, until the next open
+	brought  devsw.Errno            // with what a flush has failed, as the page has said, until the next open
 	disk     devsw.DiskState        // what the driver has said last
+	taken    bool                   // an open has taken what page has said
 
-	// unflushed is unflushedNo, unflushedYes, or the number of the last flush, where no write has been answered since that began. It is
-	// of use where the disk is Volatile. Changed under mu.
+	holds   devsw.Holding // the disk's; does not change
+	own     uint64        // its holder; does not change
+	writes  whereabouts   // of what the guest's driver has written
+	holder  uint64        // of writesHeld and writesHandedOver
+	known   bool          // page says where they are
+	served  bool          // a driver has had the disk in this process
+	fresh   bool          // none had, when the first of the rings that run was started
+	mourned bool          // the log has it that they are lost
+
+	// unflushed is unflushedNo, unflushedYes, or the number of the last flush, where no write has been answered since that began. It
+	// says whether the disk's holder has anything. Changed under mu.
 	unflushed atomic.Uint64
+	handed    bool   // the disk has been closed in order since
 	flushes   uint64 // the number of the last flush
 }
+
+// whereabouts says where is what the guest's driver has written.
+type whereabouts uint8
+
+const (
+	writesHere       whereabouts = iota // on the disk
+	writesHeld                          // with a holder that is not this disk's: the next open asks how it has ended
+	writesHandedOver                    // likewise; the disk that it was of has been closed in order
+	writesLost                          // nowhere: everything fails until a driver begins
+)
 
 const (
 	unflushedNo uint64 = iota
@@ -59,10 +87,12 @@ const (
 
 // The state in the page.
 const (
-	stateDriver    = 0 // the first of 2 bits: cacheMode
-	stateTold      = 2 // likewise
-	stateUnflushed = 1 << 4
-	stateErrno     = 16 // the first of 16 bits
+	stateDriver    = 0      // the first of 2 bits: cacheMode
+	stateTold      = 2      // likewise
+	stateUnflushed = 1 << 4 // devsw.DiskState.Unflushed
+	stateHeld      = 1 << 5 // the tag names the holder of what the guest has written
+	stateHanded    = 1 << 6 // that was told to end in order
+	stateErrno     = 16     // the first of 16 bits
 	maxErrno       = 4095
 )
 
@@ -81,21 +111,36 @@ func parseState(state uint32) (driver, told cacheMode, disk devsw.DiskState) {
 
 // storeLocked writes the page.
 func (m *memory) storeLocked() {
-	state := uint32(m.driver)<<stateDriver | uint32(m.told)<<stateTold
-	if e := max(m.disk.FlushError, m.brought.FlushError); e != 0 {
-		state |= uint32(min(e, maxErrno)) << stateErrno
-	}
-	if m.unflushed.Load() != unflushedNo || m.brought.Unflushed || m.disk.Unflushed {
+	// What the disk says of itself.
+	state := uint32(min(max(m.disk.FlushError, m.brought), maxErrno)) << stateErrno
+	if m.disk.Unflushed {
 		state |= stateUnflushed
+	}
+	const held = stateHeld | stateHanded
+	if m.unflushed.Load() != unflushedNo {
+		state |= stateHeld
+		if m.handed {
+			state |= stateHanded
+		}
 	}
 	if m.late != nil {
 		// Whose guest it is says the rest.
-		const ours = stateUnflushed | 0xffff<<stateErrno
-		m.late.Store(m.late.State()&^ours | state&ours)
+		const ours = held | 0xffff<<stateErrno
+		m.late.Store(m.late.State()&^ours|state, m.own, stateUnflushed)
+	}
+	state |= uint32(m.driver)<<stateDriver | uint32(m.told)<<stateTold
+	tag := m.own
+	switch m.writes {
+	case writesHeld:
+		state, tag = state&^held|stateHeld, m.holder
+	case writesHandedOver:
+		state, tag = state|held, m.holder
+	case writesLost:
+		state |= stateUnflushed
 	}
 	// After that one: a front-end that comes back brings the same page again.
-	if m.page != nil && (m.late != nil || m.page.State() != state) {
-		m.page.Store(state)
+	if m.page != nil && (m.late != nil || m.page.State() != state || m.page.Tag() != tag) {
+		m.page.Store(state, tag, stateUnflushed)
 	}
 }
 
@@ -107,10 +152,11 @@ func (d *Device) SetStatePage(p *vhostuser.StatePage) {
 	m := &d.memory
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	// That a flush has failed is the disk's affair, whoever its guest is. It stays until an open has taken it.
-	m.fromPage, m.brought.Unflushed = false, false
-	m.dropLocked(m.page, used)
-	m.page = p
+	// That a flush has failed (brought) is the disk's affair, whoever its guest is. It stays until an open has taken it. Where the
+	// writes are stays known as well, until another page says it, or a driver begins.
+	m.fromPage, m.known = false, false
+	m.dropLocked(m.page, used && m.taken)
+	m.page, m.taken = p, false
 	if p == nil {
 		return
 	}
@@ -121,12 +167,26 @@ func (d *Device) SetStatePage(p *vhostuser.StatePage) {
 			m.told = told
 		}
 	}
-	if m.unflushed.Load() != unflushedNo {
-		disk.Unflushed = false // it is what this process has put there, and it has not been killed
-	}
-	disk.FlushError = max(disk.FlushError, m.brought.FlushError)
-	m.brought = disk
+	m.brought = max(m.brought, disk.FlushError)
+	m.findWritesLocked(disk.Unflushed)
 	m.storeLocked()
+}
+
+// findWritesLocked finds out from the page where the writes of its guest are. lost: it says that they are nowhere.
+func (m *memory) findWritesLocked(lost bool) {
+	state, tag := m.page.State(), m.page.Tag()
+	m.known = lost || tag != 0
+	switch {
+	case lost:
+		m.writes = writesLost
+	case state&stateHeld != 0 && tag != m.own:
+		m.writes, m.holder = writesHeld, tag
+		if state&stateHanded != 0 {
+			m.writes = writesHandedOver
+		}
+	case m.known:
+		m.writes = writesHere
+	}
 }
 
 // dropLocked closes a page, but keeps it for as long as the disk is used: a close may still have something to say.
@@ -150,6 +210,7 @@ func (m *memory) beginSession() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.told, m.driver, m.fromPage, m.ran = cacheUnknown, cacheUnknown, false, false
+	m.writes, m.known = writesHere, false
 }
 
 // ConfigRead implements vhostuser.ConfigWatcher. Once a ring has run it is the new size that a front-end wants, and its copy of
@@ -169,9 +230,9 @@ func (m *memory) status() (devsw.DiskState, string) {
 	defer m.mu.Unlock()
 	lost := m.disk
 	if lost.FlushError == 0 {
-		lost.FlushError = m.brought.FlushError
+		lost.FlushError = m.brought
 	}
-	lost.Unflushed = lost.Unflushed || m.brought.Unflushed
+	lost.Unflushed = lost.Unflushed || m.writes == writesLost
 	return lost, [...]string{"unknown", "writeback", "writethrough"}[m.driver]
 }
 
@@ -202,8 +263,9 @@ func (m *memory) writeback() bool {
 	return m.told != cacheWritethrough
 }
 
-// meetDriver finds out what the guest's driver takes the disk's cache for, when a ring starts. first: no other one runs.
-func (d *Device) meetDriver(first bool, origin vhostuser.DriverOrigin) {
+// meetDriver finds out what the guest's driver takes the disk's cache for, and where its writes are, when a ring starts. first: no
+// other one runs. unknown: the log is to say that the former is not known.
+func (d *Device) meetDriver(first bool, origin vhostuser.DriverOrigin) (unknown bool) {
 	m := &d.memory
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -214,14 +276,25 @@ func (d *Device) meetDriver(first bool, origin vhostuser.DriverOrigin) {
 	case origin == vhostuser.DriverElsewhere && (first || m.origin != origin):
 		m.driver = cacheUnknown
 	}
+	if first {
+		m.fresh = !m.served
+	}
+	switch {
+	case first && origin == vhostuser.DriverNew:
+		m.writes = writesHere
+	case origin == vhostuser.DriverElsewhere && !m.known && m.fresh && m.holds == devsw.HoldsAlways:
+		// Whatever it has written is elsewhere, too. That it has written nothing nobody knows.
+		m.writes = writesLost
+	}
 	m.ran, m.origin = true, origin
 	m.storeLocked()
 	d.setStableLocked()
-	if first && m.driver == cacheUnknown && d.negotiated&fConfigWCE != 0 && !d.readOnly {
-		d.log("it is not known whether the guest counts on a write cache, since its driver began elsewhere: each write is made stable, "+
-			"which is slow, until the guest sets its cache mode or its machine is started anew", nil)
-	}
+	return first && m.driver == cacheUnknown && d.negotiated&fConfigWCE != 0 && !d.readOnly
 }
+
+// unknownMode is what the log says where meetDriver says so.
+const unknownMode = "it is not known whether the guest counts on a write cache, since its driver began elsewhere: each write is made stable, " +
+	"which is slow, until the guest sets its cache mode or its machine is started anew"
 
 // setStableLocked works out whether each write is to be stable because of the cache's mode. A driver without CONFIG_WCE counts on
 // nothing but its flushes, unless somebody has switched the cache off all the same.
@@ -234,71 +307,126 @@ func (d *Device) setStableLocked() {
 // goroutine, those of reactors included, and do not block.
 type Keeper interface {
 	State() devsw.DiskState
-	// SetState tells what a predecessor knew. It comes after d_open has succeeded, and before the first transfer.
+	// SetState tells with what a flush failed that a predecessor knew of. It comes after d_open has succeeded, and before the first
+	// transfer.
 	SetState(devsw.DiskState)
 	// ClearState has it forgotten, and returns what that was. After an error nothing is.
 	ClearState() (devsw.DiskState, error)
 }
 
-// takeOver tells the disk, which has just been opened, what a predecessor knew of it.
+// takeOver tells the disk, which has just been opened, what a predecessor knew of it, and finds out
+// where the guest's writes are.
 func (d *Device) takeOver() {
-	if d.keeper == nil {
-		return
-	}
 	m := &d.memory
 	m.mu.Lock()
-	brought := m.brought
+	brought, writes, holder := m.brought, m.writes, m.holder
 	m.mu.Unlock()
-	if brought != (devsw.DiskState{}) {
-		d.keeper.SetState(brought)
+	writes = d.followed(writes, holder)
+	if brought != 0 && d.keeper != nil {
+		d.keeper.SetState(devsw.DiskState{FlushError: brought})
 	}
-	m.mu.Lock()
-	m.brought = devsw.DiskState{}
-	m.mu.Unlock()
-	d.learn()
+	d.ask(func() {
+		m.brought, m.taken, m.handed = 0, true, false
+		if m.writes == writesHeld || m.writes == writesHandedOver {
+			m.writes = writes
+		}
+		if m.holds == devsw.HoldsToClose && !m.disk.Unflushed {
+			m.unflushed.Store(unflushedNo) // what held it before has ended in order
+		}
+		m.served = m.served || m.writes == writesHere
+	})
 }
 
-// lostWrites is told once of each failure.
-const lostWrites = "a flush has failed: writes that were acknowledged are lost, and every flush fails from now on; " +
-	"once the image is known to be good, or was made so, 'vdev ctl clear-failure' ends that, and so does another image"
+// followed finds out where the writes of a guest are that a holder of another disk has had.
+func (d *Device) followed(writes whereabouts, holder uint64) whereabouts {
+	if writes != writesHeld && writes != writesHandedOver {
+		return writes
+	}
+	ended, known := false, false
+	if d.ended != nil {
+		ended, known = d.ended(holder)
+	}
+	if ended || !known && writes == writesHandedOver {
+		return writesHere
+	}
+	return writesLost
+}
+
+// What is told once of each failure.
+const (
+	lostWrites = "a flush has failed: writes that were acknowledged are lost, and every flush fails from now on; " +
+		"once the image is known to be good, or was made so, 'vdev ctl clear-failure' ends that, and so does another image"
+	lostDisk = "what the guest has written is not on this disk: memory, or a process, that had it has ended with another vdev; " +
+		"every request fails until the guest resets the device (restart the guest: it finds the disk as after a power failure)"
+)
 
 // learn asks the disk for its state and puts that into the page, before the guest is told of what has led to it.
 func (d *Device) learn() {
-	if d.keeper == nil {
-		return
+	if d.keeper != nil {
+		d.ask(func() {})
 	}
-	s := d.keeper.State()
+}
+
+// ask asks the disk for its state and puts that, and what change changes of memory, with mu held, into the page. One that asks notes
+// what it was told before another one asks, so that the last answer stays.
+func (d *Device) ask(change func()) {
 	m := &d.memory
+	m.asking.Lock()
+	var s devsw.DiskState
+	if d.keeper != nil {
+		s = d.keeper.State()
+	}
 	m.mu.Lock()
 	failed := s.FlushError != 0 && m.disk.FlushError == 0
 	m.disk = s
+	change()
+	// Of what a driver has lost it tells itself.
+	gone := m.taken && m.writes == writesLost && !m.mourned && !s.Unflushed
+	m.mourned = m.writes == writesLost && (m.mourned || gone)
 	m.storeLocked()
 	m.mu.Unlock()
+	m.asking.Unlock()
 	if failed {
 		d.log(lostWrites, s.FlushError)
 	}
+	if gone {
+		d.log(lostDisk, nil)
+	}
+}
+
+// lost tells whether everything is to fail.
+func (m *memory) lost() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.writes == writesLost
 }
 
 // ClearFailure has it forgotten that a flush has failed and that writes are lost, and returns what was known of that. Any goroutine.
-func (d *Device) ClearFailure() (devsw.DiskState, error) {
-	if d.keeper == nil {
-		return devsw.DiskState{}, nil
-	}
-	cleared, err := d.keeper.ClearState()
-	if err != nil {
-		return devsw.DiskState{}, fmt.Errorf("virtio-blk: %w", err)
+func (d *Device) ClearFailure() (cleared devsw.DiskState, err error) {
+	if d.keeper != nil {
+		if cleared, err = d.keeper.ClearState(); err != nil {
+			return devsw.DiskState{}, fmt.Errorf("virtio-blk: %w", err)
+		}
 	}
 	m := &d.memory
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	cleared.FlushError = max(cleared.FlushError, m.brought.FlushError)
-	cleared.Unflushed = cleared.Unflushed || m.brought.Unflushed
-	m.disk, m.brought = devsw.DiskState{}, devsw.DiskState{}
-	m.storeLocked()
+	// What has failed since is not forgotten with it.
+	d.ask(func() {
+		cleared.FlushError, m.brought = max(cleared.FlushError, m.brought), 0
+		if m.writes == writesLost {
+			cleared.Unflushed, m.writes, m.served = true, writesHere, true
+		}
+	})
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if o := d.open; o != nil && ended(o.done) {
+		for _, q := range d.queuesOfLocked(o) {
+			q.vq.Post(func() { q.opened(o) })
+		}
+	}
 	return cleared, nil
 }
 
-// answered says that a write, or a discard, is about to be answered that a flush has not covered. The disk is Volatile.
+// answered says that a write, or a discard, is about to be answered that depends on the disk's holder.
 func (m *memory) answered() {
 	if m.unflushed.Load() == unflushedYes {
 		return
@@ -330,16 +458,12 @@ func (m *memory) endFlush(number uint64) {
 	}
 }
 
-// closed says that the disk has been closed: what held the writes of a Volatile one has ended in good order, or says that it has not.
+// closed says that the disk has been closed.
 func (d *Device) closed() {
-	d.learn()
 	m := &d.memory
+	d.ask(func() { m.handed = m.holds == devsw.HoldsToClose })
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !m.disk.Unflushed {
-		m.unflushed.Store(unflushedNo)
-	}
-	m.storeLocked()
 	if m.late != nil {
 		m.late.Close()
 		m.late = nil

@@ -29,7 +29,8 @@
 // crash decides for each sector that is only in memory, by chance, whether it has reached the medium: so a write of many sectors
 // is torn, and writes take effect out of order. Discards and zeroes have no such delay. The cache stays as it is while the
 // device is closed and opened again, as a disk's does when its machine is reset; what is in it when the unit is destroyed is
-// lost.
+// lost. The guest is not told of that: a disk that loses its cache with its power does not tell, either, and to play such a disk is
+// what the cache is for. So it is none of what devsw.DiskInfo.Holds is about, which is the lower device's.
 //
 // # The lower device
 //

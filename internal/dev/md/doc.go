@@ -1,5 +1,6 @@
 // Package md is the memory disk, after NetBSD's md(4) with MD_KMEM_ALLOCATED: a disk whose contents are memory of the
-// process, all zero at first or loaded from a file, and gone with it.
+// process, all zero at first or loaded from a file, and gone with it. A guest that has written there is
+// not to go on with another one (devsw.HoldsAlways).
 //
 // Memory is taken page by page as it is written and given back by discards, so that the size costs nothing by itself; a
 // host that runs out of memory meanwhile ends processes, and answers no write with an error. A flush has nothing to do.

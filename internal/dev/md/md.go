@@ -32,6 +32,7 @@ type softc struct {
 	opens  disk.Opens
 	mem    []byte
 	medium disk.Medium
+	holder uint64 // see devsw.DiskInfo
 
 	cancelled atomic.Bool // d_cancel of the block device has been, d_close has not
 }
@@ -98,6 +99,7 @@ func newSoftc(conf Config) (*softc, error) {
 	return &softc{
 		mem:    mem,
 		medium: disk.Medium{Size: size, High: size, Sector: sector, ReadOnly: conf.ReadOnly},
+		holder: devsw.NewHolder(),
 	}, nil
 }
 
@@ -119,7 +121,7 @@ func (d *Driver) Info(unit int) (devsw.DiskInfo, error) {
 }
 
 func (sc *softc) info() devsw.DiskInfo {
-	return devsw.DiskInfo{
+	info := devsw.DiskInfo{
 		Size:         sc.medium.Size,
 		SectorSize:   uint32(sc.medium.Sector),
 		ReadOnly:     sc.medium.ReadOnly,
@@ -127,6 +129,10 @@ func (sc *softc) info() devsw.DiskInfo {
 		WriteZeroes:  !sc.medium.ReadOnly,
 		DiscardAlign: uint32(sys.PageSize()),
 	}
+	if !info.ReadOnly {
+		info.Holds, info.Holder = devsw.HoldsAlways, sc.holder
+	}
+	return info
 }
 
 // open is d_open. EROFS to open a read-only disk for writing.

@@ -692,15 +692,17 @@ func TestStateOfADiskIsHandedOn(t *testing.T) {
 		t.Errorf("after a close it is %+v", s)
 	}
 
+	// Whoever opens it sees to the guest, which may be another one.
 	next := newRig(t)
-	o, _ := f.disk(next, Config{})
-	next.d.SetState(0, lost)
-	o.stale()
-	next.close(o.Dev)
-	o = &diskUnderTest{next.open(o.Dev), next}
-	o.write(f.next(), 0)
-	if s := next.d.State(0); s != (devsw.DiskState{}) {
-		t.Errorf("after a new beginning it is %+v", s)
+	o, c := f.disk(next, Config{})
+	failed := devsw.DiskState{FlushError: devsw.EIO}
+	next.d.SetState(0, devsw.DiskState{FlushError: devsw.EIO, Unflushed: true})
+	o.write(c, 0)
+	if s := next.d.State(0); s != failed {
+		t.Errorf("when it was told of both it is %+v", s)
+	}
+	if err := o.sync(c); !errors.Is(err, devsw.EIO) {
+		t.Errorf("its flush ends with %v", err)
 	}
 }
 

@@ -202,6 +202,9 @@ func (sc *softc) info() devsw.DiskInfo {
 	}
 	if !info.ReadOnly {
 		info.Discard, info.WriteZeroes = exp.has(sendTrim), true
+		if h, ok := sc.conf.Server.(Holder); ok {
+			info.Holds, info.Holder = h.Holding()
+		}
 	}
 	return info
 }

@@ -29,6 +29,13 @@ type Server interface {
 	Kill()
 }
 
+// Holder is a Server that has what was written end with it, or with what it keeps for it.
+type Holder interface {
+	Server
+	// Holding is for devsw.DiskInfo, and does not change.
+	Holding() (devsw.Holding, uint64)
+}
+
 // Sizer is a Server that knows the size of the disk while it does not run.
 type Sizer interface {
 	Server
