@@ -45,6 +45,18 @@ func (d *openedDisk) keeper() virtioblk.Keeper {
 	return nil
 }
 
+// ended is for virtioblk.Config: nil where no other disk's holder is known of.
+func (d *openedDisk) ended() func(holder uint64) (ended, known bool) {
+	driver := d.driver
+	if s, ok := driver.(*stacked); ok {
+		driver = s.lower
+	}
+	if w, ok := driver.(*withServer); ok {
+		return w.server.Ended
+	}
+	return nil
+}
+
 // keepingDriver is a driver whose disks know more of themselves than what is on them (devsw.DiskState).
 type keepingDriver interface {
 	State(unit int) devsw.DiskState
@@ -131,7 +143,7 @@ func openDisk(ctx context.Context, table *devsw.Table, spec spec.Driver, blockSi
 			Unflushed: spec.NBD.Unflushed,
 		})
 	case "qemu":
-		return openImage(ctx, table, spec, blockSize, inUse, log)
+		return openImage(ctx, table, spec, blockSize, failures.Dir(), inUse, log)
 	case "null":
 		return makeDisk(table, null.New, null.Config{Size: spec.Size, ReadOnly: spec.ReadOnly, SectorSize: blockSize})
 	}

@@ -15,6 +15,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"vdev/internal/qemunbd"
 )
 
 // Exit statuses.
@@ -30,6 +32,7 @@ const (
 func init() { runtime.LockOSThread() }
 
 func main() {
+	qemunbd.Witness()
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 }
 

@@ -11,11 +11,14 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"vdev/internal/qemunbd"
 )
 
 // The test binary is vdev itself where it is called by that name: scripts and tests run the real command, in a
 // process of its own.
 func TestMain(m *testing.M) {
+	qemunbd.Witness()
 	testscript.Main(m, map[string]func(){"vdev": main})
 }
 

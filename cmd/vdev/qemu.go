@@ -56,11 +56,14 @@ func (w *withServer) Detach() error {
 }
 
 // openImage makes a disk of an image that qemu-nbd serves. log is told what that says.
-func openImage(ctx context.Context, table *devsw.Table, spec spec.Driver, blockSize uint32, inUse func(error), log *slog.Logger) (*openedDisk, error) {
+func openImage(ctx context.Context, table *devsw.Table, spec spec.Driver, blockSize uint32, records string, inUse func(error),
+	log *slog.Logger,
+) (*openedDisk, error) {
 	server, err := qemunbd.New(qemunbd.Config{
 		File: spec.File, Format: spec.QEMU.Format, Program: spec.QEMU.Program, ReadOnly: spec.ReadOnly, Direct: spec.Direct,
 		Discard: !spec.NoDiscard, DetectZeroes: spec.QEMU.DetectZeroes, Snapshot: spec.QEMU.Snapshot, InUse: inUse,
 		Log: func(text string) { log.Warn(text) }, Note: func(text string) { log.Info(text) }, Chain: spec.QEMU.Chain,
+		Records: records,
 	})
 	if err != nil {
 		return nil, err

@@ -329,6 +329,7 @@ func (p *program) open(ctx context.Context, c spec.Disk, h *history) (_ *served,
 	blk := virtioblk.Config{
 		FS: fs, Dev: disk.dev, Info: disk.info, Serial: c.Serial, NumQueues: c.NumQueues, SegMax: c.SegMax, CancelAfter: c.CancelWait,
 		Migratable: c.Migratable, Pool: p.pool, Log: rep.virtioblk, Failed: rep.failed, Keeper: disk.keeper(),
+		Ended: disk.ended(),
 	}
 	var backend *vhostuser.Backend // there before a front-end is
 	blk.SizeChanged = func() { backend.ConfigChanged() }

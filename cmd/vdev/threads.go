@@ -31,8 +31,8 @@ const (
 	// diskThreads are each disk's beside those for its requests: an open or a close that hangs, a look at its size, the last flush that
 	// a stop has left to itself, and a transfer where more are stuck in others' than MaxStuck.
 	diskThreads = 4
-	// serverTasks are a qemu-nbd's: 64 that transfer, its own, and vdev's thread that waits for its end.
-	serverTasks = 69
+	// serverTasks are a qemu-nbd's: 64 that transfer, its own, and vdev's thread that waits for its end; and those of its witness.
+	serverTasks = 81
 	// leastServer is what it has while nobody asks anything of it.
 	leastServer = 4
 	// ringWorkers is how many times stuck the kernel may have for one ring (uring.Ring.SetWorkers).

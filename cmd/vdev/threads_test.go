@@ -21,7 +21,7 @@ func TestThreadsFitWhatTheHostAllows(t *testing.T) {
 		"600":                 {limit: 600, procs: 6, reactors: 2, disks: 1, want: threads{64, 55, 155}, enough: true},
 		"100":                 {limit: 100, procs: 6, reactors: 2, disks: 1, want: threads{32, 3, 71}, enough: true},
 		"100, threads":        {limit: 100, procs: 6, reactors: 2, disks: 1, crew: true, want: threads{32, 16, 92}, enough: true},
-		"600, two qemu-nbd":   {limit: 600, procs: 6, reactors: 2, disks: 2, servers: 2, want: threads{65, 39, 146}, enough: true},
+		"600, two qemu-nbd":   {limit: 600, procs: 6, reactors: 2, disks: 2, servers: 2, want: threads{65, 36, 143}, enough: true},
 		"1000 disks":          {limit: tasks.Unlimited, procs: 10, reactors: 4, disks: 1000, want: threads{1000, 462, 0}, enough: true},
 		"2000 disks":          {limit: tasks.Unlimited, procs: 10, reactors: 4, disks: 2000, want: threads{2000, 1, 0}},
 		"100, and 1000 disks": {limit: 100, procs: 10, reactors: 4, disks: 1000, want: threads{1000, 1, 92}},

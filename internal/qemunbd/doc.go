@@ -26,6 +26,12 @@
 // generation. Raw images have no tables: their generation stays. At this process's end, when nobody is left who could say so, the
 // program is not killed but left to itself, if it takes long; its lock on the image keeps others from being overtaken.
 //
+// When this process is killed alone, qemu-nbd ends in order and all is in the image. When it is killed
+// too, as with a container or a control group, what it had in memory is lost, and whoever serves the
+// image next cannot see that in it. So qemu-nbd is started by a witness (Witness), a process that
+// outlives this one, and writes into a record (Config.Records) that it has ended in order. The witness
+// takes qemu-nbd with it when it is killed. Server.Ended reads the records of others.
+//
 // # Formats
 //
 // What a guest writes to a raw image may look like an image of another format, whose header names a

@@ -49,6 +49,12 @@ func (s *Server) launch(args []string) (*process, error) {
 	p.cmd = exec.Command("/bin/sh", append([]string{"-c", run, s.program}, args...)...)
 	p.cmd.Env = append(os.Environ(), "LISTEN_FDS=1")
 	p.cmd.ExtraFiles = []*os.File{listener}
+	s.ordered = false
+	if record := s.record(); record != nil {
+		defer record.Close()
+		p.cmd.Path, p.cmd.Args = "/proc/self/exe", append([]string{witnessName}, p.cmd.Args...)
+		p.cmd.ExtraFiles = append(p.cmd.ExtraFiles, record)
+	}
 	if s.overlay != nil {
 		p.cmd.ExtraFiles = append(p.cmd.ExtraFiles, s.overlay)
 	}
@@ -66,6 +72,20 @@ func (s *Server) launch(args []string) (*process, error) {
 	}
 	go p.greet()
 	return p, nil
+}
+
+// record makes a new record for a witness, where there is to be one.
+func (s *Server) record() *os.File {
+	if s.conf.Records == "" || !s.keeps() {
+		return nil
+	}
+	f, err := newRecord(s.conf.Records, s.holder)
+	if err != nil {
+		s.conf.Log(fmt.Sprintf("how qemu-nbd of %s ends cannot be recorded: when this vdev is killed, writes that were not flushed "+
+			"will be taken for lost (--state-dir): %v", s.conf.File, err))
+		return nil
+	}
+	return f
 }
 
 // listen makes the socket for a program, and has s.socket stand for it.
@@ -113,11 +133,12 @@ func (p *process) attend(started chan<- error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p.status = err
+	s.ordered = err == nil && !p.said.hasLost()
 	if p.line != nil {
 		p.line.Close()
 	}
 	if p.isUp() && !s.standIn && (err != nil || p.said.hasLost()) {
-		if s.overlay != nil || s.keepsLocked() {
+		if s.overlay != nil || s.keeps() {
 			s.generation++
 		}
 		s.conf.Log(fmt.Sprintf("qemu-nbd of %s has ended: %s", s.conf.File, p.why()))

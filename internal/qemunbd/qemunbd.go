@@ -57,6 +57,10 @@ type Config struct {
 	// without its content, until Stop: enough for its size to be known, while the guest is where it comes from.
 	InUse func(error)
 
+	// Records is the folder where those that serve the image after this process find out how its qemu-nbd has ended; it is made when
+	// there is something to record. The program must call Witness. Empty: nobody finds out, and takes for lost what was not flushed.
+	Records string
+
 	// Log is told, where it is not nil, what qemu-nbd says, when it dies, and when it is waited
 	// for. Note is told which files the image leads to. They must not block.
 	Log, Note func(text string)
@@ -81,6 +85,7 @@ type Server struct {
 	chain      string // the files that the image leads to, as they were told last
 	served     bool   // the image has been
 	standIn    bool   // only the size is served: see Config.InUse
+	ordered    bool   // the last program has ended in order
 	ending     bool   // see End
 	closed     bool
 }
@@ -352,22 +357,26 @@ func (s *Server) End() {
 	s.ending = true
 }
 
-// Holding implements nbd.Holder. An overlay goes with the Server.
+// Holding implements nbd.Holder. An overlay goes with the Server. Other programs have what they have
+// answered in the image when they have ended in order.
 func (s *Server) Holding() (devsw.Holding, uint64) {
-	if s.overlay != nil {
+	switch {
+	case s.overlay != nil:
 		return devsw.HoldsAlways, s.holder
+	case s.keeps():
+		return devsw.HoldsToClose, s.holder
 	}
 	return devsw.HoldsNothing, 0
 }
 
-// keepsLocked tells whether the program may have answered what a kill would lose.
-func (s *Server) keepsLocked() bool {
+// keeps tells whether the program may have answered what a kill would lose.
+func (s *Server) keeps() bool {
 	return s.overlay == nil && s.conf.Format != Raw && !s.conf.ReadOnly
 }
 
 func (s *Server) end(sig syscall.Signal) {
 	s.mu.Lock()
-	if s.ending && s.keepsLocked() {
+	if s.ending && s.keeps() {
 		sig = syscall.SIGTERM
 	}
 	p := s.p
@@ -392,7 +401,7 @@ func (s *Server) end(sig syscall.Signal) {
 func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true
-	p, keeps := s.p, s.keepsLocked()
+	p, keeps := s.p, s.keeps()
 	if p != nil {
 		p.endLocked(syscall.SIGTERM)
 	}
@@ -413,6 +422,12 @@ func (s *Server) Close() error {
 	if s.overlay != nil {
 		errs = append(errs, s.overlay.Close())
 	}
+	s.mu.Lock()
+	if s.ordered && s.conf.Records != "" {
+		// A disk that was closed in order, and of whose program there is no record, has lost nothing.
+		_ = os.Remove(recordFile(s.conf.Records, s.holder))
+	}
+	s.mu.Unlock()
 	return errors.Join(append(errs, s.socket.Close())...)
 }
 

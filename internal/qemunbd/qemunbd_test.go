@@ -23,9 +23,13 @@ import (
 // serveEnv makes this test binary serve the image that the variable names until it is killed.
 const serveEnv = "VDEV_QEMUNBD_SERVE"
 
+// recordsEnv names the folder of its records.
+const recordsEnv = "VDEV_QEMUNBD_RECORDS"
+
 func TestMain(m *testing.M) {
+	Witness()
 	if file := os.Getenv(serveEnv); file != "" {
-		s, err := New(Config{File: file, Format: "qcow2"})
+		s, err := New(Config{File: file, Format: "qcow2", Records: os.Getenv(recordsEnv)})
 		if err == nil {
 			_, err = s.Start(context.Background())
 		}
@@ -34,7 +38,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		pid, _ := s.running()
-		fmt.Println(pid)
+		fmt.Println(pid, s.holder, s.socket.Int())
 		select {}
 	}
 	goleak.VerifyTestMain(m)

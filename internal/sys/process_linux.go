@@ -48,3 +48,13 @@ func SwitchesOf(p *os.ProcessState) uint64 {
 	u := p.SysUsage().(*syscall.Rusage) // as on every Unix
 	return uint64(u.Nvcsw + u.Nivcsw)
 }
+
+// TryFlock locks what is behind a descriptor for itself alone (flock(2)): EAGAIN where somebody else has
+// the lock. It goes with the last descriptor of the same open file.
+func TryFlock(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) }
+
+// CloseOnExec keeps a descriptor that this process has inherited from the programs that it starts.
+func CloseOnExec(fd int) { unix.CloseOnExec(fd) }
+
+// KillSelf ends this process as SIGKILL does.
+func KillSelf() { _ = unix.Kill(unix.Getpid(), unix.SIGKILL) }

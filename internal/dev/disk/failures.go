@@ -74,6 +74,9 @@ func (f *Failures) Check() error {
 	}
 }
 
+// Dir is the folder of what is to outlive the process; empty where there is none.
+func (f *Failures) Dir() string { return f.dir }
+
 func (f *Failures) file(identity string) string { return filepath.Join(f.dir, prefix+identity) }
 
 // Known returns with what a flush of the image has failed, as far as this process knows: 0 for nothing. It looks at no file.
