@@ -121,11 +121,18 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "what the page says of the disk is not handed to the driver",
 		file: "internal/virtioblk/state.go",
-		from: "\tif brought != (devsw.DiskState{}) {\n\t\td.keeper.SetState(brought)\n\t}\n",
+		from: "\tif brought != 0 && d.keeper != nil {\n\t\td.keeper.SetState(devsw.DiskState{FlushError: brought})\n\t}\n",
 		to:   "\t_ = brought\n",
+		by:   tests{in: "./internal/virtioblk", run: "^TestAFailedFlushIsHandedOn$"},
+	},
+	{
+		what: "a guest goes on with a disk that has forgotten its writes",
+		file: "internal/virtioblk/queue.go",
+		from: "\tcase q.d.memory.lost():\n",
+		to:   "\tcase false:\n",
 		by: tests{
 			in:  "./internal/virtioblk",
-			run: "^TestAFailedFlushIsHandedOn$|^TestUnflushedWritesAreHandedOn$",
+			run: "^TestAGuestDoesNotGoOnWithADiskThatHasForgottenItsWrites$",
 		},
 	},
 	{
@@ -145,8 +152,8 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "the page has no room for the failure",
 		file: "internal/virtioblk/state.go",
-		from: "\t\tstate |= uint32(min(e, maxErrno)) << stateErrno\n",
-		to:   "\t\t_ = state\n",
+		from: "\tstate := uint32(min(max(m.disk.FlushError, m.brought), maxErrno)) << stateErrno\n",
+		to:   "\tstate := uint32(0)\n",
 		by:   tests{in: "./internal/virtioblk", run: "^TestAFailedFlushIsHandedOn$"},
 	},
 	{
