@@ -423,8 +423,8 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "a ring that is too small for seg_max is not told of",
 		file: "internal/virtioblk/device.go",
-		from: "\t\td.log(fmt.Sprintf(\"the guest's ring has %d descriptors",
-		to:   "\t\t_ = d.log\n\t\tfunc(string, error) {}(fmt.Sprintf(\"the guest's ring has %d descriptors",
+		from: "\tif first && d.tooSmall(vq.Size()) {\n",
+		to:   "\tif false {\n",
 		by:   tests{in: "./internal/virtioblk", run: "^TestARingThatIsTooSmallForItsRequestsIsTold$"},
 	},
 	{
