@@ -94,15 +94,15 @@ var _ = add("vdev", []mutant{
 	{
 		what: "one disk that cannot be opened ends vdev",
 		file: "cmd/vdev/serve.go",
-		from: "if c.Strict || len(c.Disks) == 1 || ctx.Err() != nil {",
+		from: "if alone || ctx.Err() != nil {",
 		to:   "if true {",
 		by:   tests{in: "./cmd/vdev", run: "^TestADiskThatCannotBeOpenedKeepsNoOtherAway$"},
 	},
 	{
 		what: "--strict is not heard",
 		file: "cmd/vdev/serve.go",
-		from: "if c.Strict || len(c.Disks) == 1",
-		to:   "if len(c.Disks) == 1",
+		from: "alone := c.Strict || len(c.Disks) == 1",
+		to:   "alone := len(c.Disks) == 1",
 		by: tests{
 			in:      "./cmd/vdev",
 			run:     "^TestADiskThatCannotBeOpenedKeepsNoOtherAway$",
