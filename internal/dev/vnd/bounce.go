@@ -30,6 +30,11 @@ type op struct {
 	whole  bool  // it touches no block in part
 	held   bool  // lo to hi is locked
 
+	// See ranges.
+	claims        []claim // to each block of lo to hi
+	missing       int     // how many of those others have
+	before, after *op     // that wait, too
+
 	// The chunk in progress.
 	start  int64 // of its first block
 	take   int64 // how many of its bytes are the Buf's, from off on
@@ -45,7 +50,7 @@ func (im *image) bounce(b *devsw.Buf, off, n int64, aio devsw.AIO) {
 	o := ops.Get().(*op)
 	mask := im.geo.offAlign - 1
 	*o = op{
-		im: im, b: b, aio: aio, off: off, left: n, mem: o.mem,
+		im: im, b: b, aio: aio, off: off, left: n, mem: o.mem, claims: o.claims,
 		asked: devsw.Buf{Op: b.Op, Data: b.Data, Bcount: b.Bcount, Context: b.Context},
 		lo:    off &^ mask, hi: (off + n + mask) &^ mask,
 	}
@@ -158,7 +163,8 @@ func (o *op) end(e devsw.Errno) {
 	if o.held {
 		im.ranges.unlock(o)
 	}
-	*o = op{mem: o.mem}
+	clear(o.claims)
+	*o = op{mem: o.mem, claims: o.claims}
 	ops.Put(o)
 	im.biodone(b)
 }

@@ -351,7 +351,7 @@ func TestWritesOfOneBlockWaitForEachOther(t *testing.T) {
 		if !bytes.Equal(got, want) {
 			t.Error("the file is not as the order of the writes makes it")
 		}
-		if im := r.image(dev); len(im.ranges.held)+len(im.ranges.waiting) != 0 {
+		if im := r.image(dev); im.ranges.queues != [rangeQueues]queue{} || im.ranges.first != nil {
 			t.Error("blocks are still locked")
 		}
 	}
