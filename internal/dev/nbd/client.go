@@ -3,6 +3,7 @@ package nbd
 import (
 	"cmp"
 	"context"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -313,7 +314,7 @@ func (cl *client) lost(c *conn) {
 	for _, r := range again {
 		cl.enqueueLocked(r)
 	}
-	cl.resumeLocked()
+	cl.resumeLocked(0, math.MaxInt64)
 	cl.unlock(nil)
 }
 
@@ -384,13 +385,18 @@ func (cl *client) dropLocked(r *request) {
 	cl.releaseLocked(r)
 }
 
-// resumeLocked lets those go on that have waited for orphans.
-func (cl *client) resumeLocked() {
+// resumeLocked lets those go on that have waited for orphans which wrote to the n bytes from off on.
+// The others wait for other orphans: to look for theirs takes long where there are many.
+func (cl *client) resumeLocked(off, n int64) {
 	if len(cl.held) == 0 {
 		return
 	}
 	for _, r := range cl.held.take() {
-		cl.enqueueLocked(r)
+		if r.touches(off, n) {
+			cl.enqueueLocked(r)
+		} else {
+			cl.held = append(cl.held, r)
+		}
 	}
 }
 

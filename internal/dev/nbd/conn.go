@@ -548,10 +548,10 @@ func (c *conn) completeLocked(r *request) {
 		cl.flushed.failed = r.err
 	}
 	if r.finished {
-		orphan := r.orphan()
+		orphan, off, n := r.orphan(), r.off+r.pos, r.n
 		cl.dropLocked(r)
 		if orphan {
-			cl.resumeLocked()
+			cl.resumeLocked(off, n)
 		}
 		return
 	}
