@@ -297,8 +297,8 @@ var _ = add("reactor", []mutant{
 	},
 	{
 		what: "reads that had to wait are made in line again", file: inlineGo,
-		from: "if r.Now()-begun > slowRead+time.Duration(n) {",
-		to:   "if r.Now()-begun < 0*slowRead {",
+		from: "if r.Now()-t.begun > slowRead+time",
+		to:   "if r.Now()-t.begun < 0*slowRead+0*time",
 		by:   tests{in: "./internal/reactor", run: "TestReadsThatHadToWaitAreLeftToTheEngine$"},
 	},
 

@@ -150,6 +150,7 @@ func (r *Reactor) runQueue() (lost *op) {
 			show = false
 		}
 	}
+	r.haveRead()
 	r.queue, r.next = r.queue[:0], 0
 	return nil
 }
@@ -165,11 +166,13 @@ func (r *Reactor) transfer(o *op) (kept bool) {
 	}
 	o.iov = uring.Fill(o.iov, o.data[:min(len(o.data), maxIovecs)])
 	f := r.of(o)
+	if !o.write && f.waits {
+		return r.readWaiting(o, f)
+	}
+	r.haveRead()
 	switch {
 	case o.write:
 		return r.write(o, f)
-	case f.waits:
-		return r.readWaiting(o, f)
 	case !r.mayRead(f):
 		o.start()
 		return true
@@ -195,8 +198,21 @@ func (r *Reactor) wasRead(o *op, f *file, n int, errno syscall.Errno) (kept bool
 	return true
 }
 
-// A read without RWF_NOWAIT that took longer than slowRead, and a nanosecond for each byte, was none of what is in memory.
+// Reads without RWF_NOWAIT that took longer than slowRead together, a microsecond for each and a
+// nanosecond for each byte, were not all of what is in memory.
 const slowRead = 60 * time.Microsecond
+
+// reading is a run of such reads of one file. Their time is taken together: to look at the clock for
+// each one would be a twentieth of what it takes.
+type reading struct {
+	fd    int
+	reads int // 0: there is none
+	bytes int
+	begun time.Duration
+}
+
+// mostTimed is how many reads have their time taken together, at most.
+const mostTimed = 8
 
 // readWaiting makes a read of a file that knows no RWF_NOWAIT. It is false where the reactor was lost over it.
 //
@@ -207,18 +223,34 @@ func (r *Reactor) readWaiting(o *op, f *file) (kept bool) {
 		o.start()
 		return true
 	}
-	begun := r.Now()
+	if t := &r.reading; t.reads == mostTimed || t.fd != o.fd {
+		r.haveRead()
+	}
+	if r.reading.reads == 0 {
+		r.reading = reading{fd: o.fd, begun: r.Now()}
+	}
 	n, errno, kept := r.call(o, r.calls.readWaiting)
 	if !kept {
 		return false
 	}
-	if r.Now()-begun > slowRead+time.Duration(n) {
-		f.reads.failed()
-	} else {
-		f.reads.worked()
-	}
+	r.reading.reads++
+	r.reading.bytes += n
 	o.ended(n, errno)
 	return true
+}
+
+// haveRead says that something else than reads without RWF_NOWAIT comes next.
+func (r *Reactor) haveRead() {
+	t := &r.reading
+	if t.reads == 0 {
+		return
+	}
+	if r.Now()-t.begun > slowRead+time.Duration(t.reads)*time.Microsecond+time.Duration(t.bytes) {
+		r.files[t.fd].reads.failed()
+	} else {
+		r.files[t.fd].reads.worked()
+	}
+	t.reads = 0
 }
 
 // write makes a write. It is false where the reactor was lost over it.

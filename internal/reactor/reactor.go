@@ -149,7 +149,8 @@ type Reactor struct {
 	idled    time.Duration // slept, or looked for work in vain, since then
 	spare    []func()
 
-	calls calls
+	calls   calls
+	reading reading
 }
 
 func newReactor(mode Mode, w *crew, pollMax time.Duration, maxStuck int) (*Reactor, error) {
