@@ -33,7 +33,8 @@ type Source struct {
 	tag    uint64 // of the watch
 	owner  any
 	line   *line // of the owner's
-	active bool  // in r.active: polled in each round
+	active bool  // in r.active
+	due    bool  // woken, and not polled since: it is not armed before it has had its turn
 	armed  bool
 	dirty  bool // in r.dirty
 	gone   bool
@@ -43,6 +44,7 @@ type Source struct {
 
 // Wake makes the Source's Poll be called again. On the reactor.
 func (s *Source) Wake() {
+	s.due = true
 	if !s.active && !s.gone {
 		s.active = true
 		s.r.active.add(s)
@@ -455,6 +457,7 @@ func (r *Reactor) round() (worked bool, lost *op) {
 			}
 		}
 		s := r.active.next()
+		s.due = false
 		if s.active && s.p.Poll() {
 			worked = true
 		}
@@ -566,6 +569,9 @@ func (r *Reactor) rest() {
 			return false
 		case s.polledOnly:
 			return true
+		case s.due:
+			pending = true // it has had no turn since
+			return true
 		case s.p.Arm():
 			s.p.Disarm()
 			pending = true
@@ -583,7 +589,7 @@ func (r *Reactor) rest() {
 		timeout = polledPause
 	}
 	r.asleep.Swap(true)
-	if r.hasPosted.Load() || len(r.queue) > 0 || len(r.turns) > 0 {
+	if r.hasPosted.Load() || len(r.queue) > 0 || len(r.turns) > 0 || r.eng.waits() {
 		r.asleep.Store(false)
 		return
 	}
