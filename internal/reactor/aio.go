@@ -212,7 +212,7 @@ func (o *op) ended(n int, errno syscall.Errno) {
 		case errno == syscall.EINTR:
 			errno = syscall.EIO // it was not cancelled
 		}
-	case errno == syscall.ECANCELED && !o.cancelled && o.place == inEngine && o.r.mode == ModeURing:
+	case errno == syscall.ECANCELED && !o.cancelled && (o.place == inEngine || o.place == inLost) && o.r.mode == ModeURing:
 		// The kernel could not make a thread for it: the host allows no more tasks. We have ours.
 		o.byThread()
 		return
