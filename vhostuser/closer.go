@@ -60,7 +60,11 @@ func (c *closer) check() error {
 		if left <= 0 {
 			return ErrClosing
 		}
-		wake := time.AfterFunc(left, c.room.Broadcast)
+		wake := time.AfterFunc(left, func() {
+			c.mu.Lock() // or it may come before the Wait
+			defer c.mu.Unlock()
+			c.room.Broadcast()
+		})
 		c.room.Wait()
 		wake.Stop()
 	}
