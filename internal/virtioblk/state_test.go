@@ -119,6 +119,7 @@ func TestWritesAreStableUnlessTheGuestIsKnownToFlush(t *testing.T) {
 		"snapshot of another time, back": {back, func(_ *testing.T, w *world) {
 			w.stopRings()
 			w.check(w.f.ResetDevice())
+			w.check(w.f.SetFeatures(w.all())) // which are gone with the reset, EVENT_IDX too
 			w.startRings(nil)
 		}, true},
 		// A migration's target asks for the configuration first of all.
