@@ -517,6 +517,7 @@ func TestADiskThatCannotBeOpenedKeepsNoOtherAway(t *testing.T) {
 	args := []string{"serve", "--control", in("ctl"),
 		"--device", "socket-path=" + in("bad.sock") + ",blk-file=" + bad,
 		"--device", "socket-path=" + in("missing.sock") + ",blk-file=" + in("missing.img"),
+		"--device", "socket-path=" + in("gone.sock") + ",blk-file=" + in("gone.qcow2"),
 		"--device", "socket-path=" + in("odd.sock") + ",blk-file=" + odd,
 		"--device", "socket-path=" + in("good.sock") + ",blk-file=" + image(t, 8),
 	}
@@ -527,7 +528,8 @@ func TestADiskThatCannotBeOpenedKeepsNoOtherAway(t *testing.T) {
 	g.start()
 	g.holds(3)
 	for name, want := range map[string]string{
-		"bad": "is named like a qcow2 image and does not begin like one", "missing": "no such file",
+		"bad": "is named like a qcow2 image and does not begin like one", "missing": "missing.img: stat: no such file",
+		"gone": "gone.qcow2: no such file",
 	} {
 		if _, err := os.Stat(in(name + ".sock")); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("the socket of %s is there: %v", name, err)
@@ -541,14 +543,14 @@ func TestADiskThatCannotBeOpenedKeepsNoOtherAway(t *testing.T) {
 		}
 		p.refused(in("ctl"), "is not served", "resize", "--device", name)
 	}
-	if text := p.told(in("ctl"), "status"); strings.Count(text, "\ndevice ") != 4 {
+	if text := p.told(in("ctl"), "status"); strings.Count(text, "\ndevice ") != 5 {
 		t.Errorf("the status of all is\n%s", text)
 	}
 	p.signal(syscall.SIGTERM)
 	if status := p.wait(); status != 1 {
 		t.Errorf("at the end the exit status is %d, want 1", status)
 	}
-	p.waitFor("2 devices not served")
+	p.waitFor("3 devices not served")
 
 	// All or none.
 	p = start(t, nil, append(args, "--strict")...)

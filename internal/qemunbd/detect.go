@@ -63,17 +63,17 @@ const headSize = 512
 // Detect tells the format of an image by its name, which is no guest's to choose. Where the name
 // stands for a raw image, and the content looks like another one, doubt says so. Where the name
 // stands for another format than the content, nothing is known: that is the error, a
-// *FormatError as well. A file that is neither regular nor a block device, or that cannot be read, is Raw: whoever opens it will say
-// what is wrong with it.
+// *FormatError as well. For a file that is neither regular nor a block device, or that cannot be
+// read, the name decides alone: whoever opens it says what is wrong with it. It may be right by then.
 func Detect(file string) (format string, doubt *FormatError, err error) {
 	f, err := openFile(file)
 	if err != nil {
-		return Raw, nil, nil
+		return byName(file), nil, nil
 	}
 	defer f.Close()
 	head, err := readUpTo(f, 0, headSize)
 	if err != nil {
-		return Raw, nil, nil
+		return byName(file), nil, nil
 	}
 	content, name := byContent(head), byName(file)
 	if content == Raw && hasFooter(f) {

@@ -94,8 +94,13 @@ func TestAnImagesFormatIsNotAGuestsChoice(t *testing.T) {
 }
 
 func TestWhatCannotBeReadIsLeftToWhoeverOpensIt(t *testing.T) {
-	for _, file := range []string{filepath.Join(t.TempDir(), "missing.qcow2"), t.TempDir(), "/dev/zero"} {
-		if got, doubt, err := Detect(file); got != Raw || doubt != nil || err != nil {
+	for file, want := range map[string]string{
+		filepath.Join(t.TempDir(), "missing.qcow2"): "qcow2",
+		filepath.Join(t.TempDir(), "missing.img"):   Raw,
+		t.TempDir(): Raw,
+		"/dev/zero": Raw,
+	} {
+		if got, doubt, err := Detect(file); got != want || doubt != nil || err != nil {
 			t.Errorf("Detect(%s): %q, %v, %v", file, got, doubt, err)
 		}
 	}
