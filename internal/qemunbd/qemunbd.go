@@ -23,9 +23,10 @@ import (
 
 const (
 	// lockPause is how often an image that is in use is tried again, and lockWait for how long: whoever has it may have been told
-	// to end a moment ago, as by the death of the last vdev.
+	// to end a moment ago, as by the death of the last vdev. It is less than the start of vdev waits for a disk: the other disks
+	// are not to wait that long for an image in use, which would be taken for storage that does not answer.
 	lockPause = 50 * time.Millisecond
-	lockWait  = 5 * time.Second
+	lockWait  = 4 * time.Second
 	// endPatience is how long Close waits for a program that is to end in order, and killPatience how long for the death of one
 	// that was killed and that storage keeps.
 	endPatience = 2 * time.Second
