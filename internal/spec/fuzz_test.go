@@ -231,7 +231,7 @@ func FuzzConfigFile(f *testing.F) {
 	for _, s := range []string{
 		"", "control = \"/run/vdev.ctl\" # the flags\nlog-level = \"warn\"\n\n[[device]]\nname = \"root\"\nsocket-path = \"/run/vm1-root.sock\"\nblk-file = \"root.qcow2\"\n",
 		"control = \"c\"\ntrace = true\nlog-level = \"warn\"\nreactors = 2\npoll-us = 0\n[[device]]\nfd = 3\ndriver = \"md,size=1M\"\nlogical-block-size = 4096\n",
-		"[[device]]\nname = \"a b\"\n", "[device]\nfd = 3\n", "device = 3", "nonsense = 1", "control = 3", "trace = \"yes\"", "x = [", "[[device]]\nfd = \"3\"",
+		"[[device]]\nname = \"a b\"\n", "[device]\nfd = 3\n", "device = 3", "nonsense = 1", "strict = true", "control = 3", "trace = \"yes\"", "x = [", "[[device]]\nfd = \"3\"",
 		"[[device]]\nfd = 3\nblk-file = 'a,b'\nserial = '\\n'\n", "log-level = \"loud\"", "reactors = 0\n", "[[device]]\n[[device]]\nfd.x = 1\n", "\xff", "a = 2020-01-01\n",
 	} {
 		f.Add(s)
@@ -239,6 +239,7 @@ func FuzzConfigFile(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		fs := pflag.NewFlagSet("", pflag.ContinueOnError)
 		NewProcessFlags().Register(fs)
+		fs.Bool("strict", false, "")
 		disks, err := ParseFile(fs, "vdev.toml", text)
 		if err != nil {
 			checkRefusal(t, err, text)
@@ -271,6 +272,7 @@ func FuzzConfigFile(f *testing.F) {
 		}
 		again := pflag.NewFlagSet("", pflag.ContinueOnError)
 		NewProcessFlags().Register(again)
+		again.Bool("strict", false, "")
 		if _, err := ParseFile(again, "again.toml", written.String()); err != nil {
 			t.Fatalf("%s\nis refused: %v", written.Bytes(), err)
 		}

@@ -79,6 +79,7 @@ func ParseFile(fs *pflag.FlagSet, path, text string) ([]Disk, error) {
 	}
 	keys := pflag.NewFlagSet("keys", pflag.ContinueOnError)
 	NewProcessFlags().Register(keys)
+	keys.Bool("strict", false, "") // the flag is of 'vdev serve' alone
 	var tables []map[string]any
 	for _, key := range sortedKeys(all) {
 		if key == "device" {

@@ -3,6 +3,8 @@ package spec
 import (
 	"strings"
 	"testing"
+
+	"github.com/spf13/pflag"
 )
 
 func TestADeviceThatIsRefusedIsToldWhatWouldBeRight(t *testing.T) {
@@ -23,5 +25,36 @@ func TestADeviceThatIsRefusedIsToldWhatWouldBeRight(t *testing.T) {
 	_, err := parseDevice("cancel-after=" + strings.Repeat("\x8a", 100))
 	if err == nil || len(err.Error()) > 500 {
 		t.Errorf("%d bytes of an error: %v", len(err.Error()), err)
+	}
+}
+
+func TestTheFileTakesStrictAsTheCommandLineDoes(t *testing.T) {
+	const disk = "\n[[device]]\nfd = 3\ndriver = \"md,size=1M\"\n"
+	for name, c := range map[string]struct {
+		args []string
+		text string
+		want bool
+	}{
+		"neither":                     {nil, "", false},
+		"the file":                    {nil, "strict = true", true},
+		"the command line goes first": {[]string{"--strict=false"}, "strict = true", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := NewProcessFlags()
+			fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+			fs.BoolVar(&p.Strict, "strict", false, "")
+			p.Register(fs)
+			if err := fs.Parse(c.args); err != nil {
+				t.Fatal(err)
+			}
+			disks, err := ParseFile(fs, "vdev.toml", c.text+disk)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := Several(fs, p, disks, nil)
+			if err != nil || got.Strict != c.want {
+				t.Errorf("strict: %v, %v; want %v", got.Strict, err, c.want)
+			}
+		})
 	}
 }
