@@ -43,7 +43,8 @@ What stands behind the disk is a driver:
           allows it there are up to 4 connections, or N (1 to 16); if one of them does not show
           what another one has written, every request fails. An export of which each connection
           has its own (nbd-server's temporary and copyonwrite) is none for vdev, which connects
-          anew when the guest resets the device: it is empty, or as it was at first, then
+          anew when the guest resets the device, when a connection is lost, and with TLS after a
+          pause, too: it is empty, or as it was at first, then
   null,size=BYTES[,read-only]
           nothing: what is written is forgotten, and what is read is whatever was there
   fault[,rule=RULE]...[,cache=BYTES][,no-cancel],lower=NAME,...

@@ -64,8 +64,9 @@ func (l *link) leave() {
 }
 
 // begin gives the first connection of an open: a new one, by which the size is known anew, else the
-// one that was kept. That goes only when there is a new one.
-func (sc *softc) begin(ctx context.Context) (*link, error) {
+// one that was kept. That goes only when there is a new one. Who goes on where he was has the
+// one that was kept: there are exports whose content goes with the connection.
+func (sc *softc) begin(ctx context.Context, resumed bool) (*link, error) {
 	kept := sc.takeKept()
 	if kept == nil {
 		l, err := sc.reach(ctx)
@@ -78,7 +79,7 @@ func (sc *softc) begin(ctx context.Context) (*link, error) {
 	sc.mu.Lock()
 	alone := sc.alone
 	sc.mu.Unlock()
-	if alone {
+	if alone || resumed {
 		return kept, nil
 	}
 	l, err := sc.beside(ctx)

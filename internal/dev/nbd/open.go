@@ -96,7 +96,7 @@ func (sc *softc) openExport(ctx context.Context, flag devsw.Flag) (*medium, erro
 	}
 	sc.last.Store(m.cl)
 	sc.anew = false
-	l, err := sc.begin(ctx)
+	l, err := sc.begin(ctx, flag&devsw.FRESUME != 0)
 	if err == nil && flag&devsw.FWRITE != 0 && l.exp.has(readOnly) {
 		l.raw.Close()
 		err = fmt.Errorf("the export is read-only: %w", devsw.EROFS)

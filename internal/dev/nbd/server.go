@@ -66,7 +66,8 @@ func (e *LostError) Error() string {
 			"and what was written by one is not seen by another: every request fails until the " +
 			"guest resets the device. With the option connections=1 there is one. But an export " +
 			"whose content goes with its connection, as that of nbd-server's 'temporary' does, is " +
-			"empty again after each reset of the guest"
+			"empty again whenever vdev connects anew: after each reset of the guest, and after a " +
+			"connection that was lost"
 	}
 	writes := "1 write"
 	if e.Writes != 1 {

@@ -257,3 +257,25 @@ func TestTemporaryExportOfNBDServerIsNotTakenForOneDisk(t *testing.T) {
 	r.d.Notify(func(_ int, err error) { told <- err })
 	checkConnections(t, r.opened(Config{URI: uri("temp"), Connections: 3}), told, false)
 }
+
+// TestWhoGoesOnHasTheConnectionThatIsThere: a pause does not empty an export whose content goes with
+// its connection.
+func TestWhoGoesOnHasTheConnectionThatIsThere(t *testing.T) {
+	uri := nbdServer(t, "[temp]\nexportname = DIR/tempXXXXXX\ntemporary = true\n"+
+		"filesize = 1048576\nflush = true\n")
+	r := newRig(t)
+	dev := r.create(Config{URI: uri("temp"), Connections: 1})
+	d := r.open(dev)
+	written, got := bytes.Repeat([]byte{7}, 512), make([]byte, 512)
+	if b := d.Transfer(devsw.BWrite, 0, 0, written); b.Error != 0 {
+		t.Fatal(b.Error)
+	}
+	r.close(dev)
+	for range 2 {
+		d = r.resume(dev)
+		if b := d.Transfer(devsw.BRead, 0, 0, got); b.Error != 0 || !bytes.Equal(got, written) {
+			t.Fatalf("after a pause a read ends with %v and gives %x", b.Error, got[:8])
+		}
+		r.close(dev)
+	}
+}
