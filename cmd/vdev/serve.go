@@ -438,10 +438,16 @@ func (a askedBySignals) serve(all *disks, failed []*unserved, ended <-chan struc
 		for _, s := range all.list() {
 			s.rep.dump()
 		}
+		for _, u := range failed {
+			u.dumpLife()
+		}
 	})
 	on(a.quit, func() {
 		for _, s := range all.list() {
 			s.dump()
+		}
+		for _, u := range failed {
+			u.dump()
 		}
 	})
 }

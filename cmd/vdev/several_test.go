@@ -546,6 +546,10 @@ func TestADiskThatCannotBeOpenedKeepsNoOtherAway(t *testing.T) {
 	if text := p.told(in("ctl"), "status"); strings.Count(text, "\ndevice ") != 5 {
 		t.Errorf("the status of all is\n%s", text)
 	}
+	p.signal(syscall.SIGUSR1)
+	p.waitFor("the last events of device missing's life")
+	p.signal(syscall.SIGQUIT)
+	p.waitFor("the status of device missing:")
 	p.signal(syscall.SIGTERM)
 	if status := p.wait(); status != 1 {
 		t.Errorf("at the end the exit status is %d, want 1", status)

@@ -188,6 +188,29 @@ func (u *unserved) Trace() (control.Trace, *trace.Log) {
 	return control.Trace{Process: "vdev " + name, PID: os.Getpid()}, u.history.life
 }
 
+// reporter makes one for what signals ask for.
+func (u *unserved) reporter() *reporter {
+	p := u.program
+	log := p.log.With("device", u.config.Name)
+	return newReporter(p.config, u.config.Name, p.start, log, p.limit, p.out, u.history.life)
+}
+
+// dump is served.dump for a disk that is not served. One that is now is among the others.
+func (u *unserved) dump() {
+	if u.now.Load() == nil {
+		rep := u.reporter()
+		rep.status(u.Status(context.Background()))
+		rep.dump()
+	}
+}
+
+// dumpLife prints the record alone.
+func (u *unserved) dumpLife() {
+	if u.now.Load() == nil {
+		u.reporter().dump()
+	}
+}
+
 // Faults implements control.Target.
 func (u *unserved) Faults() (control.Faults, error) { return control.Faults{}, u.impossible() }
 
