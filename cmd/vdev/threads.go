@@ -53,6 +53,11 @@ func planThreads(limit, procs, reactors, disks, servers int, crew bool) (t threa
 	left, ofGo := limit-serverTasks*servers-always, goThreads-always
 	t.places = min(disks+morePlaces, max(min(left, ofGo)/2, disks))
 	left, ofGo = left-t.places, ofGo-t.places
+	if crew && limit < goThreads {
+		// All of them are taken at the start. QEMU, which may have the same user or container, has to
+		// find some, too. With io_uring most are the kernel's, which takes them when it needs them.
+		left -= max(left, 0) / 2
+	}
 	// Go's: those for files that may block, and at most as many for others; or with io_uring those for files with a call that is stuck,
 	// beside the kernel's for the ring of each thread that has or may have an event loop.
 	goes, kernels := 2, 0

@@ -20,7 +20,8 @@ func TestThreadsFitWhatTheHostAllows(t *testing.T) {
 		"no limit, threads":   {limit: tasks.Unlimited, procs: 10, reactors: 4, disks: 1, crew: true, want: threads{64, 1024, 0}, enough: true},
 		"600":                 {limit: 600, procs: 6, reactors: 2, disks: 1, want: threads{64, 55, 155}, enough: true},
 		"100":                 {limit: 100, procs: 6, reactors: 2, disks: 1, want: threads{32, 3, 71}, enough: true},
-		"100, threads":        {limit: 100, procs: 6, reactors: 2, disks: 1, crew: true, want: threads{32, 16, 92}, enough: true},
+		"100, threads":        {limit: 100, procs: 6, reactors: 2, disks: 1, crew: true, want: threads{32, 8, 84}, enough: true},
+		"1000, threads":       {limit: 1000, procs: 6, reactors: 2, disks: 1, crew: true, want: threads{64, 225, 550}, enough: true},
 		"600, two qemu-nbd":   {limit: 600, procs: 6, reactors: 2, disks: 2, servers: 2, want: threads{65, 36, 143}, enough: true},
 		"1000 disks":          {limit: tasks.Unlimited, procs: 10, reactors: 4, disks: 1000, want: threads{1000, 462, 0}, enough: true},
 		"2000 disks":          {limit: tasks.Unlimited, procs: 10, reactors: 4, disks: 2000, want: threads{2000, 1, 0}},
@@ -50,6 +51,9 @@ func TestThreadsNeverExceedWhatTheHostAllows(t *testing.T) {
 		all := procs + runtimeThreads + 2*reactors + (diskThreads+reactors)*disks + commandThreads + serverTasks*servers + got.places + stuck
 		if enough && got.stuck > 1 && all > limit {
 			t.Fatalf("%+v: that is %d tasks", got, all)
+		}
+		if enough && crew && limit < goThreads && got.stuck > 1 && limit-all < stuck-2 {
+			t.Fatalf("%+v: that is %d tasks, and leaves too few to others", got, all)
 		}
 		// All that are Go's, or none.
 		ours := all - serverTasks*servers - stuck + goes*got.stuck
