@@ -112,8 +112,9 @@ func New(cfg Config) (*Backend, error) {
 	return b, nil
 }
 
-// blockedPause is how long a device is without a front-end after one has made a reactor wait by an eventfd, for up to 10 ms: all else on
-// the reactor has waited too, and shall not do so for more than a hundredth of its time.
+// blockedPause is how long a device is without a front-end after one has made a reactor wait by an
+// eventfd, for up to 20 ms: all else on the reactor has waited too, and shall not do so for more than a
+// fiftieth of its time.
 const blockedPause = time.Second
 
 // ServeConn serves one front-end on a connected socket, and closes it. It returns nil when the front-end has hung up between

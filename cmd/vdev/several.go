@@ -20,11 +20,11 @@ func newServeCommand() *cobra.Command {
 Disks share vdev's event loops, its log and its control socket. They are as good as alone
 otherwise: storage that hangs under one of them, a front-end that does not answer, a stop that
 takes its time are no business of the others. One that cannot be opened at the start has no
-socket; the log and 'vdev ctl status' say why. It is tried again, after a second at first and
-each minute later, and at once after SIGHUP; then it is served like the others. If it never is,
-the exit status at the end is 1. One whose storage does not answer for 5 s is served when it
-does. With --strict either keeps all from being served. One that fails later does not end the
-others.
+socket; the log and 'vdev ctl status' say why. If another one is served or still waited for, it
+is tried again, after a second at first and each minute later, and at once after SIGHUP; then it
+is served like the others. If it never is, the exit status at the end is 1. If there is no other
+one, vdev ends at once. One whose storage does not answer for 5 s is served when it does. With
+--strict either keeps all from being served. One that fails later does not end the others.
 
 A disk is described by the flags of 'vdev blk', without their dashes, and a name:
 

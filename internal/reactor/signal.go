@@ -38,8 +38,8 @@ const (
 
 const (
 	// signalTick is how often the watch looks, after a write that it had to look at closer. A write that is there twice has stalled: all
-	// else on the reactor has stood still for one tick to two, which is what a front-end can do to the others on it each time that it is
-	// served.
+	// else on the reactor has stood still for one tick to two, or for one signalCalm to two, which is what a front-end can do to the
+	// others on it each time that it is served.
 	signalTick = 5 * time.Millisecond
 	// signalCalm is how often it looks where all goes well.
 	signalCalm = 10 * time.Millisecond
