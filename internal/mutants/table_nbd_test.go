@@ -376,8 +376,8 @@ var _ = add("nbd", []mutant{
 	{
 		what: "an open takes the connection that is kept, with the old size",
 		file: "internal/dev/nbd/kept.go",
-		from: "\tif alone {\n\t\treturn kept, nil\n\t}\n",
-		to:   "\t_ = alone\n\tif ctx.Err() == nil {\n\t\treturn kept, nil\n\t}\n",
+		from: "\tif alone || resumed {\n\t\treturn kept, nil\n\t}\n",
+		to:   "\t_, _ = alone, resumed\n\tif ctx.Err() == nil {\n\t\treturn kept, nil\n\t}\n",
 		by: tests{
 			in:      "./internal/dev/nbd",
 			run:     "^TestSizeIsReadAgainBetweenOpens$",
