@@ -122,8 +122,8 @@ var _ = add("reactor", []mutant{
 	},
 	{
 		what: "a transfer fails for which the kernel has no thread", file: aioGo,
-		from: "\tcase errno == syscall.ECANCELED && !o.cancelled && o.place == inEngine",
-		to:   "\tcase false && o.place == inEngine",
+		from: "\tcase errno == syscall.ECANCELED && !o.cancelled && (o.place == inEngine",
+		to:   "\tcase false && (o.place == inEngine",
 		by:   tests{in: "./cmd/vdev", run: "TestManyRequestsWaitUnderALimitOfTasks$"},
 	},
 
