@@ -127,6 +127,12 @@ func newRecord(dir string, holder uint64) (*os.File, error) {
 	return f, nil
 }
 
+// openRecord opens a record that is there. NFS locks only a file that is open for writing so that
+// nobody else has it (flock(2), "NFS details").
+func openRecord(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDWR, 0)
+}
+
 // lockRecord locks a record, for which it waits a while.
 func lockRecord(f *os.File) error {
 	for begun := time.Now(); ; time.Sleep(verdictPause) {
@@ -140,7 +146,7 @@ func lockRecord(f *os.File) error {
 // readRecord tells how the qemu-nbd of a Server has ended: in order, or not. known is false where
 // there is no record.
 func readRecord(dir string, holder uint64) (ended, known bool) {
-	f, err := os.Open(recordFile(dir, holder))
+	f, err := openRecord(recordFile(dir, holder))
 	if err != nil {
 		return false, !errors.Is(err, fs.ErrNotExist)
 	}
@@ -170,7 +176,7 @@ func sweep(dir string) {
 	}
 	slices.SortFunc(all, func(a, b record) int { return a.time.Compare(b.time) })
 	for _, r := range all[:max(len(all)-maxRecords, 0)] {
-		f, err := os.Open(r.path)
+		f, err := openRecord(r.path)
 		if err != nil {
 			continue
 		}
