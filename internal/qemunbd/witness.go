@@ -94,8 +94,10 @@ func (h heard) Write(p []byte) (int, error) {
 
 const (
 	recordPrefix = "qemu-nbd-"
-	// maxRecords bounds the records of Servers that have gone: each vdev that is killed leaves one.
+	// maxRecords bounds the records of Servers that have gone: each vdev that is killed leaves one for
+	// each image. But one that is younger than recordLife stays: a guest that comes back may need it.
 	maxRecords = 64
+	recordLife = time.Hour
 	// verdictWait is how long the end of another Server's witness is waited for, once its qemu-nbd
 	// has let go of the image.
 	verdictWait  = 2 * time.Second
@@ -176,6 +178,9 @@ func sweep(dir string) {
 	}
 	slices.SortFunc(all, func(a, b record) int { return a.time.Compare(b.time) })
 	for _, r := range all[:max(len(all)-maxRecords, 0)] {
+		if time.Since(r.time) < recordLife {
+			break // and so are the others
+		}
 		f, err := openRecord(r.path)
 		if err != nil {
 			continue

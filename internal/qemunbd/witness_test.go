@@ -142,6 +142,21 @@ func TestRecordsHaveABound(t *testing.T) {
 	}
 }
 
+// TestYoungRecordsStay, however many they are: many guests may be about to come back.
+func TestYoungRecordsStay(t *testing.T) {
+	dir := t.TempDir()
+	for i := range maxRecords + 5 {
+		f, err := newRecord(dir, uint64(i+1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
+	if _, known := readRecord(dir, 1); !known {
+		t.Error("the oldest one has gone")
+	}
+}
+
 // TestWhatAServerHolds.
 func TestWhatAServerHolds(t *testing.T) {
 	file := makeImage(t, "qcow2", "16M")
