@@ -74,9 +74,11 @@ func (s *Server) launch(args []string) (*process, error) {
 	return p, nil
 }
 
-// record makes a new record for a witness, where there is to be one.
+// record makes a new record for a witness, where there is to be one. s.mu is held. There is none once
+// a program has ended badly: what the last record does not say stays unsaid, or a later program's end
+// in order would hide that something was lost before.
 func (s *Server) record() *os.File {
-	if s.conf.Records == "" || !s.keeps() {
+	if s.conf.Records == "" || !s.keeps() || s.generation != 0 {
 		return nil
 	}
 	f, err := newRecord(s.conf.Records, s.holder)

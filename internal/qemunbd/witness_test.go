@@ -111,6 +111,21 @@ func TestAnEndInOrderLeavesNoRecord(t *testing.T) {
 	}
 }
 
+// TestAProgramThatEndsInOrderDoesNotHideTheLossOfTheOneBefore: whoever comes after a vdev that was
+// killed has nothing but the record.
+func TestAProgramThatEndsInOrderDoesNotHideTheLossOfTheOneBefore(t *testing.T) {
+	s := newServer(t, Config{File: makeImage(t, "qcow2", "16M"), Format: "qcow2", Records: t.TempDir()})
+	start(t, s)
+	pid, ended := s.running()
+	_ = syscall.Kill(pid, syscall.SIGKILL)
+	<-ended
+	start(t, s)
+	s.Stop()
+	if ended, known := s.Ended(s.holder); ended || !known {
+		t.Errorf("it has ended in order: %v, and that is known: %v; want false, true", ended, known)
+	}
+}
+
 // TestRecordsHaveABound.
 func TestRecordsHaveABound(t *testing.T) {
 	dir := t.TempDir()
