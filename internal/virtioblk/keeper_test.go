@@ -382,6 +382,42 @@ func TestWhatBecameOfAHolderDecides(t *testing.T) {
 	}
 }
 
+// TestWhatIsSaidOfOneHolderIsNotTakenForAnothers, whose page comes while the first one is asked about.
+func TestWhatIsSaidOfOneHolderIsNotTakenForAnothers(t *testing.T) {
+	const first, second = 4711, 4713
+	c := &cautious{volatile: true}
+	began, goOn := make(chan struct{}), make(chan struct{})
+	w := newBench(t, reactor.ModeURing, 1, c.disk, func(conf *Config) {
+		conf.Keeper = c
+		conf.Ended = func(holder uint64) (ended, known bool) {
+			if holder == first {
+				close(began)
+				<-goOn
+			}
+			return holder == first, true
+		}
+	})
+	m := &w.dev.memory
+	held := func(holder uint64) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.writes, m.holder = writesHeld, holder
+	}
+	held(first)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.dev.takeOver()
+	}()
+	<-began
+	held(second)
+	close(goOn)
+	<-done
+	if !m.lost() {
+		t.Error("the second one has not ended in order, and its writes are not lost")
+	}
+}
+
 // TestAnOpenAfterACloseHoldsNothing of before: what held it has ended in order, or the driver says
 // that it has not.
 func TestAnOpenAfterACloseHoldsNothing(t *testing.T) {

@@ -318,23 +318,32 @@ type Keeper interface {
 // where the guest's writes are.
 func (d *Device) takeOver() {
 	m := &d.memory
-	m.mu.Lock()
-	brought, writes, holder := m.brought, m.writes, m.holder
-	m.mu.Unlock()
-	writes = d.followed(writes, holder)
-	if brought != 0 && d.keeper != nil {
-		d.keeper.SetState(devsw.DiskState{FlushError: brought})
+	for again := true; again; {
+		m.mu.Lock()
+		brought, writes, holder := m.brought, m.writes, m.holder
+		m.mu.Unlock()
+		found := d.followed(writes, holder)
+		if brought != 0 && d.keeper != nil {
+			d.keeper.SetState(devsw.DiskState{FlushError: brought})
+		}
+		d.ask(func() {
+			// Another guest's page may have come meanwhile.
+			if again = m.brought != brought || m.writes != writes || m.holder != holder; again {
+				return
+			}
+			m.writes = found
+			m.tookLocked()
+		})
 	}
-	d.ask(func() {
-		m.brought, m.taken, m.handed = 0, true, false
-		if m.writes == writesHeld || m.writes == writesHandedOver {
-			m.writes = writes
-		}
-		if m.holds == devsw.HoldsToClose && !m.disk.Unflushed {
-			m.unflushed.Store(unflushedNo) // what held it before has ended in order
-		}
-		m.served = m.served || m.writes == writesHere
-	})
+}
+
+// tookLocked notes that the disk knows what the page has said of it.
+func (m *memory) tookLocked() {
+	m.brought, m.taken, m.handed = 0, true, false
+	if m.holds == devsw.HoldsToClose && !m.disk.Unflushed {
+		m.unflushed.Store(unflushedNo) // what held it before has ended in order
+	}
+	m.served = m.served || m.writes == writesHere
 }
 
 // followed finds out where the writes of a guest are that a holder of another disk has had.
