@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"testing"
 
+	"vdev/internal/control"
 	"vdev/vhostuser/vhostusertest"
 	"vdev/virtq/virtqtest"
 )
@@ -82,26 +83,35 @@ func (p *process) children() (pids []int) {
 // answered. One that was killed with it, as in a container, does not; nor does the memory of a
 // disk, whatever was flushed.
 func TestAGuestGoesOnAfterAKillWhereNothingIsLost(t *testing.T) {
-	together := func(p *process) {
+	together := func(p *process, _ string) {
 		p.signal(syscall.SIGSTOP)
 		for _, pid := range p.children() {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		p.signal(syscall.SIGKILL)
 	}
-	alone := func(p *process) { p.signal(syscall.SIGKILL) }
-	told := func(p *process) { p.signal(syscall.SIGTERM) }
+	alone := func(p *process, _ string) { p.signal(syscall.SIGKILL) }
+	// By no request: the guest does not ask anything.
+	afterItsProgram := func(p *process, ctl string) {
+		for _, pid := range p.children() {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		p.until(ctl, func(s control.Status) bool { return s.Unflushed })
+		alone(p, ctl)
+	}
+	told := func(p *process, _ string) { p.signal(syscall.SIGTERM) }
 	qcow2, memory := "file", "md,size=1M"
 	for name, c := range map[string]struct {
 		disk    string
 		flushed bool
-		kill    func(p *process)
+		kill    func(p *process, ctl string)
 		status  byte
 	}{
 		"qcow2, vdev alone":                 {qcow2, false, alone, 0},
 		"qcow2, an end in order":            {qcow2, false, told, 0},
 		"qcow2, with its qemu-nbd":          {qcow2, false, together, 1},
 		"qcow2, with its qemu-nbd, flushed": {qcow2, true, together, 0},
+		"qcow2, after its qemu-nbd":         {qcow2, false, afterItsProgram, 1},
 		"memory":                            {memory, true, alone, 1},
 		"memory, an end in order":           {memory, true, told, 1},
 	} {
@@ -125,7 +135,7 @@ func TestAGuestGoesOnAfterAKillWhereNothingIsLost(t *testing.T) {
 			if c.flushed && g.flushed() != 0 {
 				t.Fatal("a flush fails")
 			}
-			c.kill(p)
+			c.kill(p, ctl)
 			p.wait()
 
 			p = serving(t, nil, args...)

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -314,7 +315,14 @@ func (p *program) open(ctx context.Context, c spec.Disk, h *history) (_ *served,
 			err = errors.Join(err, disk.driver.Detach())
 		}
 	}()
-	disk.notify(func(_ int, err error) { rep.server(err) })
+	var learner atomic.Pointer[virtioblk.Device] // nil until there is one
+	disk.notify(func(_ int, err error) {
+		// A vdev after this one is to know of a loss even if no request of the guest's meets it.
+		if d := learner.Load(); d != nil && err != nil {
+			d.Learn()
+		}
+		rep.server(err)
+	})
 	for _, text := range disk.warnings() {
 		log.Warn(text)
 	}
@@ -340,6 +348,7 @@ func (p *program) open(ctx context.Context, c spec.Disk, h *history) (_ *served,
 	if err != nil {
 		return nil, fmt.Errorf("--%s: %w", c.DiskFlag, err)
 	}
+	learner.Store(device)
 	backend, err = vhostuser.New(vhostuser.Config{
 		Device: device, Reactors: p.reactors, NotMigratable: !c.Migratable, AnyMemoryFiles: c.AnyMemory, Trace: rep.vhostuser,
 	})

@@ -138,14 +138,14 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "a failed operation is not put into the page before the answer",
 		file: "internal/virtioblk/request.go",
-		from: "\tif err != nil && !cancelled(err) {\n\t\to.d.learn()\n\t}\n\to.tell",
+		from: "\tif err != nil && !cancelled(err) {\n\t\to.d.Learn()\n\t}\n\to.tell",
 		to:   "\to.tell",
 		by:   tests{in: "./internal/virtioblk", run: "^TestAFailedFlushIsHandedOn$"},
 	},
 	{
 		what: "a failed write is not put into the page before the answer",
 		file: "internal/virtioblk/request.go",
-		from: "(r.typ == tOut || err == devsw.ESTALE) {\n\t\tr.q.d.learn()\n",
+		from: "(r.typ == tOut || err == devsw.ESTALE) {\n\t\tr.q.d.Learn()\n",
 		to:   "(r.typ == tOut || err == devsw.ESTALE) {\n\t\t_ = r\n",
 		by:   tests{in: "./internal/virtioblk", run: "^TestAFailedFlushIsHandedOn$"},
 	},

@@ -216,7 +216,7 @@ func (d *Device) Resize() (changed bool, err error) {
 	if info.SectorSize < sectorSize || info.SectorSize&(info.SectorSize-1) != 0 {
 		return false, fmt.Errorf("virtio-blk: sectors of %d bytes: %w", info.SectorSize, devsw.EINVAL)
 	}
-	d.learn() // it may be another disk
+	d.Learn() // it may be another disk
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	changed = info.Size != d.info.Size

@@ -43,7 +43,7 @@ func TestAFailureThatWasClearedIsNotLearnedAgain(t *testing.T) {
 	learned, cleared := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(learned)
-		w.dev.learn()
+		w.dev.Learn()
 	}()
 	<-c.asked
 	go func() {

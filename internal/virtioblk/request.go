@@ -300,7 +300,7 @@ func (r *request) done() {
 		err = devsw.EIO
 	}
 	if err != nil && !cancelled(err) && (r.typ == tOut || err == devsw.ESTALE) {
-		r.q.d.learn()
+		r.q.d.Learn()
 	}
 	if err != nil {
 		r.storageFailed(err)
@@ -495,7 +495,7 @@ func (o *operation) cover(jobs []*offload.Job) {
 // end ends the operation and those it covers, and each one's request with its result, unless that has been given up.
 func (o *operation) end(err error) {
 	if err != nil && !cancelled(err) {
-		o.d.learn()
+		o.d.Learn()
 	}
 	o.tell(err)
 	for _, c := range o.covered {
