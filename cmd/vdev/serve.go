@@ -109,7 +109,9 @@ func runAll(ctx context.Context, c spec.Config, out *queuedWriter, asked askedBy
 		}
 	}()
 	if c.StateDir == "" {
-		log.Warn("there is no folder for what a vdev after this one has to know of a flush that fails: XDG_RUNTIME_DIR is not set, and neither is --state-dir")
+		log.Warn("there is no folder for what a vdev after this one has to know of a flush that fails: XDG_RUNTIME_DIR is not set, and neither is --state-dir; " +
+			"and what a guest has not flushed to an image that is not raw is taken for lost when this " +
+			"vdev is killed: every request fails until the guest resets")
 	}
 	all := newDisks()
 	defer func() { err = errors.Join(err, all.close()) }()

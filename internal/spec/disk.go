@@ -158,7 +158,9 @@ func (f *ProcessFlags) Register(fs *pflag.FlagSet) {
 	fs.Var(&f.reactors, "reactors", "threads that serve queues (default one for each CPU, at most 4)")
 	fs.Var(&f.pollUS, "poll-us", "look for work at most `N` microseconds before sleeping (default chosen by vdev; 0 is not at all)")
 	fs.StringVar(&f.control, "control", "", "listen on a Unix socket at `PATH` for 'vdev ctl'")
-	fs.StringVar(&f.stateDir, "state-dir", "", "keep in the folder `PATH` what a vdev after this one has to know of a flush that failed (default /run/vdev for root, $XDG_RUNTIME_DIR/vdev for others)")
+	fs.StringVar(&f.stateDir, "state-dir", "", "keep in the folder `PATH` what a vdev after this one "+
+		"has to know of a flush that failed, and of how a qemu-nbd has ended: without it all that was not "+
+		"flushed to an image that is not raw is taken for lost when vdev is killed (default /run/vdev for root, $XDG_RUNTIME_DIR/vdev for others)")
 	fs.BoolVar(&f.trace, "trace", false, "log what front-end and guest do: messages, requests, the device's life")
 	fs.Var(&f.logLevel, "log-level", "log what is at least so severe")
 	fs.Var(&f.logFormat, "log-format", "how the log is written")

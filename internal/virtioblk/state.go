@@ -369,8 +369,9 @@ const (
 		"every request fails until the guest resets the device (restart the guest: it finds the disk as after a power failure)"
 )
 
-// Learn asks the disk for its state and puts that into the page, before the guest is told of what has led to it. Requests that fail do
-// so; a disk that finds out by itself that it has lost something has it called. Any goroutine; it waits for the disk's Keeper alone.
+// Learn asks the disk for its state and puts that into the page, before the guest is told of what
+// has led to it. Requests that fail do so. It is called as well when a disk finds out by itself that
+// it has lost something. Any goroutine; it waits for the disk's Keeper alone.
 func (d *Device) Learn() {
 	if d.keeper != nil {
 		d.ask(func() {})
