@@ -33,8 +33,8 @@ const (
 	diskThreads = 4
 	// serverTasks are a qemu-nbd's: 64 that transfer, its own, and vdev's thread that waits for its end; and those of its witness.
 	serverTasks = 81
-	// leastServer is what it has while nobody asks anything of it.
-	leastServer = 4
+	// leastServer is what it has while nobody asks anything of it: 4, and its witness, which is Go, 12.
+	leastServer = 16
 	// ringWorkers is how many times stuck the kernel may have for one ring (uring.Ring.SetWorkers).
 	ringWorkers = 2
 	// commandThreads are for whoever uses the control socket.

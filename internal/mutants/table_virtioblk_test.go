@@ -121,8 +121,8 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "what the page says of the disk is not handed to the driver",
 		file: "internal/virtioblk/state.go",
-		from: "\tif brought != 0 && d.keeper != nil {\n\t\td.keeper.SetState(devsw.DiskState{FlushError: brought})\n\t}\n",
-		to:   "\t_ = brought\n",
+		from: "\t\tif brought != 0 && d.keeper != nil {\n\t\t\td.keeper.SetState(devsw.DiskState{FlushError: brought})\n\t\t}\n",
+		to:   "\t\t_ = brought\n",
 		by:   tests{in: "./internal/virtioblk", run: "^TestAFailedFlushIsHandedOn$"},
 	},
 	{
