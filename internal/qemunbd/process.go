@@ -31,8 +31,9 @@ type process struct {
 	said said
 
 	// Under Server.mu:
-	told   bool  // to end
-	status error // of its end
+	told   bool     // to end
+	status error    // of its end
+	record *os.File // until the program serves, or has ended; nil for none
 }
 
 // run is what starts qemu-nbd: a shell, which alone can tell the program its own process number, as LISTEN_PID wants it.
@@ -51,7 +52,7 @@ func (s *Server) launch(args []string) (*process, error) {
 	p.cmd.ExtraFiles = []*os.File{listener}
 	s.ordered = false
 	if record := s.record(); record != nil {
-		defer record.Close()
+		p.record = record
 		p.cmd.Path, p.cmd.Args = "/proc/self/exe", append([]string{witnessName}, p.cmd.Args...)
 		p.cmd.ExtraFiles = append(p.cmd.ExtraFiles, record)
 	}
@@ -63,6 +64,7 @@ func (s *Server) launch(args []string) (*process, error) {
 	started := make(chan error)
 	go p.attend(started)
 	if err := <-started; err != nil {
+		p.closeRecord()
 		return nil, err
 	}
 	// The queue of the listening socket is there already: this waits for nothing.
@@ -83,11 +85,23 @@ func (s *Server) record() *os.File {
 	}
 	f, err := newRecord(s.conf.Records, s.holder)
 	if err != nil {
-		s.conf.Log(fmt.Sprintf("how qemu-nbd of %s ends cannot be recorded: when this vdev is killed, writes that were not flushed "+
-			"will be taken for lost (--state-dir): %v", s.conf.File, err))
+		s.tellNoRecord(err)
 		return nil
 	}
 	return f
+}
+
+func (s *Server) tellNoRecord(err error) {
+	s.conf.Log(fmt.Sprintf("how qemu-nbd of %s ends cannot be recorded: when this vdev is killed, writes that were not flushed "+
+		"will be taken for lost (--state-dir): %v", s.conf.File, err))
+}
+
+// closeRecord leaves the record to the witness. s.mu is held.
+func (p *process) closeRecord() {
+	if p.record != nil {
+		p.record.Close()
+		p.record = nil
+	}
 }
 
 // listen makes the socket for a program, and has s.socket stand for it.
@@ -135,6 +149,7 @@ func (p *process) attend(started chan<- error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p.status = err
+	p.closeRecord()
 	s.ordered = err == nil && !p.said.hasLost()
 	if p.line != nil {
 		p.line.Close()
@@ -176,6 +191,13 @@ func (p *process) greet() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.served = s.served || !s.standIn
+	if p.record != nil && !s.standIn {
+		// Before anything is written to the image.
+		if err := beginRecord(p.record); err != nil {
+			s.tellNoRecord(err)
+		}
+	}
+	p.closeRecord()
 	p.said.follow(s.conf.Log)
 	close(p.up)
 }

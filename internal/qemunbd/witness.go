@@ -36,8 +36,12 @@ const (
 	witnessRecord = 4
 )
 
-// endedWell is what stands in the record of a Server whose qemu-nbd has ended in order.
-const endedWell = "ended\n"
+// What stands in the record of a Server: begun since its qemu-nbd has served the image, and endedWell
+// when that has ended in order. They are of one length, so that the end needs no room.
+const (
+	begun     = "begun\n"
+	endedWell = "ended\n"
+)
 
 // witness runs a program, and returns its exit status. It hands SIGTERM on. When it is killed, so is
 // the program: then nobody could say how that has ended.
@@ -68,7 +72,7 @@ func witness(args []string) int {
 	}()
 	err := cmd.Wait()
 	if err == nil && !said.hasLost() {
-		if _, err := record.WriteString(endedWell); err != nil {
+		if _, err := record.WriteAt([]byte(endedWell), 0); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}
 		return 0
@@ -108,7 +112,8 @@ func recordFile(dir string, holder uint64) string {
 	return filepath.Join(dir, fmt.Sprintf("%s%016x", recordPrefix, holder))
 }
 
-// newRecord makes the record of a Server, empty and locked: the lock goes with the witness.
+// newRecord opens the record of a Server, which it makes if need be, and locks it: the lock goes with
+// the witness. What it says stays until the next program serves, since that may fail to begin.
 func newRecord(dir string, holder uint64) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -119,14 +124,20 @@ func newRecord(dir string, holder uint64) (*os.File, error) {
 		return nil, err
 	}
 	// A program that is just being started may still have the last one's descriptor.
-	if err = lockRecord(f); err == nil {
-		err = f.Truncate(0)
-	}
-	if err != nil {
+	if err := lockRecord(f); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// beginRecord notes that a program serves the image.
+func beginRecord(f *os.File) error {
+	_, err := f.WriteAt([]byte(begun), 0)
+	if err != nil {
+		err = errors.Join(err, f.Truncate(0)) // it must not say any more what it said
+	}
+	return err
 }
 
 // openRecord opens a record that is there. NFS locks only a file that is open for writing so that

@@ -126,6 +126,31 @@ func TestAProgramThatEndsInOrderDoesNotHideTheLossOfTheOneBefore(t *testing.T) {
 	}
 }
 
+// TestAProgramThatDoesNotBeginLeavesTheRecord of the one before, which a guest's page names still.
+func TestAProgramThatDoesNotBeginLeavesTheRecord(t *testing.T) {
+	file := makeImage(t, "qcow2", "16M")
+	s := newServer(t, Config{File: file, Format: "qcow2", Records: t.TempDir()})
+	start(t, s)
+	if text, err := os.ReadFile(recordFile(s.conf.Records, s.holder)); err != nil || string(text) != begun {
+		t.Errorf("while it serves the record says %q, %v", text, err)
+	}
+	s.Stop()
+	if err := os.Rename(file, file+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte("QFI\xfb no image"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, _, err := s.current() // Start would look at it first
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-p.ended
+	if ended, known := s.Ended(s.holder); p.isUp() || !ended || !known {
+		t.Errorf("up: %v; ended in order: %v, known: %v; want false, true, true", p.isUp(), ended, known)
+	}
+}
+
 // TestRecordsHaveABound.
 func TestRecordsHaveABound(t *testing.T) {
 	dir := t.TempDir()
