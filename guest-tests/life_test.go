@@ -1,8 +1,11 @@
 package guesttests
 
 import (
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/rogpeppe/go-internal/txtar"
 )
 
 // aLife is what vdev --trace has written of a disk with two rings, shortened.
@@ -75,5 +78,32 @@ func TestAMutantMustChangeWhatIsThere(t *testing.T) {
 		if _, err := buildMutant(t.TempDir(), "m", text); err == nil {
 			t.Errorf("%q was built", text)
 		}
+	}
+}
+
+// TestEveryMutantOfTheScriptsApplies to the sources as they are, which the scripts find out after minutes.
+func TestEveryMutantOfTheScriptsApplies(t *testing.T) {
+	scripts, err := filepath.Glob("testdata/script/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for _, script := range scripts {
+		a, err := txtar.ParseFile(script)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range a.Files {
+			if !strings.Contains("\n"+string(a.Comment), "\nmutant "+f.Name+"\n") {
+				continue
+			}
+			seen++
+			if _, err := changedBy(f.Name, string(f.Data)); err != nil {
+				t.Errorf("%s: %v", script, err)
+			}
+		}
+	}
+	if seen < 5 {
+		t.Errorf("the scripts have %d mutants: are they still found?", seen)
 	}
 }

@@ -324,30 +324,39 @@ func mutantCommand(ts *testscript.TestScript, neg bool, args []string) {
 	worldOf(ts).mutant = program
 }
 
-func buildMutant(dir, name, text string) (string, error) {
-	changed := map[string]string{} // by the file's path
+// changedBy gives what the sources are with a mutant's defect, by the files' paths.
+func changedBy(name, text string) (map[string]string, error) {
+	changed := map[string]string{}
 	for change := range strings.SplitSeq(text, "---\n") {
 		file, rest, _ := strings.Cut(change, "\n")
 		from, to, ok := strings.Cut(rest, "=>\n")
 		if !ok {
-			return "", errors.New("a mutant is FILE, OLD TEXT, =>, NEW TEXT")
+			return nil, errors.New("a mutant is FILE, OLD TEXT, =>, NEW TEXT")
 		}
 		path, err := filepath.Abs(filepath.Join("..", file))
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		source, known := changed[path]
 		if !known {
 			b, err := os.ReadFile(path)
 			if err != nil {
-				return "", err
+				return nil, err
 			}
 			source = string(b)
 		}
 		if n := strings.Count(source, from); n != 1 {
-			return "", fmt.Errorf("mutant %s: what it changes stands %d times in %s:\n%s", name, n, file, from)
+			return nil, fmt.Errorf("mutant %s: what it changes stands %d times in %s:\n%s", name, n, file, from)
 		}
 		changed[path] = strings.Replace(source, from, to, 1)
+	}
+	return changed, nil
+}
+
+func buildMutant(dir, name, text string) (string, error) {
+	changed, err := changedBy(name, text)
+	if err != nil {
+		return "", err
 	}
 	overlay := struct{ Replace map[string]string }{map[string]string{}}
 	for path, source := range changed {
