@@ -302,6 +302,18 @@ var _ = add("reactor", []mutant{
 		by:   tests{in: "./internal/reactor", run: "TestReadsThatHadToWaitAreLeftToTheEngine$"},
 	},
 
+	// Turns of owners.
+	{
+		what: "who was woken is armed before it has had its turn", file: "internal/reactor/reactor.go",
+		from: "\t\tcase s.due:\n\t\t\tpending = true // it has had no turn since\n\t\t\treturn true\n", to: "",
+		by: tests{in: "./internal/reactor", run: "TestWhoIsWokenHasItsTurnBeforeItRests$"},
+	},
+	{
+		what: "the reactor sleeps with transfers that it has not submitted", file: "internal/reactor/reactor.go",
+		from: "len(r.turns) > 0 || r.eng.waits() {", to: "len(r.turns) > 0 {",
+		by: tests{in: "./internal/reactor", run: "TestAReactorDoesNotSleepWithWhatItHasNotSubmitted$"},
+	},
+
 	// Writes to eventfds of front-ends.
 	{
 		what: "a signal that waits is not ended", file: signalGo,

@@ -117,4 +117,16 @@ var _ = add("vnd", []mutant{
 		to:   "",
 		by:   tests{in: "./internal/dev/vnd", run: "TestReadsLeaveTheAccessTimeAlone$"},
 	},
+
+	// Writes that wait for a block.
+	{
+		what: "a write that has part of a block goes beside another one", file: "internal/dev/vnd/ranges.go",
+		from: "return c == q.first || c.o.whole && q.first.o.whole }", to: "return c == q.first || c.o.whole }",
+		by: tests{in: "./internal/dev/vnd", run: "TestRangesBehaveAsASearchThroughAll$"},
+	},
+	{
+		what: "who waits for a write that was cancelled waits for ever", file: "internal/dev/vnd/ranges.go",
+		from: "r.resumeUnlock(r.release(o))\n\to.end(devsw.ECANCELED)", to: "r.release(o)\n\tr.mu.Unlock()\n\to.end(devsw.ECANCELED)",
+		by: tests{in: "./internal/dev/vnd", run: "TestWhoWaitsForOneThatIsCancelledGoesOn$"},
+	},
 })

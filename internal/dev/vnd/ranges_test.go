@@ -147,3 +147,26 @@ func TestManyThatWaitForOneBlockAreCancelled(t *testing.T) {
 		}
 	}
 }
+
+// TestWhoWaitsForOneThatIsCancelledGoesOn: the first write has a block, the second one waits for it,
+// and the third one for the second.
+func TestWhoWaitsForOneThatIsCancelledGoesOn(t *testing.T) {
+	im := &image{geo: geometry{offAlign: block}, ranges: new(ranges)}
+	im.cancelled.Store(true) // who goes on ends at once
+	ended := 0
+	add := func(from, to int64) (o *op, held bool) {
+		b := &devsw.Buf{Op: devsw.BWrite, Iodone: func(*devsw.Buf) { ended++ }}
+		o = &op{im: im, b: b, lo: from * block, hi: to * block, left: 512, asked: devsw.Buf{Op: devsw.BWrite, Bcount: 512}}
+		return o, im.ranges.lock(o)
+	}
+	_, first := add(0, 1)
+	second, secondHas := add(0, 2)
+	_, third := add(1, 2)
+	if !first || secondHas || third {
+		t.Fatal("the wrong ones wait")
+	}
+	im.ranges.cancelBuf(second.b)
+	if ended != 2 {
+		t.Errorf("%d have ended, want the one that was cancelled and the one behind it", ended)
+	}
+}
