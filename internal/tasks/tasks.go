@@ -26,28 +26,51 @@ const Unlimited = 1 << 22 // PID_MAX_LIMIT
 
 // Find asks the host: the pids controllers of all control groups that the process is in (pids.max, less what others have there), and
 // RLIMIT_NPROC (likewise), which does not hold for root. What cannot be read does not limit. Others may take more later.
-func Find() Limit { return find("/", os.Getuid(), sys.MaxProcesses()) }
+func Find() Limit { return find("/", os.Getuid(), sys.MaxProcesses(), os.ReadFile) }
 
-// find is Find on a file system of tests' own, where root is not "/".
-func find(root string, uid int, nproc uint64) Limit {
+// find is Find on a file system of tests' own, where root is not "/". It reads counts with read.
+func find(root string, uid int, nproc uint64, read func(name string) ([]byte, error)) Limit {
 	l := Limit{N: Unlimited}
-	own := threads(root, "self")
 	take := func(n int, name string) {
 		if n < l.N {
 			l = Limit{max(n, 0), name}
 		}
 	}
 	for _, dir := range groups(root) {
-		most, err1 := number(filepath.Join(dir, "pids.max"))
-		now, err2 := number(filepath.Join(dir, "pids.current"))
+		most, err1 := number(filepath.Join(dir, "pids.max"), read)
+		others, err2 := others(root, func() (int, error) { return number(filepath.Join(dir, "pids.current"), read) }, read)
 		if err1 == nil && err2 == nil {
-			take(most-now+own, fmt.Sprintf("pids.max=%d of control group %s", most, strings.TrimPrefix(dir, root)))
+			take(most-others, fmt.Sprintf("pids.max=%d of control group %s", most, strings.TrimPrefix(dir, root)))
 		}
 	}
 	if uid != 0 && nproc < Unlimited {
-		take(int(nproc)-ofUser(root, uid)+own, fmt.Sprintf("RLIMIT_NPROC=%d", nproc))
+		others, err := others(root, func() (int, error) { return ofUser(root, uid, read), nil }, read)
+		if err == nil {
+			take(int(nproc)-others, fmt.Sprintf("RLIMIT_NPROC=%d", nproc))
+		}
 	}
 	return l
+}
+
+// looks is how often two counts are read at most, until they agree.
+const looks = 20
+
+// others is how many tasks others have of those that all counts. The two counts are read one after the other, and this process may make
+// a thread, or end one, between them: they are read until two looks agree.
+func others(root string, all func() (int, error), read func(name string) ([]byte, error)) (int, error) {
+	last := -1
+	for range looks {
+		n, err := all()
+		if err != nil {
+			return 0, err
+		}
+		n -= threads(root, "self", read)
+		if n == last {
+			break
+		}
+		last = n
+	}
+	return max(last, 0), nil
 }
 
 // groups gives the directories of the control groups that limit tasks, of both versions, the outer ones as well.
@@ -79,8 +102,8 @@ func groups(root string) (dirs []string) {
 	return dirs
 }
 
-func number(name string) (int, error) {
-	text, err := os.ReadFile(name)
+func number(name string, read func(name string) ([]byte, error)) (int, error) {
+	text, err := read(name)
 	if err != nil {
 		return 0, err
 	}
@@ -88,25 +111,25 @@ func number(name string) (int, error) {
 }
 
 // threads is how many threads a process has, or 0.
-func threads(root, pid string) int {
-	n, _ := strconv.Atoi(field(root, pid, "Threads:"))
+func threads(root, pid string, read func(name string) ([]byte, error)) int {
+	n, _ := strconv.Atoi(field(root, pid, "Threads:", read))
 	return n
 }
 
 // ofUser counts the threads of all processes of a user.
-func ofUser(root string, uid int) (n int) {
+func ofUser(root string, uid int, read func(name string) ([]byte, error)) (n int) {
 	list, _ := os.ReadDir(filepath.Join(root, "proc"))
 	for _, e := range list {
-		if _, err := strconv.Atoi(e.Name()); err == nil && field(root, e.Name(), "Uid:") == strconv.Itoa(uid) {
-			n += threads(root, e.Name())
+		if _, err := strconv.Atoi(e.Name()); err == nil && field(root, e.Name(), "Uid:", read) == strconv.Itoa(uid) {
+			n += threads(root, e.Name(), read)
 		}
 	}
 	return n
 }
 
 // field is the first word of a line of /proc/PID/status.
-func field(root, pid, name string) string {
-	text, _ := os.ReadFile(filepath.Join(root, "proc", pid, "status"))
+func field(root, pid, name string, read func(name string) ([]byte, error)) string {
+	text, _ := read(filepath.Join(root, "proc", pid, "status"))
 	for line := range strings.Lines(string(text)) {
 		if rest, ok := strings.CutPrefix(line, name); ok {
 			if f := strings.Fields(rest); len(f) > 0 {
@@ -121,7 +144,7 @@ func field(root, pid, name string) string {
 // that is there cannot be refused later, when others have taken what the host allows. They stay, but for
 // those whose goroutine ends locked to its thread. The host has to allow so many now: see Find.
 func Reserve(n int) {
-	n -= threads("/", "self")
+	n -= threads("/", "self", os.ReadFile)
 	var made, gone sync.WaitGroup
 	enough := make(chan struct{})
 	made.Add(max(n, 0))

@@ -1,8 +1,10 @@
 package tasks
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -71,8 +73,42 @@ func TestTheLowestLimitCounts(t *testing.T) {
 			for name, text := range c.files {
 				files[name] = text
 			}
-			if got := find(host(t, files), c.uid, c.nproc); got != c.want {
+			if got := find(host(t, files), c.uid, c.nproc, os.ReadFile); got != c.want {
 				t.Errorf("got %+v, want %+v", got, c.want)
+			}
+		})
+	}
+}
+
+// TestAThreadThatComesBetweenTwoCountsIsNotOfOthers nor one that ends there: Go's runtime makes threads while the limit is found.
+func TestAThreadThatComesBetweenTwoCountsIsNotOfOthers(t *testing.T) {
+	for name, change := range map[string]int{"one comes": 1, "one ends": -1} {
+		t.Run(name, func(t *testing.T) {
+			root := host(t, map[string]string{
+				"proc/self/cgroup":            "0::/vdev\n",
+				"sys/fs/cgroup/vdev/pids.max": "36\n",
+			})
+			own, counts := 7, 0
+			count := func(n int) ([]byte, error) {
+				defer func() {
+					if counts++; counts == 1 { // between the first count and the second
+						own += change
+					}
+				}()
+				return fmt.Appendf(nil, "Threads:\t%d\n", n), nil
+			}
+			read := func(file string) ([]byte, error) {
+				switch strings.TrimPrefix(file, root) {
+				case "/proc/self/status":
+					return count(own)
+				case "/sys/fs/cgroup/vdev/pids.current":
+					text, err := count(own + 4) // the four of another process
+					return []byte(strings.Fields(string(text))[1] + "\n"), err
+				}
+				return os.ReadFile(file)
+			}
+			if got, want := find(root, 0, 0, read), (Limit{32, "pids.max=36 of control group /sys/fs/cgroup/vdev"}); got != want {
+				t.Errorf("got %+v, want %+v", got, want)
 			}
 		})
 	}
@@ -82,7 +118,7 @@ func TestThisHostIsUnderstood(t *testing.T) {
 	if l := Find(); l.N < 1 {
 		t.Errorf("this process may have %d tasks", l.N)
 	}
-	if n := threads("/", "self"); n < 1 {
+	if n := threads("/", "self", os.ReadFile); n < 1 {
 		t.Errorf("this process has %d threads", n)
 	}
 }
