@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 
-	"vdev/internal/dev/disk/hangfs"
+	"vdev/internal/test/hangfs"
 )
 
 // mountHanging is "hangfs [-direct] [-writeback] [-interrupt] FOLDER": the folder shows the files of FOLDER.files through a FUSE

@@ -17,7 +17,7 @@ import (
 
 	"vdev/guest-tests/internal/proxy"
 	"vdev/guest-tests/internal/vm"
-	"vdev/internal/dev/disk/hangfs"
+	"vdev/internal/test/hangfs"
 )
 
 // commandLimit is how long one step of a script may take before it counts as hanging. Emulation on a busy machine

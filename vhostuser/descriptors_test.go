@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"vdev/internal/dev/disk/hangfs"
 	"vdev/internal/sys"
+	"vdev/internal/test/hangfs"
 	"vdev/vhostuser"
 	"vdev/vhostuser/vhostusertest"
 )

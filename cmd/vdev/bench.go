@@ -17,7 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"vdev/internal/load"
+	"vdev/internal/bench/load"
 	"vdev/internal/spec"
 )
 

@@ -18,7 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"vdev/internal/load"
+	"vdev/internal/bench/load"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")

@@ -12,8 +12,8 @@ import (
 	"strings"
 	"time"
 
-	"vdev/internal/chart"
-	"vdev/internal/load"
+	"vdev/internal/bench/chart"
+	"vdev/internal/bench/load"
 	"vdev/internal/spec"
 )
 

@@ -7,14 +7,14 @@ import (
 	"log/slog"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk"
+	"vdev/devsw/disk"
 	"vdev/internal/dev/fault"
 	"vdev/internal/dev/md"
 	"vdev/internal/dev/nbd"
 	"vdev/internal/dev/null"
 	"vdev/internal/dev/vnd"
 	"vdev/internal/spec"
-	"vdev/internal/virtioblk"
+	"vdev/vhostuser/virtioblk"
 )
 
 // diskDriver is what the drivers of disks have in common beside their device switches.

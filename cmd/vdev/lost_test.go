@@ -9,8 +9,8 @@ import (
 	"testing"
 
 	"vdev/devsw"
+	"vdev/devsw/disk"
 	"vdev/internal/control"
-	"vdev/internal/dev/disk"
 	"vdev/internal/spec"
 	"vdev/internal/sys"
 	"vdev/vhostuser"

@@ -16,7 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"vdev/internal/qemunbd"
+	"vdev/internal/dev/qemunbd"
 )
 
 // Exit statuses.

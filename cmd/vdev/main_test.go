@@ -12,7 +12,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"vdev/internal/qemunbd"
+	"vdev/internal/dev/qemunbd"
 )
 
 // The test binary is vdev itself where it is called by that name: scripts and tests run the real command, in a

@@ -9,7 +9,7 @@ import (
 
 	"vdev/devsw"
 	"vdev/internal/dev/nbd"
-	"vdev/internal/qemunbd"
+	"vdev/internal/dev/qemunbd"
 	"vdev/internal/spec"
 )
 

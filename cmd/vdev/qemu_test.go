@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"vdev/internal/qemunbd"
+	"vdev/internal/dev/qemunbd"
 	"vdev/internal/spec"
 )
 

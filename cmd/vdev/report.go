@@ -11,9 +11,9 @@ import (
 	"vdev/internal/dev/nbd"
 	"vdev/internal/spec"
 	"vdev/internal/trace"
-	"vdev/internal/virtioblk"
 	"vdev/specfs"
 	"vdev/vhostuser"
+	"vdev/vhostuser/virtioblk"
 )
 
 // lifeEvents is how many events of the device's life are kept. A start and a stop of all rings are six events for each of them.

@@ -17,15 +17,15 @@ import (
 	"time"
 
 	"vdev/devsw"
+	"vdev/devsw/disk"
 	"vdev/internal/control"
-	"vdev/internal/dev/disk"
 	"vdev/internal/offload"
 	"vdev/internal/spec"
 	"vdev/internal/tasks"
 	"vdev/internal/trace"
-	"vdev/internal/virtioblk"
 	"vdev/specfs"
 	"vdev/vhostuser"
+	"vdev/vhostuser/virtioblk"
 )
 
 const (

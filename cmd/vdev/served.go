@@ -19,9 +19,9 @@ import (
 	"vdev/internal/dev/fault"
 	"vdev/internal/spec"
 	"vdev/internal/trace"
-	"vdev/internal/virtioblk"
 	"vdev/specfs"
 	"vdev/vhostuser"
+	"vdev/vhostuser/virtioblk"
 )
 
 // served is a disk that is served, with all that stands behind it. It is what signals and the control socket act on

@@ -19,9 +19,9 @@ import (
 	"testing"
 	"time"
 
+	"vdev/internal/bench/load"
 	"vdev/internal/control"
-	"vdev/internal/dev/disk/hangfs"
-	"vdev/internal/load"
+	"vdev/internal/test/hangfs"
 	"vdev/vhostuser"
 	"vdev/vhostuser/vhostusertest"
 )

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"vdev/internal/control"
-	"vdev/internal/dev/disk/hangfs"
+	"vdev/internal/test/hangfs"
 	"vdev/virtq/virtqtest"
 )
 

@@ -14,8 +14,8 @@ import (
 	"testing"
 	"time"
 
-	"vdev/internal/dev/disk/loopfs"
 	"vdev/internal/spec"
+	"vdev/internal/test/loopfs"
 	"vdev/vhostuser/vhostusertest"
 	"vdev/virtq"
 	"vdev/virtq/virtqtest"

@@ -14,7 +14,7 @@ import (
 	"vdev/internal/control"
 	"vdev/internal/spec"
 	"vdev/internal/trace"
-	"vdev/internal/virtioblk"
+	"vdev/vhostuser/virtioblk"
 )
 
 // A disk that could not be opened is tried again after this time, and after twice as long each time

@@ -11,21 +11,21 @@ import (
 	"slices"
 	"strings"
 
-	"vdev/internal/child"
+	"vdev/internal/bench/child"
 )
 
 // allocTests are the tests that a read or a write allocates nothing on its way, layer by layer and all together, by their packages.
 var allocTests = map[string][]string{
-	"vdev/virtq":              {"TestARequestDoesNotAllocate"},
-	"vdev/vhostuser":          {"TestRequestsDoNotAllocate"},
-	"vdev/specfs":             {"TestATransferAllocatesNothing"},
-	"vdev/internal/virtioblk": {"TestAFaultDiskWithoutRulesAllocatesNothing", "TestRequestsAllocateNothing"},
-	"vdev/internal/dev/fault": {"TestWithoutRulesATransferAllocatesNothing"},
-	"vdev/internal/dev/md":    {"TestATransferAllocatesNothing"},
-	"vdev/internal/dev/null":  {"TestATransferAllocatesNothing"},
-	"vdev/internal/dev/vnd":   {"TestATransferAllocatesNothing"},
-	"vdev/internal/reactor":   {"TestTransfersAllocateNothing"},
-	"vdev/internal/sys":       {"TestEventfdSignalAndReadDoNotAllocate"},
+	"vdev/virtq":               {"TestARequestDoesNotAllocate"},
+	"vdev/vhostuser":           {"TestRequestsDoNotAllocate"},
+	"vdev/specfs":              {"TestATransferAllocatesNothing"},
+	"vdev/vhostuser/virtioblk": {"TestAFaultDiskWithoutRulesAllocatesNothing", "TestRequestsAllocateNothing"},
+	"vdev/internal/dev/fault":  {"TestWithoutRulesATransferAllocatesNothing"},
+	"vdev/internal/dev/md":     {"TestATransferAllocatesNothing"},
+	"vdev/internal/dev/null":   {"TestATransferAllocatesNothing"},
+	"vdev/internal/dev/vnd":    {"TestATransferAllocatesNothing"},
+	"vdev/internal/reactor":    {"TestTransfersAllocateNothing"},
+	"vdev/internal/sys":        {"TestEventfdSignalAndReadDoNotAllocate"},
 }
 
 // checkAllocs runs the tests, in the repository that is the current folder.

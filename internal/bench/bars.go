@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"vdev/internal/load"
+	"vdev/internal/bench/load"
 )
 
 // bar is a figure that must be reached.

@@ -15,7 +15,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"vdev/internal/load"
+	"vdev/internal/bench/load"
 )
 
 var update = flag.Bool("update", false, "write what the tests compare with")

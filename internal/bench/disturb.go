@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"vdev/internal/load"
+	"vdev/internal/bench/load"
 )
 
 const (

@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"vdev/internal/child"
-	"vdev/internal/load"
+	"vdev/internal/bench/child"
+	"vdev/internal/bench/load"
 )
 
 const statBefore = `cpu  300 30 200 5000 100 0 10 7 50 0

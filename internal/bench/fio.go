@@ -10,8 +10,8 @@ import (
 	"strconv"
 	"time"
 
-	"vdev/internal/child"
-	"vdev/internal/load"
+	"vdev/internal/bench/child"
+	"vdev/internal/bench/load"
 )
 
 // fioArgs are what has fio do on a file what j has a front-end do. Invalidating the page cache before would take away what is

@@ -29,7 +29,7 @@ import (
 	"syscall"
 	"time"
 
-	"vdev/internal/load"
+	"vdev/internal/bench/load"
 )
 
 type options struct {

@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"slices"
 
-	"vdev/internal/chart"
-	"vdev/internal/load"
+	"vdev/internal/bench/chart"
+	"vdev/internal/bench/load"
 )
 
 // drawn are those that are in the pictures: as many as there are colours.

@@ -18,7 +18,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"vdev/internal/load"
+	"vdev/internal/bench/load"
 )
 
 // section is a part of the document: a heading, an introduction, and a table.

@@ -5,7 +5,7 @@ import (
 	"math"
 	"slices"
 
-	"vdev/internal/load"
+	"vdev/internal/bench/load"
 )
 
 const (

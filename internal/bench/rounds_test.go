@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"vdev/internal/load"
+	"vdev/internal/bench/load"
 )
 
 func TestTheIntervalLeavesOutWhatTheSignTestAllows(t *testing.T) {

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"vdev/internal/scale"
+	"vdev/internal/bench/scale"
 )
 
 const (

@@ -7,7 +7,7 @@ import (
 	"os"
 	"time"
 
-	"vdev/internal/child"
+	"vdev/internal/bench/child"
 )
 
 // server is a process that listens at a Unix socket.

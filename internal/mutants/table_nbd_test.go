@@ -202,11 +202,11 @@ var _ = add("nbd", []mutant{
 	},
 	{
 		what: "a qemu-nbd that was killed with its vdev counts as one that has ended in order",
-		file: "internal/qemunbd/witness.go",
+		file: "internal/dev/qemunbd/witness.go",
 		from: "\treturn err == nil && string(text) == endedWell, true\n",
 		to:   "\treturn err == nil || string(text) == endedWell, true\n",
 		by: tests{
-			in:      "./internal/qemunbd",
+			in:      "./internal/dev/qemunbd",
 			run:     "^TestAServerFindsOutHowAnothersProgramHasEnded$",
 			timeout: 60 * time.Second,
 		},

@@ -11,7 +11,7 @@ const (
 	signalGo      = "internal/reactor/signal.go"
 	turnsGo       = "internal/reactor/turns.go"
 	uringGo       = "internal/uring/ring_unsafe.go"
-	diskTurnsGo   = "internal/dev/disk/turns.go"
+	diskTurnsGo   = "devsw/disk/turns.go"
 	mdGo          = "internal/dev/md/md.go"
 	nullGo        = "internal/dev/null/null.go"
 	bufIndexGo    = "devsw/bufindex.go"
@@ -191,43 +191,43 @@ var _ = add("reactor", []mutant{
 		what: "a ring is looked at for any number of bytes", file: queueGo,
 		from: "if bytes += r.bytes; bytes >= budgetBytes || work >= budgetWork {",
 		to:   "if bytes += r.bytes; bytes >= 1<<60 || work >= budgetWork {",
-		by:   tests{in: "./internal/virtioblk", run: "TestARingIsLookedAtForSoManyBytes$"},
+		by:   tests{in: "./vhostuser/virtioblk", run: "TestARingIsLookedAtForSoManyBytes$"},
 	},
 	{
 		what: "a driver copies in one turn", file: diskTurnsGo,
 		from: "k := min(n-off, turnBytes)",
 		to:   "k := n - off",
-		by:   tests{in: "./internal/dev/disk", run: "TestALongCopyTakesTurns$"},
+		by:   tests{in: "./devsw/disk", run: "TestALongCopyTakesTurns$"},
 	},
 	{
 		what: "a close does not reach md's turns", file: mdGo,
 		from: "if e == 0 && sc.cancelled.Load() {",
 		to:   "if false {",
-		by:   tests{in: "./internal/dev/disk", run: "TestALongCopyTakesTurns$/^md$"},
+		by:   tests{in: "./devsw/disk", run: "TestALongCopyTakesTurns$/^md$"},
 	},
 	{
 		what: "a close does not reach null's turns", file: nullGo,
 		from: "if e == 0 && sc.cancelled.Load() {",
 		to:   "if false {",
-		by:   tests{in: "./internal/dev/disk", run: "TestALongCopyTakesTurns$/^null$"},
+		by:   tests{in: "./devsw/disk", run: "TestALongCopyTakesTurns$/^null$"},
 	},
 	{
 		what: "md cancels no single transfer", file: mdGo,
 		from: "\tif b.AIO != nil {\n\t\tb.AIO.Cancel(b)\n\t}\n",
 		to:   "",
-		by:   tests{in: "./internal/dev/disk", run: "TestALongCopyTakesTurns$/^md$"},
+		by:   tests{in: "./devsw/disk", run: "TestALongCopyTakesTurns$/^md$"},
 	},
 	{
 		what: "null cancels no single transfer", file: nullGo,
 		from: "\tif b.AIO != nil {\n\t\tb.AIO.Cancel(b)\n\t}\n",
 		to:   "",
-		by:   tests{in: "./internal/dev/disk", run: "TestALongCopyTakesTurns$/^null$"},
+		by:   tests{in: "./devsw/disk", run: "TestALongCopyTakesTurns$/^null$"},
 	},
 	{
 		what: "md stays cancelled after its close", file: mdGo,
 		from: "\t\tsc.cancelled.Store(false)\n",
 		to:   "",
-		by:   tests{in: "./internal/dev/disk", run: "TestALongCopyTakesTurns$/^md$"},
+		by:   tests{in: "./devsw/disk", run: "TestALongCopyTakesTurns$/^md$"},
 	},
 
 	// What is cancelled is found at once.
@@ -271,7 +271,7 @@ var _ = add("reactor", []mutant{
 		what: "a ring's requests are cancelled in one turn", file: queueGo,
 		from: "stopTurn = 2048",
 		to:   "stopTurn = 1 << 30",
-		by:   tests{in: "./internal/virtioblk", run: "TestCancelTakesTurns$"},
+		by:   tests{in: "./vhostuser/virtioblk", run: "TestCancelTakesTurns$"},
 	},
 
 	// A host that refuses a part of io_uring.

@@ -3,9 +3,9 @@ package mutants
 const (
 	offloadGo       = "internal/offload/offload.go"
 	tasksGo         = "internal/tasks/tasks.go"
-	requestGo       = "internal/virtioblk/request.go"
-	deviceGo        = "internal/virtioblk/device.go"
-	queueGo         = "internal/virtioblk/queue.go"
+	requestGo       = "vhostuser/virtioblk/request.go"
+	deviceGo        = "vhostuser/virtioblk/device.go"
+	queueGo         = "vhostuser/virtioblk/queue.go"
 	engineThreadsGo = "internal/reactor/engine_threads.go"
 )
 
@@ -72,9 +72,15 @@ var _ = add("threads", []mutant{
 	},
 	{
 		what: "what others in the control group have does not count", file: tasksGo,
-		from: "take(most-now+own,",
-		to:   "take(most-0*now+0*own,",
+		from: "take(most-others,",
+		to:   "take(most-0*others,",
 		by:   tests{in: "./internal/tasks", run: "TestTheLowestLimitCounts$"},
+	},
+	{
+		what: "a thread that begins between two counts is another's", file: tasksGo,
+		from: "\tfor range looks {\n",
+		to:   "\tfor range 1 {\n",
+		by:   tests{in: "./internal/tasks", run: "TestAThreadThatComesBetweenTwoCountsIsNotOfOthers$"},
 	},
 	{
 		what: "the user's limit does not count", file: tasksGo,
@@ -92,31 +98,31 @@ var _ = add("threads", []mutant{
 		what: "each slow request has a goroutine", file: requestGo,
 		from: "\tr.q.d.share.Add(&o.job)\n",
 		to:   "\tgo func() {\n\t\tfor o.piece() {\n\t\t}\n\t}()\n",
-		by:   tests{in: "./internal/virtioblk", run: "TestAStopTakesBackWhatWaitsForAPlace$"},
+		by:   tests{in: "./vhostuser/virtioblk", run: "TestAStopTakesBackWhatWaitsForAPlace$"},
 	},
 	{
 		what: "a stop of the device leaves what waits for a place", file: deviceGo,
 		from: "\t\t\tq.park()\n\t\t\tq.recall()\n",
 		to:   "\t\t\tq.park()\n",
-		by:   tests{in: "./internal/virtioblk", run: "TestAStopTakesBackWhatWaitsForAPlace$/of_the_device"},
+		by:   tests{in: "./vhostuser/virtioblk", run: "TestAStopTakesBackWhatWaitsForAPlace$/of_the_device"},
 	},
 	{
 		what: "a stop of one ring leaves what waits for a place", file: queueGo,
 		from: "\tif from == 0 {\n\t\tq.recall()\n\t}\n",
 		to:   "",
-		by:   tests{in: "./internal/virtioblk", run: "TestAStopTakesBackWhatWaitsForAPlace$/of_one_ring"},
+		by:   tests{in: "./vhostuser/virtioblk", run: "TestAStopTakesBackWhatWaitsForAPlace$/of_one_ring"},
 	},
 	{
 		what: "what is left of a recalled operation is done", file: requestGo,
 		from: "\to.recalled.Store(true)\n",
 		to:   "",
-		by:   tests{in: "./internal/virtioblk", run: "TestARecalledOperationDoesNoMore$"},
+		by:   tests{in: "./vhostuser/virtioblk", run: "TestARecalledOperationDoesNoMore$"},
 	},
 	{
 		what: "a range is discarded in one piece", file: requestGo,
 		from: "z.N = min(whole.N-o.done, most-z.Pos%most)",
 		to:   "z.N = whole.N - o.done + 0*most",
-		by:   tests{in: "./internal/virtioblk", run: "TestLargeRangesAreDoneInPieces$"},
+		by:   tests{in: "./vhostuser/virtioblk", run: "TestLargeRangesAreDoneInPieces$"},
 	},
 	{
 		what: "a pool has more threads than it is planned for", file: engineThreadsGo,

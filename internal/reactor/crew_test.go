@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk/hangfs"
 	"vdev/internal/sys"
+	"vdev/internal/test/hangfs"
 )
 
 // within waits for something that is to happen by itself.

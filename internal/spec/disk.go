@@ -12,8 +12,8 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"vdev/internal/qemunbd"
-	"vdev/internal/virtioblk"
+	"vdev/internal/dev/qemunbd"
+	"vdev/vhostuser/virtioblk"
 )
 
 // maxQueues is the default of --num-queues: what vdev answers when a front-end asks how many queues it can have.

@@ -10,7 +10,7 @@ import (
 
 	"vdev/internal/dev/fault"
 	"vdev/internal/dev/nbd"
-	"vdev/internal/qemunbd"
+	"vdev/internal/dev/qemunbd"
 )
 
 // Driver says which driver serves the disk, and with what. It is what --driver and --blk-file come to.

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"vdev/internal/dev/disk/loopfs"
+	"vdev/internal/test/loopfs"
 )
 
 func newRing(t *testing.T, entries, cq uint32) *Ring {

@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk/disktest"
+	"vdev/internal/test/disktest"
 )
 
 // TestWithoutRulesATransferAllocatesNothing: under the race detector pools forget on purpose.

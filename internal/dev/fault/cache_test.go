@@ -10,9 +10,9 @@ import (
 	"pgregory.net/rapid"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk/disktest"
 	"vdev/internal/dev/md"
 	"vdev/internal/dev/vnd"
+	"vdev/internal/test/disktest"
 )
 
 // medium reads the lower device past the cache. The disk is open.

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk/disktest"
+	"vdev/internal/test/disktest"
 )
 
 // probe is a lower device that notes what it is asked for. Its transfers end at once, or when the test says so.

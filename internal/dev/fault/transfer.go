@@ -4,7 +4,7 @@ import (
 	"sync"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk"
+	"vdev/devsw/disk"
 )
 
 // xfer is a transfer that the lower device has in progress for one of ours.

@@ -13,9 +13,9 @@ import (
 	"pgregory.net/rapid"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk/disktest"
 	"vdev/internal/dev/md"
 	"vdev/internal/sys"
+	"vdev/internal/test/disktest"
 )
 
 const rw = devsw.FREAD | devsw.FWRITE

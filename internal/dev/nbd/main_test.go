@@ -15,8 +15,8 @@ import (
 	_ "pgregory.net/rapid" // for its flags
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk/disktest"
 	"vdev/internal/reactor"
+	"vdev/internal/test/disktest"
 )
 
 func TestMain(m *testing.M) {

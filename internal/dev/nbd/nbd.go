@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk"
+	"vdev/devsw/disk"
 )
 
 const (

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk"
+	"vdev/devsw/disk"
 )
 
 // softc is one disk.

@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk/disktest"
 	"vdev/internal/sys"
+	"vdev/internal/test/disktest"
 )
 
 // diskUnderTest is an open disk.

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk"
+	"vdev/devsw/disk"
 )
 
 // input is what has been read of a connection and not been looked at, and what is being done about it. It is the receiver's.

@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk"
+	"vdev/devsw/disk"
 )
 
 // Config describes a null disk.

@@ -7,8 +7,8 @@ import (
 	"testing"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk/disktest"
 	"vdev/internal/dev/null"
+	"vdev/internal/test/disktest"
 )
 
 const rw = devsw.FREAD | devsw.FWRITE

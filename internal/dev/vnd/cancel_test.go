@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk/disktest"
 	"vdev/internal/sys"
+	"vdev/internal/test/disktest"
 )
 
 func TestCancelInterruptsWhatIsInProgressAndWhatBeginsLater(t *testing.T) {

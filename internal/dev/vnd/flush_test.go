@@ -15,11 +15,11 @@ import (
 	"time"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk"
-	"vdev/internal/dev/disk/disktest"
-	"vdev/internal/dev/disk/hangfs"
-	"vdev/internal/dev/disk/loopfs"
+	"vdev/devsw/disk"
 	"vdev/internal/sys"
+	"vdev/internal/test/disktest"
+	"vdev/internal/test/hangfs"
+	"vdev/internal/test/loopfs"
 )
 
 // truncate takes the memory of a memfd away.

@@ -6,8 +6,8 @@ import (
 	"time"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk/disktest"
-	"vdev/internal/dev/disk/loopfs"
+	"vdev/internal/test/disktest"
+	"vdev/internal/test/loopfs"
 )
 
 // patience tells what hangs from what goes on.

@@ -9,9 +9,9 @@ import (
 	"testing"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk/disktest"
-	"vdev/internal/dev/disk/loopfs"
 	"vdev/internal/sys"
+	"vdev/internal/test/disktest"
+	"vdev/internal/test/loopfs"
 )
 
 // fillUp takes all the space of a file system, and gives what gives it back.

@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk"
+	"vdev/devsw/disk"
 	"vdev/internal/sys"
 )
 

@@ -13,11 +13,11 @@ import (
 	"unsafe"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk/disktest"
-	"vdev/internal/dev/disk/hangfs"
-	"vdev/internal/dev/disk/loopfs"
 	"vdev/internal/reactor"
 	"vdev/internal/sys"
+	"vdev/internal/test/disktest"
+	"vdev/internal/test/hangfs"
+	"vdev/internal/test/loopfs"
 )
 
 // modes are the reactors that there are.

@@ -6,7 +6,7 @@ import (
 	"sync/atomic"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk"
+	"vdev/devsw/disk"
 	"vdev/internal/sys"
 )
 

@@ -13,7 +13,7 @@ import (
 	_ "pgregory.net/rapid" // for its flags
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk/disktest"
+	"vdev/internal/test/disktest"
 )
 
 func TestMain(m *testing.M) {

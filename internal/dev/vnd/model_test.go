@@ -9,9 +9,9 @@ import (
 	"pgregory.net/rapid"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk/disktest"
-	"vdev/internal/dev/disk/loopfs"
 	"vdev/internal/reactor"
+	"vdev/internal/test/disktest"
+	"vdev/internal/test/loopfs"
 )
 
 // places are where images are put: the default folder, whose file system is the machine's, and memory.

@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk"
+	"vdev/devsw/disk"
 	"vdev/internal/sys"
 )
 

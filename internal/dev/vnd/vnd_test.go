@@ -12,10 +12,10 @@ import (
 	"time"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk/disktest"
-	"vdev/internal/dev/disk/loopfs"
 	"vdev/internal/reactor"
 	"vdev/internal/sys"
+	"vdev/internal/test/disktest"
+	"vdev/internal/test/loopfs"
 )
 
 func TestADiskHasNetBSDsNumbers(t *testing.T) {

@@ -5,7 +5,7 @@ import (
 	"syscall"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk"
+	"vdev/devsw/disk"
 	"vdev/internal/sys"
 )
 

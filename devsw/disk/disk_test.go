@@ -14,7 +14,7 @@ import (
 	"pgregory.net/rapid"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk"
+	"vdev/devsw/disk"
 	"vdev/internal/sys"
 )
 

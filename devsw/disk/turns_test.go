@@ -5,10 +5,10 @@ import (
 	"testing"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk/disktest"
 	"vdev/internal/dev/fault"
 	"vdev/internal/dev/md"
 	"vdev/internal/dev/null"
+	"vdev/internal/test/disktest"
 )
 
 // TestALongCopyTakesTurns: the context is never held for more than a MiB of it, it ends as a short one does, and it is given up in

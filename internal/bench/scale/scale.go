@@ -16,7 +16,7 @@ import (
 	"slices"
 	"time"
 
-	"vdev/internal/child"
+	"vdev/internal/bench/child"
 	"vdev/internal/sys"
 	"vdev/vhostuser"
 	"vdev/vhostuser/vhostusertest"

@@ -13,7 +13,7 @@ import (
 	"testing"
 
 	"vdev/devsw"
-	diskdriver "vdev/internal/dev/disk"
+	diskdriver "vdev/devsw/disk"
 	"vdev/internal/dev/null"
 	"vdev/vhostuser"
 )

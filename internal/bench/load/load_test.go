@@ -24,10 +24,10 @@ import (
 	"vdev/devsw"
 	"vdev/internal/dev/md"
 	"vdev/internal/sys"
-	"vdev/internal/virtioblk"
 	"vdev/specfs"
 	"vdev/vhostuser"
 	"vdev/vhostuser/vhostusertest"
+	"vdev/vhostuser/virtioblk"
 	"vdev/virtq/virtqtest"
 )
 

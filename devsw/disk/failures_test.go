@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk"
+	"vdev/devsw/disk"
 )
 
 func TestAFolderThatCannotBeSearchedHasNoRecords(t *testing.T) {

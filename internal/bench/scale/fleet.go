@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"time"
 
-	"vdev/internal/child"
+	"vdev/internal/bench/child"
 	"vdev/vhostuser/vhostusertest"
 )
 

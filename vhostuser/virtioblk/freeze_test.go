@@ -5,9 +5,9 @@ import (
 	"time"
 
 	"vdev/devsw"
-	"vdev/internal/dev/disk/loopfs"
 	"vdev/internal/dev/vnd"
 	"vdev/internal/reactor"
+	"vdev/internal/test/loopfs"
 )
 
 // TestAStopIsAnsweredThoughTheFileSystemIsFrozen, and by all queues, whose writes sleep in it: the
