@@ -55,7 +55,7 @@ func newDescriptionCommand() *cobra.Command {
 	var binary string
 	cmd := &cobra.Command{
 		Use:   "print-description",
-		Short: "Print the file by which libvirt and other managers find vdev",
+		Short: "Print the file by which managers of virtual machines find vdev",
 		Long: `Prints the JSON description of this vhost-user back-end, as QEMU's vhost-user.json
 schema has it. Programs that manage virtual machines look for such files in
 /usr/share/qemu/vhost-user, /etc/qemu/vhost-user and

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,8 +12,9 @@ import (
 	"time"
 )
 
-// TestEveryCommandOfTheReadmeWorks runs those of vdev, and looks that those of scripts/ are there; what they do is for
-// scripts/test, which is one of them.
+// TestEveryCommandOfTheReadmeWorks runs each indented command of the README. Of two kinds it only
+// looks that they are there: those of scripts/, which scripts/test is one of, and QEMU, which the
+// guest tests start.
 func TestEveryCommandOfTheReadmeWorks(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
 	if err != nil {
@@ -33,17 +35,35 @@ func TestEveryCommandOfTheReadmeWorks(t *testing.T) {
 	there := strings.NewReplacer("/run/", asked+"/", "life.json", asked+"/life.json", "bench.svg", asked+"/bench.svg")
 	seen := 0
 	for line := range strings.Lines(string(text)) {
-		command, indented := strings.CutPrefix(line, "    ./")
-		if !indented {
-			continue
+		command, indented := strings.CutPrefix(line, "    ")
+		if !indented || strings.HasPrefix(command, " ") {
+			continue // the latter goes on with the command of the line before
 		}
 		command, _, _ = strings.Cut(command, "#")
+		command = strings.TrimSpace(command)
 		args := strings.Fields(here.Replace(command))
 		seen++
-		if args[0] != "vdev" {
+		switch {
+		case args[0] == "./vdev":
+		case strings.HasPrefix(args[0], "./scripts/"):
 			if info, err := os.Stat(filepath.Join("..", "..", args[0])); err != nil || info.Mode()&0o111 == 0 {
 				t.Errorf("%s: no such program (%v)", command, err)
 			}
+			continue
+		case args[0] == "go" || args[0] == "truncate":
+			if args[0] == "go" {
+				args = slices.Insert(args, 2, "-o", os.DevNull)
+			}
+			program := exec.CommandContext(t.Context(), args[0], args[1:]...)
+			program.Dir = filepath.Join("..", "..")
+			if out, err := program.CombinedOutput(); err != nil {
+				t.Errorf("%s: %v: %s", command, err, out)
+			}
+			continue
+		case strings.HasPrefix(args[0], "qemu-system-"):
+			continue
+		default:
+			t.Errorf("%s: the README has a command that this test does not know", command)
 			continue
 		}
 		ctx := ended
@@ -74,7 +94,7 @@ func TestEveryCommandOfTheReadmeWorks(t *testing.T) {
 			t.Errorf("%s: exit status %d: %s", command, status, stderr.String())
 		}
 	}
-	if seen < 15 {
+	if seen < 20 {
 		t.Errorf("the README has %d commands: are they still found?", seen)
 	}
 	p.endsCleanly()
