@@ -7,7 +7,6 @@ import (
 	"log/slog"
 
 	"vdev/devsw"
-	"vdev/devsw/disk"
 	"vdev/internal/dev/fault"
 	"vdev/internal/dev/md"
 	"vdev/internal/dev/nbd"
@@ -115,7 +114,7 @@ func (d *openedDisk) reread() error {
 
 // openDisk attaches the driver to the table and makes its unit 0. What is wrong with an image shows here, and not at a
 // guest's first request: checkImage looks at it, until ctx ends. log is told what a program says that serves the image.
-func openDisk(ctx context.Context, table *devsw.Table, spec spec.Driver, blockSize uint32, failures *disk.Failures, inUse func(error), log *slog.Logger) (*openedDisk, error) {
+func openDisk(ctx context.Context, table *devsw.Table, spec spec.Driver, blockSize uint32, failures *vnd.Failures, inUse func(error), log *slog.Logger) (*openedDisk, error) {
 	if spec.Faults != nil {
 		return stackFaults(ctx, table, spec, blockSize, failures, inUse, log)
 	}
@@ -191,7 +190,7 @@ type stacked struct {
 func (s *stacked) Detach() error { return errors.Join(s.diskDriver.Detach(), s.lower.Detach()) }
 
 // stackFaults makes the disk without faults, and puts the driver fault on it.
-func stackFaults(ctx context.Context, table *devsw.Table, spec spec.Driver, blockSize uint32, failures *disk.Failures, inUse func(error), log *slog.Logger) (*openedDisk, error) {
+func stackFaults(ctx context.Context, table *devsw.Table, spec spec.Driver, blockSize uint32, failures *vnd.Failures, inUse func(error), log *slog.Logger) (*openedDisk, error) {
 	f := spec.Faults
 	spec.Faults = nil
 	lower, err := openDisk(ctx, table, spec, blockSize, failures, inUse, log)

@@ -9,8 +9,8 @@ import (
 	"testing"
 
 	"vdev/devsw"
-	"vdev/devsw/disk"
 	"vdev/internal/control"
+	"vdev/internal/dev/vnd"
 	"vdev/internal/spec"
 	"vdev/internal/sys"
 	"vdev/vhostuser"
@@ -45,7 +45,7 @@ func TestAFailedFlushIsShownUntilItIsCleared(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	disk.NewFailures(state, func(err error) { t.Error(err) }).Record(identity, image, devsw.ENOSPC)
+	vnd.NewFailures(state, func(err error) { t.Error(err) }).Record(identity, image, devsw.ENOSPC)
 
 	serve := func() (*process, string, *guest) {
 		socket, ctl := sockets(t)

@@ -17,8 +17,8 @@ import (
 	"time"
 
 	"vdev/devsw"
-	"vdev/devsw/disk"
 	"vdev/internal/control"
+	"vdev/internal/dev/vnd"
 	"vdev/internal/offload"
 	"vdev/internal/spec"
 	"vdev/internal/tasks"
@@ -99,7 +99,7 @@ func runAll(ctx context.Context, c spec.Config, out *queuedWriter, asked askedBy
 	pool := offload.New(places)
 	defer pool.Close()
 
-	failures := disk.NewFailures(c.StateDir, func(err error) {
+	failures := vnd.NewFailures(c.StateDir, func(err error) {
 		log.Error("a vdev after this one would not know that a flush has failed: that could not be recorded (--state-dir)", "cause", err)
 	})
 	p := &program{config: c, level: level, log: log, out: out, limit: newLogLimit(), start: time.Now(), reactors: reactors, pool: pool, failures: failures}
@@ -227,7 +227,7 @@ type program struct {
 	start    time.Time
 	reactors *vhostuser.Reactors
 	pool     *offload.Pool
-	failures *disk.Failures
+	failures *vnd.Failures
 }
 
 // history is what goes on when a disk is tried again.

@@ -29,7 +29,7 @@ const (
 // sys; vhostuser -> virtq. devsw and specfs know nothing of virtio, virtq nothing of devices, vhostuser nothing
 // of what stands behind its Device.
 var layers = map[string][]string{
-	"cmd/vdev": {"vhostuser", "specfs", "devsw", "vhostuser/virtioblk", "devsw/disk", "internal/dev/...", "internal/spec", "internal/trace", "internal/control", "internal/bench/load", "internal/bench/chart", "internal/offload", "internal/tasks"},
+	"cmd/vdev": {"vhostuser", "specfs", "devsw", "vhostuser/virtioblk", "internal/dev/...", "internal/spec", "internal/trace", "internal/control", "internal/bench/load", "internal/bench/chart", "internal/offload", "internal/tasks"},
 
 	"vhostuser":               {"virtq", "internal/reactor", "internal/guestmem", "internal/sys"},
 	"vhostuser/vhostusertest": {"vhostuser", "virtq", "virtq/virtqtest", "internal/guestmem", "internal/sys"},
@@ -42,13 +42,14 @@ var layers = map[string][]string{
 	"vhostuser/virtioblk":    {"vhostuser", "virtq", "specfs", "devsw", "internal/offload"},
 	"internal/offload":       {},
 	"internal/tasks":         {"internal/sys"},
-	"devsw/disk":             {"devsw", "internal/sys"},
+	"devsw/disk":             {"devsw"},
+	"internal/dev/imagefile": {"devsw", "internal/sys"},
 	"internal/test/disktest": {"devsw", "internal/sys"},
 	"internal/test/hangfs":   {"internal/sys"},
 	"internal/test/loopfs":   {"internal/sys"},
-	"internal/dev/md":        {"devsw", "devsw/disk", "internal/sys"},
-	"internal/dev/vnd":       {"devsw", "devsw/disk", "internal/sys"},
-	"internal/dev/null":      {"devsw", "devsw/disk", "internal/sys"},
+	"internal/dev/md":        {"devsw", "devsw/disk", "internal/dev/imagefile", "internal/sys"},
+	"internal/dev/vnd":       {"devsw", "devsw/disk", "internal/dev/imagefile", "internal/sys"},
+	"internal/dev/null":      {"devsw", "devsw/disk"},
 	"internal/dev/nbd":       {"devsw", "devsw/disk", "internal/sys"},
 	"internal/dev/fault":     {"devsw", "devsw/disk"},
 	"internal/dev/qemunbd":   {"devsw", "internal/sys"},
@@ -70,7 +71,7 @@ var layers = map[string][]string{
 
 // public are the packages that other projects build on. They leave logging, printing and the end of the process
 // to their user.
-var public = []string{"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "devsw", "specfs"}
+var public = []string{"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "devsw", "devsw/disk", "specfs", "vhostuser/virtioblk"}
 
 // blind lists packages that must not reach others even through a third one: what is public for its own sake
 // would otherwise drag in what it is meant to know nothing of.

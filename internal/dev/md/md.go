@@ -7,6 +7,7 @@ import (
 
 	"vdev/devsw"
 	"vdev/devsw/disk"
+	"vdev/internal/dev/imagefile"
 	"vdev/internal/sys"
 )
 
@@ -70,9 +71,9 @@ func newSoftc(conf Config) (*softc, error) {
 		return nil, err
 	}
 	size := conf.Size
-	var img *disk.Image
+	var img *imagefile.File
 	if conf.File != "" {
-		if img, err = disk.OpenImage(conf.File, sys.OpenFlags{}); err != nil {
+		if img, err = imagefile.Open(conf.File, sys.OpenFlags{}); err != nil {
 			return nil, err
 		}
 		defer img.FD.Close()

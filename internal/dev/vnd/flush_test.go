@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"vdev/devsw"
-	"vdev/devsw/disk"
 	"vdev/internal/sys"
 	"vdev/internal/test/disktest"
 	"vdev/internal/test/hangfs"
@@ -145,7 +144,7 @@ func TestAFailedFlushOutlivesTheProcess(t *testing.T) {
 	process := func(path string, fail devsw.Errno, want error) *rig {
 		t.Helper()
 		r := newRig(t)
-		dev := r.create(Config{Path: path, Failures: disk.NewFailures(dir, func(err error) { t.Error(err) })})
+		dev := r.create(Config{Path: path, Failures: NewFailures(dir, func(err error) { t.Error(err) })})
 		r.open(dev)
 		if fail != 0 {
 			r.image(dev).syncer.sync = func() devsw.Errno { return fail }
@@ -161,7 +160,7 @@ func TestAFailedFlushOutlivesTheProcess(t *testing.T) {
 	r := process(path, devsw.EIO, devsw.EIO)
 	r.close(devsw.Makedev(bmajor, 0))
 	r = newRig(t)
-	r.create(Config{Path: path, Failures: disk.NewFailures(dir, nil)})
+	r.create(Config{Path: path, Failures: NewFailures(dir, nil)})
 	if e := r.d.State(0).FlushError; e != devsw.EIO {
 		t.Errorf("state of a disk that was not opened: %v, want EIO", e)
 	}
@@ -250,14 +249,14 @@ func TestAStableWriteThatFailsFailsTheFlush(t *testing.T) {
 		for _, direct := range []bool{false, true} {
 			r := newRig(t)
 			dir := t.TempDir()
-			dev := r.create(Config{Path: newFile(t, make([]byte, 4096)), Direct: direct, Failures: disk.NewFailures(dir, nil)})
+			dev := r.create(Config{Path: newFile(t, make([]byte, 4096)), Direct: direct, Failures: NewFailures(dir, nil)})
 			m := r.open(dev)
 			m.AIO = &disktest.AIO{Fault: func(*devsw.Buf, int64) (int64, devsw.Errno) { return 0, c.e }}
 			if b := m.Transfer(devsw.BWrite, c.flags, 0, sys.AlignedBuffer(513, 4096)[1:]); b.Error != c.e {
 				t.Errorf("write: %v, want %v", b.Error, c.e)
 			}
 			// Who is told of the write finds its record.
-			if e := disk.NewFailures(dir, nil).Look(r.image(dev).identity); e != 0 != (c.want != nil) {
+			if e := NewFailures(dir, nil).Look(r.image(dev).identity); e != 0 != (c.want != nil) {
 				t.Errorf("after a write with flags %v that failed with %v a successor finds %v", c.flags, c.e, e)
 			}
 			if err := r.table.BdevIoctl(dev, devsw.DIOCCACHESYNC, nil, rw); err != c.want {

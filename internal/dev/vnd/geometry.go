@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"vdev/devsw"
-	"vdev/devsw/disk"
+	"vdev/internal/dev/imagefile"
 	"vdev/internal/sys"
 )
 
@@ -23,7 +23,7 @@ type geometry struct {
 }
 
 // geometry looks at an image that has just been opened. EINVAL where it cannot be used with this Config.
-func (sc *softc) geometry(img *disk.Image) (g geometry, err error) {
+func (sc *softc) geometry(img *imagefile.File) (g geometry, err error) {
 	g = geometry{memAlign: 1, offAlign: 1, zeroAlign: 1}
 	if sc.conf.Direct {
 		if g.memAlign, g.offAlign, err = directAlign(img); err != nil {
@@ -34,7 +34,7 @@ func (sc *softc) geometry(img *disk.Image) (g geometry, err error) {
 	if img.Block {
 		sector, err := sys.BlockSectorSize(img.FD.Int())
 		if err != nil {
-			return g, disk.PathError(img.Path, err)
+			return g, imagefile.PathError(img.Path, err)
 		}
 		g.zeroAlign = max(g.zeroAlign, sector)
 	}
@@ -53,12 +53,12 @@ func diskSize(path string, length, sector, offAlign int64, readOnly bool) (int64
 }
 
 // directAlign finds out what O_DIRECT transfers have to be aligned to.
-func directAlign(img *disk.Image) (mem, off int64, err error) {
+func directAlign(img *imagefile.File) (mem, off int64, err error) {
 	fd := img.FD.Int()
 	mem, off, known, err := sys.DirectAlign(fd)
 	switch {
 	case err != nil:
-		return 0, 0, disk.PathError(img.Path, err)
+		return 0, 0, imagefile.PathError(img.Path, err)
 	case known && off == 0:
 		return 0, 0, fmt.Errorf("%s: direct I/O is not to be had: %w", img.Path, devsw.EINVAL)
 	case known && (off&(off-1) != 0 || mem&(mem-1) != 0 || off > bounceChunk):
@@ -72,7 +72,7 @@ func directAlign(img *disk.Image) (mem, off int64, err error) {
 		return devsw.DEVBSIZE, devsw.DEVBSIZE, nil
 	}
 	if _, errno := sys.Preadv(fd, [][]byte{sys.AlignedBuffer(probeSize, probeSize)}, 0); errno != 0 {
-		return 0, 0, disk.PathError(img.Path, fmt.Errorf("direct I/O: read: %w", errno))
+		return 0, 0, imagefile.PathError(img.Path, fmt.Errorf("direct I/O: read: %w", errno))
 	}
 	return probeSize, probeSize, nil
 }
@@ -97,7 +97,7 @@ func (sc *softc) info() (devsw.DiskInfo, error) {
 	if im := sc.claim.Medium(); im != nil {
 		return im.info(), nil
 	}
-	img, err := disk.OpenImage(sc.conf.Path, sys.OpenFlags{Direct: sc.conf.Direct})
+	img, err := imagefile.Open(sc.conf.Path, sys.OpenFlags{Direct: sc.conf.Direct})
 	if err != nil {
 		return devsw.DiskInfo{}, err
 	}
@@ -113,7 +113,7 @@ func (sc *softc) info() (devsw.DiskInfo, error) {
 }
 
 // describe says what a disk on an image can do.
-func describe(img *disk.Image, conf Config, sector int64, g geometry) devsw.DiskInfo {
+func describe(img *imagefile.File, conf Config, sector int64, g geometry) devsw.DiskInfo {
 	info := devsw.DiskInfo{
 		Size:        g.size,
 		SectorSize:  uint32(sector),

@@ -7,13 +7,14 @@ import (
 
 	"vdev/devsw"
 	"vdev/devsw/disk"
+	"vdev/internal/dev/imagefile"
 	"vdev/internal/sys"
 )
 
 // image is an image from d_open to d_close. It is the AIODone of all its transfers, and of no others': a CancelAll that comes
 // late must not hit what a later open has begun.
 type image struct {
-	file     *disk.Image
+	file     *imagefile.File
 	identity string // of the file
 	fd       int
 	sector   int64
@@ -40,7 +41,7 @@ type image struct {
 	unrecorded atomic.Bool
 }
 
-func newImage(file *disk.Image, identity string, conf Config, sector int64, g geometry) *image {
+func newImage(file *imagefile.File, identity string, conf Config, sector int64, g geometry) *image {
 	im := &image{
 		file: file, identity: identity,
 		fd:     file.FD.Int(),

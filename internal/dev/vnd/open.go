@@ -10,6 +10,7 @@ import (
 
 	"vdev/devsw"
 	"vdev/devsw/disk"
+	"vdev/internal/dev/imagefile"
 	"vdev/internal/sys"
 )
 
@@ -77,7 +78,7 @@ func (sc *softc) waitForImage(ctx context.Context) (*image, error) {
 // openImage opens the image and takes its locks, once.
 func (sc *softc) openImage() (*image, error) {
 	fl := sys.OpenFlags{Write: !sc.conf.ReadOnly, Direct: sc.conf.Direct, Exclusive: !sc.conf.ReadOnly}
-	file, err := disk.OpenImage(sc.conf.Path, fl)
+	file, err := imagefile.Open(sc.conf.Path, fl)
 	if errors.Is(err, devsw.EBUSY) {
 		return nil, sc.explain(err)
 	}
@@ -111,9 +112,9 @@ func (sc *softc) openImage() (*image, error) {
 }
 
 // recognise notes which image is the disk's now, and looks what is known of it.
-func (sc *softc) recognise(img *disk.Image) (identity string, err error) {
+func (sc *softc) recognise(img *imagefile.File) (identity string, err error) {
 	if identity, err = img.FD.Identity(); err != nil {
-		return "", disk.PathError(img.Path, err)
+		return "", imagefile.PathError(img.Path, err)
 	}
 	sc.identity.Store(&identity)
 	sc.conf.Failures.Look(identity)
@@ -122,7 +123,7 @@ func (sc *softc) recognise(img *disk.Image) (identity string, err error) {
 
 // explain gives a better error than a block device's EBUSY where it has one: that of the image's locks, which tell who has it.
 func (sc *softc) explain(busy error) error {
-	file, err := disk.OpenImage(sc.conf.Path, sys.OpenFlags{})
+	file, err := imagefile.Open(sc.conf.Path, sys.OpenFlags{})
 	if err != nil {
 		return busy
 	}

@@ -6,6 +6,7 @@ import (
 
 	"vdev/devsw"
 	"vdev/devsw/disk"
+	"vdev/internal/dev/imagefile"
 	"vdev/internal/sys"
 )
 
@@ -33,7 +34,7 @@ type Config struct {
 
 	// Failures remembers which images have lost writes, over opens and closes and perhaps over the end of the process. It may be shared
 	// by all disks. nil: the disk has its own, which it forgets with the driver.
-	Failures *disk.Failures
+	Failures *Failures
 }
 
 // Driver is the vnd driver, attached to a table.
@@ -72,10 +73,10 @@ func newSoftc(conf Config) (*softc, error) {
 		conf.LockWait = DefaultLockWait
 	}
 	if conf.Failures == nil {
-		conf.Failures = disk.NewFailures("", nil)
+		conf.Failures = NewFailures("", nil)
 	}
 	sc := &softc{conf: conf, sector: sector, claim: disk.Claim[image]{Name: conf.Path}}
-	img, err := disk.OpenImage(conf.Path, sys.OpenFlags{Write: !conf.ReadOnly, Direct: conf.Direct})
+	img, err := imagefile.Open(conf.Path, sys.OpenFlags{Write: !conf.ReadOnly, Direct: conf.Direct})
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +85,7 @@ func newSoftc(conf Config) (*softc, error) {
 		// What others have written there, a partition table for one, goes by it.
 		own, err := sys.BlockSectorSize(img.FD.Int())
 		if err != nil {
-			return nil, disk.PathError(conf.Path, err)
+			return nil, imagefile.PathError(conf.Path, err)
 		}
 		if sc.sector = 4096; own < sc.sector {
 			sc.sector = devsw.DEVBSIZE

@@ -1,4 +1,4 @@
-package disk
+package vnd
 
 import (
 	"encoding/json"
@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"vdev/devsw"
+	"vdev/internal/dev/imagefile"
 	"vdev/internal/sys"
 )
 
@@ -65,9 +66,9 @@ func (f *Failures) Check() error {
 		st, err := os.Stat(dir)
 		switch {
 		case err == nil && !st.IsDir():
-			return PathError(dir, syscall.ENOTDIR)
+			return imagefile.PathError(dir, syscall.ENOTDIR)
 		case err == nil:
-			return PathError(dir, sys.MayMakeIn(dir))
+			return imagefile.PathError(dir, sys.MayMakeIn(dir))
 		case !errors.Is(err, fs.ErrNotExist) || dir == filepath.Dir(dir):
 			return err
 		}

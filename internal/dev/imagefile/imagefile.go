@@ -1,4 +1,5 @@
-package disk
+// Package imagefile opens the files that disks are made of.
+package imagefile
 
 import (
 	"errors"
@@ -9,8 +10,8 @@ import (
 	"vdev/internal/sys"
 )
 
-// Image is an open file that is, or goes into, a disk.
-type Image struct {
+// File is an open file that is, or goes into, a disk.
+type File struct {
 	FD    *sys.FD // owned by whoever opened the image
 	Path  string
 	Block bool  // a block device, and no regular file
@@ -21,9 +22,9 @@ type Image struct {
 	MayBlock bool
 }
 
-// OpenImage opens the file at path, which must be a regular file or a block device: EINVAL, naming what it is, for anything
+// Open opens the file at path, which must be a regular file or a block device: EINVAL, naming what it is, for anything
 // else. Errors name the path and the cause.
-func OpenImage(path string, fl sys.OpenFlags) (*Image, error) {
+func Open(path string, fl sys.OpenFlags) (*File, error) {
 	// Looking first, since opening a FIFO waits for its other end.
 	st, err := sys.Stat(path)
 	if err != nil {
@@ -38,7 +39,7 @@ func OpenImage(path string, fl sys.OpenFlags) (*Image, error) {
 	if err != nil {
 		return nil, openError(path, fl, err)
 	}
-	img := &Image{FD: fd, Path: path}
+	img := &File{FD: fd, Path: path}
 	if err := img.inspect(fl); err != nil {
 		fd.Close()
 		return nil, err
@@ -46,7 +47,7 @@ func OpenImage(path string, fl sys.OpenFlags) (*Image, error) {
 	return img, nil
 }
 
-func (img *Image) inspect(fl sys.OpenFlags) (err error) {
+func (img *File) inspect(fl sys.OpenFlags) (err error) {
 	if img.Stat, err = img.FD.Stat(); err != nil {
 		return PathError(img.Path, err)
 	}
@@ -74,7 +75,7 @@ func (img *Image) inspect(fl sys.OpenFlags) (err error) {
 }
 
 // Length gives the image's size in bytes as it is now.
-func (img *Image) Length() (int64, error) {
+func (img *File) Length() (int64, error) {
 	if img.Block {
 		n, err := sys.BlockSize64(img.FD.Int())
 		return n, PathError(img.Path, err)
@@ -84,7 +85,7 @@ func (img *Image) Length() (int64, error) {
 }
 
 // Load fills p from the image's beginning. Parts of the file that are holes are skipped: p is zero there already.
-func (img *Image) Load(p []byte) error {
+func (img *File) Load(p []byte) error {
 	for off := int64(0); off < int64(len(p)); {
 		data, err := sys.SeekData(img.FD.Int(), off)
 		if errors.Is(err, syscall.ENXIO) {

@@ -1,4 +1,4 @@
-package disk_test
+package vnd
 
 import (
 	"os"
@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"vdev/devsw"
-	"vdev/devsw/disk"
 )
 
 func TestAFolderThatCannotBeSearchedHasNoRecords(t *testing.T) {
@@ -16,7 +15,7 @@ func TestAFolderThatCannotBeSearchedHasNoRecords(t *testing.T) {
 		t.Fatal(err)
 	}
 	told := 0
-	f := disk.NewFailures(dir, func(error) { told++ })
+	f := NewFailures(dir, func(error) { told++ })
 	if e := f.Look("image"); e != 0 || told != 1 {
 		t.Errorf("an image has failed with %v, and the log was told %d times; want 0 and once", e, told)
 	}
@@ -27,7 +26,7 @@ func TestARecordThatCannotBeReadIsOneOfEIO(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "failed-flush-image"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if e := disk.NewFailures(dir, nil).Look("image"); e != devsw.EIO {
+	if e := NewFailures(dir, nil).Look("image"); e != devsw.EIO {
 		t.Errorf("it has failed with %v, want EIO", e)
 	}
 }
@@ -35,10 +34,10 @@ func TestARecordThatCannotBeReadIsOneOfEIO(t *testing.T) {
 // TestWhatIsRecordedIsKnownToASuccessor until it is forgotten, and so is that of one image alone.
 func TestWhatIsRecordedIsKnownToASuccessor(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "not", "there", "yet")
-	f := disk.NewFailures(dir, func(err error) { t.Error(err) })
+	f := NewFailures(dir, func(err error) { t.Error(err) })
 	f.Record("image", "/disk.img", devsw.ENOSPC)
-	next := disk.NewFailures(dir, func(err error) { t.Error(err) })
-	look := func(what string, f *disk.Failures, want devsw.Errno) {
+	next := NewFailures(dir, func(err error) { t.Error(err) })
+	look := func(what string, f *Failures, want devsw.Errno) {
 		t.Helper()
 		if e := f.Look("image"); e != want {
 			t.Errorf("%s: it has failed with %v, want %v", what, e, want)
@@ -59,7 +58,7 @@ func TestWhatIsRecordedIsKnownToASuccessor(t *testing.T) {
 		t.Errorf("forgotten is %v, %v; want %v", e, err, devsw.ENOSPC)
 	}
 	look("after that", next, 0)
-	look("the next one", disk.NewFailures(dir, nil), 0)
+	look("the next one", NewFailures(dir, nil), 0)
 }
 
 // TestARecordThatCannotBeRemovedIsNotForgotten: a successor would know of it.
@@ -68,7 +67,7 @@ func TestARecordThatCannotBeRemovedIsNotForgotten(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(dir, "failed-flush-image", "full"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	f := disk.NewFailures(dir, nil)
+	f := NewFailures(dir, nil)
 	if e, err := f.Forget("image"); e != 0 || err == nil {
 		t.Errorf("forgotten is %v, %v; want an error", e, err)
 	}
@@ -83,7 +82,7 @@ func TestAFailureThatCannotBeRecordedIsTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	told := 0
-	f := disk.NewFailures(dir, func(error) { told++ })
+	f := NewFailures(dir, func(error) { told++ })
 	f.Record("image", "/disk.img", devsw.EIO)
 	if told != 1 || f.Known("image") != devsw.EIO {
 		t.Errorf("the log was told %d times, and known is %v; want once and EIO", told, f.Known("image"))
@@ -92,7 +91,7 @@ func TestAFailureThatCannotBeRecordedIsTold(t *testing.T) {
 
 // TestWantOfDescriptorsIsNoDoubt: whether there is a record is known without opening it.
 func TestWantOfDescriptorsIsNoDoubt(t *testing.T) {
-	f := disk.NewFailures(t.TempDir(), func(err error) { t.Errorf("told: %v", err) })
+	f := NewFailures(t.TempDir(), func(err error) { t.Errorf("told: %v", err) })
 	var was syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
 		t.Fatal(err)
