@@ -3,7 +3,7 @@ package mutants
 const (
 	offloadGo       = "internal/offload/offload.go"
 	tasksGo         = "internal/tasks/tasks.go"
-	requestGo       = "vhostuser/virtioblk/request.go"
+	operationGo     = "vhostuser/virtioblk/operation.go"
 	deviceGo        = "vhostuser/virtioblk/device.go"
 	queueGo         = "vhostuser/virtioblk/queue.go"
 	engineThreadsGo = "internal/reactor/engine_threads.go"
@@ -95,7 +95,7 @@ var _ = add("threads", []mutant{
 		by:   tests{in: "./internal/tasks", run: "TestTheLowestLimitCounts$"},
 	},
 	{
-		what: "each slow request has a goroutine", file: requestGo,
+		what: "each slow request has a goroutine", file: operationGo,
 		from: "\tr.q.d.share.Add(&o.job)\n",
 		to:   "\tgo func() {\n\t\tfor o.piece() {\n\t\t}\n\t}()\n",
 		by:   tests{in: "./vhostuser/virtioblk", run: "TestAStopTakesBackWhatWaitsForAPlace$"},
@@ -113,13 +113,13 @@ var _ = add("threads", []mutant{
 		by:   tests{in: "./vhostuser/virtioblk", run: "TestAStopTakesBackWhatWaitsForAPlace$/of_one_ring"},
 	},
 	{
-		what: "what is left of a recalled operation is done", file: requestGo,
+		what: "what is left of a recalled operation is done", file: operationGo,
 		from: "\to.recalled.Store(true)\n",
 		to:   "",
 		by:   tests{in: "./vhostuser/virtioblk", run: "TestARecalledOperationDoesNoMore$"},
 	},
 	{
-		what: "a range is discarded in one piece", file: requestGo,
+		what: "a range is discarded in one piece", file: operationGo,
 		from: "z.N = min(whole.N-o.done, most-z.Pos%most)",
 		to:   "z.N = whole.N - o.done + 0*most",
 		by:   tests{in: "./vhostuser/virtioblk", run: "TestLargeRangesAreDoneInPieces$"},

@@ -60,7 +60,7 @@ var _ = add("virtioblk", []mutant{
 	},
 	{
 		what: "writes are not stable though the mode says so",
-		file: "vhostuser/virtioblk/request.go",
+		file: "vhostuser/virtioblk/transfer.go",
 		from: "if r.q.stable || r.q.d.stable.Load() {",
 		to:   "if r.q.stable {",
 		by: tests{
@@ -137,14 +137,14 @@ var _ = add("virtioblk", []mutant{
 	},
 	{
 		what: "a failed operation is not put into the page before the answer",
-		file: "vhostuser/virtioblk/request.go",
+		file: "vhostuser/virtioblk/operation.go",
 		from: "\tif err != nil && !cancelled(err) {\n\t\to.d.Learn()\n\t}\n\to.tell",
 		to:   "\to.tell",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestAFailedFlushIsHandedOn$"},
 	},
 	{
 		what: "a failed write is not put into the page before the answer",
-		file: "vhostuser/virtioblk/request.go",
+		file: "vhostuser/virtioblk/transfer.go",
 		from: "(r.typ == tOut || err == devsw.ESTALE) {\n\t\tr.q.d.Learn()\n",
 		to:   "(r.typ == tOut || err == devsw.ESTALE) {\n\t\t_ = r\n",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestAFailedFlushIsHandedOn$"},
@@ -186,7 +186,7 @@ var _ = add("virtioblk", []mutant{
 	},
 	{
 		what: "a flush covers nothing",
-		file: "vhostuser/virtioblk/request.go",
+		file: "vhostuser/virtioblk/operation.go",
 		from: "\t\to.d.memory.endFlush(number)\n",
 		to:   "\t\t_ = number\n",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestUnflushedWritesAreHandedOn$"},
@@ -213,14 +213,14 @@ var _ = add("virtioblk", []mutant{
 	},
 	{
 		what: "a discard takes the news of a flush",
-		file: "vhostuser/virtioblk/request.go",
+		file: "vhostuser/virtioblk/operation.go",
 		from: "\t\tif o.typ == tFlush {\n\t\t\to.d.unsaid",
 		to:   "\t\tif true {\n\t\t\to.d.unsaid",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestADiscardDoesNotTakeTheNewsOfAFlush$"},
 	},
 	{
 		what: "a flush that failed unseen is not told",
-		file: "vhostuser/virtioblk/request.go",
+		file: "vhostuser/virtioblk/operation.go",
 		from: "\t\to.d.unsaid.Store(&err)\n",
 		to:   "\t\t_ = err\n",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestAFlushThatFailsUnseenFailsTheNextOne$"},
@@ -349,21 +349,21 @@ var _ = add("virtioblk", []mutant{
 	},
 	{
 		what: "a discard is done in one piece",
-		file: "vhostuser/virtioblk/request.go",
+		file: "vhostuser/virtioblk/operation.go",
 		from: "\tmost := int64(discardPiece)\n",
 		to:   "\tmost := int64(1 << 50)\n",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestLargeRangesAreDoneInPieces$"},
 	},
 	{
 		what: "a write-zeroes is done in pieces of a discard",
-		file: "vhostuser/virtioblk/request.go",
+		file: "vhostuser/virtioblk/operation.go",
 		from: "\tif o.typ == tWriteZeroes {\n\t\tmost = writeZeroesPiece\n\t}\n",
 		to:   "",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestLargeRangesAreDoneInPieces$"},
 	},
 	{
 		what: "pieces do not begin at whole blocks",
-		file: "vhostuser/virtioblk/request.go",
+		file: "vhostuser/virtioblk/operation.go",
 		from: "z.N = min(whole.N-o.done, most-z.Pos%most)",
 		to:   "z.N = min(whole.N-o.done, most)",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestLargeRangesAreDoneInPieces$"},
@@ -377,7 +377,7 @@ var _ = add("virtioblk", []mutant{
 	},
 	{
 		what: "the first piece of a range ends it",
-		file: "vhostuser/virtioblk/request.go",
+		file: "vhostuser/virtioblk/operation.go",
 		from: "\tif o.done += z.N; o.done == whole.N {",
 		to:   "\tif o.done += z.N; true {",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestLargeRangesAreDoneInPieces$"},
@@ -443,8 +443,8 @@ var _ = add("virtioblk", []mutant{
 	},
 	{
 		what: "how a transfer ends is told when its queue gets to know it",
-		file: "vhostuser/virtioblk/request.go",
-		from: "\t\tcase !b.InContext && b.Error == 0 && b.Resid == 0:\n\t\t\tr.traced = true\n\t\t\td.trace(t)\n",
+		file: "vhostuser/virtioblk/transfer.go",
+		from: "\tcase !b.InContext && b.Error == 0 && b.Resid == 0:\n\t\tt.traced = true\n\t\ttell(told)\n",
 		to:   "",
 		by: tests{
 			in:  "./vhostuser/virtioblk",
@@ -454,7 +454,7 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "how a transfer ends is told twice",
 		file: "vhostuser/virtioblk/request.go",
-		from: "if q.d.trace != nil && !r.traced {",
+		from: "if q.d.trace != nil && !r.transfer.traced {",
 		to:   "if q.d.trace != nil {",
 		by: tests{
 			in:  "./vhostuser/virtioblk",
@@ -463,9 +463,9 @@ var _ = add("virtioblk", []mutant{
 	},
 	{
 		what: "that a transfer came back cancelled is not told before the close",
-		file: "vhostuser/virtioblk/request.go",
-		from: "\t\t\tt.Err, t.Cancelled = b.Error, true\n\t\t\td.trace(t)\n",
-		to:   "\t\t\tt.Err, t.Cancelled = b.Error, true\n",
+		file: "vhostuser/virtioblk/transfer.go",
+		from: "\t\ttold.Err, told.Cancelled = b.Error, true\n\t\ttell(told)\n",
+		to:   "\t\ttold.Err, told.Cancelled = b.Error, true\n",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestTheTraceTellsOfNoTransferBehindTheDrain$"},
 	},
 	{

@@ -114,7 +114,7 @@ type Device struct {
 
 	negotiated uint64           // the connection's goroutine only
 	closes     devsw.Localcount // in progress
-	lost       devsw.Localcount // transfers that the driver has not given back, and that were split off: see fence
+	lost       devsw.Localcount // transfers that the driver has not returned, and that were abandoned: see fence
 
 	mu        sync.Mutex
 	info      devsw.DiskInfo
@@ -134,7 +134,7 @@ type opening struct {
 	err    error              // valid once done is closed
 	holds  devsw.Holding      // the disk's; valid once done is closed
 	gone   chan struct{}      // closed when the close has been done
-	ops    devsw.Localcount   // operations whose requests have not been told of their end, and what fence has split off
+	ops    devsw.Localcount   // operations whose requests have not been told of their end, and transfers that fence has abandoned
 
 	// Device.mu:
 

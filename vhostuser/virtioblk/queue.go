@@ -277,12 +277,13 @@ func (q *queue) get() *request {
 		return r
 	}
 	r := &request{q: q, at: len(q.requests)}
+	r.transfer = newTransfer(r, nil)
 	q.requests = append(q.requests, r)
 	return r
 }
 
 func (q *queue) put(r *request) {
-	r.data, r.status, r.kept, r.ranges = nil, nil, nil, nil
+	r.transfer.data, r.status, r.kept, r.ranges = nil, nil, nil, nil
 	q.held -= r.units
 	if q.granted > queueUnits {
 		q.giveBack(q.held + roomChunk)
@@ -329,9 +330,9 @@ func (q *queue) cancel(from int) (next int, all bool) {
 		if !r.inDriver() {
 			continue
 		}
-		_ = q.open.node.CancelBuf(&r.buf)
+		_ = q.open.node.CancelBuf(&r.transfer.buf)
 		// For a driver that has no such function, but works by the reactor.
-		q.reactor.Cancel(&r.buf)
+		q.reactor.Cancel(&r.transfer.buf)
 	}
 	return next, next == len(q.requests)
 }

@@ -4,11 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"vdev/devsw"
-	"vdev/internal/offload"
 	"vdev/virtq"
 )
 
@@ -88,30 +86,23 @@ var (
 
 // request is one request of a queue, from Pop to Push. Requests are the queue's and are used again.
 type request struct {
-	q      *queue
-	chain  virtq.Chain
-	buf    devsw.Buf
-	data   [][]byte // guest memory of a read or a write
-	status []byte   // the byte of guest memory for the status
-	typ    uint32
-	sector uint64
-	bytes  int64
-	in     int               // bytes that are written from the first writable one on, where all goes well; without the status
-	ranges []devsw.ZeroRange // made anew for each request: an operation may use them for longer
-	op     *operation        // in progress, of a request that may block
-	seq    uint64            // the order of fetching
-	traced bool              // by iodone
-	fenced atomic.Bool       // memory is about to be set: how the transfer ends is nobody's business
-	began  time.Duration     // by the reactor's clock
-	kept   error             // while it is parked: what it came back with
-	at     int               // in queue.requests
-	units  int               // see Room
+	q        *queue
+	chain    virtq.Chain
+	transfer *transfer // the driver's half of a read or a write
+	status   []byte    // the byte of guest memory for the status
+	typ      uint32
+	sector   uint64
+	bytes    int64
+	in       int               // bytes that are written from the first writable one on, where all goes well; without the status
+	ranges   []devsw.ZeroRange // made anew for each request: an operation may use them for longer
+	op       *operation        // in progress, of a request that may block
+	seq      uint64            // the order of fetching
+	began    time.Duration     // by the reactor's clock
+	kept     error             // while it is parked: what it came back with
+	at       int               // in queue.requests
+	units    int               // see Room
 	// flushed: of a discard or write-zeroes, a flush has followed it before it ended.
 	flushed bool
-
-	// memory is set where the request is nobody's any more, but of the driver, which does not give its Buf back: see fence. It is what
-	// the Buf's data lies in.
-	memory *virtq.Memory
 }
 
 // parse reads the request's header, finds the status byte, and leaves the data in readable and writable.
@@ -181,7 +172,7 @@ func length(bufs [][]byte) (n int64) {
 // start begins the request that was popped into r. It ends through r.end, on the reactor.
 func (r *request) start() {
 	r.q.fetched++
-	r.seq, r.began, r.traced = r.q.fetched, r.q.reactor.Clock(), false
+	r.seq, r.began, r.transfer.traced = r.q.fetched, r.q.reactor.Clock(), false
 	r.typ, r.sector, r.bytes, r.in = ^uint32(0), 0, 0, 0
 	r.q.charge(r)
 	readable, writable, err := r.parse()
@@ -198,10 +189,10 @@ func (r *request) start() {
 	case tIn:
 		r.bytes = length(writable)
 		r.in = int(r.bytes)
-		r.transfer(devsw.BRead, writable, readable)
+		r.readWrite(devsw.BRead, writable, readable)
 	case tOut:
 		r.bytes = length(readable)
-		r.transfer(devsw.BWrite, readable, writable)
+		r.readWrite(devsw.BWrite, readable, writable)
 	case tFlush:
 		r.slow()
 	case tGetID:
@@ -217,8 +208,8 @@ func (r *request) start() {
 	}
 }
 
-// transfer hands a read or a write to the device. wrong is what must be empty.
-func (r *request) transfer(op devsw.Op, data, wrong [][]byte) {
+// readWrite hands a read or a write to the device. wrong is what must be empty.
+func (r *request) readWrite(op devsw.Op, data, wrong [][]byte) {
 	d := r.q.d
 	switch {
 	case r.bytes%sectorSize != 0:
@@ -239,73 +230,8 @@ func (r *request) transfer(op devsw.Op, data, wrong [][]byte) {
 		r.end(nil)
 		return
 	}
-	r.data = data
+	r.transfer.data = data
 	r.submit()
-}
-
-// submit hands a read or a write to the device, for the first time or once more.
-func (r *request) submit() {
-	b := &r.buf
-	b.Data = nil // it is the chain's memory, which is not to be cleared
-	b.Reset()
-	b.Op, b.Dev, b.Blkno = devsw.BRead, r.q.d.dev, int64(r.sector)
-	b.Data, b.Bcount, b.Resid = r.data, r.bytes, r.bytes
-	b.Iodone, b.AIO, b.Context = iodone, r.q.aio, r
-	if r.typ == tOut {
-		b.Op = devsw.BWrite
-		if r.q.stable || r.q.d.stable.Load() {
-			b.Flags = devsw.BMediaFUA
-		}
-	}
-	r.q.open.node.Strategy(r.q.counter, b)
-}
-
-// iodone has the request of a Buf ended, on the reactor. Any goroutine.
-//
-// How a transfer ends is traced here where the reactor gets to know it later: in its I/O section, before the drain that
-// waits for it is over. So is it where it comes back cancelled; what becomes of the request is traced when it does, which may
-// be after the close.
-func iodone(b *devsw.Buf) {
-	r := b.Context.(*request)
-	if d := r.q.d; d.trace != nil && !r.fenced.Load() {
-		t := Request{Queue: r.q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes}
-		switch {
-		case b.Error == devsw.ECANCELED || b.Error == devsw.EINTR:
-			t.Err, t.Cancelled = b.Error, true
-			d.trace(t)
-		case !b.InContext && b.Error == 0 && b.Resid == 0:
-			r.traced = true
-			d.trace(t)
-		}
-	}
-	if !b.InContext {
-		r.q.vq.Post(r.done)
-		return
-	}
-	r.done()
-}
-
-// done ends the request with the result of its Buf. On the reactor.
-func (r *request) done() {
-	if r.memory != nil {
-		r.q.d.cameBack(r)
-		return
-	}
-	b := &r.buf
-	var err error
-	switch {
-	case b.Error != 0:
-		err = b.Error
-	case b.Resid != 0:
-		err = devsw.EIO
-	}
-	if err != nil && !cancelled(err) && (r.typ == tOut || err == devsw.ESTALE) {
-		r.q.d.Learn()
-	}
-	if err != nil {
-		r.storageFailed(err)
-	}
-	r.end(err)
 }
 
 // getID answers with the serial number, padded with zeros (section 5.2.6).
@@ -384,187 +310,6 @@ func (r *request) again() {
 	}
 }
 
-// slow does a request that may block, away from the reactor, and ends it with the result.
-func (r *request) slow() {
-	o := &operation{d: r.q.d, r: r, q: r.q, open: r.q.open, typ: r.typ, ranges: r.ranges, stable: r.q.stable}
-	o.job.Owner, o.job.Piece = o, o.piece
-	if r.typ == tFlush {
-		o.job.Joint = o.cover
-	}
-	r.op = o
-	o.open.ops.Acquire()
-	r.q.d.share.Add(&o.job)
-}
-
-// operation is what a request that may block does. It uses nothing of the guest's memory: it may go on when nobody waits for it any
-// more. What it does stands in an I/O section of specfs. Where it has no place it waits as it is (see offload), and can be taken back.
-type operation struct {
-	d      *Device
-	open   *opening
-	typ    uint32
-	ranges []devsw.ZeroRange // nobody changes them
-	stable bool
-	job    offload.Job
-
-	// Whose it is. Once it is settled they are not touched.
-	q *queue
-	r *request
-
-	begun    bool         // some of it has been done, or is being done
-	next     int          // the range whose turn it is
-	done     int64        // bytes of it
-	covered  []*operation // flushes that this one is for, too
-	settled  atomic.Bool  // it has ended, or was given up: whoever sets this says what becomes of the request
-	recalled atomic.Bool  // what is left is not to be done
-	flushErr error        // how its flush failed
-	flushed  bool         // its flush has succeeded
-}
-
-// A discard, and a write-zeroes, is done in pieces of so many bytes: others have their turns in between, and a stop need not wait for
-// the rest. Whole blocks stay whole. Where the host has to write zeroes one by one, a piece takes a while.
-const (
-	discardPiece     = 2 << 30
-	writeZeroesPiece = 64 << 20
-)
-
-// turn is for how long one operation goes on with further pieces before others have their turns.
-const turn = 10 * time.Millisecond
-
-// piece is offload.Job's. It does pieces for a turn.
-func (o *operation) piece() (more bool) {
-	for begun := time.Now(); ; {
-		if o.begun && (o.recalled.Load() || o.settled.Load()) {
-			o.end(devsw.ECANCELED)
-			return false
-		}
-		o.begun = true
-		more, err := o.step()
-		if err != nil || !more {
-			o.end(err)
-			return false
-		}
-		if time.Since(begun) >= turn {
-			return true
-		}
-	}
-}
-
-// step does the next piece, or the flush that comes last.
-func (o *operation) step() (more bool, err error) {
-	switch {
-	case o.next < len(o.ranges):
-		err = o.doRange()
-		return o.next < len(o.ranges) || o.isStable(), err
-	case o.typ == tFlush || o.isStable():
-		err = o.flush()
-	}
-	return false, err
-}
-
-func (o *operation) isStable() bool { return o.stable || o.d.stable.Load() }
-
-// doRange does the next piece of the range whose turn it is.
-func (o *operation) doRange() (err error) {
-	whole := o.ranges[o.next]
-	most := int64(discardPiece)
-	if o.typ == tWriteZeroes {
-		most = writeZeroesPiece
-	}
-	z := devsw.ZeroRange{Pos: whole.Pos + o.done, Unmap: whole.Unmap}
-	z.N = min(whole.N-o.done, most-z.Pos%most)
-	switch {
-	case z.N == 0:
-	case o.typ == tDiscard:
-		err = o.open.node.Discard(z.Pos, z.N)
-	default:
-		err = o.open.node.Ioctl(devsw.DIOCWRITEZEROES, &z, o.d.flag())
-	}
-	if o.done += z.N; o.done == whole.N {
-		o.next, o.done = o.next+1, 0
-	}
-	return err
-}
-
-// cover is offload.Job's, for a flush: one that begins when others wait does what they would.
-func (o *operation) cover(jobs []*offload.Job) {
-	for _, j := range jobs {
-		o.covered = append(o.covered, j.Owner.(*operation))
-	}
-}
-
-// end ends the operation and those it covers, and each one's request with its result, unless that has been given up.
-func (o *operation) end(err error) {
-	if err != nil && !cancelled(err) {
-		o.d.Learn()
-	}
-	o.tell(err)
-	for _, c := range o.covered {
-		c.flushErr, c.flushed = o.flushErr, o.flushed
-		c.tell(err)
-	}
-}
-
-// tell is end for one request.
-func (o *operation) tell(err error) {
-	defer o.open.ops.Release()
-	if !o.settled.CompareAndSwap(false, true) {
-		o.keepQuiet()
-		return
-	}
-	o.q.vq.Post(func() {
-		o.r.op, o.r.flushed = nil, o.flushed
-		if err != nil {
-			o.r.storageFailed(err)
-		}
-		o.r.end(err)
-	})
-}
-
-// recall takes the operation back, if it can be had, and tells whether it could: then it has ended, and err says how. On the reactor
-// of its queue.
-func (o *operation) recall() (err error, recalled bool) {
-	o.recalled.Store(true)
-	if !o.d.share.Remove(&o.job) {
-		return nil, false
-	}
-	o.settled.Store(true)
-	o.open.ops.Release()
-	if o.begun {
-		return devsw.ECANCELED, true
-	}
-	return devsw.ENXIO, true // as if it had come to the device too late: see cancelled
-}
-
-func (o *operation) flush() error {
-	unsaid := o.d.unsaid.Load()
-	if unsaid != nil {
-		// Only the guest's own flush is told for good: who looks at how a discard has ended?
-		if o.typ == tFlush {
-			o.d.unsaid.CompareAndSwap(unsaid, nil)
-		}
-		o.flushErr = *unsaid
-		return o.flushErr
-	}
-	number := uint64(0)
-	covers := o.open.holds == devsw.HoldsToClose
-	if covers {
-		number = o.d.memory.beginFlush()
-	}
-	o.flushErr = o.open.node.Ioctl(devsw.DIOCCACHESYNC, nil, o.d.flag())
-	if o.flushed = o.flushErr == nil; o.flushed && covers {
-		o.d.memory.endFlush(number)
-	}
-	return o.flushErr
-}
-
-// keepQuiet ends an operation that was given up. That a flush has failed is told once by the host, and often by drivers: the next
-// flush, which may be the same one begun again, must not succeed as if nothing had been lost.
-func (o *operation) keepQuiet() {
-	if err := o.flushErr; err != nil && !cancelled(err) && !errors.Is(err, devsw.ESTALE) {
-		o.d.unsaid.Store(&err)
-	}
-}
-
 // end ends the request with the device's answer, or keeps it.
 func (r *request) end(err error) {
 	if err != nil && r.q.parking && cancelled(err) {
@@ -602,7 +347,7 @@ func (r *request) finish(err error) {
 		q.d.memory.answered()
 	}
 	q.vq.PushStatus(&r.chain, uint32(r.written(err)), r.status, status)
-	if q.d.trace != nil && !r.traced {
+	if q.d.trace != nil && !r.transfer.traced {
 		q.d.trace(Request{Queue: q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes, Status: status, Err: err,
 			Answered: err != nil && cancelled(err)})
 	}
@@ -628,7 +373,7 @@ func (r *request) held() bool {
 	always := r.q.open.holds == devsw.HoldsAlways
 	switch r.typ {
 	case tOut:
-		return always || r.buf.Flags&devsw.BMediaFUA == 0
+		return always || r.transfer.buf.Flags&devsw.BMediaFUA == 0
 	case tDiscard, tWriteZeroes:
 		return always || !r.flushed
 	}

@@ -1,0 +1,155 @@
+package virtioblk
+
+import (
+	"slices"
+	"sync/atomic"
+
+	"vdev/devsw"
+	"vdev/virtq"
+)
+
+// transfer is the driver's half of a request: what it uses of a read or a write until it has
+// returned it by biodone. Each request has one, which is used again with it.
+//
+// A fence abandons the transfer: the request goes on without it, as if it had come back cancelled,
+// and gets another one. Whatever the driver still does with the one abandoned, nobody waits for it
+// but the close of the device, and so the next open.
+type transfer struct {
+	q      *queue
+	buf    devsw.Buf // Context is the transfer
+	data   [][]byte  // guest memory; buf.Data in the driver
+	traced bool      // iodone has told how it ended
+	// of is the request whose half this is; nil once the transfer is abandoned.
+	of atomic.Pointer[request]
+	// memory is what data lies in, with a reference that is the transfer's, once it is abandoned.
+	memory *virtq.Memory
+}
+
+func newTransfer(r *request, data [][]byte) *transfer {
+	t := &transfer{q: r.q, data: data}
+	t.of.Store(r)
+	return t
+}
+
+// submit hands a read or a write to the device, for the first time or once more.
+func (r *request) submit() {
+	q, t := r.q, r.transfer
+	b := &t.buf
+	b.Data = nil // it is the chain's memory, which is not to be cleared
+	b.Reset()
+	b.Op, b.Dev, b.Blkno = devsw.BRead, q.d.dev, int64(r.sector)
+	b.Data, b.Bcount, b.Resid = t.data, r.bytes, r.bytes
+	b.Iodone, b.AIO, b.Context = iodone, q.aio, t
+	if r.typ == tOut {
+		b.Op = devsw.BWrite
+		if r.q.stable || r.q.d.stable.Load() {
+			b.Flags = devsw.BMediaFUA
+		}
+	}
+	q.open.node.Strategy(q.counter, b)
+}
+
+// iodone has the request of a Buf ended, on the reactor. Any goroutine.
+//
+// How a transfer ends is traced here where the reactor gets to know it later: in its I/O section,
+// before the drain that waits for it is over. So is it where it comes back cancelled; what becomes
+// of the request is traced when it does, which may be after the close. How one that was abandoned
+// ends is nobody's business.
+func iodone(b *devsw.Buf) {
+	t := b.Context.(*transfer)
+	if trace := t.q.d.trace; trace != nil {
+		t.trace(trace)
+	}
+	if !b.InContext {
+		t.q.vq.Post(t.done)
+		return
+	}
+	t.done()
+}
+
+// trace tells how the transfer has ended, as far as iodone is to tell it. Any goroutine: the request
+// of a transfer stays as it is until the transfer is done.
+func (t *transfer) trace(tell func(Request)) {
+	b, r := &t.buf, t.of.Load()
+	if r == nil {
+		return
+	}
+	told := Request{Queue: t.q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes}
+	switch {
+	case b.Error == devsw.ECANCELED || b.Error == devsw.EINTR:
+		told.Err, told.Cancelled = b.Error, true
+		tell(told)
+	case !b.InContext && b.Error == 0 && b.Resid == 0:
+		t.traced = true
+		tell(told)
+	}
+}
+
+// done ends the request with the result of its Buf. On the reactor.
+func (t *transfer) done() {
+	b, r := &t.buf, t.of.Load()
+	if r == nil {
+		t.letGo()
+		return
+	}
+	var err error
+	switch {
+	case b.Error != 0:
+		err = b.Error
+	case b.Resid != 0:
+		err = devsw.EIO
+	}
+	if err != nil && !cancelled(err) && (r.typ == tOut || err == devsw.ESTALE) {
+		r.q.d.Learn()
+	}
+	if err != nil {
+		r.storageFailed(err)
+	}
+	r.end(err)
+}
+
+// inDriver tells whether the request is a read or a write that the driver has. On the reactor.
+//
+// A chain that is not in flight may have a request all the same, which nobody ends: Process has lost both in a fault on the guest's
+// memory (vhostuser.Queue.RecoverFault).
+func (r *request) inDriver() bool {
+	return r.chain.InFlight() && r.kept == nil && (r.typ == tIn || r.typ == tOut)
+}
+
+// abandon leaves the request's transfer to the driver, and keeps the request, as if the transfer had
+// come back cancelled. On the reactor.
+func (r *request) abandon() {
+	q, t := r.q, r.transfer
+	t.memory = q.vq.Memory(&r.chain)
+	t.of.Store(nil)
+	r.transfer = newTransfer(r, t.data)
+	q.d.lost.Acquire()
+	q.open.ops.Acquire()
+	q.keep(r, devsw.ECANCELED)
+}
+
+// letGo ends a transfer that was abandoned, when the driver has returned it. On the reactor.
+func (t *transfer) letGo() {
+	memory := t.memory
+	t.memory, t.data = nil, nil
+	memory.ReleaseSoon()
+	t.q.d.lost.Release()
+	t.q.open.ops.Release()
+}
+
+// rehome takes the requests in flight over to the memory that the ring has now. On the reactor.
+func (q *queue) rehome() {
+	for _, r := range q.requests {
+		if !r.chain.InFlight() {
+			continue
+		}
+		moved, ok := q.vq.Rehome(&r.chain, append(slices.Clone(r.transfer.data), r.status))
+		if !ok {
+			// The ring is broken, and nothing that is done with the request is to be seen.
+			r.status = make([]byte, 1)
+			continue
+		}
+		last := len(moved) - 1
+		r.transfer.data, r.status = moved[:last:last], moved[last]
+	}
+}
