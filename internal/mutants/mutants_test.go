@@ -5,6 +5,7 @@ package mutants
 import (
 	"bytes"
 	"cmp"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -43,57 +45,113 @@ func (b tests) tagSets() []string {
 	return b.tags
 }
 
-// Each defect is put into the code, one at a time, and one of the tests that it names must fail.
-// Those tests pass without it, and are not skipped.
+// knownEnv names a folder with a file for each defect that was caught in this state of the code:
+// those are not tried again.
+const knownEnv = "VDEV_MUTANTS_KNOWN"
+
+// Each defect is put into the code, and one of the tests that it names must fail. Those tests pass
+// without it, and are not skipped. Most of the time goes by with tests that wait, so that several
+// defects are tried at a time: see -parallel.
 func TestMutants(t *testing.T) {
-	whole := map[string]outcome{} // what the tests say of the code as it is
+	c := &clean{runs: map[string]func() (outcome, error){}}
 	for _, a := range areas {
 		t.Run(a.name, func(t *testing.T) {
 			for _, m := range a.mutants {
-				t.Run(strings.ReplaceAll(m.what, "/", " "), func(t *testing.T) {
-					file := overlay(t, m)
-					for _, tags := range m.by.tagSets() {
-						line := strings.Join(m.by.arguments(tags), " ")
-						was, ok := whole[line]
-						if !ok {
-							was = run(t, "", m.by, tags)
-							whole[line] = was
-						}
-						switch was.verdict {
-						case passed:
-						case skipped:
-							t.Fatalf("nothing is looked at here: %s is skipped: %s", was.test, was.said)
-						default:
-							t.Fatalf("%s fails without the defect: %s %s", m.by, was.test, was.said)
-						}
-						switch o := run(t, file, m.by, tags); {
-						case o.verdict == broken:
-							t.Fatalf("the defect does not compile:\n%s", o.said)
-						case o.verdict == skipped:
-							t.Fatalf("nothing is looked at: with the defect %s is skipped: %s", o.test, o.said)
-						case o.verdict == hung && m.by.timeout == 0:
-							t.Fatalf("%s hangs, which only counts where the entry has a timeout: %s", o.test, o.said)
-						case o.verdict == failed || o.verdict == hung:
-							t.Logf("caught by %s: %s", o.test, o.said)
-							return
+				name := strings.ReplaceAll(m.what, "/", " ")
+				t.Run(name, func(t *testing.T) {
+					t.Parallel()
+					known := m.known(a.name)
+					if _, err := os.Stat(known); known != "" && err == nil {
+						t.Skip("it was caught before")
+					}
+					begin := time.Now()
+					o, err := m.try(t.TempDir(), c)
+					said := fmt.Sprintf("caught by %s: %s", o.test, o.said)
+					verdict := "ok"
+					if err != nil {
+						verdict, said = "FAIL", err.Error()
+						t.Error(err)
+					} else if known != "" {
+						if err := os.WriteFile(known, []byte(said+"\n"), 0o666); err != nil {
+							t.Error(err)
 						}
 					}
-					t.Errorf("no test of %s fails", m.by)
+					fmt.Fprintf(os.Stderr, "    %-4s %6.1fs  %s/%s: %s\n", verdict, time.Since(begin).Seconds(), a.name, name, said)
 				})
 			}
 		})
 	}
 }
 
+// known is the file that says that the defect is caught, "" where nothing is to be kept. Its name
+// has all of the defect, and the tests that are named.
+func (m mutant) known(area string) string {
+	dir := os.Getenv(knownEnv)
+	if dir == "" {
+		return ""
+	}
+	return filepath.Join(dir, fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%s %+v", area, m))))
+}
+
+// try gives what has caught the defect.
+func (m mutant) try(dir string, c *clean) (outcome, error) {
+	file, err := m.overlay(dir)
+	if err != nil {
+		return outcome{}, err
+	}
+	for _, tags := range m.by.tagSets() {
+		o, err := run(file, m.by, tags)
+		switch {
+		case err != nil:
+			return outcome{}, err
+		case o.verdict == broken:
+			return outcome{}, fmt.Errorf("the defect does not compile:\n%s", o.said)
+		case o.verdict == skipped:
+			return outcome{}, fmt.Errorf("nothing is looked at: with the defect %s is skipped: %s", o.test, o.said)
+		case o.verdict == hung && m.by.timeout == 0:
+			return outcome{}, fmt.Errorf("%s hangs, which only counts where the entry has a timeout: %s", o.test, o.said)
+		case o.verdict == failed || o.verdict == hung:
+			return o, c.passes(m.by, tags)
+		}
+	}
+	return outcome{}, fmt.Errorf("no test of %s fails", m.by)
+}
+
+// clean is what the tests say of the code as it is. Each set of them is run once.
+type clean struct {
+	mu   sync.Mutex
+	runs map[string]func() (outcome, error)
+}
+
+// passes says whether the tests pass without a defect: then one that fails with it has caught it.
+func (c *clean) passes(by tests, tags string) error {
+	line := strings.Join(by.arguments(tags), " ")
+	c.mu.Lock()
+	once := c.runs[line]
+	if once == nil {
+		once = sync.OnceValues(func() (outcome, error) { return run("", by, tags) })
+		c.runs[line] = once
+	}
+	c.mu.Unlock()
+	switch o, err := once(); {
+	case err != nil:
+		return err
+	case o.verdict == skipped:
+		return fmt.Errorf("nothing is looked at here: %s is skipped: %s", o.test, o.said)
+	case o.verdict != passed:
+		return fmt.Errorf("%s fails without the defect: %s %s", by, o.test, o.said)
+	}
+	return nil
+}
+
 // run runs the tests with the overlay, if one is given. Programs that they build have the defect
 // too.
-func run(t *testing.T, overlay string, by tests, tags string) outcome {
-	t.Helper()
+func run(overlay string, by tests, tags string) (outcome, error) {
 	args := by.arguments(tags)
 	cmd := exec.Command("go", args...)
 	cmd.Dir = root
 	if overlay != "" {
-		cmd.Args = append([]string{"go", "test", "-count=1"}, args[1:]...)
+		cmd.Args = append([]string{"go", "test", "-count=1", "-failfast"}, args[1:]...)
 		cmd.Env = append(os.Environ(), "GOFLAGS="+os.Getenv("GOFLAGS")+" -overlay="+overlay)
 	}
 	var stdout, stderr bytes.Buffer
@@ -101,41 +159,36 @@ func run(t *testing.T, overlay string, by tests, tags string) outcome {
 	err := cmd.Run()
 	o, readErr := judge(&stdout)
 	if readErr != nil {
-		t.Fatalf("%v: %v\n%s", cmd.Args, readErr, &stderr)
+		return o, fmt.Errorf("%v: %w\n%s", cmd.Args, readErr, &stderr)
 	}
 	if (err == nil) != (o.verdict == passed || o.verdict == skipped) {
 		o = outcome{verdict: broken, said: strings.TrimSpace(o.said + "\n" + stderr.String())}
 	}
-	return o
+	return o, nil
 }
 
-// overlay writes the changed files and gives the file that tells go of them.
-func overlay(t *testing.T, m mutant) string {
-	t.Helper()
+// overlay writes the changed files into dir, and gives the file that tells go of them.
+func (m mutant) overlay(dir string) (string, error) {
 	texts, err := m.apply()
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
-	dir := t.TempDir()
 	replace := map[string]string{}
 	for file, text := range texts {
 		path, err := filepath.Abs(filepath.Join(root, file))
 		if err != nil {
-			t.Fatal(err)
+			return "", err
 		}
 		changed := filepath.Join(dir, strconv.Itoa(len(replace))+".go")
 		if err := os.WriteFile(changed, []byte(text), 0o666); err != nil {
-			t.Fatal(err)
+			return "", err
 		}
 		replace[path] = changed
 	}
 	b, err := json.Marshal(map[string]any{"Replace": replace})
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
 	file := filepath.Join(dir, "overlay.json")
-	if err := os.WriteFile(file, b, 0o666); err != nil {
-		t.Fatal(err)
-	}
-	return file
+	return file, os.WriteFile(file, b, 0o666)
 }
