@@ -1,9 +1,9 @@
 package devsw
 
-// AIO is asynchronous file I/O in the context (an event loop, say) that issued
-// a Buf. A driver finds it in Buf.AIO, and calls ReadAt and WriteAt from its
-// d_strategy and Cancel from its CancelBuf, on the goroutine of that context. The done call comes on the same
-// goroutine, later or before ReadAt or WriteAt has returned.
+// AIO is asynchronous file I/O in the context (an event loop, say) that issued a Buf. A driver
+// finds it in Buf.AIO, and calls ReadAt and WriteAt from its d_strategy and Cancel from its
+// CancelBuf, on the goroutine of that context. done is called on the same goroutine, later or
+// before ReadAt or WriteAt has returned.
 type AIO interface {
 	// ReadAt reads b.Bcount bytes at byte offset off of descriptor fd into
 	// b.Data. It ends with n == b.Bcount, with fewer at the end of the file, or
@@ -20,9 +20,8 @@ type AIO interface {
 	// goroutine of the context.
 	Cancel(b *Buf)
 
-	// CancelAll interrupts what is in flight with this done, where the host
-	// can: it ends with ECANCELED. It may be called on any goroutine and does
-	// not block.
+	// CancelAll interrupts the transfers in flight that have this done, where the host can: they
+	// end with ECANCELED. It may be called on any goroutine and does not block.
 	CancelAll(done AIODone)
 }
 
@@ -35,8 +34,8 @@ type AIODone interface {
 	AIODone(b *Buf, n int64, err Errno)
 }
 
-// Turner is what an AIO may be beside: a context that lets a driver go on with
-// a long piece of work later, so that it holds up nobody else there.
+// Turner is what an AIO may be beside: a context that lets a driver go on with a long piece of work
+// later, so that others there have their turn.
 type Turner interface {
 	// NextTurn has done called on the goroutine of the context, soon, when the
 	// others there have had their turn: with n == 0 and no error, or with
@@ -45,8 +44,8 @@ type Turner interface {
 	NextTurn(b *Buf, done AIODone)
 }
 
-// Watcher is what an AIO may be beside: a context that looks after a
-// connection. So what comes from it need not go from one goroutine to another.
+// Watcher is what an AIO may be beside: a context that looks after a connection, so that what comes
+// from it need not go from one goroutine to another.
 type Watcher interface {
 	// Watch has w called on the goroutine of the context, soon, whenever fd has
 	// become readable, and again as long as that is worth it, until w.Poll says
@@ -58,8 +57,8 @@ type Watcher interface {
 
 // Watched is what a Watcher calls. None of the methods may block.
 type Watched interface {
-	// Poll does the work there is, or a good deal of it, and tells whether there
-	// was any, and whether it was called for the last time.
+	// Poll does the work there is, or a good deal of it. It tells whether there was any (worked),
+	// and whether Poll is not to be called again (over).
 	Poll() (worked, over bool)
 	// Sleep says that the context is about to sleep until fd becomes readable.
 	Sleep()

@@ -31,14 +31,13 @@ const (
 	// BMediaFUA: the write is on stable storage before biodone.
 	// NetBSD: B_MEDIA_FUA.
 	BMediaFUA BufFlag = 1 << iota
-	// BMayBlock: the file below may hold up whoever as much as touches it, for
-	// as long as it likes (a network's, FUSE). An AIO then leaves even the
-	// attempt to others. NetBSD has nothing like it.
+	// BMayBlock: the file below may block whoever touches it, for as long as it likes (a network's,
+	// FUSE). An AIO then leaves even the attempt to another thread. NetBSD has nothing like it.
 	BMayBlock
 )
 
-// Section is what a Buf keeps from being drained while it is in progress.
-// specfs sets it; nobody else needs it.
+// Section is what a drain waits for while a Buf is in progress. specfs sets it; nobody else needs
+// it.
 type Section interface {
 	// Leave ends the section. Biodone calls it once, after Iodone. inContext is
 	// the Buf's InContext.
@@ -47,10 +46,9 @@ type Section interface {
 
 // Buf is one block transfer. NetBSD: struct buf, buf(9).
 //
-// Ownership: a Buf is its issuer's until it is handed to strategy, then the
-// driver's until Biodone, which gives it back by calling Iodone. That holds for
-// the struct, for Data and for the memory Data points to. Whoever does not own
-// it must not read or write any of them.
+// Ownership: a Buf is its issuer's until strategy gets it, then the driver's until Biodone, which
+// returns it by calling Iodone. That holds for the struct, for Data and for the memory Data points
+// to. Whoever does not own it must not read or write any of them.
 //
 // A Buf must not be copied once used.
 type Buf struct {
@@ -91,9 +89,8 @@ type Buf struct {
 	done    uint32 // 1 from Biodone to Reset. Atomic in Biodone alone, and not there with InContext.
 }
 
-// Reset makes b ready for another use: all fields are zero but Data, which is
-// empty and keeps its capacity. b is the caller's: never used, or given back by
-// Iodone.
+// Reset makes b ready for another use: all fields are zero but Data, which is empty and keeps its
+// capacity. b is the caller's: never used, or returned by Iodone.
 func (b *Buf) Reset() {
 	clear(b.Data) // keep nobody's memory alive
 	*b = Buf{Data: b.Data[:0]}

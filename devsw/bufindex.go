@@ -2,10 +2,10 @@ package devsw
 
 import "iter"
 
-// BufIndex finds what belongs to a Buf, for a CancelBuf or an AIO.Cancel. Who stops one of several users of a device
-// cancels as many transfers as that one has in progress, one after the other, and a search of all of them for each one
-// would take a time that grows with the square of their number. A transfer that is never cancelled costs nothing: the
-// index is made when it is asked.
+// BufIndex finds what belongs to a Buf, for a CancelBuf or an AIO.Cancel. Whoever stops one of
+// several users of a device cancels that one's transfers one by one. To search through all
+// transfers for each would take time that grows with the square of their number. A transfer that is
+// never cancelled costs nothing: the index is made when it is asked.
 //
 // The zero BufIndex is ready to use. It has no lock: what guards the transfers guards it, too.
 type BufIndex[T any] struct {

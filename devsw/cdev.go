@@ -60,8 +60,8 @@ func (t *Table) CdevIoctl(dev Dev, cmd Cmd, data any, flag Flag) error {
 	return d.Ioctl(dev, cmd, data, flag)
 }
 
-// CdevStop calls d_stop for the terminal's device; without such a driver, or
-// without a d_stop, it does nothing. NetBSD: cdev_stop.
+// CdevStop calls d_stop for the terminal's device. Without such a driver, or without a d_stop, it
+// does nothing. NetBSD: cdev_stop.
 func (t *Table) CdevStop(tp *Tty, flag Flag) {
 	d := t.CdevswLookup(tp.Dev)
 	if d == nil || d.Stop == nil {

@@ -56,7 +56,7 @@ func (c Cmd) String() string {
 // ZeroRange is the argument of DIOCWRITEZEROES.
 type ZeroRange struct {
 	Pos, N int64 // bytes, multiples of the sector size
-	Unmap  bool  // the range may be given back to the store, if it reads as zeroes
+	Unmap  bool  // the range may be discarded, if it reads as zeroes then
 }
 
 // DiskInfo describes a disk.
@@ -77,9 +77,8 @@ type DiskInfo struct {
 	// HoldsNothing.
 	Holder uint64
 
-	// Pinned: transfers may use the pages of a Buf's memory, and not its
-	// addresses, so that what is mapped there later does not keep a transfer
-	// from the pages that it began with.
+	// Pinned: the host may hold the pages of a Buf's memory from a transfer's beginning on, and not
+	// go by its addresses. So what is mapped there later does not keep the transfer from its pages.
 	Pinned bool
 }
 
@@ -93,11 +92,11 @@ const (
 	HoldsAlways                 // also when they were flushed: the disk is in memory
 )
 
-// DiskState is what whoever serves a disk next has to know of it.
+// DiskState is what the next one to serve a disk has to know of it.
 type DiskState struct {
-	// FlushError is not 0 where writes that had succeeded are lost: with it a
-	// flush failed, and all later ones have to, until somebody who knows about
-	// it says that it is to be forgotten, or the disk has become another one.
+	// FlushError, where it is not 0, is the errno of a flush that has failed: writes that had
+	// succeeded are lost. All later flushes have to fail with it too, until the disk is another
+	// one, or until somebody who knows about it says that it is to be forgotten.
 	FlushError Errno
 	// Unflushed: writes had succeeded, and what held them (DiskInfo.Holder) is
 	// gone.

@@ -6,11 +6,10 @@ import (
 	"sync/atomic"
 )
 
-// Localcount counts the users of something that is to be taken down: close it,
-// so that nobody new gets in, then drain it. NetBSD: localcount(9), where the
-// count is per CPU; here whoever wants counts that do not share a cache line
-// makes several and drains them one after the other, which is sound because a
-// closed one that has been seen empty stays so.
+// Localcount counts the users of something that is to be taken down: close it, so that nobody new
+// gets in, then drain it. NetBSD: localcount(9), where the count is per CPU. Here, whoever wants
+// counts on cache lines of their own makes several, and drains them one after the other. That is
+// sound: a closed one that has been seen empty stays empty.
 //
 // Everything is in one word, so to enter or leave is one atomic addition:
 //

@@ -27,8 +27,7 @@ func acquire[T any](t *Table, list *drivers[T], dev Dev) *Ref {
 	return &Ref{t: t, a: &e.attached, dev: dev}
 }
 
-// Release gives the reference back. It is called once, and the Ref is not used
-// any more.
+// Release ends the reference. It is called once, and the Ref is not used any more.
 func (r *Ref) Release() { r.a.refs.Release() }
 
 // Cancel calls d_cancel. ENODEV: the driver has none.

@@ -23,24 +23,21 @@ type Bdevsw struct {
 	// in progress itself, and is not alone.
 	Cancel func(dev Dev, flag Flag, mode Mode) error
 
-	// Close gives back what Open took. It is called once per last close, and
-	// also for a unit whose Open failed or never returned: it is idempotent.
-	// Nil: nothing to do.
+	// Close releases what Open took. It is called once per last close, and also for a unit whose
+	// Open failed or never returned: it is idempotent. Nil: nothing to do.
 	Close func(dev Dev, flag Flag, mode Mode) error
 
 	// Strategy starts the transfer b and returns; it must not sleep. The
 	// transfer ends with b.Biodone. Nil: ENODEV.
 	Strategy func(b *Buf)
 
-	// CancelBuf interrupts one transfer, b, where the driver has it in progress
-	// and can, and returns without waiting: b ends by biodone, as ever, with
-	// ECANCELED. It must not sleep. It is called while the unit is open, on the
-	// goroutine that issued b if b has an AIO, for a b that may have ended by
-	// then: the driver looks for b among those it has, and reads of it nothing
-	// but what the issuer set. The transfer may go by unseen while it is being
-	// handed from one place to another: who wants it to end calls again. It is
-	// for who stops one of several users of a device that stays open, and is
-	// vdev's own: NetBSD has only the d_cancel of a whole device. Nil: ENODEV.
+	// CancelBuf interrupts one transfer, b, if the driver has it in progress and can interrupt it.
+	// It returns without waiting, and must not sleep: b ends by biodone, as ever, with ECANCELED.
+	// It is called while the unit is open; if b has an AIO, on the goroutine that issued b. b may
+	// have ended by then: the driver looks for b among those it has, and reads nothing of it but
+	// what the issuer set. A transfer that is just being handed from one place to another may be
+	// missed: the caller calls again. It is for stopping one of several users of a device that
+	// stays open. vdev's own: NetBSD has only the d_cancel of a whole device. Nil: ENODEV.
 	CancelBuf func(b *Buf)
 
 	// Ioctl runs a command; see Cmd for the type of data. Nil: ENODEV.
@@ -54,7 +51,7 @@ type Bdevsw struct {
 	// Psize is the size in units of DEVBSIZE, -1 where there is none. Nil: -1.
 	Psize func(dev Dev) int64
 
-	// Discard gives back the bytes pos to pos+n. Nil: ENODEV.
+	// Discard discards the bytes pos to pos+n: they need not be kept. Nil: ENODEV.
 	Discard func(dev Dev, pos, n int64) error
 
 	// Flag is DDisk, DTape or DOther, and DMPSafe.
@@ -72,10 +69,10 @@ type Cdevsw struct {
 	Cancel func(dev Dev, flag Flag, mode Mode) error
 	Close  func(dev Dev, flag Flag, mode Mode) error
 
-	// Read moves bytes into u, at least one unless u is empty or the end was
-	// reached, and may sleep for them; with FNONBLOCK in flag it answers EAGAIN
-	// instead (on NetBSD the flags are vn_read's, and it is IO_NDELAY). specfs does
-	// not call it for no bytes. Cancel wakes it: see Cv. Nil: ENODEV.
+	// Read moves bytes into u, at least one unless u is empty or the end is reached. It may sleep
+	// for them; with FNONBLOCK in flag it answers EAGAIN instead (on NetBSD the flags are
+	// vn_read's, and it is IO_NDELAY). specfs does not call it for no bytes. Cancel wakes it: see
+	// Cv. Nil: ENODEV.
 	Read func(dev Dev, u *Uio, flag Flag) error
 
 	// Write moves bytes out of u, and may sleep like Read. Nil: ENODEV.
@@ -104,7 +101,7 @@ type Cdevsw struct {
 	// and writes.
 	Kqfilter func(dev Dev, kn *Knote) error
 
-	// Discard gives back the bytes pos to pos+n. Nil: ENODEV.
+	// Discard discards the bytes pos to pos+n: they need not be kept. Nil: ENODEV.
 	Discard func(dev Dev, pos, n int64) error
 
 	// Flag is the driver's type, and DMPSafe.

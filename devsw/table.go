@@ -82,11 +82,10 @@ func (t *Table) TryLock() bool { return t.big.TryLock() }
 // Unlock lets go of the one lock.
 func (t *Table) Unlock() { t.big.Unlock() }
 
-// Attach adds a driver under a name, with a block major (where it has a block
-// device switch) and a character major; NODEVMAJOR lets the table choose, and
-// chooses the numbers the name had before. It returns the majors; the block
-// major is NODEVMAJOR where there is no bdev. The switches are the table's from
-// then on and must not change.
+// Attach adds a driver under a name, with a character major, and with a block major where it has a
+// block device switch. For NODEVMAJOR the table chooses: the number that the name had before, if it
+// had one. It returns the majors; the block major is NODEVMAJOR where there is no bdev. The
+// switches are the table's from then on and must not change.
 //
 // Errors: EINVAL for an empty name, without a cdev, for a block major without a
 // bdev, for a major that cannot be one, and for other majors than the name had
@@ -178,19 +177,17 @@ func (t *Table) convLocked(match func(*conv) bool) *conv {
 	return nil
 }
 
-// Detach removes a driver: the switches that were attached, either of which may
-// be nil. From the call on opens fail with ENXIO. Detach waits for those that
-// have begun and for every Ref, so for last closes in progress, and when it has
-// returned nil nothing in the table refers to the driver any more. The name keeps
-// its majors.
+// Detach removes a driver: the switches that were attached, either of which may be nil. From the
+// call on, opens fail with ENXIO. Detach waits for opens that have begun, and for every Ref, so
+// also for last closes in progress. When it has returned nil, nothing in the table refers to the
+// driver any more. The name keeps its majors.
 //
-// The caller must see to it that no device of the driver is open, and that
-// opens which sleep come back: revoke its nodes (specfs, FS.Vdevgone), before or
-// meanwhile. Until Detach has found that no device is open, everything but an
-// open finds the driver: a d_open that sleeps is woken by a d_cancel, and a
-// device that is open stays of use. Where one is open, Detach fails with EBUSY
-// and the driver stays attached. Errors further: ENXIO where a switch is not
-// attached, or is being detached already.
+// The caller must see to it that no device of the driver is open, and that opens which sleep
+// return: it revokes the driver's nodes (specfs, FS.Vdevgone), before or meanwhile. Until Detach
+// has found that no device is open, everything but an open finds the driver: a d_cancel can wake a
+// d_open that sleeps, and a device that is open can be used. Where one is open, Detach fails with
+// EBUSY and the driver stays attached. ENXIO: a switch is not attached, or is being detached
+// already.
 //
 // NetBSD: devsw_detach(9), which does not look for open devices, and takes the
 // driver out of the table before it waits.

@@ -57,44 +57,54 @@
 //
 // As of spec_vnops.c 1.219 and driver(9) with d_cancel:
 //
-//	NetBSD                      here                  the difference
-//	spec_node_init              FS.Node               a Node is known to the device only while it has opens or
-//	                                                  operations, so it needs no release
-//	spec_node_destroy           (none)                Revoke forgets the node; the rest is garbage collection
-//	spec_node_lookup_by_dev     FS.Lookup             gives only nodes that have the device open
-//	spec_node_lookup_by_mount   (none)                there are no mounts; see Claim
-//	spec_node_setmountedfs      Node.Claim, Unclaim   for block and character devices; the claimer may open again
-//	spec_node_getmountedfs      (none)                a claim is answered by EBUSY, and not looked at
-//	spec_node_revoke            Node.Revoke           the revoked node's Open fails with EBADF whatever d_open
-//	                                                  answered
-//	VOP_REVOKE(REVOKEALL)       FS.RevokeDevice       all nodes are marked before the first is closed, so that only
-//	                                                  one close comes, with one d_cancel
-//	vdevgone                    FS.Vdevgone           the same, and it does not wait for an open that sleeps: it wakes it
-//	spec_io_enter, _exit        sections              a count for each queue instead of one for the device; refused
-//	                                                  from closing on, not only to revoked nodes; only a node that
-//	                                                  is itself open can enter
-//	spec_io_drain               Node.Drain, and       takes a context, and says what it waits for (DrainError)
-//	                            within Close
-//	spec_open                   Node.Open             d_open is a section; a failed last open also closes where the
-//	                                                  d_open of a revoked node still sleeps. No module autoload, no
-//	                                                  kauth(9), no size of the vnode
-//	spec_close                  Node.Close            no buffer cache to flush, no controlling terminal. Without a driver
-//	                                                  there is neither d_cancel nor d_close
-//	spec_read, spec_write       Node.Read, Write      a block device transfers directly, as physio(9) does. flag is
-//	                                                  FNONBLOCK where there it is IO_NDELAY
-//	spec_strategy               Node.Strategy         the section ends with biodone and with the return of
-//	                                                  d_strategy, whichever is later; NetBSD's ends with the return,
-//	                                                  and its buffer cache waits for the rest. No copy-on-write hook
-//	spec_ioctl, spec_poll,      Node.Ioctl, Poll,     the same
+//	NetBSD                      here                 the difference
+//	spec_node_init              FS.Node              a Node is known to the device only while it has
+//	                                                 opens or operations, so it needs no release
+//	spec_node_destroy           (none)               Revoke forgets the node; the rest is garbage
+//	                                                 collection
+//	spec_node_lookup_by_dev     FS.Lookup            gives only nodes that have the device open
+//	spec_node_lookup_by_mount   (none)               there are no mounts; see Claim
+//	spec_node_setmountedfs      Node.Claim, Unclaim  for block and character devices; the claimer
+//	                                                 may open again
+//	spec_node_getmountedfs      (none)               a claim is answered by EBUSY, and not looked at
+//	spec_node_revoke            Node.Revoke          the revoked node's Open fails with EBADF
+//	                                                 whatever d_open answered
+//	VOP_REVOKE(REVOKEALL)       FS.RevokeDevice      all nodes are marked before the first is
+//	                                                 closed, so that only one close comes, with one
+//	                                                 d_cancel
+//	vdevgone                    FS.Vdevgone          the same, and it does not wait for an open that
+//	                                                 sleeps: it wakes it
+//	spec_io_enter, _exit        sections             a count for each queue instead of one for the
+//	                                                 device; refused from closing on, not only to
+//	                                                 revoked nodes; only a node that is itself open
+//	                                                 can enter
+//	spec_io_drain               Node.Drain, and      takes a context, and says what it waits for
+//	                            within Close         (DrainError)
+//	spec_open                   Node.Open            d_open is a section; a failed last open also
+//	                                                 closes where the d_open of a revoked node still
+//	                                                 sleeps. No module autoload, no kauth(9), no
+//	                                                 size of the vnode
+//	spec_close                  Node.Close           no buffer cache to flush, no controlling
+//	                                                 terminal. Without a driver there is neither
+//	                                                 d_cancel nor d_close
+//	spec_read, spec_write       Node.Read, Write     a block device transfers directly, as physio(9)
+//	                                                 does. flag is FNONBLOCK where there it is
+//	                                                 IO_NDELAY
+//	spec_strategy               Node.Strategy        the section ends with biodone and with the
+//	                                                 return of d_strategy, whichever is later;
+//	                                                 NetBSD's ends with the return, and its buffer
+//	                                                 cache waits for the rest. No copy-on-write hook
+//	spec_ioctl, spec_poll,      Node.Ioctl, Poll,    the same
 //	spec_kqfilter               Kqfilter
-//	spec_fdiscard               Node.Discard          a section here
-//	(bdev_size)                 Node.Psize            a section here
-//	spec_mmap, spec_fsync,      (none)                there are no mappings, no buffer cache, and no file system
-//	spec_advlock, spec_bmap,                          above
+//	spec_fdiscard               Node.Discard         a section here
+//	(bdev_size)                 Node.Psize           a section here
+//	spec_mmap, spec_fsync,      (none)               there are no mappings, no buffer cache, and no
+//	spec_advlock, spec_bmap,                         file system above
 //	spec_pathconf, ...
-//	(none)                      Node.CancelBuf        one of several users can be stopped with the device open
-//	(none)                      Node.WaitClosed       EBUSY from a block open that comes a moment too early can be
-//	                                                  waited for
-//	(none)                      WithTrace             the order of operations can be watched
-//	(none)                      FS.InProgress         what is in progress, and since when
+//	(none)                      Node.CancelBuf       one of several users can be stopped with the
+//	                                                 device open
+//	(none)                      Node.WaitClosed      EBUSY from a block open that comes a moment too
+//	                                                 early can be waited for
+//	(none)                      WithTrace            the order of operations can be watched
+//	(none)                      FS.InProgress        what is in progress, and since when
 package specfs

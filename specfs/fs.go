@@ -109,12 +109,11 @@ func (fs *FS) Lookup(kind devsw.Mode, dev devsw.Dev) *Node {
 	return nil
 }
 
-// RevokeDevice revokes every node that has the device open, or is opening it.
-// They are all marked before the first is closed, and only the last one's close
-// cancels; see Node.Revoke. Opens that come meanwhile are revoked too: a driver
-// whose device is going must refuse them itself from before the call.
-// When it returns nobody has the device open and no operation is in progress.
-// NetBSD: VOP_REVOKE with REVOKEALL.
+// RevokeDevice revokes every node that has the device open, or is opening it. They are all marked
+// before the first is closed, and only the last one's close cancels; see Node.Revoke. Opens that
+// come meanwhile are revoked too. A driver whose device is going must refuse opens from before the
+// call. When it returns nobody has the device open and no operation is in progress. NetBSD:
+// VOP_REVOKE with REVOKEALL.
 func (fs *FS) RevokeDevice(kind devsw.Mode, dev devsw.Dev) {
 	key := devKey{kind, dev}
 	for {
@@ -138,9 +137,9 @@ func (fs *FS) RevokeDevice(kind devsw.Mode, dev devsw.Dev) {
 	}
 }
 
-// Vdevgone revokes the devices of one driver with minors minl to minh: what a
-// driver calls to detach a unit, after it has begun to refuse opens, and not
-// from within an operation of such a device. NetBSD: vdevgone(9).
+// Vdevgone revokes the devices of one driver with minors minl to minh. A driver calls it to detach
+// a unit, after it has begun to refuse opens, and not from within an operation of such a device.
+// NetBSD: vdevgone(9).
 func (fs *FS) Vdevgone(kind devsw.Mode, major, minl, minh uint32) {
 	fs.mu.Lock()
 	var gone []devsw.Dev

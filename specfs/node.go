@@ -42,22 +42,21 @@ func (n *Node) Dev() devsw.Dev { return n.key.dev }
 // Mode is the device's kind.
 func (n *Node) Mode() devsw.Mode { return n.key.kind }
 
-// Open opens the device. It counts the open, then calls d_open with no lock
-// held, inside a section: d_open may sleep for ever, and a close or revoke wakes
-// it. Each Open that returns nil is undone by one Close, or by Revoke.
+// Open opens the device. It counts the open, and then calls d_open, with no lock held and inside a
+// section: d_open may sleep for ever, and a close or a revoke wakes it. One Close, or Revoke,
+// undoes an Open that has returned nil.
 //
-// A character device may be opened many times, by many nodes; the open waits
-// while a close is in progress, until ctx is done, whose error it returns then.
-// ctx does not interrupt d_open. A block device may be opened once: EBUSY while
-// it is open, being opened or being closed (WaitClosed waits for that). Both:
-// EBUSY while another node has claimed the device; ENXIO for a node that was
-// revoked; EBADF (errors.Is) where it is revoked meanwhile, whatever d_open has
-// answered; and else d_open's error, ENXIO where there is no such driver.
+// A character device may be opened many times, by many nodes. The open waits while a close is in
+// progress; when ctx is done first, it returns ctx's error. ctx does not interrupt d_open. A block
+// device may be opened once: EBUSY while it is open, being opened or being closed (WaitClosed waits
+// for that). Both: EBUSY while another node has claimed the device; ENXIO for a node that was
+// revoked; EBADF (errors.Is) where the node is revoked meanwhile, whatever d_open has answered;
+// else d_open's error, ENXIO where there is no such driver.
 //
-// Where d_open fails although another open had succeeded, and that one was
-// closed meanwhile, this Open has the last reference, and closes the device
-// before it returns. So it does where the d_open of a node that was revoked still
-// sleeps, which nobody else would wake (on NetBSD nobody does). NetBSD: spec_open.
+// d_open may fail although another open has succeeded and was closed meanwhile. Then this Open has
+// the last reference, and closes the device before it returns. It does so too where the d_open of a
+// node that was revoked still sleeps: nobody else would wake that one (on NetBSD nobody does).
+// NetBSD: spec_open.
 func (n *Node) Open(ctx context.Context, flag devsw.Flag) error {
 	fs := n.fs
 	fs.mu.Lock()
@@ -168,13 +167,12 @@ func (n *Node) resolveLocked() {
 //  2. drains: waits until every operation has returned, transfers included,
 //  3. calls d_close, which is alone.
 //
-// For a driver without d_cancel, or whose d_cancel answers ENODEV, d_close comes
-// first and interrupts; then drain. Any other answer of d_cancel is the driver's
-// defect: Close panics. Without a driver, which the revoke of an open that is to
-// fail with ENXIO can meet, there is only drain. From before d_cancel to the end no section can be
-// entered (ENXIO) and no open begun. When Close returns from a last close, no
-// operation of the device is in progress; from another one, the node's own
-// operations may be.
+// For a driver without d_cancel, or whose d_cancel answers ENODEV, d_close comes first and
+// interrupts; then drain. Any other answer of d_cancel is the driver's defect: Close panics.
+// Without a driver there is only drain; that is so when an open is revoked that is about to fail
+// with ENXIO. From before d_cancel to the end no section can be entered (ENXIO) and no open begins.
+// When a last Close returns, no operation of the device is in progress. When another one returns,
+// operations of the node may be.
 //
 // It returns d_close's error; the device is closed all the same. EBADF where the
 // node is not open, nil where it was revoked. NetBSD: spec_close.
@@ -265,13 +263,12 @@ func (fs *FS) takeDown(k devKey, flag devsw.Flag, counts []*devsw.Localcount) er
 	return err
 }
 
-// Revoke takes the device away from the node, for ever: no section of it can be
-// entered any more (ENXIO), its opens are dropped, its open in progress fails
-// with EBADF, and where they were the device's last the device is closed as by
-// Close, which cancels what is in progress. It waits for that, and for any close
-// of the device that is in progress already. Where other nodes have the device
-// open it stays open, and what the node had in progress goes on. A second Revoke
-// does nothing but wait. NetBSD: spec_node_revoke.
+// Revoke takes the device away from the node, for ever. No section of the node can be entered any
+// more (ENXIO), its opens are dropped, and its open in progress fails with EBADF. If those were the
+// device's last opens, Revoke closes the device as Close does, with d_cancel for what is in
+// progress. It waits for that, and for any close of the device that is in progress already. If
+// other nodes have the device open it stays open, and what the node had in progress goes on. A
+// second Revoke only waits. NetBSD: spec_node_revoke.
 func (n *Node) Revoke() {
 	n.fs.mu.Lock()
 	n.goneLocked()
@@ -302,11 +299,10 @@ func (n *Node) revoke() {
 	fs.event(n.key, EventRevoked, nil)
 }
 
-// WaitClosed waits until no close of the device is in progress; a device that is
-// open, or was never opened, is not waited for. Where ctx is done first it
-// returns a *DrainError that says what the close is waiting for. A block open
-// that must not fail with EBUSY only because the last user's close is slow calls
-// it first. vdev's own.
+// WaitClosed waits until no close of the device is in progress. It does not wait for a device that
+// is open or was never opened. Where ctx is done first it returns a *DrainError that says what the
+// close waits for. Call it before the open of a block device that must not fail with EBUSY because
+// the last user's close is slow. vdev's own.
 func (n *Node) WaitClosed(ctx context.Context) error {
 	fs := n.fs
 	began := now()

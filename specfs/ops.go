@@ -8,11 +8,11 @@ import "vdev/devsw"
 
 // Read reads from the device into u.
 //
-// Of a character device it calls d_read, which may sleep until there is data or
-// the device is cancelled. Of a block device it transfers u.Resid bytes at
-// u.Offset, both multiples of devsw.DEVBSIZE (else EINVAL), and waits for the
-// end; u shows how far it got. There is no buffer cache. To read no bytes is nil
-// at once, wherever and whether the node is open or not. NetBSD: spec_read.
+// Of a character device it calls d_read, which may sleep until there is data or the device is
+// cancelled. Of a block device it transfers u.Resid bytes at u.Offset, both multiples of
+// devsw.DEVBSIZE (else EINVAL), and waits for the end; u shows how far it got. There is no buffer
+// cache. A read of no bytes returns nil at once, whether the node is open or not. NetBSD:
+// spec_read.
 func (n *Node) Read(u *devsw.Uio, flag devsw.Flag) error {
 	if u.Resid == 0 {
 		return nil
@@ -28,8 +28,8 @@ func (n *Node) Read(u *devsw.Uio, flag devsw.Flag) error {
 	return n.fs.t.CdevRead(n.key.dev, u, flag)
 }
 
-// Write writes u to the device; see Read. That there are no bytes to write is nil
-// at once for a block device; a character device is asked. NetBSD: spec_write.
+// Write writes u to the device; see Read. A write of no bytes returns nil at once for a block
+// device; a character device is asked. NetBSD: spec_write.
 func (n *Node) Write(u *devsw.Uio, flag devsw.Flag) error {
 	if n.key.kind == devsw.IFBLK {
 		return n.physio(devsw.BWrite, u)
@@ -67,11 +67,11 @@ func (n *Node) physio(op devsw.Op, u *devsw.Uio) error {
 	return nil
 }
 
-// CancelBuf interrupts one transfer, b, that was given to Strategy of this node,
-// and does not wait for its end: it comes by b.Iodone as ever, with ECANCELED
-// where the driver could interrupt it. b may have ended by then. On the goroutine
-// that gave it to Strategy. ENODEV where the driver cannot. Where it is ENXIO,
-// whoever closes the device cancels everything. vdev's own; see devsw.Bdevsw.
+// CancelBuf interrupts one transfer, b, that was given to Strategy of this node. It does not wait
+// for its end: b.Iodone is called as ever, with ECANCELED where the driver could interrupt the
+// transfer. b may have ended already. It is called on the goroutine that gave b to Strategy.
+// ENODEV: the driver has no such function. ENXIO: the device is being closed, and that cancels
+// everything. vdev's own; see devsw.Bdevsw.
 func (n *Node) CancelBuf(b *devsw.Buf) error {
 	o, ok := n.enter("cancel of a transfer")
 	if !ok {

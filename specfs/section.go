@@ -31,8 +31,8 @@ func newCounter(n *Node) *Counter {
 	return c
 }
 
-// NewCounter makes a Counter for a queue of this node, whether it is open or
-// not. It lasts over closes and opens of the node, until Release.
+// NewCounter makes a Counter for a queue of this node, whether the node is open or not. The Counter
+// lasts over closes and opens of the node, until Release.
 func (n *Node) NewCounter() *Counter {
 	n.fs.mu.Lock()
 	defer n.fs.mu.Unlock()
@@ -41,13 +41,12 @@ func (n *Node) NewCounter() *Counter {
 	return c
 }
 
-// InProgress is the number of transfers in progress, and of Strategy calls that
-// have not returned, with what a batch holds in reserve while it runs: a look at
-// something that moves.
+// InProgress is the number of transfers in progress, of Strategy calls that have not returned, and
+// of the sections that a batch has in reserve while it runs. It changes all the time.
 func (c *Counter) InProgress() int { return c.count.Count() }
 
-// Release gives the Counter up: it is not used again. Transfers may still be in
-// progress; a drain waits for them.
+// Release ends the Counter: it is not used again. Transfers may still be in progress; a drain waits
+// for them.
 func (c *Counter) Release() {
 	n := c.node
 	n.fs.mu.Lock()
@@ -76,12 +75,11 @@ func (s *section) Leave(inContext bool) {
 	s.count.Release()
 }
 
-// Begin begins a batch of transfers: until End, only the calling goroutine uses
-// c. It is for whoever starts many at once: Strategy then takes its sections
-// from a reserve, which costs one atomic addition for the lot, and a transfer
-// that ends in its issuer's context (Buf.InContext) puts its own back there. All
-// that Strategy promises holds as ever. A drain waits for the end of a batch; one
-// that runs when the device is closed has its further transfers refused.
+// Begin begins a batch of transfers: until End, only the calling goroutine uses c. It is for
+// whoever starts many at once. Strategy then takes its sections from a reserve, which costs one
+// atomic addition for all of them, and a transfer that ends in its issuer's context (Buf.InContext)
+// puts its section back there. What Strategy promises holds as ever. A drain waits for the end of a
+// batch. Once the device is being closed, further transfers of the batch are refused.
 func (c *Counter) Begin() { c.batch = true }
 
 // End ends the batch.

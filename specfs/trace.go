@@ -10,11 +10,10 @@ import (
 // Kind is a step of a device's life.
 type Kind uint8
 
-// The steps. A step that is named by an infinitive is about to be taken, one
-// that is named by a participle has been taken. A last close is: cancel,
-// canceled, drain, drained, close, closed; with a driver without d_cancel it is
-// cancel, canceled (ENODEV), close, closed, drain, drained; without a driver,
-// where an open that is to fail is revoked, it is drain, drained.
+// The steps. A step that is named by an infinitive is about to be taken, one that is named by a
+// participle has been taken. A last close is cancel, canceled, drain, drained, close, closed. With
+// a driver without d_cancel it is cancel, canceled (ENODEV), close, closed, drain, drained. Without
+// a driver it is drain, drained.
 const (
 	EventOpen     Kind = iota + 1 // d_open
 	EventOpened                   // Err: what it answered
