@@ -86,7 +86,8 @@ type Buf struct {
 	InContext bool
 
 	section Section
-	done    uint32 // 1 from Biodone to Reset. Atomic in Biodone alone, and not there with InContext.
+	// 1 from Biodone to Reset. Atomic in Biodone alone, and not there with InContext.
+	done uint32
 }
 
 // Reset makes b ready for another use: all fields are zero but Data, which is empty and keeps its

@@ -13,9 +13,9 @@ type BufIndex[T any] struct {
 	begun uint64
 }
 
-// Find gives what belongs to b, and whether there is anything. begun is how many transfers have begun so far, or another
-// number that changes with each one; inProgress yields all that are in progress, with what belongs to them. b is only
-// compared.
+// Find gives what belongs to b, and whether there is anything. begun is how many transfers have
+// begun so far, or another number that changes with each one; inProgress yields all that are in
+// progress, with what belongs to them. b is only compared.
 func (x *BufIndex[T]) Find(b *Buf, begun uint64, inProgress iter.Seq2[*Buf, T]) (T, bool) {
 	if x.of == nil || x.begun != begun {
 		x.of, x.begun = make(map[*Buf]T), begun
@@ -27,7 +27,8 @@ func (x *BufIndex[T]) Find(b *Buf, begun uint64, inProgress iter.Seq2[*Buf, T]) 
 	return v, ok
 }
 
-// Ended says that the transfer of b has ended. It is called for each one, and the index is gone with the last that it has.
+// Ended says that the transfer of b has ended. It is called for each one, and the index is gone
+// with the last that it has.
 func (x *BufIndex[T]) Ended(b *Buf) {
 	if x.of == nil {
 		return

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestBufIndexIsMadeOnceForManyCancels, and anew when transfers have begun since; what has ended it does not find, though
-// its Buf is in use again.
+// TestBufIndexIsMadeOnceForManyCancels, and anew when transfers have begun since; what has ended it
+// does not find, though its Buf is in use again.
 func TestBufIndexIsMadeOnceForManyCancels(t *testing.T) {
 	const n = 100
 	bufs := make([]Buf, n)

@@ -100,7 +100,8 @@ func TestBufSetCancelBufEndsTheOneBuf(t *testing.T) {
 	}
 }
 
-// TestManyCancelsSearchOnce: what is cancelled after the first one is found without a look at all that is in the set.
+// TestManyCancelsSearchOnce: what is cancelled after the first one is found without a look at all
+// that is in the set.
 func TestManyCancelsSearchOnce(t *testing.T) {
 	const n = 20
 	var s BufSet

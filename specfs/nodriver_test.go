@@ -20,7 +20,8 @@ func holdOpens(table *devsw.Table, trace *tracer) (fs *FS, release func()) {
 	return fs, func() { close(hold) }
 }
 
-// Where there is no driver nobody is asked to cancel, and nobody to close: neither has begun anything.
+// Where there is no driver nobody is asked to cancel, and nobody to close: neither has begun
+// anything.
 func TestTheOpenOfADeviceWithoutADriverIsRevoked(t *testing.T) {
 	for _, kind := range []devsw.Mode{devsw.IFBLK, devsw.IFCHR} {
 		for how, revoke := range map[string]func(fs *FS, n *Node){
@@ -52,8 +53,8 @@ func TestTheOpenOfADeviceWithoutADriverIsRevoked(t *testing.T) {
 	}
 }
 
-// An open that has counted and comes too late for the driver keeps nobody from detaching it, and is revoked like any
-// other. The driver is not called any more.
+// An open that has counted and comes too late for the driver keeps nobody from detaching it, and is
+// revoked like any other. The driver is not called any more.
 func TestTheOpenOfADetachedDriverIsRevoked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := &unit{flag: devsw.DMPSafe}

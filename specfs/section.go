@@ -20,7 +20,9 @@ type Counter struct {
 
 	// The batch is its goroutine's.
 	batch bool
-	held  int32 // sections taken from count and not given to a transfer; with any, the last one is the batch's own
+	// sections taken from count and not given to a transfer; with any, the last one is the batch's
+	// own
+	held int32
 
 	_ [128 - 48]byte
 }

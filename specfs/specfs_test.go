@@ -1159,7 +1159,8 @@ func TestReadAndWriteOfABlockDevice(t *testing.T) {
 	})
 }
 
-// To read nothing is always possible, as on NetBSD; to write nothing is for the driver of a character device to answer.
+// To read nothing is always possible, as on NetBSD; to write nothing is for the driver of a
+// character device to answer.
 func TestNoBytesAreReadOrWritten(t *testing.T) {
 	asked := 0
 	table := devsw.NewTable()

@@ -522,7 +522,8 @@ var scenarios = []scenario{
 		},
 	},
 	{
-		// What a d_cancel was called for gets its d_close too, and the driver is called no more after Detach.
+		// What a d_cancel was called for gets its d_close too, and the driver is called no more
+		// after Detach.
 		name: "detach against an open that sleeps and the end of its device",
 		make: sleepy,
 		threads: func(t *testing.T, s *setup) ([]func(), func() error) {
