@@ -22,12 +22,13 @@ const (
 	unixPkg = "golang.org/x/sys/unix"
 )
 
-// layers says for each package which packages of this module it may import. A name that ends in "/..." stands
-// for every package below it. Tests may import more (see testLayers): they look at a package from above.
+// layers says for each package which packages of this module it may import. A name that ends in
+// "/..." stands for every package below it. Tests may import more (see testLayers): they look at a
+// package from above.
 //
-// The direction is cmd/vdev -> device models -> specfs -> devsw <- drivers; device models -> virtq -> guestmem ->
-// sys; vhostuser -> virtq. devsw and specfs know nothing of virtio, virtq nothing of devices, vhostuser nothing
-// of what stands behind its Device.
+// The direction is cmd/vdev -> device models -> specfs -> devsw <- drivers; device models -> virtq
+// -> guestmem -> sys; vhostuser -> virtq. devsw and specfs know nothing of virtio, virtq nothing of
+// devices, vhostuser nothing of what stands behind its Device.
 var layers = map[string][]string{
 	"cmd/vdev": {"vhostuser", "specfs", "devsw", "vhostuser/virtioblk", "internal/dev/...", "internal/spec", "internal/trace", "internal/control", "internal/bench/load", "internal/bench/chart", "internal/offload", "internal/tasks"},
 
@@ -69,12 +70,12 @@ var layers = map[string][]string{
 	"internal/bench/load":    {"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/guestmem", "internal/sys"},
 }
 
-// public are the packages that other projects build on. They leave logging, printing and the end of the process
-// to their user.
+// public are the packages that other projects build on. They leave logging, printing and the end of
+// the process to their user.
 var public = []string{"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "devsw", "devsw/disk", "specfs", "vhostuser/virtioblk"}
 
-// blind lists packages that must not reach others even through a third one: what is public for its own sake
-// would otherwise drag in what it is meant to know nothing of.
+// blind lists packages that must not reach others even through a third one: what is public for its
+// own sake would otherwise drag in what it is meant to know nothing of.
 var blind = map[string][]string{
 	"devsw":              {"virtq", "vhostuser", "internal/guestmem", "vhostuser/virtioblk", "internal/reactor", "internal/uring"},
 	"specfs":             {"virtq", "vhostuser", "internal/guestmem", "vhostuser/virtioblk", "internal/reactor", "internal/uring"},
@@ -89,8 +90,8 @@ var blind = map[string][]string{
 	"internal/dev/fault": {"specfs", "virtq", "vhostuser", "vhostuser/virtioblk"},
 }
 
-// syscallNames are what a package outside internal/sys may use of the standard syscall package: error numbers,
-// signals, constants and the interface of what has a descriptor, but no calls.
+// syscallNames are what a package outside internal/sys may use of the standard syscall package:
+// error numbers, signals, constants and the interface of what has a descriptor, but no calls.
 var syscallNames = regexp.MustCompile(`^(Errno|Signal|Conn|E[A-Z0-9]+|SIG[A-Z0-9]+|S_[A-Z]+|O_[A-Z]+)$`)
 
 // loud matches what a public package must not use.
@@ -103,13 +104,14 @@ type file struct {
 	test    bool
 	imports []string
 	uses    []string // what is used of imported packages, such as "os.Exit"
+	wide    []int    // lines whose comment reaches beyond maxColumns
 }
 
 // root is the repository, seen from this package.
 const root = "../.."
 
-// parse reads every Go file below dir, for every operating system and architecture, but not in modules of their
-// own, testdata and hidden directories.
+// parse reads every Go file below dir, for every operating system and architecture, but not in
+// modules of their own, testdata and hidden directories.
 func parse(t *testing.T, dir string) []file {
 	t.Helper()
 	var files []file
@@ -154,10 +156,16 @@ func parse(t *testing.T, dir string) []file {
 
 func parseFile(name string) (file, error) {
 	var f file
-	tree, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
+	src, err := os.ReadFile(name)
 	if err != nil {
 		return f, err
 	}
+	set := token.NewFileSet()
+	tree, err := parser.ParseFile(set, name, src, parser.SkipObjectResolution|parser.ParseComments)
+	if err != nil {
+		return f, err
+	}
+	f.wide = wideComments(set, tree, src)
 	local := map[string]string{} // the name in the file -> the import path
 	for _, spec := range tree.Imports {
 		p, err := strconv.Unquote(spec.Path.Value)
@@ -204,7 +212,8 @@ func allowed(list []string, pkg string) bool {
 	})
 }
 
-// layering reports imports that go against the table of layers, and packages that have no row in it.
+// layering reports imports that go against the table of layers, and packages that have no row in
+// it.
 func layering(files []file) (faults []string) {
 	for _, f := range files {
 		list, known := layers[f.pkg]
@@ -260,8 +269,9 @@ func reaching(files []file) (faults []string) {
 	return faults
 }
 
-// systemCalls reports system calls made elsewhere than in the two packages that may make them. What runs as the
-// first process of a guest, and what starts virtual machines, uses the standard syscall package all the same.
+// systemCalls reports system calls made elsewhere than in the two packages that may make them. What
+// runs as the first process of a guest, and what starts virtual machines, uses the standard syscall
+// package all the same.
 func systemCalls(files []file) (faults []string) {
 	for _, f := range files {
 		if f.pkg == "internal/sys" || f.pkg == "internal/uring" {
@@ -306,6 +316,7 @@ func outspoken(files []file) (faults []string) {
 }
 
 var rules = map[string]func([]file) []string{
+	"comments fit on a screen":                       narrow,
 	"imports point one way":                          layering,
 	"nothing reaches what it must not know":          reaching,
 	"only sys and uring make system calls":           systemCalls,
@@ -363,6 +374,7 @@ func TestRulesCatchWhatTheyForbid(t *testing.T) {
 		{"unix outside sys", systemCalls, []file{{pkg: "virtq", imports: []string{unixPkg}}, {pkg: "internal/uring", imports: []string{unixPkg}}}, 1},
 		{"syscall beyond constants", systemCalls, []file{{pkg: "devsw", uses: []string{"syscall.EIO", "syscall.Errno", "syscall.SIGTERM", "syscall.Mmap"}}}, 1},
 		{"unsafe", unsafety, []file{{name: "virtq/ring.go", imports: []string{"unsafe"}}, {name: "virtq/ring_unsafe.go", imports: []string{"unsafe"}}}, 1},
+		{"wide comment", narrow, []file{{name: "devsw/a.go", pkg: "devsw", wide: []int{3, 5}}}, 2},
 		{"public package prints", outspoken, []file{{pkg: "devsw", uses: []string{"fmt.Println", "fmt.Sprintf", "os.Exit", "log/slog.Info"}}, {pkg: "cmd/vdev", uses: []string{"os.Exit"}}}, 3},
 	}
 	for _, tt := range tests {
