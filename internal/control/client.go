@@ -17,11 +17,11 @@ import (
 	"vdev/internal/trace"
 )
 
-// patience is how long a Client waits for an answer that takes no waiting on the other side.
+// patience is how long a Client waits for an answer for which the other side need not wait.
 const patience = 10 * time.Second
 
-// Client asks the vdev behind one control socket. Its methods return an *Error for what was refused there, and else errors
-// that name the socket.
+// Client asks the vdev behind one control socket. Its methods return an *Error for what vdev
+// refuses; other errors name the socket.
 type Client struct {
 	path   string
 	prefix string // of the paths that are a device's
@@ -61,8 +61,9 @@ func (c *Client) Trace(ctx context.Context) (t Trace, err error) {
 	return t, c.quick(ctx, "GET", c.prefix+"/trace", nil, &t)
 }
 
-// Follow calls event for each event of the device's life that is still known, and for those that come, until vdev ends, event
-// returns an error, which it then returns, or ctx is done, which is no error.
+// Follow calls event for each event of the device's life that is still known, and for those that
+// come. It ends without an error when vdev ends or ctx is done, and with event's error when event
+// returns one.
 func (c *Client) Follow(ctx context.Context, event func(trace.Event) error) error {
 	body, err := c.send(ctx, "GET", c.prefix+"/trace/follow", nil)
 	if err == nil {
@@ -114,12 +115,12 @@ func (c *Client) Revoke(ctx context.Context) error {
 	return c.call(ctx, "POST", c.prefix+"/revoke", nil, nil)
 }
 
-// Resize has the disk's size looked at again.
+// Resize makes vdev look at the disk's size again.
 func (c *Client) Resize(ctx context.Context) (s Size, err error) {
 	return s, c.call(ctx, "POST", c.prefix+"/resize", nil, &s)
 }
 
-// ClearFailure has it forgotten that a flush has failed.
+// ClearFailure makes vdev forget that a flush has failed.
 func (c *Client) ClearFailure(ctx context.Context) (f Cleared, err error) {
 	return f, c.call(ctx, "POST", c.prefix+"/clear-failure", nil, &f)
 }

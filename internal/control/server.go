@@ -46,7 +46,7 @@ func Listen(path string) (net.Listener, error) {
 	return ln, nil
 }
 
-// Server answers the clients of one control socket.
+// Server answers the clients of one control socket. Make one with NewServer.
 type Server struct {
 	all       []Served // does not change
 	http      http.Server
@@ -57,8 +57,8 @@ type Server struct {
 	patience  time.Duration // clientPatience, but in tests
 }
 
-// NewServer makes a Server over these devices, of which there is at least one. errors, which may be nil, is told what goes wrong with
-// connections.
+// NewServer makes a Server over these devices, at least one. errors gets a line for what goes wrong
+// with a connection; it may be nil.
 func NewServer(all []Served, errors *log.Logger) *Server {
 	if errors == nil {
 		errors = log.New(io.Discard, "", 0)
@@ -114,7 +114,7 @@ func (w *deadlineWriter) FlushError() error {
 	return w.out.Flush()
 }
 
-// Start serves the clients of ln, which it closes at the end, in the background until Close.
+// Start serves the clients of ln in the background, until Close. ln is the Server's from then on.
 func (s *Server) Start(ln net.Listener) {
 	s.served.Go(func() {
 		// It always ends with an error: that it was closed, or that the listener was.
@@ -122,8 +122,8 @@ func (s *Server) Start(ln net.Listener) {
 	})
 }
 
-// Close ends the Server: who follows the trace is told what has happened until now, other answers under way have a moment to
-// end, and then every connection is closed.
+// Close ends the Server. A client that follows the trace gets what has happened until now, other
+// answers under way have a moment to end, and then every connection is closed.
 func (s *Server) Close() {
 	s.once.Do(func() { close(s.quit) })
 	ctx, cancel := context.WithTimeout(context.Background(), endPatience)

@@ -1,5 +1,6 @@
-// Package control is the way by which a person, or a program, looks at a vdev that runs and intervenes: HTTP with JSON over a
-// Unix socket that is its owner's alone. Server is vdev's side, over a Target; Client is that of `vdev ctl`.
+// Package control is how a person, or a program, looks at a running vdev and intervenes: HTTP with
+// JSON over a Unix socket that only its owner can use. Server is vdev's side, over a Target. Client
+// is the side of `vdev ctl`.
 //
 //	GET  /v1/devices                     Devices
 //	GET  /v1/status                      Status
@@ -16,10 +17,11 @@
 //	GET  /v1/log-level                   Level
 //	PUT  /v1/log-level       Level       Level
 //
-// Where vdev serves several devices, all but /v1/devices and /v1/log-level is to be asked of one of them, below /v1/devices/NAME:
-// GET /v1/devices/NAME/status.
+// Where vdev serves several devices, the paths of one are below /v1/devices/NAME, such as GET
+// /v1/devices/NAME/status. /v1/devices and /v1/log-level are for all of them.
 //
-// An answer other than 200 has a Failure in it. Durations are in seconds, sizes in bytes. With curl:
+// An answer other than 200 has a Failure in it. Durations are in seconds and sizes in bytes. With
+// curl:
 //
 //	curl --unix-socket /run/vm1.ctl http://vdev/v1/status
 package control
@@ -47,19 +49,23 @@ type Status struct {
 	Error    string    `json:"error,omitempty"` // why it could not be opened
 	// RetryIn is when that is tried again, where the device is not served because of it; 0: now.
 	RetryIn *float64 `json:"retry_in_seconds,omitempty"`
-	// FailedFlush is why a flush has failed, and all fail since: acknowledged writes are lost. Empty where none has.
+	// FailedFlush is why a flush has failed. Since then all fail: acknowledged writes are lost.
+	// Empty: none has.
 	FailedFlush string `json:"failed_flush,omitempty"`
-	// Unflushed says that what held the guest's writes has ended, and that everything fails until the guest is reset.
+	// Unflushed: what held the guest's writes has ended. Every request fails until the guest is
+	// reset.
 	Unflushed bool `json:"lost_unflushed,omitempty"`
 	// Cache is what the guest takes the disk's cache for, writeback, writethrough or unknown; empty where no ring has started. StableWrites says that therefore each write
 	// is made stable before it is answered.
 	Cache        string `json:"cache,omitempty"`
 	StableWrites bool   `json:"stable_writes,omitempty"`
-	// CancelIn is when requests in flight will be cancelled by the stop that is under way, negative where they have been.
+	// CancelIn is in how many seconds the stop that is under way cancels the requests in flight;
+	// negative where it has done so.
 	CancelIn *float64 `json:"cancel_in_seconds,omitempty"`
-	// Fenced is how many reads and writes storage has not given back, which the next start waits for.
+	// Fenced is how many fenced reads and writes storage has not completed. The next start waits
+	// for them.
 	Fenced int `json:"fenced,omitempty"`
-	// Failed is what storage has failed; null: nothing since vdev was started.
+	// Failed is what storage has failed since vdev was started; null: nothing.
 	Failed  *Failed  `json:"failed,omitempty"`
 	Rings   []Ring   `json:"rings"`
 	Devices []Device `json:"devices"` // those that are open, or being opened or closed
@@ -124,7 +130,7 @@ type Ring struct {
 	Why   string `json:"why,omitempty"` // it is stopping
 	Error string `json:"error,omitempty"`
 
-	// Answered says that the ring runs and its event loop has told what follows.
+	// Answered: the ring runs, and its event loop has told what follows.
 	Answered bool    `json:"answered"`
 	Next     uint16  `json:"next"`    // free-running index of the next entry to take from the available ring
 	Used     uint16  `json:"used"`    // free-running index of the used ring
@@ -221,8 +227,8 @@ type Size struct {
 	Changed bool  `json:"changed"`
 }
 
-// Cleared is what is forgotten now: why a flush had failed, empty where none had, and whether writes had been lost with what held
-// them.
+// Cleared is what is forgotten now: why a flush had failed (empty where none had), and whether
+// writes had been lost with what held them.
 type Cleared struct {
 	FailedFlush   string `json:"failed_flush"`
 	LostUnflushed bool   `json:"lost_unflushed"`
@@ -238,8 +244,9 @@ type Failure struct {
 	Message string `json:"error"`
 }
 
-// Target is what a Server shows and changes of a device; the log level is all devices'. Its methods are called on any goroutine. Those with a context give up waiting when
-// it is done; what they have begun goes on. An error that is an *Error has the status of its own, any other one 500.
+// Target is what a Server shows and changes of a device; the log level is that of all devices. Its
+// methods are called on any goroutine. Those with a context stop waiting when it is done; what they
+// have begun goes on. An *Error is answered with its own status, any other error with 500.
 type Target interface {
 	Status(ctx context.Context) Status
 	Trace() (about Trace, log *trace.Log)
@@ -261,7 +268,7 @@ type Served struct {
 	Target Target
 }
 
-// Replaced is a Target that another one may take the place of at any time.
+// Replaced is a Target whose place another one may take at any time.
 type Replaced interface {
 	Target
 	Now() Target // the Target itself before that
@@ -275,7 +282,7 @@ func (s Served) now() Target {
 	return s.Target
 }
 
-// Error is what a Server has refused or failed to do.
+// Error says what a Server has refused, or failed to do.
 type Error struct {
 	Status  int // of HTTP
 	Message string

@@ -2,9 +2,10 @@ package guestmem
 
 import "vdev/internal/sys"
 
-// Again maps the same range of the same file anew, at other addresses of this process. The caller holds the one reference to the
-// Region it returns. Errors are *RegionError. Both count; for the second, which is there to take the first one's place, there is room
-// beyond what a Space may hold otherwise.
+// Again maps the same range of the same file anew, at other addresses of this process. The caller
+// holds the one reference to the Region it returns. Errors are *RegionError. Both mappings count in
+// the Space. The second one is there to take the first one's place, so it has room beyond the
+// Space's bound.
 func (r *Region) Again() (*Region, error) {
 	fd, err := r.fd.Dup()
 	if err != nil {
@@ -13,10 +14,11 @@ func (r *Region) Again() (*Region, error) {
 	return r.space.mapRegion(r.GuestPhys, r.Size, r.UserAddr, r.MmapOffset, fd, hostLimits().again())
 }
 
-// Fence puts private memory in the place of the guest's at the region's addresses, for good: see sys.Fence, whose errors it has, and
-// after which everything is as it was. keep are parts of the region whose content stays. Nobody but those who are to be kept off uses
-// the region any more, then or later; its addresses stay mapped until the last reference goes, so that nothing else comes to lie
-// there before.
+// Fence replaces the guest's memory at the region's addresses by private memory, for good; see
+// sys.Fence, whose errors it returns. After an error everything is as it was. keep are parts of the
+// region whose content stays. From then on only those who are to be kept off may use the region.
+// Its addresses stay mapped until the last reference goes, so that nothing else comes to lie there
+// before.
 func (r *Region) Fence(keep [][]byte) error {
 	if err := sys.Fence(r.mapping, keep); err != nil {
 		return r.error(err)
@@ -40,8 +42,9 @@ func (m *Memory) Holding(p []byte) *Region {
 	return r
 }
 
-// Move gives the guest's memory that p, a slice of m's, stands for as it is in another generation; an empty one is nil. It fails where
-// p does not lie in one region of m, or to has no such memory in one piece.
+// Move translates p, a slice of m's memory, to the same guest memory in another generation, to. An
+// empty p gives nil. It fails where p does not lie in one region of m, or where to does not have
+// that memory in one piece.
 func (m *Memory) Move(p []byte, to *Memory) ([]byte, bool) {
 	if len(p) == 0 {
 		return nil, true

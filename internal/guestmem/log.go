@@ -10,10 +10,10 @@ import (
 // LogPage is how many bytes of guest memory one bit of a Log stands for (VHOST_LOG_PAGE; vhost-user, "Migration").
 const LogPage = 4096
 
-// Log is a dirty log: a bitmap in memory that is shared with a front-end, with a bit for each page of guest memory
-// from guest physical address 0 on. Whoever writes to guest memory sets the bits of its pages afterwards; the
-// front-end clears those it has seen. All methods but Close may be called from any goroutine; other processes may mark
-// in the same log at the same time.
+// Log is a dirty log: a bitmap in memory that is shared with a front-end, with a bit for each page
+// of guest memory from guest physical address 0 on. Whoever has written to guest memory sets the
+// bits of its pages. The front-end clears those it has seen. All methods but Close may be called
+// from any goroutine; other processes may mark in the same log at the same time.
 //
 // A front-end that cuts off the file behind the log causes faults in Mark, as it does with guest memory.
 type Log struct {
@@ -40,9 +40,9 @@ func NewLog(fd *sys.FD, size, offset uint64) (*Log, error) {
 	return new(Space).NewLog(fd, size, offset)
 }
 
-// NewLog maps the bitmap of size bytes that begins at offset in fd, of which it needs no more when it returns: fd stays
-// the caller's. Nothing is populated. offset must be a multiple of 8, and a regular file long enough. Errors are
-// *LogError.
+// NewLog maps the bitmap of size bytes that begins at offset in fd. fd stays the caller's, and is
+// not needed after the return. Nothing is populated. offset must be a multiple of 8, and a regular
+// file must be long enough. Errors are *LogError.
 func (s *Space) NewLog(fd *sys.FD, size, offset uint64) (*Log, error) {
 	if offset%8 != 0 {
 		return nil, &LogError{size, offset, ErrAlign}
@@ -60,9 +60,9 @@ func (l *Log) Covers(addr, n uint64) bool {
 	return end >= addr && (n == 0 || (end-1)/LogPage < l.pages)
 }
 
-// Mark sets the bit of each page of the n bytes from the guest physical address addr on. It is called after they were
-// written, and is a barrier: who finds the bits set finds what was written. It reports false, and has marked nothing,
-// where the log does not cover them.
+// Mark sets the bit of each page of the n bytes from the guest physical address addr on. It is
+// called after they were written, and is a barrier: whoever finds the bits set finds what was
+// written. It reports false, and has marked nothing, where the log does not cover them.
 func (l *Log) Mark(addr, n uint64) bool {
 	if !l.Covers(addr, n) {
 		return false

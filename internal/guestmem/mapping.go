@@ -17,9 +17,9 @@ var mappings = struct {
 	held  held                // by all Spaces; also what could not be unmapped
 }{sizes: make(map[uintptr]uintptr)}
 
-// Mapped tells whether addr, an address of this process, lies in memory that a front-end shares and that is mapped by Map or NewLog: a
-// fault there is the front-end's doing. It asks nobody and looks at each mapping; it is for the rare case that somebody has to know.
-// Any goroutine.
+// Mapped tells whether addr, an address of this process, lies in memory that a front-end shares,
+// mapped by Map or NewLog. A fault there is the front-end's doing. It looks at each mapping, so it
+// is for rare cases. It may be called on any goroutine.
 func Mapped(addr uintptr) bool {
 	mappings.mu.Lock()
 	defer mappings.mu.Unlock()
@@ -77,8 +77,8 @@ func (s *Space) mapFile(fd *sys.FD, size, offset uint64, l limits) (mapping, mem
 	return m, m[skip : skip+size : skip+size], nil
 }
 
-// Admits tells why fd must not be memory: it is none of the files that are taken, with ErrFile, or the host does not say what it is. It
-// never waits.
+// Admits returns an error where fd must not be memory: ErrFile where it is not one of the files
+// that are taken, or the host's error where the host does not say what it is. It never waits.
 func (s *Space) Admits(fd *sys.FD) error {
 	if s.AnyFiles {
 		return nil

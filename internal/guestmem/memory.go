@@ -8,8 +8,8 @@ import (
 	"sync/atomic"
 )
 
-// MaxRegions is how many regions a Memory has at most: what vhost-user's GET_MAX_MEM_SLOTS is answered with, and
-// the number of memory slots that QEMU uses.
+// MaxRegions is how many regions a Memory has at most. It is the answer to vhost-user's
+// GET_MAX_MEM_SLOTS, and the number of memory slots that QEMU uses.
 const MaxRegions = 509
 
 // Memory is one generation of a guest's memory. It does not change. All methods may be called from any goroutine.
@@ -19,9 +19,10 @@ type Memory struct {
 	refs    atomic.Int64
 }
 
-// New returns a Memory of regions, in any order, and takes a reference to each; the callers' own references stay
-// theirs. The caller holds the one reference to the Memory, and gives it up with Release. Regions that overlap, as
-// the guest or as the front-end sees them, and more than MaxRegions are refused, with a *RegionError.
+// New returns a Memory of regions, in any order, and takes a reference to each; the caller's own
+// references stay the caller's. The caller holds the one reference to the Memory, until Release. It
+// refuses, with a *RegionError, more than MaxRegions, and regions that overlap as the guest or the
+// front-end sees them.
 func New(regions ...*Region) (*Memory, error) {
 	if len(regions) > MaxRegions {
 		return nil, regions[MaxRegions].error(ErrTooMany)
@@ -84,9 +85,9 @@ func (m *Memory) Release() {
 	m.free()
 }
 
-// ReleaseSoon is Release for who must not wait, such as an event loop: where it drops the last
-// reference, another goroutine unmaps. That takes as long as the host takes to free the memory,
-// which for all of a guest's are seconds.
+// ReleaseSoon is Release for a caller that must not wait, such as an event loop. Where it drops the
+// last reference, another goroutine unmaps. That takes as long as the host takes to free the
+// memory: seconds, for all of a guest's memory.
 func (m *Memory) ReleaseSoon() {
 	switch n := m.refs.Add(-1); {
 	case n > 0:
@@ -152,8 +153,8 @@ func (m *Memory) find(gpa uint64) *Region {
 	return nil
 }
 
-// Slice returns the n bytes at the guest physical address gpa, if they lie within one region. Its capacity is its
-// length. It searches; one goroutine that translates often uses a View.
+// Slice returns the n bytes at the guest physical address gpa, if they lie within one region. The
+// slice's capacity is its length. Slice searches: a goroutine that translates often uses a View.
 func (m *Memory) Slice(gpa, n uint64) ([]byte, bool) {
 	r := m.find(gpa)
 	if r == nil {

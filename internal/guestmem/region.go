@@ -37,7 +37,7 @@ func (e *RegionError) Error() string {
 
 func (e *RegionError) Unwrap() error { return e.Err }
 
-// What a RegionError or a LogError can hold, beside errors of system calls.
+// The errors that a RegionError or a LogError can hold, beside those of system calls.
 var (
 	ErrSize     = errors.New("size is 0")
 	ErrOverflow = errors.New("address range overflows")
@@ -54,12 +54,13 @@ func Map(guestPhys, size, userAddr, mmapOffset uint64, fd *sys.FD) (*Region, err
 	return new(Space).Map(guestPhys, size, userAddr, mmapOffset, fd)
 }
 
-// Map maps size bytes of fd from mmapOffset on as the guest memory at guestPhys, which the front-end has at
-// userAddr. It owns fd on every path: an error closes it. Nothing is populated. The caller holds the one reference
-// to the Region, and gives it up with Release. Errors are *RegionError.
+// Map maps size bytes of fd from mmapOffset on as the guest memory at guestPhys, which the
+// front-end has at userAddr. It owns fd on every path: an error closes it. Nothing is populated.
+// The caller holds the one reference to the Region, until Release. Errors are *RegionError.
 //
-// Neither range may reach the last byte of the 64-bit address space, so that its end is a number too. A regular
-// file must be long enough when it is mapped; who truncates it afterwards causes faults (SIGBUS) in its users.
+// Neither range may reach the last byte of the 64-bit address space, so that its end is a number
+// too. A regular file must be long enough when it is mapped. Whoever truncates it afterwards causes
+// faults (SIGBUS) in its users.
 func (s *Space) Map(guestPhys, size, userAddr, mmapOffset uint64, fd *sys.FD) (*Region, error) {
 	return s.mapRegion(guestPhys, size, userAddr, mmapOffset, fd, hostLimits())
 }

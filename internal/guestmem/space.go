@@ -8,16 +8,18 @@ import (
 	"vdev/internal/sys"
 )
 
-// Space is what one device's front-ends take of the process's address space: regions, logs and in-flight regions, of the memory of
-// now, and of generations before it that somebody still uses. The zero value is a Space, which is not to be copied. Its methods may be
-// called from any goroutine.
+// Space counts what one device's front-ends take of the process's address space: regions, logs and
+// in-flight regions, of the present memory and of earlier generations that somebody still uses. The
+// zero Space is ready to use, and must not be copied. Its methods may be called from any goroutine.
 //
-// A front-end can make a file of any size out of nothing, and send it as often as it likes. Without a bound it could fill the address
-// space of the process, and the next time that the Go runtime wants memory would be the end of it, for all devices.
+// A front-end can make a file of any size out of nothing, and send it as often as it likes. Without
+// a bound it could fill the process's address space. Then the Go runtime would end the process,
+// with all its devices, the next time it wants memory.
 type Space struct {
-	// AnyFiles: memory may be any file that can be mapped. Otherwise it must be what the kernel answers for alone: a memfd, or a file of
-	// tmpfs or hugetlbfs. A page of another file comes from storage, or from a server, which a thread then waits for; the garbage
-	// collector waits for that thread, and with it the whole process. It does not change while the Space is in use.
+	// AnyFiles: memory may be any file that can be mapped. Otherwise it must be memory of the
+	// kernel's own: a memfd, or a file of tmpfs or hugetlbfs. A page of another file comes from
+	// storage, or from a server. A thread waits for it, the garbage collector waits for that
+	// thread, and with it the whole process. AnyFiles does not change while the Space is in use.
 	AnyFiles bool
 
 	held held // guarded by mappings.mu

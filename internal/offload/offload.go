@@ -1,17 +1,20 @@
-// Package offload runs what may block away from the event loops, on a bounded number of threads that devices share.
+// Package offload runs what may block. It does so away from the event loops, on a bounded number of
+// threads that devices share.
 //
-// A device has a Share, and hands its work over as Jobs. A Job that has no place waits as what it is: it has neither a thread nor a
-// goroutine, so that a guest can multiply nothing but what its rings hold anyway.
+// A device has a Share, and hands its work over as Jobs. A Job that waits for a place has neither a
+// thread nor a goroutine. So a guest can multiply only what its rings hold anyway.
 //
-// Of a Pool's places each Share has one to itself, and the rest is for whoever comes first, but for no more than Config.Each of one
-// Share. So a device whose storage stalls holds up neither another device's work nor a first Job of one that has been idle, as long
-// as there are no more Shares than places.
+// Each Share has one place of the Pool to itself. The other places go to whoever comes first, but
+// one Share has no more than Config.Each. So a device whose storage stalls does not hold up another
+// device's work, nor the first Job of one that was idle, as long as there are no more Shares than
+// places.
 //
-// Shares take turns, and so do the Jobs of a Share: a Job is done in pieces, and waits behind the others between them.
+// Shares take turns, and so do the Jobs of a Share. A Job is done in pieces, and after each piece
+// it waits behind the others.
 //
-// Pool.mu guards everything; it is held for a few instructions, never over a piece. A place is a goroutine. It goes when it has had
-// nothing to do for a while, and takes a thread of the runtime's along, which would else stay for ever
-// (but see Config.Keep).
+// Pool.mu guards everything. It is held for a few instructions, never over a piece. A place is a
+// goroutine. It ends when it has had nothing to do for a while, and a thread of the runtime ends
+// with it, which else would stay for ever (but see Config.Keep).
 package offload
 
 import (
@@ -22,9 +25,10 @@ import (
 )
 
 const (
-	// DefaultPlaces is for a Config that does not say: what a few devices keep busy.
+	// DefaultPlaces is Config.Places where that is 0: what a few devices keep busy.
 	DefaultPlaces = 64
-	// DefaultEach is for a Config that does not say: storage gains little by more at once of what is not reads and writes.
+	// DefaultEach is Config.Each where that is 0. Storage gains little by doing more at once of
+	// what is not reads and writes.
 	DefaultEach = 16
 	// linger is how long a place stays without work.
 	linger = 100 * time.Millisecond
@@ -35,7 +39,8 @@ type Config struct {
 	Places int // how many pieces run at once, of all Shares; DefaultPlaces where it is 0
 	Each   int // how many of them of one Share; DefaultEach where it is 0
 
-	// Keep has a place that goes leave its thread to the runtime: for a host that may not allow another one.
+	// Keep: the runtime keeps the thread of a place that ends. It is for a host that may not allow
+	// another thread.
 	Keep bool
 }
 
@@ -72,7 +77,7 @@ func New(c Config) *Pool {
 	return &Pool{config: c}
 }
 
-// Default is for those who were given no Pool. It is never closed.
+// Default is the Pool for those who were given none. It is never closed.
 var Default = sync.OnceValue(func() *Pool { return New(Config{}) })
 
 // Share is one device's part in a Pool. Its methods may be called on any goroutine.
@@ -89,13 +94,14 @@ type Share struct {
 	closed  bool
 }
 
-// Job is something to be done that may block. It is its owner's until Add, and again when it has ended or Remove has returned true.
+// Job is work that may block. It is its owner's until Add, and again when it has ended or Remove
+// has returned true.
 type Job struct {
-	// Piece does some of the work, on a goroutine of the pool, and tells whether there is more: then it is called again when what waits
-	// has had its turn.
+	// Piece does some of the work, on a goroutine of the pool, and tells whether there is more.
+	// Then it is called again when the Jobs that wait have had their turn.
 	Piece func() (more bool)
-	// Joint, where it is set, says that this Job covers all others of its Share that are Joint and wait when it begins. They are given
-	// to it, and count as begun; their own Piece is not called.
+	// Joint, where it is set, means that this Job covers all others of its Share that have a Joint
+	// and wait when it begins. Joint gets them. They count as begun; their own Piece is not called.
 	Joint func(covered []*Job)
 	// Owner is the owner's.
 	Owner any
@@ -115,7 +121,7 @@ func (p *Pool) Share() *Share {
 	return &Share{p: p}
 }
 
-// Close gives the Share up. No Job of it waits; those that run go on.
+// Close ends the Share. No Job of it may wait; those that run go on.
 func (s *Share) Close() {
 	p := s.p
 	p.mu.Lock()
@@ -136,7 +142,7 @@ func (p *Pool) forgetLocked() {
 	p.dispatchLocked()
 }
 
-// Add has j done, soon. It does not block.
+// Add queues j. It does not block.
 func (s *Share) Add(j *Job) {
 	p := s.p
 	p.mu.Lock()
@@ -154,8 +160,9 @@ func (s *Share) addLocked(j *Job) {
 	s.placeLocked()
 }
 
-// Remove takes j back if no piece of it is running, and tells whether it did: then it is not called any more. One that has begun, and
-// waits for its next turn, can be taken back too. One that cannot has its next pieces at once, without waiting for its turn.
+// Remove takes j back if no piece of it is running, and tells whether it did: then Piece is not
+// called any more. A Job that has begun, and waits for its next turn, can be taken back too. A Job
+// that cannot be taken back gets its next pieces at once, without waiting for its turn.
 func (s *Share) Remove(j *Job) bool {
 	s.p.mu.Lock()
 	defer s.p.mu.Unlock()
@@ -330,7 +337,7 @@ func (p *Pool) await(w *place) *Job {
 	return <-w.next
 }
 
-// Close ends the Pool. All Shares have been closed. It waits for the pieces that run.
+// Close ends the Pool, whose Shares have all been closed. It waits for the pieces that run.
 func (p *Pool) Close() {
 	p.mu.Lock()
 	p.closed = true

@@ -1,5 +1,6 @@
-// Package tasks tells how many tasks, threads of the kernel's own included, the host lets this process have. Go's runtime ends the
-// process where a thread cannot be made, so that what makes threads has to stay below that by itself.
+// Package tasks tells how many tasks the host lets this process have, the kernel's own threads for
+// it included. Go's runtime ends the process when it cannot make a thread, so whoever makes threads
+// has to stay below that number.
 package tasks
 
 import (
@@ -24,8 +25,9 @@ type Limit struct {
 // Unlimited is as many as a process may have at all.
 const Unlimited = 1 << 22 // PID_MAX_LIMIT
 
-// Find asks the host: the pids controllers of all control groups that the process is in (pids.max, less what others have there), and
-// RLIMIT_NPROC (likewise), which does not hold for root. What cannot be read does not limit. Others may take more later.
+// Find asks the host: the pids controllers of all control groups that the process is in (pids.max,
+// less the tasks that others have there), and RLIMIT_NPROC (likewise), which does not hold for
+// root. What cannot be read does not limit. Others may take more later.
 func Find() Limit { return find("/", os.Getuid(), sys.MaxProcesses(), os.ReadFile) }
 
 // find is Find on a file system of tests' own, where root is not "/". It reads counts with read.
@@ -140,9 +142,10 @@ func field(root, pid, name string, read func(name string) ([]byte, error)) strin
 	return ""
 }
 
-// Reserve has Go's runtime make threads until the process has n, for it to take when it needs one. A thread
-// that is there cannot be refused later, when others have taken what the host allows. They stay, but for
-// those whose goroutine ends locked to its thread. The host has to allow so many now: see Find.
+// Reserve makes Go's runtime make threads until the process has n. The runtime takes from these
+// when it needs one. A thread that exists cannot be refused later, when others have taken what the
+// host allows. They stay, but for those whose goroutine ends locked to its thread. The host has to
+// allow n now: see Find.
 func Reserve(n int) {
 	n -= threads("/", "self", os.ReadFile)
 	var made, gone sync.WaitGroup

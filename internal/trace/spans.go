@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// Span is something that took time, and, with End equal to Start and Instant, something that happened at once.
+// Span is something that took time. With Instant it is something that happened at once: End equals
+// Start.
 type Span struct {
 	Row        string // what it is about: "front-end", "device", "revoke", "control", "ring 3"
 	Name       string
@@ -32,16 +33,17 @@ const (
 	rowDevice
 )
 
-// Spans makes of a device's events what there is to see on a timeline:
+// Spans turns a device's events into what a timeline shows:
 //
 //   - on the row front-end, how long one was connected, and, within, how long it waited for the answer to a message (in, out);
 //   - on the row device, the state of the device: d_open, open, d_cancel, drain, d_close, one after the other;
 //   - on the row revoke, each revoke, and on the row control, the commands that came (ctl);
 //   - on a row for each ring: running, disabled, draining, stopping, broken.
 //
-// What else happened is instants on these rows: what the device model has said (log) on that of the device, and kinds that are
-// not known on the row control. What has not ended ends at now, the age of the Log. Spans of one row either follow each other
-// or lie within each other; they are ordered by Start, the outer one first.
+// Other events are instants: what the device model has said (log) on the row device, and unknown
+// kinds on the row control. What has not ended yet ends at now, the age of the Log. Spans of one
+// row either follow each other or lie within each other; they are ordered by Start, the outer one
+// first.
 func Spans(events []Event, now time.Duration) []Span {
 	b := builder{now: now, open: make(map[string][]int)}
 	for _, e := range events {
@@ -207,8 +209,9 @@ type chromeEvent struct {
 	Args  map[string]any `json:"args,omitempty"`
 }
 
-// WriteChrome writes spans as a trace that https://ui.perfetto.dev and chrome://tracing show. Each row is a thread there, of a
-// process with this name and number; start is the wall clock's time of the Log's zero.
+// WriteChrome writes spans as a trace for https://ui.perfetto.dev and chrome://tracing. Each row is
+// shown as a thread of a process with this name and number. start is the wall-clock time of the
+// Log's zero.
 func WriteChrome(w io.Writer, spans []Span, process string, pid int, start time.Time) error {
 	threads := make(map[string]int)
 	var names []string

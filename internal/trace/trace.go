@@ -1,6 +1,7 @@
-// Package trace keeps the last events of one device's life in memory: opens, cancels, drains, closes, and rings
-// that start and stop, each with a monotonic time. Tests assert on the order of the events, and a user can have
-// them printed, follow them as they come, or see them as a timeline (Spans, WriteChrome).
+// Package trace keeps the last events of one device's life in memory: opens, cancels, drains,
+// closes, and rings that start and stop, each with a monotonic time. Tests assert on the order of
+// the events. A user can print them, follow them as they come, or see them as a timeline (Spans,
+// WriteChrome).
 //
 // A Log is meant for events that happen a few times in a guest's life, never for each request: it has a mutex.
 package trace
@@ -101,9 +102,9 @@ type ring struct {
 	added  uint64
 }
 
-// New returns a Log that keeps the newest size events. A size below 1 is taken as 1. Events of the
-// cheap kinds are those that others can make as often as they like. They have a ring of their own,
-// a quarter of the other one's size, and overwrite none but each other.
+// New returns a Log that keeps the newest size events; a size below 1 counts as 1. The cheap kinds
+// are those of which others can cause as many as they like. They have a ring of their own, a
+// quarter as large, so that they overwrite only each other.
 func New(size int, cheap ...string) *Log {
 	l := &Log{start: time.Now(), cheap: map[string]bool{}}
 	for _, kind := range cheap {
@@ -134,8 +135,8 @@ type frozen struct {
 func (f *frozen) Error() string { return f.text }
 func (f *frozen) Unwrap() error { return f.err }
 
-// Add records what happened now and returns the event as it was recorded. Seq and Time of e are ignored. Err keeps the text
-// that it has now, and is wrapped for that.
+// Add records what happens now, and returns the event as it was recorded. It ignores Seq and Time
+// of e. It wraps Err, so that the error keeps the text it has now.
 func (l *Log) Add(e Event) Event {
 	if e.Err != nil {
 		e.Err = &frozen{e.Err.Error(), e.Err}
@@ -167,9 +168,9 @@ func (l *Log) Snapshot() []Event {
 	return l.sinceLocked(0)
 }
 
-// Since returns the events with a Seq of seq and more that are still held, oldest first, and a channel that is closed when
-// there is another one. To follow the log, ask for those since the one after the last; a gap in Seq shows what was
-// overwritten before it was asked for. The slice is the caller's.
+// Since returns the events from Seq seq on that are still held, oldest first, and a channel that is
+// closed when there is another one. To follow the log, ask again from the Seq after the last one. A
+// gap in Seq shows what was overwritten meanwhile. The slice is the caller's.
 func (l *Log) Since(seq uint64) (events []Event, more <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
