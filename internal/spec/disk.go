@@ -16,23 +16,24 @@ import (
 	"vdev/vhostuser/virtioblk"
 )
 
-// maxQueues is the default of --num-queues: what vdev answers when a front-end asks how many queues it can have.
-// QEMU's default is a queue for each virtual CPU, and it refuses a back-end that has fewer than it wants. A queue that no guest starts
-// costs about 270 bytes while a front-end is connected.
+// maxQueues is the default of --num-queues: the answer to a front-end that asks how many queues it
+// can have. QEMU's default is a queue for each virtual CPU, and it refuses a back-end that has
+// fewer than it wants. A queue that no guest starts costs about 270 bytes while a front-end is
+// connected.
 const maxQueues = 256
 
 // MaxSocketPath is the longest path of a Unix socket in bytes, which struct sockaddr_un has with a zero after it, less
 // what listen may put before it.
 const MaxSocketPath = 107 - len("./")
 
-// The defaults of --cancel-after. A guest that is never saved or moved loses nothing when its requests are suspended, so that
-// there is little to wait for.
+// The defaults of --cancel-after. A guest that is never saved or moved loses nothing when its
+// requests are suspended, so there is little to wait for.
 const (
 	cancelAfter       = 30 * time.Second
 	cancelAfterPinned = time.Second
 )
 
-// Disk is one disk that is to be served, found right.
+// Disk is one disk that is to be served, checked.
 type Disk struct {
 	Name       string // what it is called where there are several; empty where there is one
 	SocketPath string // where to listen, or empty
@@ -49,7 +50,7 @@ type Disk struct {
 	CancelWait time.Duration // how long a stop waits for requests before it cancels them
 }
 
-// Config is what a command line came to that was found right.
+// Config is what a command line asks for, checked.
 type Config struct {
 	Disks    []Disk
 	AIO      string // "io_uring" or "threads"; empty: io_uring where the host has it
@@ -182,7 +183,7 @@ func TooLong(flag, path string) error {
 	return fmt.Errorf("--%s %s: is %d bytes long, and a socket's path has at most %d", flag, path, len(path), MaxSocketPath)
 }
 
-// Config checks what the flags come to, for these disks. given tells whether a flag was given.
+// Config checks the flags together, for these disks. given tells whether a flag was given.
 func (f *ProcessFlags) Config(given func(flag string) bool, disks ...Disk) (Config, error) {
 	c := Config{
 		Disks:    disks,
@@ -215,7 +216,7 @@ func (f *ProcessFlags) Config(given func(flag string) bool, disks ...Disk) (Conf
 	return c, nil
 }
 
-// Config checks what the flags come to together. given tells whether a flag was given.
+// Config checks the flags together. given tells whether a flag was given.
 func (f *DiskFlags) Config(given func(flag string) bool) (Disk, error) {
 	c := Disk{
 		SocketPath: f.socketPath,

@@ -1,7 +1,7 @@
-// Package spec reads what is to be served: a driver with its options as --driver has it, a disk as
-// the flags of vdev blk, the value of --device or a table of a configuration file describe it, and
-// all disks of a process with what they have in common.
+// Package spec reads what is to be served: a driver with its options (--driver), a disk (the flags
+// of vdev blk, the value of --device, or a table of a configuration file), and all disks of a
+// process with what they have in common.
 //
-// What comes out is a typed setting, found right by itself. Nothing is opened or looked at, and no
-// other package reads these texts. An error says what is wrong and what would have been right.
+// The result is a typed setting that is correct in itself. The package opens and looks at no file.
+// No other package reads these texts. An error says what is wrong and what would be right.
 package spec

@@ -13,7 +13,8 @@ import (
 	"vdev/internal/dev/qemunbd"
 )
 
-// Driver says which driver serves the disk, and with what. It is what --driver and --blk-file come to.
+// Driver says which driver serves the disk, and with which options. --driver and --blk-file give
+// it.
 type Driver struct {
 	Name      string // "md", "vnd", "nbd", "qemu" or "null"; faults may stand on it
 	Detect    bool   // the file alone was named: settle decides on the driver
@@ -28,7 +29,7 @@ type Driver struct {
 	Faults    *Faults // what stands on it, or nil
 }
 
-// NBD is what the driver nbd was given beside.
+// NBD has the options of the driver nbd.
 type NBD struct {
 	URI         string
 	Connections int // 0: chosen
@@ -39,7 +40,7 @@ type NBD struct {
 // unflushedNames are the values of the option unflushed, by nbd.Unflushed.
 var unflushedNames = []string{"auto", "lost", "kept"}
 
-// Faults is what the driver fault, which stands on another one, was given.
+// Faults has the options of the driver fault, which stands on another one.
 type Faults struct {
 	Rules    []fault.Rule
 	Cache    int64 // bytes
@@ -237,7 +238,7 @@ func splitOptions(s string) []string {
 	return fields
 }
 
-// QEMU is what the driver qemu was given beside.
+// QEMU has the options of the driver qemu.
 type QEMU struct {
 	Format       string // empty: by content
 	Snapshot     bool

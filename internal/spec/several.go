@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Several is what the command line comes to: disks, which the file has that it may name, and those
-// of --device. fs has the flags of p.
+// Several gives the disks and the setting that a command line asks for. disks are those of the
+// configuration file, and devices the values of --device. fs has the flags of p.
 func Several(fs *pflag.FlagSet, p *ProcessFlags, disks []Disk, devices []string) (Config, error) {
 	for _, text := range devices {
 		d, err := parseDevice(text)
@@ -66,8 +66,8 @@ func parseDevice(text string) (Disk, error) {
 	return d.config()
 }
 
-// ParseFile reads the text of the configuration file path: the disks that it describes, and what
-// else it sets among the flags fs, unless the command line has.
+// ParseFile reads the text of the configuration file path. It returns the disks that the file
+// describes, and sets those of the flags fs that the file has and the command line has not.
 func ParseFile(fs *pflag.FlagSet, path, text string) ([]Disk, error) {
 	var all map[string]any
 	if _, err := toml.Decode(text, &all); err != nil {

@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// Number is a pflag.Value: a whole number within bounds. Its errors say what would have been right,
-// as those of the other values do.
+// Number is a pflag.Value: a whole number within bounds. Its errors say what would be right, as
+// those of the other values do.
 type Number struct {
 	Value    int
 	Min, Max int

@@ -17,8 +17,9 @@ func MmapAnon(size int) ([]byte, error) {
 	return b, nil
 }
 
-// Discard gives the pages of b, a part of a mapping by MmapAnon that begins on a page's boundary, back to the host: they
-// read as zeroes afterwards (madvise(2), MADV_DONTNEED). The last page is given back whole.
+// Discard discards the pages of b, a part of a mapping by MmapAnon that begins on a page's
+// boundary: they read as zeroes afterwards, and the host has the memory (madvise(2),
+// MADV_DONTNEED). The last page is discarded whole.
 func Discard(b []byte) error {
 	return os.NewSyscallError("madvise", unix.Madvise(b, unix.MADV_DONTNEED))
 }

@@ -28,7 +28,8 @@ func BlockSectorSize(fd int) (int64, error) {
 	return int64(n), nil
 }
 
-// BlockOptIO gives the transfer size that a block device likes best, in bytes, 0 where it has none (BLKIOOPT).
+// BlockOptIO gives the optimal transfer size of a block device in bytes, 0 where it has none
+// (BLKIOOPT).
 func BlockOptIO(fd int) (uint32, error) {
 	var n uint32
 	if errno := ioctl(fd, unix.BLKIOOPT, unsafe.Pointer(&n)); errno != 0 {
@@ -57,7 +58,7 @@ func BlockReadOnly(fd int) (bool, error) {
 	return n != 0, nil
 }
 
-// BlockRotational reports whether a block device turns (BLKROTATIONAL).
+// BlockRotational reports whether a block device is a rotating disk (BLKROTATIONAL).
 func BlockRotational(fd int) (bool, error) {
 	var n uint16
 	if errno := ioctl(fd, unix.BLKROTATIONAL, unsafe.Pointer(&n)); errno != 0 {
@@ -66,14 +67,14 @@ func BlockRotational(fd int) (bool, error) {
 	return n != 0, nil
 }
 
-// BlockDiscard gives the bytes off to off+n of a block device back to it (BLKDISCARD); what they read as afterwards is not
-// said. 0 is success. EINTR is tried again, but not for ever.
+// BlockDiscard discards the bytes off to off+n of a block device (BLKDISCARD). What they read as
+// afterwards is undefined. 0 is success. EINTR is tried again, but not for ever.
 func BlockDiscard(fd int, off, n int64) syscall.Errno {
 	return blockRange(fd, unix.BLKDISCARD, off, n)
 }
 
-// BlockZeroOut makes the bytes off to off+n of a block device zero (BLKZEROOUT), by writing them where it has nothing better.
-// 0 is success. EINTR is tried again, but not for ever.
+// BlockZeroOut makes the bytes off to off+n of a block device zero (BLKZEROOUT); it writes them
+// where the device has nothing better. 0 is success. EINTR is tried again, but not for ever.
 func BlockZeroOut(fd int, off, n int64) syscall.Errno {
 	return blockRange(fd, unix.BLKZEROOUT, off, n)
 }

@@ -1,4 +1,5 @@
-// Package sys is the project's only door to the host's system calls, io_uring apart (see internal/uring).
-// Each file holds one topic. Functions return *os.SyscallError, so that errors.Is works with the constants of
-// syscall.Errno, and say in their comments who owns a descriptor afterwards.
+// Package sys makes the project's system calls, but for io_uring's (see internal/uring); no other
+// package makes any. Each file holds one topic. Functions return *os.SyscallError, so that
+// errors.Is works with the constants of syscall.Errno. Their comments say who owns a descriptor
+// afterwards.
 package sys

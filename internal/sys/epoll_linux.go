@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Epoll is an epoll(7) instance that watches descriptors for input, edge-triggered: every wake-up of a descriptor is
-// told once, and nobody needs to read it.
+// Epoll is an epoll(7) instance that watches descriptors for input, edge-triggered: it tells of
+// each wake-up of a descriptor once, and nobody needs to read the descriptor.
 type Epoll struct {
 	fd     *FD
 	events [64]unix.EpollEvent

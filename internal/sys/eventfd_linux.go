@@ -19,9 +19,10 @@ func NewEventfd() (*FD, error) {
 	return NewFD(fd), nil
 }
 
-// EventfdWrite adds 1 to the eventfd's counter, which wakes its reader. A counter at its limit (EAGAIN) is no
-// error: its reader has been woken and has not looked. It does not allocate unless it fails. NONBLOCK belongs to the open file: where
-// others have that too, they can take it away at any time, and then a counter at its limit blocks the caller.
+// EventfdWrite adds 1 to the eventfd's counter, which wakes its reader. A counter at its limit
+// (EAGAIN) is no error: its reader has been woken and has not looked. It does not allocate unless
+// it fails. NONBLOCK belongs to the open file: others who have that file can clear the flag at any
+// time, and then a counter at its limit blocks the caller.
 func EventfdWrite(fd int) error {
 	for {
 		_, err := unix.Write(fd, eventfdOne)

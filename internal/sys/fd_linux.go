@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FD owns one file descriptor of the process. It is not to be copied. Its methods may be called from any
-// goroutine, but closing a descriptor that another goroutine still uses by number is that goroutine's undoing:
-// the number may by then stand for another file.
+// FD owns one file descriptor of the process. It must not be copied. Its methods may be called from
+// any goroutine. But while another goroutine uses the descriptor by its number it must not be
+// closed: the number may then stand for another file.
 type FD struct {
 	_  noCopy
 	fd atomic.Int64

@@ -10,15 +10,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Fence puts private memory in the place of what is mapped at mapping, a slice that Mmap has returned: whoever goes on to use its
-// addresses, the kernel on behalf of a system call in progress included, does not reach the file any more. Each of keep, parts of
-// mapping, has in the private memory what it had before; the rest of it is zero. There is no moment at which the addresses are not
-// mapped, as far as the kernel's copying can see. Munmap ends the mapping as ever.
+// Fence replaces what is mapped at mapping, a slice that Mmap has returned, by private memory.
+// Whoever uses its addresses afterwards does not reach the file any more, and that includes the
+// kernel in a system call that is in progress. keep are parts of mapping: they have the content
+// that they had before, and the rest is zero. The addresses are mapped at every moment, as far as
+// the kernel's copying can see. Munmap ends the mapping as ever.
 //
-// What uses the file's pages and not the addresses is not kept off: O_DIRECT, registered buffers, vmsplice(2).
+// Fence does not keep off what uses the file's pages and not the addresses: O_DIRECT, registered
+// buffers, vmsplice(2).
 //
-// Without anything to keep it makes do with memory that nobody can use, where the host has none to spare. After an error, ENOMEM
-// mostly, or EFAULT where the file has been cut off behind the mapping, everything is as it was.
+// If there is nothing to keep and the host has no memory to spare, the private memory is some that
+// nobody can use. After an error everything is as it was: mostly ENOMEM, or EFAULT where the file
+// behind the mapping has been truncated.
 func Fence(mapping []byte, keep [][]byte) error {
 	err := fence(mapping, keep)
 	if err == nil || len(keep) > 0 {

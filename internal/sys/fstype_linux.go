@@ -7,8 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mayBlock are the file systems that wait for somebody else, a server or a daemon, wherever they are touched: also where others
-// answer at once, with EAGAIN if they must (statfs(2); linux/magic.h and the file systems' own headers).
+// mayBlock are the file systems whose every operation may wait for a server or a daemon, also where
+// other file systems answer at once, with EAGAIN if they must (statfs(2); linux/magic.h and the
+// file systems' own headers).
 var mayBlock = []int64{
 	unix.FUSE_SUPER_MAGIC,
 	unix.NFS_SUPER_MAGIC,
@@ -44,8 +45,8 @@ func MayBlock(fd int) (bool, error) {
 	}
 }
 
-// punches are the file systems that are known to give parts of a file back. overlayfs is one as far
-// as the file system that it writes to is.
+// punches are the file systems that are known to punch holes. overlayfs does if the file system
+// that it writes to does.
 var punches = []int64{
 	unix.EXT4_SUPER_MAGIC,
 	unix.XFS_SUPER_MAGIC,
@@ -55,10 +56,9 @@ var punches = []int64{
 	unix.OVERLAYFS_SUPER_MAGIC,
 }
 
-// CanPunch tells whether PunchHole can be had for the file behind fd, which is open for writing and
-// has size bytes. A file system that is not known is asked to punch a hole behind the file's end:
-// that changes nothing but the time of the last change, on some. It may take as long as a server
-// likes.
+// CanPunch tells whether PunchHole works for the file behind fd, which is open for writing and has
+// size bytes. An unknown file system is asked to punch a hole behind the file's end: that changes
+// nothing, but on some the time of the last change. It may take as long as a server likes.
 func CanPunch(fd int, size int64) bool {
 	var st unix.Statfs_t
 	if unix.Fstatfs(fd, &st) == nil && slices.Contains(punches, int64(uint32(st.Type))) {

@@ -7,10 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Identity names what is behind the descriptor of a regular file or block device, by letters that a file name can have. It is another
-// one for another file, even where that has the number of one that is gone (its time of birth, where the file system knows it), and
-// for another device under the same number (its sequence number, where the kernel has it: Linux 5.15). It may become another one when
-// the host is started again.
+// Identity names what is behind the descriptor of a regular file or block device, in letters that a
+// file name can have. Another file has another identity, even where it has the inode number of one
+// that is gone (by its time of birth, where the file system knows it). So has another device under
+// the same number (by its sequence number, where the kernel has it: Linux 5.15). The identity may
+// change when the host is started again.
 func (f *FD) Identity() (string, error) {
 	var st unix.Statx_t
 	if err := unix.Statx(f.Int(), "", unix.AT_EMPTY_PATH, unix.STATX_TYPE|unix.STATX_INO|unix.STATX_BTIME, &st); err != nil {

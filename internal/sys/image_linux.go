@@ -103,9 +103,10 @@ func fileStat(st *unix.Stat_t) FileStat {
 	}
 }
 
-// DirectAlign gives what O_DIRECT transfers of fd must be aligned to, in bytes: addresses in memory to mem, offsets in the
-// file and the length of each piece of memory to off. known is false where the kernel or the file system does not say
-// (statx(2), STATX_DIOALIGN: Linux 6.1); mem and off of 0 with known set mean that there are no such transfers.
+// DirectAlign gives what O_DIRECT transfers of fd must be aligned to, in bytes: addresses in memory
+// to mem; offsets in the file, and the length of each piece of memory, to off. known is false where
+// the kernel or the file system does not say (statx(2), STATX_DIOALIGN: Linux 6.1). If known is
+// true and both are 0, there are no such transfers.
 func DirectAlign(fd int) (mem, off int64, known bool, err error) {
 	var st unix.Statx_t
 	for n := interrupts(0); ; {
@@ -129,8 +130,9 @@ func Fdatasync(fd int) syscall.Errno {
 	}
 }
 
-// PunchHole gives the bytes off to off+n of the file back to its store; they read as zeroes, and the size stays (fallocate(2)
-// with FALLOC_FL_PUNCH_HOLE). EOPNOTSUPP where the file system has no such thing. EINTR is tried again, but not for ever.
+// PunchHole discards the bytes off to off+n of the file: they read as zeroes, and the size stays
+// (fallocate(2) with FALLOC_FL_PUNCH_HOLE). EOPNOTSUPP where the file system has no such thing.
+// EINTR is tried again, but not for ever.
 func PunchHole(fd int, off, n int64) syscall.Errno {
 	return fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 }

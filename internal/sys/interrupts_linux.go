@@ -2,9 +2,9 @@ package sys
 
 import "golang.org/x/sys/unix"
 
-// mostInterrupts is how often a call on storage is tried again that was interrupted. A signal
-// interrupts it once. A file system whose server (FUSE, a network's) answers EINTR by itself does it
-// without an end, and whoever called would have a processor for nothing, and could not be stopped.
+// mostInterrupts is how often an interrupted call on storage is tried again. A signal interrupts it
+// once. A file system whose server (FUSE, a network's) answers EINTR by itself may do so without an
+// end. The caller would then use a processor for nothing, and could not be stopped.
 const mostInterrupts = 100
 
 // interrupts counts how often a call was interrupted.

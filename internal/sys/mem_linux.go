@@ -25,10 +25,11 @@ func NewMemfd(name string, size int64) (*FD, error) {
 	return f, nil
 }
 
-// Mmap maps length bytes of fd from off on, shared, readable and, where writable is set, writable. Nothing is
-// populated and no swap is reserved: guests are large and sparse, and the front-end waits meanwhile. off must be
-// a multiple of the page size. The mapping outlives fd; it ends with Munmap. Its memory is not Go's: the garbage
-// collector neither moves nor frees it, and using the slice after Munmap is a fault.
+// Mmap maps length bytes of fd from off on: shared, readable and, where writable is set, writable.
+// Nothing is populated and no swap is reserved: guests are large and sparse, and the front-end
+// waits meanwhile. off must be a multiple of the page size. The mapping outlives fd; it ends with
+// Munmap. Its memory is not Go's: the garbage collector neither moves nor frees it, and a use of
+// the slice after Munmap is a fault.
 func Mmap(fd int, off int64, length int, writable bool) ([]byte, error) {
 	prot := unix.PROT_READ
 	if writable {
@@ -56,8 +57,9 @@ func IsMemory(fd int) (bool, error) {
 	return err == nil, os.NewSyscallError("fcntl(F_GET_SEALS)", err)
 }
 
-// AddressSpace is how many bytes of addresses a process has on this host: a power of two. The kernel puts the first mappings at the top, so
-// that one of them shows it. (Where it has been told to begin at the bottom, by an unlimited stack, half as much is found.)
+// AddressSpace is how many bytes of addresses a process has on this host: a power of two. The
+// kernel puts the first mappings at the top, so that one of them shows it. (With an unlimited stack
+// the kernel begins at the bottom, and half as much is found.)
 func AddressSpace() uint64 {
 	b, err := unix.Mmap(-1, 0, PageSize(), unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {

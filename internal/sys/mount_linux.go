@@ -24,9 +24,9 @@ func MountFUSE(path, subtype string, maxRead int) (*FD, error) {
 	return fd, nil
 }
 
-// UnmountFUSE takes the FUSE file system at path away, also where it is in use and its server answers nothing: what is in
-// progress then fails, and so does what is done later with the files that are open. EINVAL where nothing is mounted there, EPERM
-// without the right to.
+// UnmountFUSE unmounts the FUSE file system at path, also where it is in use and its server does
+// not answer. What is in progress then fails, and so does later use of open files. EINVAL where
+// nothing is mounted there, EPERM without the right to.
 func UnmountFUSE(path string) error {
 	err := unix.Unmount(path, 0)
 	if err == unix.EBUSY {
@@ -37,7 +37,7 @@ func UnmountFUSE(path string) error {
 	return os.NewSyscallError("umount2", err)
 }
 
-// Mount mounts the file system of a kind that dev has at dir (mount(2)).
+// Mount mounts the file system on dev, which is of this kind, at dir (mount(2)).
 func Mount(dev, dir, kind string) error {
 	return os.NewSyscallError("mount", unix.Mount(dev, dir, kind, 0, ""))
 }
@@ -45,7 +45,8 @@ func Mount(dev, dir, kind string) error {
 // Unmount unmounts what is mounted at dir (umount2(2)). EBUSY while it is in use.
 func Unmount(dir string) error { return os.NewSyscallError("umount2", unix.Unmount(dir, 0)) }
 
-// Freeze has every write to the file system that f is on sleep, until it is thawed again (ioctl_fsfreeze(2)).
+// Freeze freezes the file system that f is on, or thaws it: while it is frozen every write to it
+// sleeps (ioctl_fsfreeze(2)).
 func (f *FD) Freeze(frozen bool) error {
 	const freeze, thaw = 0xc0045877, 0xc0045878 // FIFREEZE, FITHAW (linux/fs.h)
 	req := uint(thaw)

@@ -7,10 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LockShared puts a shared lock (F_RDLCK) on n bytes of fd from start on, and does not wait: EAGAIN or EACCES say that
-// somebody holds an exclusive one. The lock is fd's open file description's (F_OFD_SETLK, fcntl(2)): it goes when the last
-// descriptor of that description is closed and the last operation on it has ended, not with the process's other
-// descriptors of the file. fd must be open for reading.
+// LockShared puts a shared lock (F_RDLCK) on n bytes of fd from start on, and does not wait: EAGAIN
+// or EACCES say that somebody holds an exclusive one. The lock belongs to fd's open file
+// description (F_OFD_SETLK, fcntl(2)). It ends when the last descriptor of that description is
+// closed and the last operation on it has ended; the process's other descriptors of the file do not
+// matter. fd must be open for reading.
 func LockShared(fd int, start, n int64) error {
 	return ofd(fd, unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_RDLCK, Whence: io.SeekStart, Start: start, Len: n})
 }

@@ -7,8 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Cached is how many pages of the n bytes of the file at off, a multiple of the page size, the page cache has. It asks
-// cachestat(2), and before Linux 6.5 mincore(2), which counts every page of a file that this process may only read.
+// Cached counts the pages that the page cache has of the n bytes of the file at off, a multiple of
+// the page size. It asks cachestat(2), and before Linux 6.5 mincore(2), which counts every page of
+// a file that this process may only read.
 func Cached(fd int, off, n int64) (pages int, errno syscall.Errno) {
 	var stat unix.Cachestat_t
 	err := unix.Cachestat(uint(fd), &unix.CachestatRange{Off: uint64(off), Len: uint64(n)}, &stat, 0)
@@ -34,8 +35,8 @@ func mapped(fd int, off, n int64) (pages int, errno syscall.Errno) {
 	return pages, e
 }
 
-// DropCached drops what the page cache has of the n bytes of the file at off, as far as it can: not what is still to be written,
-// nor what somebody has mapped (posix_fadvise(2)).
+// DropCached drops what the page cache has of the n bytes of the file at off, but for what is still
+// to be written, and for what somebody has mapped (posix_fadvise(2)).
 func DropCached(fd int, off, n int64) {
 	_ = unix.Fadvise(fd, off, n, unix.FADV_DONTNEED)
 }

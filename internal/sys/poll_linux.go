@@ -38,8 +38,9 @@ func HungUp(fd int) bool {
 // Closed tells whether the peer of the socket fd has closed it altogether. It does not wait.
 func Closed(fd int) bool { return pollNow(fd, 0)&(unix.POLLHUP|unix.POLLERR) != 0 }
 
-// DrainEventfd sets the counter of an eventfd to 0, or takes 1 from it with EFD_SEMAPHORE. It does not wait, whatever O_NONBLOCK is,
-// which belongs to all who have the file and stays as it is.
+// DrainEventfd sets the counter of an eventfd to 0, or takes 1 from it with EFD_SEMAPHORE. It does
+// not wait, with or without O_NONBLOCK. It leaves that flag alone, which belongs to all who have
+// the file.
 func DrainEventfd(fd int) {
 	var b [8]byte
 	for {

@@ -34,7 +34,8 @@ func OpenPath(path string) (*FD, error) {
 	}
 }
 
-// Become makes f's number stand for what to is, at once, and closes to. Where it fails, both are as they were.
+// Become makes f's number stand for what to stands for, in one step, and closes to. Where it fails,
+// both are as they were.
 func (f *FD) Become(to *FD) error {
 	if err := unix.Dup3(to.Int(), f.Int(), unix.O_CLOEXEC); err != nil {
 		return os.NewSyscallError("dup3", err)
@@ -42,8 +43,8 @@ func (f *FD) Become(to *FD) error {
 	return to.Close()
 }
 
-// SwitchesOf returns how often a process that has ended, and was waited for, had a processor taken away or gave it up; its children that
-// have ended, and that it waited for, included (getrusage(2)).
+// SwitchesOf returns how many context switches a process has had that has ended and was waited for.
+// Those of its children, which ended and which it waited for, are included (getrusage(2)).
 func SwitchesOf(p *os.ProcessState) uint64 {
 	u := p.SysUsage().(*syscall.Rusage) // as on every Unix
 	return uint64(u.Nvcsw + u.Nivcsw)

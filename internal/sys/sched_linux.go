@@ -50,14 +50,15 @@ func ProcessCPU(pid int) (time.Duration, error) {
 // ThreadID is the calling thread's number. It is the goroutine's for as long as that is locked to its thread.
 func ThreadID() int { return unix.Gettid() }
 
-// Interrupt makes a system call return that waits in the thread tid of this process and can be interrupted; the kernel begins it anew. It
-// uses SIGURG, which the Go runtime sends to its threads too, and does nothing about where nobody has asked for it.
+// Interrupt interrupts the system call that waits in the thread tid of this process, if it can be
+// interrupted; the kernel then begins the call anew. It sends SIGURG, which the Go runtime sends to
+// its threads too, and which does nothing where nobody has asked for it.
 func Interrupt(tid int) error {
 	return os.NewSyscallError("tgkill", unix.Tgkill(unix.Getpid(), tid, unix.SIGURG))
 }
 
-// Runnable tells of a thread of this process that it runs, or would if it had a processor: that it
-// sleeps for nothing (proc_pid_stat(5)). False where that cannot be seen.
+// Runnable tells whether a thread of this process runs, or would run if it had a processor
+// (proc_pid_stat(5)). False where that cannot be seen.
 func Runnable(tid int) bool {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", tid))
 	if err != nil {

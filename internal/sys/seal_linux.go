@@ -20,8 +20,8 @@ func NewSealableMemfd(name string, size int64) (*FD, error) {
 	return f, nil
 }
 
-// NewSealedMemfd is NewMemfd for a file that nobody can make shorter or longer any more, whoever it
-// is given to: reading and writing it through a mapping never faults.
+// NewSealedMemfd is NewMemfd for a file whose size nobody can change, whoever has it: reading and
+// writing it through a mapping never faults.
 func NewSealedMemfd(name string, size int64) (*FD, error) {
 	f, err := NewSealableMemfd(name, size)
 	if err != nil {
@@ -34,8 +34,7 @@ func NewSealedMemfd(name string, size int64) (*FD, error) {
 	return f, nil
 }
 
-// SealWrites sees to it that fd, which can be sealed, is written by those alone who have it mapped
-// already.
+// SealWrites seals fd: only those who have it mapped already can write to it.
 func SealWrites(fd int) error { return addSeals(fd, unix.F_SEAL_FUTURE_WRITE) }
 
 func addSeals(fd, seals int) error {

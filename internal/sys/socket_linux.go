@@ -53,8 +53,9 @@ func Socket(fd int) (SocketInfo, error) {
 	return s, nil
 }
 
-// SendNow sends p over the stream socket fd without waiting, whatever the socket's flags: EAGAIN where there is no room.
-// There is no SIGPIPE. A part of p that was sent is EMSGSIZE; a few bytes go wholly or not at all.
+// SendNow sends p over the stream socket fd without waiting, whatever the socket's flags: EAGAIN
+// where there is no room. There is no SIGPIPE. EMSGSIZE: a part of p was sent. A few bytes are sent
+// wholly or not at all.
 func SendNow(fd int, p []byte) error {
 	for {
 		n, err := unix.SendmsgN(fd, p, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)

@@ -11,9 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stream is a connection that was taken from the net package, which wakes a thread at whatever comes on each of its own, whoever reads it.
-// It is a net.Conn itself. One goroutine at a time may read, and one write; each that waits holds a thread. Everything else may be
-// called at any time.
+// Stream is a connection that was taken from the net package, and is a net.Conn itself. (The net
+// package wakes a thread for whatever comes on a connection of its own, whoever reads it.) One
+// goroutine at a time may read, and one may write; each that waits holds a thread. Everything else
+// may be called at any time.
 type Stream struct {
 	in, out side
 	local   net.Addr
@@ -34,8 +35,8 @@ type side struct {
 	one      [1][]byte
 }
 
-// NewStream takes nc over, which must not be used any more. It is nil, and nc as it was, where that is not a connection of the system's,
-// or there are no descriptors left.
+// NewStream takes nc over, which must not be used any more. It returns nil, and leaves nc as it
+// was, where nc is not a connection of the system's or there are no descriptors left.
 func NewStream(nc net.Conn) *Stream {
 	c, ok := nc.(syscall.Conn)
 	if !ok {

@@ -49,8 +49,9 @@ func Preadv(fd int, iov [][]byte, off int64) (int, syscall.Errno) {
 	}
 }
 
-// Pwritev writes iov at byte off of fd, once (pwritev2(2)), and returns the number of bytes written. With dsync they are
-// on stable storage then (RWF_DSYNC). It takes at most the first 1024 elements of iov. EINTR is tried again, but not for ever.
+// Pwritev writes iov at byte off of fd, once (pwritev2(2)), and returns the number of bytes
+// written. With dsync they are on stable storage when it returns (RWF_DSYNC). It takes at most the
+// first 1024 elements of iov. EINTR is tried again, but not for ever.
 func Pwritev(fd int, iov [][]byte, off int64, dsync bool) (int, syscall.Errno) {
 	flags := 0
 	if dsync {
@@ -67,14 +68,14 @@ func Pwritev(fd int, iov [][]byte, off int64, dsync bool) (int, syscall.Errno) {
 	}
 }
 
-// Buffered tells whether transfers of fd go by the page cache: it was not opened with O_DIRECT.
+// Buffered tells whether transfers of fd use the page cache: it was not opened with O_DIRECT.
 func Buffered(fd int) bool {
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
 	return err == nil && flags&unix.O_DIRECT == 0
 }
 
-// KeepQuiet has reads by f leave the file's access time alone (O_NOATIME): a read of what is in
-// memory then writes nothing down. EPERM where the file is somebody else's and this process is not
+// KeepQuiet makes reads by f leave the file's access time alone (O_NOATIME), so that a read of what
+// is in memory writes nothing. EPERM where the file is somebody else's and this process is not
 // privileged.
 func (f *FD) KeepQuiet() error {
 	flags, err := unix.FcntlInt(uintptr(f.Int()), unix.F_GETFL, 0)

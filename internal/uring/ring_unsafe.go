@@ -155,12 +155,12 @@ func setup(entries, cqEntries uint32) (*Ring, error) {
 // registerWorkers is IORING_REGISTER_IOWQ_MAX_WORKERS (Linux 5.15).
 const registerWorkers = 19
 
-// SetWorkers bounds the kernel's threads that do the ring's work which cannot be done at once: n for
-// files and block devices, and another n for what has SQEAsync, which the kernel counts as unbounded work,
-// since it has not looked at the file by then. By default those are four for each CPU, and as many as
-// RLIMIT_NPROC allows. There are never more than are blocked or at work at one time. The
-// bound is the calling thread's, for all its rings. Errors: *os.SyscallError, EINVAL where the kernel
-// cannot.
+// SetWorkers bounds the kernel's threads for the ring's work that cannot be done at once: n for
+// files and block devices, and another n for entries with SQEAsync. (The kernel counts the latter
+// as unbounded work, since it has not looked at the file by then.) The defaults are four for each
+// CPU, and as many as RLIMIT_NPROC allows. There are never more threads than are blocked or at work
+// at one time. The bound is the calling thread's, for all its rings. Errors: *os.SyscallError,
+// EINVAL where the kernel cannot.
 func (r *Ring) SetWorkers(n uint32) error {
 	counts := [2]uint32{n, n} // bounded, unbounded
 	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(r.fd), registerWorkers, uintptr(unsafe.Pointer(&counts)), 2, 0, 0)
@@ -187,8 +187,8 @@ func (r *Ring) Get() *SQE {
 // Pending is the number of entries got and not yet submitted.
 func (r *Ring) Pending() int { return int(r.tail - r.shown) }
 
-// TakeBack has what is pending not submitted, and returns how many entries that were: the last that were
-// got.
+// TakeBack takes back the pending entries, which are not submitted, and returns their number: they
+// are the last that Get returned.
 func (r *Ring) TakeBack() int {
 	n := r.Pending()
 	r.tail = r.shown
@@ -260,10 +260,10 @@ func (r *Ring) Peek() *CQE {
 	return &r.cqes[head&r.cqMask]
 }
 
-// Seen gives the completion that Peek returned back to the kernel.
+// Seen returns the completion that Peek gave to the kernel, which may overwrite it.
 func (r *Ring) Seen() { atomic.StoreUint32(r.cqHead, *r.cqHead+1) }
 
-// Close gives the ring back. The kernel cancels what is in flight, after Close has returned.
+// Close closes the ring. The kernel cancels what is in flight, after Close has returned.
 func (r *Ring) Close() {
 	if r.sqeMem != nil {
 		unix.Munmap(r.sqeMem)
