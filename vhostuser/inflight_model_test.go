@@ -9,6 +9,7 @@ import (
 
 	"vdev/vhostuser"
 	"vdev/vhostuser/vhostusertest"
+	"vdev/virtq"
 	"vdev/virtq/virtqtest"
 )
 
@@ -56,6 +57,25 @@ func TestEveryRequestIsAnsweredOnceWhateverInterrupts(t *testing.T) {
 						w.dev.finish(w.dev.queue(), c)
 					}
 				})
+			},
+			"suspend some": func(rt *rapid.T) {
+				which := rapid.Uint16().Draw(rt, "which")
+				w.onReactor(func(l *lane) {
+					q := w.dev.queue()
+					var kept []*virtq.Chain
+					for i, c := range l.held {
+						if which>>(i%16)&1 != 0 {
+							q.Suspend(c)
+						} else {
+							kept = append(kept, c)
+						}
+					}
+					l.held = kept
+					if which>>15 != 0 {
+						q.Unfetch()
+					}
+				})
+				w.dev.queue().Wake()
 			},
 			"pause": func(rt *rapid.T) {
 				w.drawEnd(rt)
@@ -164,6 +184,9 @@ func (w *interrupted) stopQueue(q *vhostuser.Queue, _ vhostuser.StopReason) {
 			} else {
 				q.Suspend(c)
 			}
+		}
+		if end>>14&1 != 0 {
+			q.Unfetch()
 		}
 		l.held = nil
 	})

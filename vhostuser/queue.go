@@ -32,7 +32,7 @@ type Queue struct {
 	canSuspend  bool // has a part in an in-flight region
 	migrates    bool // GET_VRING_BASE_INFLIGHT was negotiated
 	driver      DriverOrigin
-	resubmitted int    // requests that the region brought
+	resubmitted int    // requests that the region brought, suspended
 	base        uint16 // index of the first entry to take, or to take again
 
 	wake func() // posted by Wake
@@ -131,7 +131,11 @@ func (q *Queue) Wake() { q.reactor.Post(q.wake) }
 // What breaks a ring the Backend has told already. It is called in Process or in what was given to Post, which a fault on the
 // guest's memory ends (see RecoverFault).
 func (q *Queue) Pop(c *virtq.Chain) bool {
-	if q.paused || q.broken != nil {
+	return !q.paused && q.pop(c)
+}
+
+func (q *Queue) pop(c *virtq.Chain) bool {
+	if q.broken != nil {
 		return false
 	}
 	q.last = nil // whose request somebody else may have by now
@@ -196,7 +200,7 @@ func (q *Queue) push(c *virtq.Chain, written uint32) {
 	}
 }
 
-// Unpop gives c back unused: the next Pop takes it again. Only the newest chain can be given back (see CanUnpop).
+// Unpop undoes the last Pop, of c: the next one takes it again. Only what was popped last can be given back (see CanUnpop).
 func (q *Queue) Unpop(c *virtq.Chain) {
 	defer q.RecoverFault()
 	if q.broken != nil && c == q.lost {
@@ -209,7 +213,8 @@ func (q *Queue) Unpop(c *virtq.Chain) {
 	}
 }
 
-// CanSuspend tells whether the ring has an in-flight region, in which Suspend can leave requests. Any goroutine.
+// CanSuspend tells whether the ring has an in-flight region, so that what is suspended when the ring has stopped comes again at
+// the next start. Any goroutine.
 func (q *Queue) CanSuspend() bool { return q.canSuspend }
 
 // InflightMigration tells whether the front-end takes the in-flight region along wherever the guest goes
@@ -217,9 +222,13 @@ func (q *Queue) CanSuspend() bool { return q.canSuspend }
 // to cancel and suspend them. Without it the specification wants them completed by then. Any goroutine.
 func (q *Queue) InflightMigration() bool { return q.canSuspend && q.migrates }
 
-// Suspend ends the flight of c without giving it back to the driver: it stays recorded in the in-flight region, and comes again
-// at the next start that has the region, in this process or in another. It stands in place of Push while the ring is being
-// stopped; nothing of the request may touch guest memory any more, nor its storage. It panics unless CanSuspend.
+// Suspend ends the flight of c without a used element: Pop gives it out again, before anything new, and what is suspended
+// in the order of fetching. Nothing of the request may touch guest memory any more, nor its storage. Any chain in flight may be
+// suspended, also on a ring that goes on; when Process is to look at it, Wake says.
+//
+// With CanSuspend it stays recorded in the in-flight region, and so comes again at the next start that has the region, in this
+// process or in another. Without, nothing may be suspended when StopQueue returns: it gives back what it can (Unfetch), and pops the
+// rest (PopSuspended) to push it.
 func (q *Queue) Suspend(c *virtq.Chain) {
 	defer q.RecoverFault()
 	if q.broken != nil && c == q.lost {
@@ -232,8 +241,28 @@ func (q *Queue) Suspend(c *virtq.Chain) {
 	}
 }
 
-// Suspended returns how many chains were suspended.
+// Suspended returns how many chains are suspended, those that the in-flight region brought among them.
 func (q *Queue) Suspended() int { return q.vq.Suspended() }
+
+// Unfetch gives suspended chains back to the available ring, as many as can be, newest first, and returns how many: see
+// virtq.Queue.Unfetch.
+func (q *Queue) Unfetch() (n int) {
+	defer q.RecoverFault()
+	return q.vq.Unfetch()
+}
+
+// PopSuspended is Pop for what is suspended alone, and also takes it from a ring that is disabled or is being stopped: for a Device
+// that ends such requests then. Pop's rules about faults hold.
+func (q *Queue) PopSuspended(c *virtq.Chain) bool { return q.vq.Suspended() > 0 && q.pop(c) }
+
+// unfinished returns how many requests a stop of the ring leaves that nobody will end: in flight, or suspended with no region to
+// come again from. Nothing of a broken ring is expected to.
+func (q *Queue) unfinished() int {
+	if q.canSuspend || q.broken != nil {
+		return q.InFlight()
+	}
+	return q.InFlight() + q.Suspended()
+}
 
 // Resubmitted returns how many requests the in-flight region brought along when the ring was started: Pop gives them out first,
 // in the order in which they were fetched before. Any goroutine.
@@ -332,7 +361,7 @@ func (q *Queue) build(mem *guestmem.Memory, cfg virtq.Config) (err error) {
 	if q.vq, err = virtq.New(mem, cfg); err != nil {
 		return err
 	}
-	q.base, q.resubmitted = q.vq.NextAvail(), q.vq.Resubmit()
+	q.base, q.resubmitted = q.vq.NextAvail(), q.vq.Suspended()
 	return nil
 }
 

@@ -420,10 +420,10 @@ func (s *session) stop(r *ring, why StopReason) {
 	} else {
 		s.dev.StopQueue(q, why)
 	}
-	inFlight, suspended := 0, 0
+	left, suspended := 0, 0
 	q.reactor.Do(func() {
 		poller{q}.Flush()
-		inFlight, suspended = q.InFlight(), q.Suspended()
+		left, suspended = q.unfinished(), q.Suspended()
 		r.base = q.vq.NextAvail()
 		r.left = r.base
 		q.close()
@@ -436,9 +436,9 @@ func (s *session) stop(r *ring, why StopReason) {
 		fields = append(fields, Field{"suspended", suspended})
 	}
 	s.b.event(Event{Kind: EventStop, Ring: r.index, Fields: fields})
-	if inFlight > 0 {
+	if left > 0 {
 		// A defect of the Device. Its chains keep their memory, but the front-end must not rely on the ring.
-		s.end(&RingError{Ring: r.index, Err: fmt.Errorf("stopped by the device with %d requests in flight", inFlight)})
+		s.end(&RingError{Ring: r.index, Err: fmt.Errorf("stopped by the device with %d requests in flight", left)})
 	}
 }
 

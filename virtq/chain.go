@@ -17,9 +17,9 @@ type Chain struct {
 	readableLen, writableLen int
 	descs                    int // descriptors
 	read, written            cursor
-	pos                      uint16      // where in the available ring it was, free-running
+	seq                      uint64      // its number in the order of fetching, which it keeps when it is popped again
+	pop                      uint64      // its number in the order of popping
 	gen                      *generation // the memory its buffers lie in; nil unless in flight
-	again                    bool        // resubmitted
 	dirty                    []span      // its writable buffers, noted while the queue marks what is written
 }
 

@@ -24,24 +24,24 @@ type entry struct {
 // life is a ring whose device side is killed again and again, between any two of its stores, and what must be true of it. At each
 // store the test also looks what a successor would find, on a copy.
 type life struct {
-	t       *rapid.T
-	mem     *virtqtest.Mem
-	memory  *virtq.Memory
-	driver  *virtqtest.Driver
-	region  []byte
-	queue   *virtq.Queue
-	seg     []virtqtest.Seg
-	killAt  int // stores until the process is killed; 0 for not at all
-	stores  int // in this life
-	graves  []*grave
-	serial  int
-	open    []entry   // shown by the driver, and not seen used, in order
-	pushed  []entry   // of those, pushed since used.idx was looked at last, in order
-	next    []entry   // what is to be popped next, in order
-	flight  []*flying // in the order of popping
-	used    uint16    // used.idx when it was looked at last
-	retired uint16    // suspended in this life
-	lives   int
+	t      *rapid.T
+	mem    *virtqtest.Mem
+	memory *virtq.Memory
+	driver *virtqtest.Driver
+	region []byte
+	queue  *virtq.Queue
+	seg    []virtqtest.Seg
+	killAt int // stores until the process is killed; 0 for not at all
+	stores int // in this life
+	graves []*grave
+	serial int
+	open   []entry   // shown by the driver, and not seen used, in order
+	pushed []entry   // of those, pushed since used.idx was looked at last, in order
+	next   []entry   // what is to be popped next, in order
+	listed int       // how many of them are suspended: the first ones
+	flight []*flying // in the order of popping
+	used   uint16    // used.idx when it was looked at last
+	lives  int
 }
 
 type flying struct {
@@ -107,6 +107,8 @@ func testLives(t *testing.T, size int) {
 			"push":    l.push,
 			"pushAll": l.pushAll,
 			"unpop":   l.unpop,
+			"suspend": l.suspend,
+			"unfetch": func(*rapid.T) { l.unfetch() },
 			"publish": func(*rapid.T) { l.do(func() { l.queue.Publish() }) },
 			"show":    func(*rapid.T) { l.do(func() { l.queue.Show() }) },
 			"take":    func(*rapid.T) { l.driver.Used() },
@@ -132,7 +134,7 @@ func (l *life) start() {
 			break
 		}
 	}
-	l.retired = 0
+	l.listed = l.queue.Suspended()
 }
 
 // config is the ring's, with a base that is wrong: with a region nobody looks at it.
@@ -333,6 +335,7 @@ func (l *life) pop(t *rapid.T) {
 			return
 		}
 		f.entry, l.next = l.next[0], l.next[1:]
+		l.listed = max(l.listed-1, 0)
 		if f.chain.Head != f.head {
 			l.t.Fatalf("head %d, want %d", f.chain.Head, f.head)
 		}
@@ -377,9 +380,44 @@ func (l *life) unpop(t *rapid.T) {
 		}
 		f := l.flight[last]
 		l.flight = l.flight[:last]
-		l.next = slices.Insert(l.next, 0, f.entry)
-		l.do(func() { l.queue.Unpop(&f.chain) })
+		l.await(f.entry)
+		l.do(func() {
+			l.queue.Unpop(&f.chain)
+			l.listed = l.queue.Suspended() // it may have gone to either
+		})
 	}
+}
+
+// await enters e, which was fetched, among those that are to be popped next.
+func (l *life) await(e entry) {
+	i := 0
+	for i < len(l.next) && l.next[i].id < e.id {
+		i++
+	}
+	l.next = slices.Insert(l.next, i, e)
+}
+
+func (l *life) suspend(t *rapid.T) {
+	if len(l.flight) == 0 {
+		t.Skip("nothing in flight")
+	}
+	l.suspendOne(rapid.IntRange(0, len(l.flight)-1).Draw(t, "which"))
+}
+
+func (l *life) suspendOne(i int) {
+	f := l.flight[i]
+	l.flight = slices.Delete(l.flight, i, i+1)
+	l.await(f.entry)
+	before := slices.Clone(l.region)
+	l.queue.Suspend(&f.chain)
+	if !slices.Equal(l.region, before) {
+		l.t.Fatal("Suspend has changed the region")
+	}
+	l.listed++
+}
+
+func (l *life) unfetch() {
+	l.do(func() { l.listed -= l.queue.Unfetch() })
 }
 
 // stop is GET_VRING_BASE: some requests are given back or have ended, the others are suspended, in any order.
@@ -392,14 +430,13 @@ func (l *life) stop(t *rapid.T) {
 			l.pushOne(i)
 			continue
 		}
-		l.flight = slices.Delete(l.flight, i, i+1)
-		l.queue.Suspend(&f.chain)
-		l.retired++
+		l.suspendOne(i)
+	}
+	if rapid.Bool().Draw(t, "unfetched") {
+		l.unfetch()
 	}
 	l.do(func() { l.queue.Publish() })
-	if got := l.queue.Suspended(); got != int(l.retired) {
-		t.Fatalf("Suspended = %d, want %d", got, l.retired)
-	}
+	l.check(t)
 	if got := l.queue.NextAvail(); got != l.used {
 		t.Fatalf("NextAvail = %d of a stopped ring, want used.idx, %d", got, l.used)
 	}
@@ -410,6 +447,13 @@ func (l *life) stop(t *rapid.T) {
 func (l *life) check(t *rapid.T) {
 	if got, want := l.queue.InFlight(), len(l.flight); got != want {
 		t.Fatalf("InFlight = %d, want %d", got, want)
+	}
+	marked := 0
+	for i := range len(l.driver.DescBytes()) / virtqtest.DescSize {
+		marked += int(l.region[16+16*i])
+	}
+	if got, want := l.queue.Suspended(), l.listed; got != want || marked != got+len(l.flight)+len(l.pushed) {
+		t.Fatalf("Suspended = %d, want %d; %d in flight, %d pushed, %d marked", got, want, len(l.flight), len(l.pushed), marked)
 	}
 	if got, want := l.queue.Pending(), len(l.next) > 0; got != want {
 		t.Fatalf("Pending = %v with %v to take", got, l.next)

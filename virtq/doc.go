@@ -23,7 +23,10 @@
 // (debug.SetPanicOnFault) and recovers, the counts are still right: a chain whose Push faulted is not in flight any
 // more, one whose Pop faulted never was. The Queue is then to be given up with Break, and drained as usual.
 //
-// With an in-flight region (Config.Inflight) a Queue outlives its process: what was fetched and not given back is popped again by
+// A chain that is not to be used yet is suspended (Queue.Suspend): it holds no guest memory, and Pop gives it out again. What
+// nothing newer has overtaken can go back to the available ring (Queue.Unfetch).
+//
+// With an in-flight region (Config.Inflight) a Queue outlives its process: what was fetched and not used is suspended in
 // the next Queue on the same ring. tracker says in which order the region is written.
 //
 // While the guest is being moved to another host (Queue.SetLog), what the device writes is marked in a dirty log: a chain's buffers

@@ -63,6 +63,7 @@ func FuzzQueue(f *testing.F) {
 		d.Kick()
 		f.Add(features, snapshot(mem), []byte{0, 0, 0, 1, 3, 4, 0x81, 0x00, 0xff, 0, 2, 0, 0, 3, 5, 6, 1, 1, 3})
 		f.Add(features, snapshot(mem), []byte{0, 0, 1, 3, 7, 3, 8, 0, 2, 0, 1, 3, 8})
+		f.Add(features, snapshot(mem), []byte{0, 0, 0, 9, 7, 0, 9, 10, 0, 1, 3, 7, 8, 0, 0, 7, 9, 10, 8, 0})
 	}
 
 	f.Fuzz(func(t *testing.T, features byte, data, ops []byte) {
@@ -130,9 +131,17 @@ func FuzzQueue(f *testing.F) {
 				if err := q.SetMemory(memory); err != q.Broken() {
 					t.Fatalf("SetMemory: %v, Broken: %v", err, q.Broken())
 				}
-			case op == 7 && len(flight) > 0 && cfg.Inflight != nil: // suspend the oldest
+			case op == 7 && len(flight) > 0: // suspend the oldest
 				q.Suspend(flight[0])
 				flight, idle = flight[1:], append(idle, flight[0])
+			case op == 9 && len(flight) > 0: // suspend the newest
+				last := len(flight) - 1
+				q.Suspend(flight[last])
+				flight, idle = flight[:last], append(idle, flight[last])
+			case op == 10:
+				if before, n := q.Suspended(), q.Unfetch(); n < 0 || q.Suspended() != before-n {
+					t.Fatalf("Unfetch = %d, of %d suspended %d are left", n, before, q.Suspended())
+				}
 			case op == 8: // stop in the midst of it, and start again
 				q.Close()
 				for _, c := range flight {
@@ -154,8 +163,8 @@ func FuzzQueue(f *testing.F) {
 				}
 				ops = ops[2:]
 			}
-			if q.InFlight() != len(flight) || q.InFlight() > q.Size() {
-				t.Fatalf("%d in flight, want %d", q.InFlight(), len(flight))
+			if q.InFlight() != len(flight) || q.InFlight()+q.Suspended() > q.Size() {
+				t.Fatalf("%d in flight, want %d; %d suspended", q.InFlight(), len(flight), q.Suspended())
 			}
 		}
 		for _, c := range flight {

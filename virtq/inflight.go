@@ -1,11 +1,9 @@
 package virtq
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 )
 
 // Layout of a QueueRegionSplit, and of the DescStateSplit entries behind its header (vhost-user, "Inflight I/O tracking").
@@ -45,7 +43,8 @@ func InflightSize(size int) int {
 //   - Push enters the head into the list of the batch.
 //   - Publish stores used.idx, then clears the marks of the batch, then stores used_idx. Where used.idx and used_idx
 //     differ, the successor clears the marks itself: it has the list.
-//   - Unpop clears the mark.
+//   - Suspend stores nothing, and Pop nothing for a chain that was suspended.
+//   - Unpop and Unfetch clear the mark of a chain that goes back to the available ring.
 //
 // At each moment the chains that are marked, less those of a batch that used.idx shows already, are the first that the driver
 // has made available and has not got back. So the next one to fetch is the used index and their number further.
@@ -55,78 +54,69 @@ type tracker struct {
 
 	counter   uint64   // of the next chain
 	batch     []uint16 // heads pushed and not published
-	entries   []byte   // like the available ring's, for those positions that are resubmitted
-	again     int      // how many of them come, from the next position on
-	suspended int
-	inherited bool // the region had been in use before
+	inherited bool     // the region had been in use before
 
 	stored func() // for tests: called after each store that a successor can find; nil otherwise
 }
 
-// newTracker takes over the region as it is found, with the ring's two indices. It finishes the last batch where that was cut
-// short. The region is the front-end's to give, and not trusted.
-func newTracker(cfg *Config, used, avail uint16) (*tracker, error) {
+// newTracker takes over the region as it is found, with the ring's two indices, and returns the chains that are in flight by it. It
+// finishes the last batch where that was cut short. The region is the front-end's to give, and not trusted.
+func newTracker(cfg *Config, used, avail uint16) (*tracker, []suspended, error) {
 	fail := func(value uint64, format string, args ...any) error {
 		return &ConfigError{"Inflight", value, fmt.Errorf("%w: %s", ErrInflight, fmt.Sprintf(format, args...))}
 	}
 	size := int(cfg.Size)
 	if room := len(cfg.Inflight); room < inflightHeader+inflightDesc*size {
-		return nil, fail(uint64(room), "that many bytes are too few for %d descriptors", size)
+		return nil, nil, fail(uint64(room), "that many bytes are too few for %d descriptors", size)
 	}
 	t := &tracker{
-		region:  cfg.Inflight,
-		desc:    cfg.Inflight[inflightHeader:],
-		batch:   make([]uint16, 0, size),
-		entries: make([]byte, 2*size),
-		stored:  cfg.stored,
+		region: cfg.Inflight,
+		desc:   cfg.Inflight[inflightHeader:],
+		batch:  make([]uint16, 0, size),
+		stored: cfg.stored,
 	}
 	version := binary.LittleEndian.Uint16(t.region[offVersion:])
 	if version == 0 {
 		t.initialise(size, used)
-		return t, nil
+		return t, nil, nil
 	}
 	if version != inflightVersion {
-		return nil, fail(uint64(version), "unknown version")
+		return nil, nil, fail(uint64(version), "unknown version")
 	}
 	if features := binary.LittleEndian.Uint64(t.region[offFeatures:]); features != 0 {
-		return nil, fail(features, "unknown features")
+		return nil, nil, fail(features, "unknown features")
 	}
 	n := int(binary.LittleEndian.Uint16(t.region[offDescNum:]))
 	if n < size || n > len(t.desc)/inflightDesc {
-		return nil, fail(uint64(n), "desc_num for a ring of %d descriptors, with room for %d", size, len(t.desc)/inflightDesc)
+		return nil, nil, fail(uint64(n), "desc_num for a ring of %d descriptors, with room for %d", size, len(t.desc)/inflightDesc)
 	}
 	t.inherited = true
 	t.desc = t.desc[:inflightDesc*n]
 	if err := t.finishBatch(used, size, fail); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 
-	type marked struct {
-		counter uint64
-		head    int
-	}
-	var list []marked
+	var list []suspended // by their counters at first
 	for head := range n {
 		d := t.desc[inflightDesc*head:][:inflightDesc]
 		if d[offInflight] == 0 {
 			continue
 		}
 		if head >= size {
-			return nil, fail(uint64(head), "head in flight in a ring of %d descriptors", size)
+			return nil, nil, fail(uint64(head), "head in flight in a ring of %d descriptors", size)
 		}
-		list = append(list, marked{binary.LittleEndian.Uint64(d[offCounter:]), head})
+		list = append(list, suspended{binary.LittleEndian.Uint64(d[offCounter:]), uint16(head)})
 	}
 	if available := avail - used; len(list) > int(available) {
 		// What was written for another ring is not to be done again for this one.
-		return nil, fail(uint64(len(list)), "that many heads in flight, of %d made available", available)
+		return nil, nil, fail(uint64(len(list)), "that many heads in flight, of %d made available", available)
 	}
-	slices.SortStableFunc(list, func(a, b marked) int { return cmp.Compare(a.counter, b.counter) })
-	for i, m := range list {
-		binary.LittleEndian.PutUint16(t.entries[2*((int(used)+i)%size):], uint16(m.head))
-		t.counter = m.counter + 1
+	sortSuspended(list)
+	for i := range list {
+		t.counter = list[i].seq + 1
+		list[i].seq = uint64(used) + uint64(i)
 	}
-	t.again = len(list)
-	return t, nil
+	return t, list, nil
 }
 
 // initialise makes an empty region. Until the last store it does not count as initialised.
@@ -202,35 +192,6 @@ func (t *tracker) push(head uint16) {
 	t.batch = append(t.batch, head)
 }
 
-// resubmits tells whether the next Pop is of a chain that the region names.
-func (q *Queue) resubmits() bool { return q.err == nil && q.Resubmit() > 0 }
-
-// fetched counts and records a chain that is being popped.
-func (q *Queue) fetched(c *Chain, head uint16, again bool) {
-	if q.track == nil {
-		return
-	}
-	c.again = again
-	if again {
-		q.track.again--
-		q.availIdx++ // along with nextAvail, so that the next Pop looks here again
-		return
-	}
-	q.track.mark(head)
-}
-
-// unfetched is the contrary of fetched. A chain that was recorded before this Queue began stays so, and comes again as what
-// it is.
-func (q *Queue) unfetched(c *Chain) {
-	switch {
-	case c.again:
-		q.track.again++
-		q.availIdx = q.nextAvail
-	case q.err == nil:
-		q.track.clear(c.Head)
-	}
-}
-
 // landed records a chain that was pushed. Until it is published its head is not the driver's.
 func (q *Queue) landed(c *Chain) {
 	if q.log != nil {
@@ -269,37 +230,6 @@ func (q *Queue) published() {
 	}
 	t.batch = t.batch[:0]
 	t.put16(offUsedIdx, q.usedIdx)
-}
-
-// Suspend ends the flight of c as Push does, but without a used element: c stays recorded in the in-flight region, for the
-// next Queue that is made with it to pop again. c and its buffers are not to be used any more. It is for a ring that is being
-// stopped, and may come in any order. It panics if c is not in flight in q or there is no region: the device's own defects.
-func (q *Queue) Suspend(c *Chain) {
-	if q.track == nil {
-		panic("virtq: Suspend without an in-flight region")
-	}
-	q.land(c)
-	q.hold(c.Head)
-	q.track.suspended++
-	if q.log != nil {
-		q.markLanded(c)
-	}
-}
-
-// Suspended returns how many chains were suspended.
-func (q *Queue) Suspended() int {
-	if q.track == nil {
-		return 0
-	}
-	return q.track.suspended
-}
-
-// Resubmit returns how many chains that the in-flight region names are still to be popped again.
-func (q *Queue) Resubmit() int {
-	if q.track == nil {
-		return 0
-	}
-	return q.track.again
 }
 
 // Inherited tells whether the in-flight region had been in use before this Queue: then the driver

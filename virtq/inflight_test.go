@@ -113,7 +113,7 @@ func TestRequestsInFlightComeAgainInTheirOrder(t *testing.T) {
 	r.queue.Publish()
 
 	r = r.restart(t, region)
-	if n := r.queue.Resubmit(); n != 2 {
+	if n := r.queue.Suspended(); n != 2 {
 		t.Errorf("%d to resubmit, want 2", n)
 	}
 	if !r.queue.Pending() || !r.queue.EnableNotify() {
@@ -126,7 +126,7 @@ func TestRequestsInFlightComeAgainInTheirOrder(t *testing.T) {
 	if want := []uint16{heads[0], heads[2], heads[3]}; !slices.Equal(got, want) {
 		t.Errorf("popped %v, want %v", got, want)
 	}
-	if r.queue.Pending() || r.queue.EnableNotify() || r.queue.Resubmit() != 0 {
+	if r.queue.Pending() || r.queue.EnableNotify() || r.queue.Suspended() != 0 {
 		t.Error("still something pending")
 	}
 	// Given back, they come again in the same order, and still are what they were for the next life.
@@ -202,19 +202,6 @@ func TestHeadIsInFlightUntilItIsPublished(t *testing.T) {
 	if _, err := r.queue.Pop(new(virtq.Chain)); !errors.As(err, &be) || be.Reason != virtq.ReasonHeadInFlight {
 		t.Errorf("Pop: %v, want a head in flight", err)
 	}
-}
-
-func TestSuspendNeedsARegionAndAChainInFlight(t *testing.T) {
-	r := newRing(t, 8, modern)
-	r.offer(t, 1)
-	_, chains := r.popHeads(t, 1)
-	mustPanic(t, "Suspend without a region", func() { r.queue.Suspend(chains[0]) })
-	if r.queue.Suspended() != 0 || r.queue.Resubmit() != 0 {
-		t.Error("something is suspended without a region")
-	}
-	r.queue.Push(chains[0], 0)
-	r = r.restart(t, make([]byte, virtq.InflightSize(8)))
-	mustPanic(t, "Suspend of a chain that is not in flight", func() { r.queue.Suspend(new(virtq.Chain)) })
 }
 
 // foreign is a region of 8 descriptors with used_idx 10, as a back-end leaves it.
@@ -335,7 +322,7 @@ func FuzzInflight(f *testing.F) {
 			return
 		}
 		defer q.Close()
-		n := q.Resubmit()
+		n := q.Suspended()
 		d.SetAvailIdx(used + uint16(n))
 		seen := make(map[uint16]bool)
 		chains := make([]virtq.Chain, size)
@@ -351,12 +338,28 @@ func FuzzInflight(f *testing.F) {
 		if ok, err := q.Pop(new(virtq.Chain)); ok || err != nil {
 			t.Fatalf("Pop behind the last = %v, %v", ok, err)
 		}
+		// Suspended in any order they come again as they did, and never go to the available ring.
+		for i := range n {
+			q.Suspend(&chains[(i+int(used))%n])
+			if i%2 == 1 && q.Unfetch() != 0 {
+				t.Fatal("what was inherited was given back")
+			}
+		}
+		heads := make([]uint16, n)
+		for i := range n {
+			heads[i] = chains[i].Head
+		}
+		for i := range n {
+			if ok, err := q.Pop(&chains[i]); !ok || err != nil || chains[i].Head != heads[i] {
+				t.Fatalf("Pop %d = %v, %v, head %d, want %d", i, ok, err, chains[i].Head, heads[i])
+			}
+		}
 		for i := range n {
 			q.Push(&chains[i], 0)
 		}
 		q.Publish()
 		q.Close()
-		if q, err = virtq.New(memory, cfg); err != nil || q.Resubmit() != 0 {
+		if q, err = virtq.New(memory, cfg); err != nil || q.Suspended() != 0 {
 			t.Fatalf("after all were given back: %v, %v", q, fmt.Sprint(err))
 		}
 	})

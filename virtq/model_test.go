@@ -33,21 +33,31 @@ type machine struct {
 	free    []uint64 // slots of guest memory no request has
 	serial  uint64
 	base    uint16
-	offered []*request // added, and not popped; in order
+	offered []*request // added, and not fetched; in order
 	shown   int        // how many of them Kick has shown, and nothing after them
 	flight  []popped   // in the order of popping
+	waiting []fetched  // suspended, in the order of fetching
 	ended   []*request // pushed, in order
 	public  int        // how many of them Publish has shown
+	fetches int        // fetched and not given back, ever
 	pops    int        // popped and not given back, ever
 	pushes  int
 	event   bool
 }
 
-type popped struct {
+type fetched struct {
 	*request
+	seq int // how many were fetched before it
+}
+
+type popped struct {
+	fetched
 	chain *virtq.Chain
 	pos   int // how many were popped before it
 }
+
+// pending is how many Pop can give out.
+func (m *machine) pending() int { return len(m.waiting) + m.shown }
 
 // take gives n buffers of at most slotSize bytes each.
 func (m *machine) take(t *rapid.T, n int) []virtqtest.Seg {
@@ -126,6 +136,8 @@ func TestEveryChainIsUsedOnceWithItsOwnContents(t *testing.T) {
 			"popAll":  m.popAll,
 			"push":    m.push,
 			"unpop":   m.unpop,
+			"suspend": m.suspend,
+			"unfetch": m.unfetch,
 			"publish": m.publish,
 			"show":    m.show,
 			"take":    m.takeUsed,
@@ -186,14 +198,20 @@ func (m *machine) pop(t *rapid.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if ok != (m.shown > 0) {
-		t.Fatalf("Pop = %v with %d to take", ok, m.shown)
+	if ok != (m.pending() > 0) {
+		t.Fatalf("Pop = %v with %d to take", ok, m.pending())
 	}
 	if !ok {
 		return
 	}
-	r := m.offered[0]
-	m.offered, m.shown = m.offered[1:], m.shown-1
+	var r fetched
+	if len(m.waiting) > 0 {
+		r, m.waiting = m.waiting[0], m.waiting[1:]
+	} else {
+		r = fetched{m.offered[0], m.fetches}
+		m.offered, m.shown = m.offered[1:], m.shown-1
+		m.fetches++
+	}
 	if c.Head != r.head {
 		t.Fatalf("head %d, want %d", c.Head, r.head)
 	}
@@ -208,7 +226,7 @@ func (m *machine) pop(t *rapid.T) {
 }
 
 func (m *machine) popAll(t *rapid.T) {
-	for m.shown > 0 {
+	for m.pending() > 0 {
 		m.pop(t)
 	}
 }
@@ -248,8 +266,59 @@ func (m *machine) unpop(t *rapid.T) {
 	p := m.flight[len(m.flight)-1]
 	m.queue.Unpop(p.chain)
 	m.flight = m.flight[:len(m.flight)-1]
-	m.offered, m.shown = slices.Insert(m.offered, 0, p.request), m.shown+1
 	m.pops--
+	if p.seq == m.fetches-1 {
+		m.giveBack(p.fetched)
+	} else {
+		m.wait(p.fetched)
+	}
+}
+
+// suspend suspends some, in any order. What was written to them before does not count.
+func (m *machine) suspend(t *rapid.T) {
+	if len(m.flight) == 0 {
+		t.Skip("nothing in flight")
+	}
+	for n := rapid.IntRange(1, len(m.flight)).Draw(t, "how many"); n > 0; n-- {
+		i := rapid.IntRange(0, len(m.flight)-1).Draw(t, "which")
+		p := m.flight[i]
+		for _, b := range p.chain.Writable {
+			b[0] = byte(rand.Uint32())
+		}
+		m.queue.Suspend(p.chain)
+		if p.chain.InFlight() {
+			t.Fatal("a suspended chain is in flight")
+		}
+		m.flight = slices.Delete(m.flight, i, i+1)
+		m.wait(p.fetched)
+	}
+}
+
+// wait enters f among those that are suspended.
+func (m *machine) wait(f fetched) {
+	i := len(m.waiting)
+	for i > 0 && m.waiting[i-1].seq > f.seq {
+		i--
+	}
+	m.waiting = slices.Insert(m.waiting, i, f)
+}
+
+// giveBack has f, the newest, in the ring again.
+func (m *machine) giveBack(f fetched) {
+	m.offered, m.shown = slices.Insert(m.offered, 0, f.request), m.shown+1
+	m.fetches--
+}
+
+func (m *machine) unfetch(t *rapid.T) {
+	want := 0
+	for n := len(m.waiting) - 1; n >= 0 && m.waiting[n].seq == m.fetches-1; n-- {
+		m.giveBack(m.waiting[n])
+		m.waiting = m.waiting[:n]
+		want++
+	}
+	if got := m.queue.Unfetch(); got != want {
+		t.Fatalf("Unfetch = %d, want %d", got, want)
+	}
 }
 
 func (m *machine) publish(*rapid.T) {
@@ -307,11 +376,11 @@ func (m *machine) notify(t *rapid.T) {
 		}
 		return
 	}
-	if pending := m.queue.EnableNotify(); pending != (m.shown > 0) {
-		t.Fatalf("EnableNotify = %v with %d to take", pending, m.shown)
+	if pending := m.queue.EnableNotify(); pending != (m.pending() > 0) {
+		t.Fatalf("EnableNotify = %v with %d to take", pending, m.pending())
 	}
 	// From here on the next chain shown is worth a kick.
-	if m.shown > 0 || len(m.offered) == 0 {
+	if m.pending() > 0 || len(m.offered) == 0 {
 		return
 	}
 	if !m.driver.Kick() {
@@ -341,14 +410,17 @@ func (m *machine) check(t *rapid.T) {
 	if got, want := m.queue.InFlight(), len(m.flight); got != want {
 		t.Fatalf("InFlight = %d, want %d", got, want)
 	}
-	if got, want := m.queue.NextAvail(), m.base+uint16(m.pops); got != want {
+	if got, want := m.queue.Suspended(), len(m.waiting); got != want {
+		t.Fatalf("Suspended = %d, want %d", got, want)
+	}
+	if got, want := m.queue.NextAvail(), m.base+uint16(m.fetches-len(m.waiting)); got != want {
 		t.Fatalf("NextAvail = %d, want %d", got, want)
 	}
 	if got, want := m.queue.UsedIdx(), m.base+uint16(m.pushes-(len(m.ended)-m.public)); got != want {
 		t.Fatalf("UsedIdx = %d, want %d", got, want)
 	}
-	if got, want := m.queue.Pending(), m.shown > 0; got != want {
-		t.Fatalf("Pending = %v with %d to take", got, m.shown)
+	if got, want := m.queue.Pending(), m.pending() > 0; got != want {
+		t.Fatalf("Pending = %v with %d to take", got, m.pending())
 	}
 	if err := m.queue.Broken(); err != nil {
 		t.Fatal(err)

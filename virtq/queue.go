@@ -34,8 +34,8 @@ type Config struct {
 
 	// Inflight is this queue's part of an in-flight region (vhost-user, "Inflight I/O tracking"), of InflightSize bytes,
 	// shared memory that outlives the process and that is not changed by anybody else until the Queue is closed; nil for
-	// none. The Queue records in it what is in flight. What a predecessor left there Pop gives out first, in the order it
-	// was fetched in then, and the ring is fetched from behind it.
+	// none. The Queue records in it what is in flight or suspended. What a predecessor left there is suspended in this
+	// Queue, and the ring is fetched from behind it.
 	Inflight []byte
 
 	stored func() // see tracker
@@ -53,7 +53,9 @@ type generation struct {
 type Queue struct {
 	ring split // where the ring is in our memory; empty once broken or closed
 
-	nextAvail uint16 // next entry to take, free-running
+	// next is the number of the next chain to fetch. Its low 16 bits are the free-running index of the entry to take.
+	next      uint64
+	pops      uint64 // chains that Pop gave out, less those given to Unpop
 	availIdx  uint16 // avail.idx when it was last read
 	usedNext  uint16 // next element to store
 	usedIdx   uint16 // used.idx as the driver sees it
@@ -64,6 +66,10 @@ type Queue struct {
 	indirect  bool
 	records   bool // track or log is there: one look for both on the way of a request that has neither
 	inFlight  int  // of all generations
+
+	suspended []suspended // in order of fetching, unless unsorted
+	unsorted  bool
+	first     uint64 // number of the first chain that this Queue fetched; an inherited one has a lower number
 
 	view   guestmem.View // of gen.mem
 	gen    *generation   // the current one
@@ -90,20 +96,24 @@ func New(mem *Memory, cfg Config) (*Queue, error) {
 	}
 	// Before the reference is taken: this may fault, and the caller recover.
 	word := ring.usedWord.Load()
-	used, next := uint16(word>>16), cfg.Base
+	used := uint16(word >> 16)
+	next := uint64(cfg.Base)
 	var track *tracker
+	var inherited []suspended
 	if cfg.Inflight != nil {
-		if track, err = newTracker(&cfg, used, ring.availIdx.Load()); err != nil {
+		if track, inherited, err = newTracker(&cfg, used, ring.availIdx.Load()); err != nil {
 			return nil, err
 		}
-		next = used
+		next = uint64(used) + uint64(len(inherited))
 	}
 	mem.Retain()
 	q := &Queue{
 		ring:      ring,
 		track:     track,
-		nextAvail: next,
-		availIdx:  next,
+		next:      next,
+		first:     next,
+		suspended: inherited,
+		availIdx:  uint16(next),
 		usedNext:  used,
 		usedIdx:   used,
 		told:      used,
@@ -128,21 +138,17 @@ func (q *Queue) Size() int { return int(q.cfg.Size) }
 // Features returns the features the Queue was made with.
 func (q *Queue) Features() uint64 { return q.cfg.Features }
 
-// InFlight returns how many chains were popped and neither pushed nor given back.
+// InFlight returns how many chains were popped and neither pushed, suspended nor given to Unpop.
 func (q *Queue) InFlight() int { return q.inFlight }
 
-// NextAvail returns the free-running index of the next entry that Pop takes from the available ring, less the chains that
-// the in-flight region keeps for the next Queue: what GET_VRING_BASE is answered with once nothing is in flight.
+// NextAvail returns the free-running index of the next entry to take from the available ring, less the chains that are
+// suspended: what GET_VRING_BASE is answered with once nothing is in flight.
 func (q *Queue) NextAvail() uint16 {
-	switch {
-	case q.track == nil:
-		return q.nextAvail
-	case q.err == nil:
-		return q.nextAvail - uint16(q.track.suspended)
-	default:
+	if q.track != nil && q.err != nil {
 		// All that was fetched and not shown used is still recorded.
 		return q.usedIdx
 	}
+	return uint16(q.next) - uint16(len(q.suspended))
 }
 
 // UsedIdx returns the used index as it was last published.
@@ -174,7 +180,7 @@ func (q *Queue) letGo() {
 }
 
 // SetMemory goes over to a new generation of the guest's memory, to which it takes a reference. Chains in flight
-// keep the old one until they are pushed or given back. The ring's addresses are translated anew; where they cannot
+// keep the old one until they are pushed, suspended or given to Unpop; suspended ones have none. The ring's addresses are translated anew; where they cannot
 // be, the ring is broken and the error returned, a *BrokenError. A Queue that is broken or closed already returns
 // that error.
 func (q *Queue) SetMemory(mem *Memory) error {
@@ -255,8 +261,8 @@ func (q *Queue) LiesIn(mem *Memory) bool {
 	return err == nil
 }
 
-// Close drops the Queue's hold on guest memory. Chains still in flight keep theirs until they are pushed or given
-// back, which touches neither the ring nor the in-flight region. Further calls do nothing.
+// Close drops the Queue's hold on guest memory. Chains still in flight keep theirs until they are pushed, suspended or
+// given to Unpop, which touches neither the ring nor the in-flight region. Further calls do nothing.
 func (q *Queue) Close() {
 	if q.err == ErrClosed {
 		return

@@ -87,24 +87,23 @@ func newSplit(mem *Memory, cfg *Config) (split, error) {
 	return r, nil
 }
 
-// Pop takes the next available chain into c. It returns false when there is none. An error is sticky: the ring is
-// broken (a *BrokenError) or closed. c must not be in flight. Each descriptor is read once.
+// Pop takes the oldest chain that is suspended into c, or else fetches the next one from the available ring. It returns
+// false when there is none. An error is sticky: the ring is broken (a *BrokenError) or closed. c must not be in flight.
+// Each descriptor is read once.
 func (q *Queue) Pop(c *Chain) (bool, error) {
-	again := false
-	if q.nextAvail == q.availIdx || q.err != nil {
-		if again = q.resubmits(); !again && !q.lookAvail() {
+	if len(q.suspended) > 0 {
+		return q.popSuspended(c)
+	}
+	if uint16(q.next) == q.availIdx || q.err != nil {
+		if !q.lookAvail() {
 			return false, q.err
 		}
 	}
 	if c.gen != nil {
 		panic("virtq: Pop into a chain that is in flight")
 	}
-	pos := q.nextAvail
-	entries := q.ring.avail
-	if again {
-		entries = q.track.entries
-	}
-	head := binary.LittleEndian.Uint16(entries[2*int(pos&q.mask):])
+	pos := uint16(q.next)
+	head := binary.LittleEndian.Uint16(q.ring.avail[2*int(pos&q.mask):])
 	if head > q.mask {
 		return false, q.broken(ReasonHeadRange, "entry %d has head %d of %d", pos, head, q.cfg.Size)
 	}
@@ -116,15 +115,21 @@ func (q *Queue) Pop(c *Chain) (bool, error) {
 		c.clear()
 		return false, err
 	}
-	if q.records {
-		q.fetched(c, head, again)
+	if q.records && q.track != nil {
+		q.track.mark(head)
 	}
-	c.Head, c.pos, c.gen = head, pos, q.gen
 	q.taken[head/64] |= 1 << (head % 64)
+	q.takeOff(c, head, q.next)
+	q.next++
+	return true, nil
+}
+
+// takeOff begins the flight of c.
+func (q *Queue) takeOff(c *Chain, head uint16, seq uint64) {
+	c.Head, c.seq, c.pop, c.gen = head, seq, q.pops, q.gen
 	q.gen.inFlight++
 	q.inFlight++
-	q.nextAvail++
-	return true, nil
+	q.pops++
 }
 
 // lookAvail reads avail.idx, and tells whether there is an entry to take.
@@ -133,9 +138,9 @@ func (q *Queue) lookAvail() bool {
 		return false
 	}
 	idx := q.ring.availIdx.Load()
-	n := idx - q.nextAvail
+	n := idx - uint16(q.next)
 	if uint32(n) > q.cfg.Size {
-		q.broken(ReasonAvailIndex, "avail.idx is %d, next entry is %d, size %d", idx, q.nextAvail, q.cfg.Size)
+		q.broken(ReasonAvailIndex, "avail.idx is %d, next entry is %d, size %d", idx, uint16(q.next), q.cfg.Size)
 		return false
 	}
 	q.availIdx = idx
@@ -285,25 +290,6 @@ func (q *Queue) Push(c *Chain, written uint32) {
 	q.usedNext++
 }
 
-// CanUnpop tells whether c is what Pop took last and nothing popped after it was pushed or suspended: only the tail of the
-// order of fetching can be given back.
-func (q *Queue) CanUnpop(c *Chain) bool {
-	return c.gen != nil && c.gen.queue == q && c.pos == q.nextAvail-1
-}
-
-// Unpop gives c back unused: the next Pop takes it again. c and its buffers are not to be used any more. Chains are
-// given back newest first; it panics if CanUnpop is false, which is the caller's own defect.
-func (q *Queue) Unpop(c *Chain) {
-	if !q.CanUnpop(c) {
-		panic("virtq: Unpop of a chain that is not the newest")
-	}
-	q.land(c)
-	q.nextAvail--
-	if q.track != nil {
-		q.unfetched(c)
-	}
-}
-
 // Show shows the driver all that was pushed, with one store. A driver that looks sees it; one that waits to be called does not until
 // Publish says so. Without anything new, or on a broken or closed ring, it does nothing.
 func (q *Queue) Show() {
@@ -359,7 +345,8 @@ func (q *Queue) Pending() bool {
 	if q.err != nil {
 		return false
 	}
-	return q.availIdx != q.nextAvail || q.Resubmit() > 0 || q.ring.availIdx.Load() != q.nextAvail
+	next := uint16(q.next)
+	return q.availIdx != next || len(q.suspended) > 0 || q.ring.availIdx.Load() != next
 }
 
 // EnableNotify asks the driver for a kick when it makes the next chain available, and then looks whether it has
@@ -369,11 +356,12 @@ func (q *Queue) EnableNotify() (pending bool) {
 	if q.err != nil {
 		return false
 	}
-	if q.Resubmit() > 0 {
+	if len(q.suspended) > 0 {
 		return true
 	}
+	next := uint16(q.next)
 	if q.eventIdx {
-		if !q.ring.availEvent.Store(q.nextAvail) {
+		if !q.ring.availEvent.Store(next) {
 			// Not asked for, so the caller has to look again itself.
 			return true
 		}
@@ -384,7 +372,7 @@ func (q *Queue) EnableNotify() (pending bool) {
 		q.usedFlags = 0
 		q.storeUsedFlags()
 	}
-	return q.ring.availIdx.Load() != q.nextAvail
+	return q.ring.availIdx.Load() != next
 }
 
 // DisableNotify tells the driver that kicks are not needed. It may kick all the same. With VIRTIO_F_EVENT_IDX there
