@@ -1,14 +1,17 @@
 // Command bench compares vdev with qemu-storage-daemon and with the bare file, side by side in one run.
 //
-// Each back-end serves its disk pinned to one core, to a front-end on another core (package load): vhost-user without a virtual
-// machine. fio works on the bare file on the back-ends' core, as the limit of what they could do. Rounds are interleaved, and
-// their order turns round, so that what drifts on the host weighs on all alike. What counts is the median of the ratios within
-// the rounds.
+// Each back-end serves its disk from one core, to a front-end on another core (package load):
+// vhost-user without a virtual machine. fio works on the bare file, on the back-ends' core: the
+// limit of what they could do. Rounds are interleaved, and their order turns round, so that what
+// drifts on the host weighs on all alike. What counts is the median of the ratios within the
+// rounds.
 //
-// Beside that it measures what idle back-ends use, what a thousand devices, a start and a stop cost (scale.go), and whether the
-// tests find allocations. It judges what was measured, and makes a document of a whole run.
+// It also measures what idle back-ends use, what a thousand devices, a start and a stop cost
+// (scale.go), and whether the tests find allocations. It judges what was measured, and writes a
+// document about a whole run.
 //
-// With nbd, the disk is what one nbdkit has in memory, over a Unix socket. Since three processes take part, none is pinned there.
+// With nbd, the disk is what one nbdkit has in memory, over a Unix socket. Three processes take
+// part, and they may run on any core.
 //
 // scripts/bench runs it with a QEMU that has what it needs.
 package main

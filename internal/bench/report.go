@@ -136,7 +136,7 @@ var about = map[string]struct{ title, intro string }{
 	"sequential": {"Sequential", "Large requests, one after the other."},
 	"queues":     {"Several queues", "The back-end and the front-end have one core each, however many queues there are."},
 	"mixed":      {"Mixed", "Reads, seven of ten, and writes."},
-	"nbd": {"NBD", fmt.Sprintf("What nbdkit has in memory, over a Unix socket, one connection for nbdcopy, nothing pinned. In place of a round, nbdcopy copies all %d MiB once, without warm-up; of its time, CPU and context switches is taken off what it takes to copy %d KiB (median of %d, each time), so that its start does not count.",
+	"nbd": {"NBD", fmt.Sprintf("What nbdkit has in memory, over a Unix socket, one connection for nbdcopy, no process bound to a core. In place of a round, nbdcopy copies all %d MiB once, without warm-up; of its time, CPU and context switches is taken off what it takes to copy %d KiB (median of %d, each time), so that its start does not count.",
 		nbdBytes>>20, tinyBytes>>10, starts)},
 }
 
@@ -262,9 +262,9 @@ func (r *report) document(w io.Writer, base string) error {
 
 This file is written by `+"`./scripts/bench`"+`, with all figures in it. The run began at %s and took %v.
 
-vdev and qemu-storage-daemon (q-s-d) serve the same kind of disk, each pinned to core %d, to the same front-end on core %d, which has
+vdev and qemu-storage-daemon (q-s-d) serve the same kind of disk, each bound to core %d, to the same front-end on core %d, which has
 one queue where nothing else is said. A polling client looks at its rings all the time, an event client sleeps until it is called. fio
-works on the bare file, pinned to the back-ends' core: the limit. † says that the front-end was the limit: it hardly ever waited.
+works on the bare file, bound to the back-ends' core: the limit. † says that the front-end was the limit: it hardly ever waited.
 
 A round is %v for each but nbdcopy, after %v of warm-up, in an order that turns round from one to the next. A figure is the median
 of the rounds, a comparison is the median of the ratios within the rounds. In brackets is the interval that holds the true median with a

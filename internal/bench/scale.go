@@ -178,7 +178,7 @@ func spread(times []time.Duration) string {
 func (r *scaleRun) start(ctx context.Context) (section, error) {
 	s := section{Title: "From the start to the first byte",
 		Intro: fmt.Sprintf(`From before the process is made until a front-end, which waits in the socket's queue, has its first block of 4 KiB: milliseconds, median,
-least and greatest of %d starts, turn about. Nobody is pinned.`, startRounds),
+least and greatest of %d starts, turn about. No process is bound to a core.`, startRounds),
 		Header: []string{"disk", "back-end", "ms"}}
 	took := make([][]time.Duration, len(r.backends))
 	for range startRounds {

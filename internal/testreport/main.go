@@ -1,6 +1,6 @@
-// Command testreport runs "go test -json" and prints what "go test" prints. It keeps a record of the tests that were run and
-// skipped, over several runs, and lists at their end what was skipped and why: a test that is skipped looks like one that is
-// fine, and nobody notices for how long. scripts/test uses it.
+// Command testreport runs "go test -json" and prints what "go test" prints. It keeps a record of
+// the tests that were run and skipped, over several runs, and lists at their end what was skipped
+// and why: otherwise nobody notices that a test is skipped, nor for how long. scripts/test uses it.
 //
 //	testreport -record FILE [-live] go test -json ARG...
 //	testreport -record FILE -list

@@ -1,9 +1,10 @@
-// Package vhostusertest is a vhost-user front-end in Go: what QEMU does on the other end of the socket, for tests and benchmarks
-// of back-ends. A Frontend sends single messages, well-formed ones by methods of their own and any others with Send; Handshake,
-// AddMemory and Ring put them together in the order QEMU has.
+// Package vhostusertest is a vhost-user front-end in Go, for tests and benchmarks of back-ends: it
+// does what QEMU does on the other end of the socket. A Frontend sends single messages: well-formed
+// ones by methods of their own, and any others with Send. Handshake, AddMemory and Ring send them
+// in QEMU's order.
 //
-// A Frontend belongs to one goroutine, and so does a Ring. Guest memory and the driver side of the rings are those of
-// package virtqtest.
+// A Frontend belongs to one goroutine, and so does a Ring. Guest memory, and the guest driver's
+// side of the rings, are those of package virtqtest.
 package vhostusertest
 
 import (

@@ -33,7 +33,7 @@ func NewLog(n int) (*Log, error) {
 	return &Log{fd, uint64(n), mem}, nil
 }
 
-// Close ends the front-end's hold on the log.
+// Close closes the front-end's mapping and file of the log.
 func (l *Log) Close() {
 	if err := sys.Munmap(l.mem); err != nil {
 		panic(err)
@@ -44,7 +44,8 @@ func (l *Log) Close() {
 // FD returns the log's file, which stays the log's.
 func (l *Log) FD() int { return l.fd.Int() }
 
-// Take returns the pages that are marked, in order, and takes their marks away. The back-end may mark at the same time.
+// Take returns the marked pages in order, and clears their marks. The back-end may mark at the same
+// time.
 func (l *Log) Take() (pages []uint64) {
 	for i := 0; i < len(l.mem); i += 4 {
 		word, _ := guestmem.AtUint32(l.mem[i:])
@@ -61,7 +62,8 @@ func (l *Log) Take() (pages []uint64) {
 	return pages
 }
 
-// SetLogBase has the back-end mark in size bytes of the file fd from offset on, and waits for the reply.
+// SetLogBase gives the back-end a log, the size bytes of the file fd from offset on, and waits for
+// the reply.
 func (f *Frontend) SetLogBase(size, offset uint64, fd int) error {
 	p, err := f.Ask(vhostuser.SetLogBase, vhostuser.LogBase{MmapSize: size, MmapOffset: offset}.Append(nil), fd)
 	if err == nil && len(p) != 8 {
@@ -73,8 +75,8 @@ func (f *Frontend) SetLogBase(size, offset uint64, fd int) error {
 // SetLogFD sets what is signalled when something was marked.
 func (f *Frontend) SetLogFD(fd int) error { return f.Tell(vhostuser.SetLogFD, nil, fd) }
 
-// StartLog has the back-end mark in l what it writes, as QEMU does when a migration begins. All rings that are set up are to be
-// given; those that are set up later are told then.
+// StartLog makes the back-end mark in l what it writes, as QEMU does when a migration begins. rings
+// are all that are set up; those that are set up later get the log then.
 func (f *Frontend) StartLog(l *Log, rings ...*Ring) error {
 	if err := f.SetLogBase(l.size, 0, l.FD()); err != nil {
 		return err

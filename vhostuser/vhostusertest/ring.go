@@ -11,11 +11,13 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// Ring is one virtqueue from the front-end's and the driver's side: the driver, and the descriptors that wake either side.
+// Ring is one virtqueue, seen by the front-end and the guest driver: the guest driver (Driver), and
+// the descriptors that wake either side.
 type Ring struct {
 	*virtqtest.Driver
 	Index int
-	// Base is where the ring begins when it is started: the driver's own at first, then what GET_VRING_BASE answered.
+	// Base is where the ring begins when it is started: at first where the Driver begins, then what
+	// GET_VRING_BASE has answered.
 	Base uint16
 
 	f               *Frontend
@@ -36,7 +38,7 @@ func (f *Frontend) NewRing(m *virtqtest.Mem, index, size int) (*Ring, error) {
 	return r, nil
 }
 
-// StartAt is the Driver's, and has the back-end begin there as well.
+// StartAt is the Driver's StartAt, and makes the back-end begin there as well.
 func (r *Ring) StartAt(idx uint16) {
 	r.Driver.StartAt(idx)
 	r.Base = idx
@@ -99,14 +101,15 @@ func (r *Ring) Stop() error {
 	return err
 }
 
-// Reconnect makes the ring one of f, another connection of the same guest, which it goes on over: as QEMU, which has lost the
-// back-end and with it the answer to GET_VRING_BASE, it begins where the used ring ends. Start starts it there.
+// Reconnect makes the ring one of f, another connection of the same guest. It does as QEMU does
+// when it has lost the back-end, and with it the answer to GET_VRING_BASE: the ring begins where
+// the used ring ends. Start starts it there.
 func (r *Ring) Reconnect(f *Frontend) {
 	r.f = f
 	r.Base = r.UsedIdx()
 }
 
-// Notify shows the back-end what was added, and kicks it if it wants to be.
+// Notify shows the back-end what was added, and kicks it if it wants that.
 func (r *Ring) Notify() error {
 	if !r.Kick() {
 		return nil

@@ -43,7 +43,7 @@ type Seg struct {
 	Len  uint32 // bytes
 }
 
-// Driver is the driver side of a split virtqueue.
+// Driver is the guest driver's side of a split virtqueue.
 type Driver struct {
 	mem      *Mem
 	size     int
@@ -71,8 +71,8 @@ type table struct {
 	cap  int // descriptors
 }
 
-// New makes a driver of a ring with size descriptors in mem, with the features that were negotiated. The three parts
-// are allocated in the first regions with room.
+// New makes a Driver for a ring with size descriptors in mem, and the negotiated features. The
+// three parts are allocated in the first regions with room.
 func New(mem *Mem, size int, features uint64) *Driver {
 	n := uint64(size)
 	return NewAt(mem, size, features,
@@ -134,8 +134,8 @@ func (d *Driver) Layout() virtq.Config {
 // UsedPhys returns the guest physical address of the used ring, as the log field of SET_VRING_ADDR has it.
 func (d *Driver) UsedPhys() uint64 { return d.usedAddr }
 
-// StartAt lets all indices start at idx, as after that many requests. It is for a driver that has added nothing and
-// a device that has not started.
+// StartAt makes all indices start at idx, as after that many requests. It is for a Driver that has
+// added nothing and a device that has not started.
 func (d *Driver) StartAt(idx uint16) {
 	if d.InFlight() != 0 || d.added != d.base {
 		panic("virtqtest: StartAt on a ring in use")

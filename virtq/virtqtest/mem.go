@@ -1,6 +1,6 @@
-// Package virtqtest is the driver side of a virtqueue, over memory of its own: what a guest does, for tests, fuzz
-// targets and benchmarks of devices. It trusts neither side: misuse by the test and misbehaviour of the device both
-// panic, with a message that says which.
+// Package virtqtest is the guest driver's side of a virtqueue, over memory of its own, for tests,
+// fuzz targets and benchmarks of devices. It trusts neither side: misuse by the test and
+// misbehaviour of the device both panic, with a message that says which.
 //
 // Nothing here locks. A Mem may be read by any goroutine, but Alloc is for one at a time; a Driver belongs to one
 // goroutine, while the device works on the same ring.
@@ -54,8 +54,8 @@ func NewMem(ranges ...Range) (*Mem, error) {
 	return m, nil
 }
 
-// Close ends the driver's view of the memory; a Memory made from it stays until it is released. Slices from Bytes
-// and Drivers on m are not to be used any more.
+// Close unmaps the memory; a Memory made from it stays until it is released. Slices from Bytes, and
+// Drivers on m, must not be used any more.
 func (m *Mem) Close() {
 	if err := sys.Munmap(m.bytes); err != nil {
 		panic(fmt.Sprintf("virtqtest: %v", err))

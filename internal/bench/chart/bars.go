@@ -17,7 +17,7 @@ type Group struct {
 	Bars []Bar // one for each series
 }
 
-// Bar is a value and between what it varies. A value that is not finite has no bar.
+// Bar is a value, and the bounds between which it varies. A value that is not finite has no bar.
 type Bar struct {
 	Value       float64
 	Least, Most float64

@@ -1,5 +1,6 @@
-// Package chart draws what a benchmark has measured, as SVG: curves of latencies, and bars. It is small on purpose. A picture has
-// a background of its own, so that it can be read in light and in dark viewers, and needs no script and no font of its own.
+// Package chart draws what a benchmark has measured, as SVG: curves of latencies, and bars. It is
+// small on purpose. A picture has a background of its own, so that it can be read in light and in
+// dark viewers. It needs no script and no font of its own.
 package chart
 
 import (

@@ -1,4 +1,4 @@
-// Package child runs programs for as long as this one runs, and no longer.
+// Package child runs programs that end with this one.
 package child
 
 import (
@@ -36,8 +36,9 @@ type CPU struct {
 // On is the processor of that number, or any where it is negative.
 func On(number int) CPU { return CPU{number >= 0, number} }
 
-// Process is a program that was started. It ends with this process, however that ends, and a terminal's signals do not reach it. What it
-// has started itself is told to end when it is, but not where this process is killed.
+// Process is a program that was started. It ends with this process, however that ends, and a
+// terminal's signals do not reach it. Programs that it has started are told to end when it is told,
+// but not where this process is killed.
 type Process struct {
 	cmd   *exec.Cmd
 	said  output
@@ -92,7 +93,8 @@ func (c *Process) Ended() <-chan struct{} { return c.ended }
 // State tells how the program ended, once it has.
 func (c *Process) State() *os.ProcessState { return c.cmd.ProcessState }
 
-// Error makes an error of err: it says which program it is about, how that has ended if it has, and what it has written.
+// Error wraps err in an error that says which program it is about, how that has ended if it has,
+// and what it has written.
 func (c *Process) Error(err error) error {
 	select {
 	case <-c.ended:
@@ -119,8 +121,9 @@ const (
 	hurriedTime = time.Second
 )
 
-// Stop ends the program and waits for it: by SIGTERM, or, where that is not enough or ctx has ended a second ago, by SIGKILL, which is an
-// error. It is one, too, where the program has ended by itself before, or fails at its end.
+// Stop ends the program by SIGTERM, and waits for it. If that is not enough, or ctx has ended a
+// second ago, it sends SIGKILL and returns an error. It also returns an error if the program has
+// ended by itself before, or ends with a failure.
 func (c *Process) Stop(ctx context.Context) error {
 	if !c.signal(syscall.SIGTERM) {
 		<-c.ended
@@ -163,7 +166,8 @@ func (c *Process) signal(sig syscall.Signal) bool {
 	return true
 }
 
-// Run runs a program until it ends. The end of ctx stops it, and its cause is the error then; else that is how the program has failed.
+// Run runs a program until it ends. The end of ctx stops it, and the error is ctx's cause then;
+// otherwise the error says how the program has failed.
 func Run(ctx context.Context, p Program) (*Process, error) {
 	c, err := Start(p)
 	if err != nil {

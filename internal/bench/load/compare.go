@@ -23,10 +23,11 @@ func (t *Target) run(ctx context.Context, j Job) (Result, error) {
 	return Run(ctx, t.Socket, j)
 }
 
-// Compare does j on each target in turn, rounds times, in an order that turns round from round to round, so that what drifts on
-// the host weighs on all of them alike. each, where it is not nil, is told of every result as it comes. The outer index of what
-// is returned is the target's, the inner one the round's. The first error, or the end of ctx, ends it: what is returned with an
-// error are the rounds that all targets have done, of which there may be none.
+// Compare does j on each target in turn, rounds times. The order turns round from round to round,
+// so that what drifts on the host weighs on all targets alike. each, where it is not nil, gets
+// every result as it comes. The outer index of the result is the target's, the inner one the
+// round's. The first error, or the end of ctx, ends it: Compare then also returns the rounds that
+// all targets have done, perhaps none.
 func Compare(ctx context.Context, targets []Target, j Job, rounds int, each func(target, round int, r Result)) ([][]Result, error) {
 	results := make([][]Result, len(targets))
 	for round := range rounds {
@@ -77,7 +78,8 @@ func figures(results []Result, figure func(*Result) float64) []float64 {
 	return values
 }
 
-// Ratio is how a figure of one target stands to that of another. Where the other's is 0 it is not finite.
+// Ratio is a figure of one target divided by that of another. Where the other's is 0 it is not
+// finite.
 type Ratio struct {
 	OfMedians      float64
 	MedianOfRatios float64 // of the rounds'
@@ -101,8 +103,9 @@ type Quantile struct {
 	Latency time.Duration
 }
 
-// Curve returns how the latencies of results, taken together, are distributed: ten quantiles for each nine of the share (up to 90 %,
-// up to 99 % and so on), as far as there are requests beyond. It returns none where there was no request.
+// Curve returns the distribution of the latencies of results, taken together: ten quantiles for
+// each nine of the share (up to 90 %, up to 99 % and so on), as far as there are requests beyond.
+// Without requests it returns none.
 func Curve(results []Result) (curve []Quantile) {
 	all := NewLatency()
 	for i := range results {

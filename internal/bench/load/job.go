@@ -58,14 +58,15 @@ type Job struct {
 	Warmup time.Duration // not counted
 	Length time.Duration // counted; 0 with Verify: the disk is written, read and looked at, and nothing is measured, Idle neither
 
-	// Idle is how long the connection stays when the last request has ended and a second more has passed, with nothing to do:
-	// Result.Idle is of that time. 0: it is not looked at.
+	// Idle is how long the connection stays, with nothing to do, from a second after the end of the
+	// last request on. Result.Idle is measured in that time. 0: it is not measured.
 	Idle time.Duration
 
-	// Verify finds out whether the disk keeps what is written to it. Each queue has a part of the disk for itself, in the random
-	// patterns, too, and a part has no less blocks than Depth where the pattern writes. Before the load all of the part is written,
-	// and after it read; whatever is read, by the load as well, must be what this Run has written there last. It costs much, and
-	// some memory for each block.
+	// Verify finds out whether the disk keeps what is written to it. Each queue has a part of the
+	// disk for itself, in the random patterns too; where the pattern writes, a part has at least
+	// Depth blocks. Before the load all of the part is written, and after the load it is read.
+	// Whatever is read, by the load as well, must be what this Run has written there last. It costs
+	// much time, and some memory for each block.
 	Verify bool
 	Seed   uint64 // of the random numbers
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// Result is what came of a Job, of the time that was counted.
+// Result is what a Job has measured in the time that counts.
 type Result struct {
 	Length   time.Duration
 	Requests uint64
@@ -19,8 +19,9 @@ type Result struct {
 	// Latency has a request's time from when it was shown to the back-end until it was found complete, in nanoseconds, for the
 	// requests that were shown in Length, also where they ended later; NewLatency makes one.
 	Latency *hdrhistogram.Histogram
-	// Waited is in how many of the turns in which a queue found completions it had looked in vain before, from 0 to 1. Near 0 the
-	// load, and not the back-end, is the limit. NaN where there was no such turn.
+	// Waited is, of the turns in which a queue found completions, the share in which it had looked
+	// in vain before: from 0 to 1. Near 0 the load, and not the back-end, is the limit. NaN where
+	// there was no such turn.
 	Waited  float64
 	Backend Usage // the back-end's process
 	Own     Usage // this process
@@ -46,8 +47,8 @@ func NewLatency() *hdrhistogram.Histogram { return hdrhistogram.New(1, maxLatenc
 // maxLatency is what a latency that is longer counts as.
 const maxLatency = int64(time.Minute)
 
-// ErrNoRequest is wrapped by Run's error where there is nothing to tell of a load: on a machine that is busy with something else, or a
-// back-end that takes longer for a request than was measured.
+// ErrNoRequest is wrapped by Run's error where no request was completed: on a machine that is busy
+// with something else, or where the back-end takes longer for a request than the measurement lasts.
 var ErrNoRequest = errors.New("no request was completed")
 
 // patience is how long a back-end may take to complete a request.
@@ -56,8 +57,9 @@ const patience = 10 * time.Second
 // idleAfter is when a back-end counts as idle, from its last request on.
 const idleAfter = time.Second
 
-// Run does a Job on the back-end that listens at socket, which must serve nobody else, and leaves it as it was but for what was
-// written. ctx's end ends it early, with its error. Errors name what is wrong: with the Job, with the connection, with an answer.
+// Run does a Job on the back-end that listens at socket and must serve nobody else. It leaves the
+// back-end as it was, but for what was written. The end of ctx ends Run early, with ctx's error.
+// Errors name what is wrong: with the Job, with the connection, with an answer.
 func Run(ctx context.Context, socket string, j Job) (Result, error) {
 	if err := j.check(); err != nil {
 		return Result{}, err
@@ -73,9 +75,10 @@ func Run(ctx context.Context, socket string, j Job) (Result, error) {
 	return r, err
 }
 
-// Check looks whether t can do jobs, before any of them is begun: by one connection, which moves no data. pid is Result.PID. Where
-// t is no back-end (Target.Do), only the Jobs themselves are looked at, and pid is 0. The error names what is wrong with the first
-// Job that cannot be done, or with the connection.
+// Check looks whether t can do jobs, before any of them is begun. It uses one connection, and moves
+// no data. pid is Result.PID. Where t is no back-end (Target.Do), Check looks only at the Jobs
+// themselves, and pid is 0. The error names what is wrong with the first Job that cannot be done,
+// or with the connection.
 func Check(ctx context.Context, t Target, jobs []Job) (pid int, err error) {
 	for i := range jobs {
 		if err := jobs[i].check(); err != nil {

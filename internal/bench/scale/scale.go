@@ -1,9 +1,10 @@
-// Package scale measures what one busy device does not show: a process that serves a thousand, which are idle, busy, or stopped at once;
-// its start; and a guest with a terabyte of memory. It is the part of scripts/bench for which package load has too many threads or
-// begins too late.
+// Package scale measures what one busy device does not show: a process that serves a thousand
+// devices, which are idle, busy, or stopped at once; the start of a process; and a guest with a
+// terabyte of memory. It does for scripts/bench what package load cannot, which has too many
+// threads or begins too late.
 //
-// Where a Command is asked for, it is that of a back-end which serves the listening socket that it inherits as descriptor 3. It may be
-// any; what is measured with many devices needs vdev.
+// A command is that of a back-end which serves the listening socket that it inherits, descriptor 3.
+// Any back-end will do, but measurements with many devices need vdev.
 package scale
 
 import (
@@ -220,8 +221,8 @@ func (c *Config) serve(ctx context.Context, cpu int, command []string, do func(*
 	return do(p, f)
 }
 
-// MeasureStart starts a back-end and returns how long it takes from before its process is made until a block was read, of a front-end
-// that has waited to be accepted.
+// MeasureStart starts a back-end and returns how long that takes: from before its process is made
+// until a front-end, which has waited to be accepted, has read a block.
 func MeasureStart(ctx context.Context, c Config, command []string) (took time.Duration, err error) {
 	begun := time.Now()
 	err = c.serve(ctx, -1, command, func(_ *child.Process, f *vhostusertest.Frontend) error {
@@ -273,8 +274,9 @@ func MeasureHuge(ctx context.Context, c Config, command []string, size uint64) (
 // beforeStop is how long a device is idle, or busy, before it is stopped.
 const beforeStop = 5 * time.Millisecond
 
-// MeasureStop stops the ring of a guest with depth requests in flight, 0 for an idle one, and starts it again, so many rounds. It
-// returns how long the front-end waits in each, from SET_VRING_ENABLE 0 to the answer to GET_VRING_BASE.
+// MeasureStop stops the ring of a guest with depth requests in flight (0: an idle one) and starts
+// it again, rounds times. It returns how long the front-end waits in each round, from
+// SET_VRING_ENABLE 0 to the answer to GET_VRING_BASE.
 func MeasureStop(ctx context.Context, c Config, command []string, depth, rounds int) (all []time.Duration, err error) {
 	err = c.serve(ctx, c.ServerCPU, command, func(_ *child.Process, f *vhostusertest.Frontend) error {
 		g, err := newGuest(f, max(depth, 1))

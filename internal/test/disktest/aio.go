@@ -1,5 +1,5 @@
-// Package disktest has what the tests of the disk drivers share: an AIO under the test's control, and a model of a disk to
-// compare drivers with.
+// Package disktest has what the tests of the disk drivers share: an AIO under the test's control,
+// and a model of a disk with which to compare drivers.
 package disktest
 
 import (

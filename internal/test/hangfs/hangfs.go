@@ -1,19 +1,20 @@
-// Package hangfs is a file system that stops answering on command, for tests of what lives on such a one. It is a FUSE file
-// system whose server is the calling process, and shows the files of a folder.
+// Package hangfs is a file system that stops answering on command, for tests of what uses one. It
+// is a FUSE file system whose server is the calling process, and shows the files of a folder.
 //
 // # Holding
 //
-// A request of a Kind that is held waits in the server, and whoever made it waits in the kernel, until the Kind is released;
-// it is carried out only then. So a read that was held gives what the file has when it is let go, and a write has the data
-// that the kernel sent with the request.
+// A request of a Kind that is held waits in the server, and whoever made it waits in the kernel,
+// until the Kind is released. Only then is it carried out. So a read that was held gives what the
+// file has when it is released, and a write has the data that the kernel sent with the request.
 //
 // What the server sees is what the kernel makes of a transfer: the reads of the page cache, with its reading ahead, but for
 // Config.Direct; writes as large as Config.MaxWrite, and with Config.Writeback those of the page cache, later.
 //
 // # In the same process
 //
-// The calling process must not open the files by package os: the Go runtime asks whether it can wait for such a file, which
-// the server has to answer, and holds up other goroutines meanwhile. sys.OpenFile does not.
+// The calling process must not open the files by package os. The Go runtime then asks whether it
+// can wait for such a file; the server has to answer that, and other goroutines wait meanwhile.
+// sys.OpenFile does not ask.
 package hangfs
 
 import (
@@ -158,8 +159,8 @@ func Mount(dir, point string, conf Config) (*FS, error) {
 	return f, nil
 }
 
-// Close lets go of what is held and takes the file system away. Where files of it are still open, what is in progress on them
-// fails.
+// Close releases what is held and unmounts the file system. Where files of it are still open, what
+// is in progress on them fails.
 func (f *FS) Close() error {
 	f.mu.Lock()
 	f.closed = true
@@ -181,7 +182,7 @@ func (f *FS) Close() error {
 	return nil
 }
 
-// Hold lets requests of these kinds wait that come from now on.
+// Hold makes requests of these kinds wait that come from now on.
 func (f *FS) Hold(ks ...Kind) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -192,7 +193,7 @@ func (f *FS) Hold(ks ...Kind) {
 	}
 }
 
-// Release lets requests of these kinds go, those that wait and those to come.
+// Release releases requests of these kinds: those that wait, and those to come.
 func (f *FS) Release(ks ...Kind) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -201,7 +202,8 @@ func (f *FS) Release(ks ...Kind) {
 	}
 }
 
-// Fail lets requests of kind k fail that come from now on, instead of being carried out; 0 ends that.
+// Fail makes requests of kind k fail that come from now on, instead of being carried out; 0 ends
+// that.
 func (f *FS) Fail(k Kind, errno syscall.Errno) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -215,8 +217,9 @@ func (f *FS) releaseLocked(k Kind) {
 	}
 }
 
-// Drop has the kernel forget what it has cached of the file of this name in the folder itself, so that reads come here again. It
-// waits for reads of the file that are held, and does nothing where the file was never looked at.
+// Drop makes the kernel forget what it has cached of the file of this name in the folder itself, so
+// that reads come here again. It waits for reads of the file that are held. It does nothing where
+// the file was never looked at.
 func (f *FS) Drop(name string) error {
 	n := f.root.EmbeddedInode().GetChild(name)
 	if n == nil {

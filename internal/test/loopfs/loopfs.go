@@ -116,7 +116,7 @@ func Loop(t testing.TB, path string, sector int, args ...string) string {
 	return dev
 }
 
-// Freeze has every write to the file system sleep until Thaw.
+// Freeze makes every write to the file system sleep until Thaw.
 func (fs *FS) Freeze(t testing.TB) {
 	t.Helper()
 	fs.set(t, true)
