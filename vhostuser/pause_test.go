@@ -2,9 +2,9 @@ package vhostuser_test
 
 import (
 	"context"
+	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -47,25 +47,35 @@ func TestWhatHasJustEndedIsShownBeforeADisableIsAnswered(t *testing.T) {
 	g, r, _ := pausing(t, newReverser(1), 1)
 	r.Called()
 	q := g.dev.queue()
-	begin, end := make(chan struct{}), make(chan struct{})
-	goOn := sync.OnceFunc(func() { close(end) })
-	q.Post(func() { <-begin })
+	begun, begin, end := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	q.Post(func() { close(begun); <-begin })
+	<-begun // what is posted from here on is for the next turn, all of it
 	q.Post(func() { g.dev.finishHeld(q) })
 	g.sendDisable(0, vhostuser.FlagNeedReply)
-	for g.status().FrontEnd.Message != "SET_VRING_ENABLE" {
-		time.Sleep(time.Millisecond)
-	}
-	time.Sleep(20 * time.Millisecond) // time in which it comes to the event loop
+	awaitSessionAtEventLoop()
 	q.Post(func() { <-end })
-	// On a busy machine the disable may come behind that, and then nothing is tested.
-	time.AfterFunc(2*time.Second, goOn)
 	close(begin)
 	_, _, err := g.Receive()
 	shown, called := r.PendingUsed(), r.Called()
-	goOn()
+	close(end)
 	g.must(err)
 	if !shown || !called {
 		t.Errorf("with the answer the request is shown: %v, and signalled: %v", shown, called)
+	}
+}
+
+// awaitSessionAtEventLoop returns when the goroutine of a session waits for what it has posted to an event loop.
+func awaitSessionAtEventLoop() {
+	stacks := make([]byte, 1<<20)
+	for {
+		for stack := range strings.SplitSeq(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
+			state, calls, _ := strings.Cut(stack, "\n")
+			if strings.Contains(state, "[chan receive") && strings.Contains(calls, "reactor.(*Reactor).Do(") &&
+				strings.Contains(calls, "vhostuser.(*session).") {
+				return
+			}
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 

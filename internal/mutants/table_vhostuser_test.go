@@ -187,6 +187,12 @@ var _ = add("vhostuser", []mutant{
 
 	// A disable waits for what is in flight.
 	{
+		what: "a disable is answered before what has just ended is shown", file: ringGo,
+		from: "\t\t\tpoller{q}.Flush()\n\t\t}\n\t})\n\ts.b.event(Event{Kind: EventDisable",
+		to:   "\t\t}\n\t})\n\ts.b.event(Event{Kind: EventDisable",
+		by:   tests{in: "./vhostuser", run: "TestWhatHasJustEndedIsShownBeforeADisableIsAnswered$"},
+	},
+	{
 		what: "a disable waits for nothing", file: ringGo,
 		from: "\t\tif s.disable(r) > 0 {\n\t\t\ts.drain(r)\n\t\t}\n",
 		to:   "\t\ts.disable(r)\n",
