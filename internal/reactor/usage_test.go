@@ -2,13 +2,11 @@ package reactor
 
 import (
 	"math"
-	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
-
-	"vdev/devsw"
 )
 
 // TestUsageIsTheAverageOfLate: after some seconds of the same it is that, however often it was counted, and when nothing is counted any
@@ -77,39 +75,96 @@ func TestPickSpreadsThoseThatStartTogether(t *testing.T) {
 	})
 }
 
-// TestCompletionsAreWork: a reactor that does nothing but to follow up transfers, and sleeps until the next one has ended, has worked.
-func TestCompletionsAreWork(t *testing.T) {
-	usages(t, func(t *testing.T, p *Pool) {
-		r := p.reactors[0]
-		f := tempFile(t)
-		w := &worker{r: r, fd: int(f.Fd()), data: make([]byte, 4096), ended: make(chan struct{})}
-		before := r.worked(time.Since(epoch))
-		r.Do(w.next)
-		<-w.ended
-		if after := r.worked(time.Since(epoch)); after < before+0.2 {
-			t.Errorf("usage was %.2f, and after half a second of nothing but completions it is %.2f", before, after)
-		}
-	})
-}
-
-// TestToWaitIsNoWork, be it that the reactor sleeps, or looks for work all the time, however often there is some.
+// TestToWaitIsNoWork, be it that the reactor sleeps, or looks for work all the time, however often
+// there is some. What it does is work, and so is what it does with a transfer that has ended.
 func TestToWaitIsNoWork(t *testing.T) {
-	for _, mode := range []Mode{ModeURing, ModeThreads} {
-		for name, most := range map[string]time.Duration{"sleeps": -1, "looks": time.Second} {
-			t.Run(string(mode)+"/"+name, func(t *testing.T) {
-				p := newPoolOf(t, Config{Mode: mode, PollMax: most})
-				r := p.reactors[0]
-				m := addOne(t, r, false)
-				for range 500 {
-					m.produce()
-					time.Sleep(2 * time.Millisecond)
+	const us, ms = time.Microsecond, time.Millisecond
+	for name, w := range map[string]*workday{
+		"sleeps":              {each: 100 * us, pauses: []time.Duration{2 * ms}},
+		"sleeps between much": {each: 3 * ms, pauses: []time.Duration{ms}},
+		"sleeps, a transfer":  {each: 3 * ms, pauses: []time.Duration{ms}, transfer: true},
+		"looks":               {each: 100 * us, pauses: []time.Duration{2 * ms}, most: time.Second},
+		"looks between much":  {each: 3 * ms, pauses: []time.Duration{ms}, most: time.Second},
+		"looks in vain":       {each: 100 * us, pauses: []time.Duration{900 * us, 900 * us, 900 * us, 3 * ms}, most: ms},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				got := w.run(t, 3*time.Second)
+				var all time.Duration
+				for _, pause := range w.pauses {
+					all += w.each + pause
 				}
-				if got := r.worked(time.Since(epoch)); got > 0.5 {
-					t.Errorf("with one thing to do in 2 ms its usage is %.2f", got)
+				want := float64(w.each) * float64(len(w.pauses)) / float64(all)
+				if math.Abs(got-want) > 0.1 {
+					t.Errorf("its usage is %.3f, want %.3f", got, want)
 				}
 			})
-		}
+		})
 	}
+}
+
+// workday is a Source of a reactor, and its engine. Both take their time as they are told, which is
+// the time of a synctest bubble, and not that of the machine.
+type workday struct {
+	engine
+	each     time.Duration   // how long a piece of work takes
+	pauses   []time.Duration // from its end to the next, in turn
+	most     time.Duration   // for how long work is looked for
+	transfer bool            // it is the engine's: a transfer has ended
+
+	src       *Source
+	pieces    int       // of work, so far
+	next, end time.Time // when there is the next piece; after when there is no more
+}
+
+// run gives the reactor's usage after that time of such pieces.
+func (w *workday) run(t *testing.T, length time.Duration) float64 {
+	r := &Reactor{pollMax: w.most, eng: w, sources: map[uint64]*Source{}, lines: map[any]*line{}}
+	r.counted = r.Now()
+	r.yielded = r.clock // a bubble's time is before epoch
+	r.usage.set(r.clock, 0)
+	var err error
+	if w.src, err = r.Add(w, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.end = time.Now().Add(length)
+	r.goRound()
+	return r.worked(r.Now())
+}
+
+func (w *workday) work() (worked bool) {
+	if time.Now().Before(w.next) {
+		return false
+	}
+	time.Sleep(w.each)
+	w.next = time.Now().Add(w.pauses[w.pieces%len(w.pauses)])
+	w.pieces++
+	w.src.r.stop = w.next.After(w.end)
+	return true
+}
+
+func (w *workday) Poll() bool {
+	if w.transfer {
+		return false
+	}
+	if w.work() {
+		return true
+	}
+	time.Sleep(20 * time.Microsecond)
+	return false
+}
+
+func (w *workday) Arm() bool { return !w.transfer && !time.Now().Before(w.next) }
+func (w *workday) Disarm()   {}
+func (w *workday) Flush()    {}
+
+func (w *workday) watch(int, uint64) error { return nil }
+func (w *workday) waits() bool             { return false }
+func (w *workday) turn() bool              { return w.transfer && w.work() }
+
+func (w *workday) sleep(time.Duration) {
+	time.Sleep(time.Until(w.next))
+	w.src.Wake()
 }
 
 // TestAReactorThatIsWokenHasNotWorkedMeanwhile, before its thread has been given a processor.
@@ -125,32 +180,6 @@ func TestAReactorThatIsWokenHasNotWorkedMeanwhile(t *testing.T) {
 			t.Errorf("after a minute of sleep its usage is %.2f", got)
 		}
 	})
-}
-
-// worker reads again and again, for half a second, and takes its time with what it has read.
-type worker struct {
-	r     *Reactor
-	fd    int
-	data  []byte
-	buf   devsw.Buf
-	busy  time.Duration
-	ended chan struct{}
-}
-
-func (w *worker) next() {
-	w.buf = devsw.Buf{Op: devsw.BRead, Data: [][]byte{w.data}, Bcount: int64(len(w.data)), Flags: devsw.BMayBlock}
-	w.r.ReadAt(&w.buf, w.fd, 0, w)
-}
-
-func (w *worker) AIODone(*devsw.Buf, int64, syscall.Errno) {
-	const each = 10 * time.Millisecond // beside which it is little until it is called
-	for begun := time.Now(); time.Since(begun) < each; {
-	}
-	if w.busy += each; w.busy >= time.Second/2 {
-		close(w.ended)
-		return
-	}
-	w.next()
 }
 
 // TestARoundCountsWhileItLasts: whoever is not done with its work for long does not pass for idle meanwhile.
