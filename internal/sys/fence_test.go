@@ -49,11 +49,12 @@ func TestAFenceKeepsTheKernelOff(t *testing.T) {
 		// The last part is written from, the others are read into.
 		kept := stuck[size-part+100 : size-100]
 		copy(kept, bytes.Repeat([]byte{0x55}, len(kept)))
+		const threads, calls = 4, 5
 		var fenced, stop atomic.Bool
-		var late atomic.Int64
+		var late [threads]atomic.Int64 // calls of each that began behind the fence
 		var wg sync.WaitGroup
-		begun := make(chan struct{}, 4)
-		for i := range 4 {
+		begun := make(chan struct{}, threads)
+		for i := range threads {
 			wg.Go(func() {
 				for n := 0; !stop.Load(); n++ {
 					after := fenced.Load()
@@ -68,7 +69,7 @@ func TestAFenceKeepsTheKernelOff(t *testing.T) {
 						return
 					}
 					if after {
-						late.Add(1)
+						late[i].Add(1)
 					}
 					if n == 1 {
 						begun <- struct{}{}
@@ -76,17 +77,19 @@ func TestAFenceKeepsTheKernelOff(t *testing.T) {
 				}
 			})
 		}
-		for range 4 {
+		for range threads {
 			<-begun
 		}
 		if err := sys.Fence(stuck, [][]byte{kept}); err != nil {
 			t.Fatal(err)
 		}
-		fenced.Store(true)
 		// What the guest makes of its memory from here on stays, and is not written.
 		copy(guest, bytes.Repeat([]byte{0x11}, size))
-		for late.Load() < 20 && !t.Failed() {
-			runtime.Gosched()
+		fenced.Store(true)
+		for i := range late {
+			for late[i].Load() < calls && !t.Failed() {
+				runtime.Gosched()
+			}
 		}
 		if !bytes.Equal(guest, bytes.Repeat([]byte{0x11}, size)) {
 			t.Error("the file behind the mapping has changed")
