@@ -8,6 +8,7 @@ const (
 	inlineGo      = "internal/reactor/inline.go"
 	aioGo         = "internal/reactor/aio.go"
 	reactorGo     = "internal/reactor/reactor.go"
+	fenceGo       = "internal/sys/fence_unsafe.go"
 	signalGo      = "internal/reactor/signal.go"
 	turnsGo       = "internal/reactor/turns.go"
 	uringGo       = "internal/uring/ring_unsafe.go"
@@ -338,5 +339,46 @@ var _ = add("reactor", []mutant{
 		from: "func (s *signals) waits() bool { return !sys.Writable(s.fd) }",
 		to:   "func (s *signals) waits() bool { return true }",
 		by:   tests{in: "./internal/reactor", run: "TestASignalIsBegunAnewWhereItsEventfdIsReplaced$"},
+	},
+
+	// What a reactor has worked, for Pick.
+	{
+		what: "to sleep is work", file: reactorGo,
+		from: "\tr.idled += slept\n", to: "",
+		by: tests{in: "./internal/reactor", run: "TestToWaitIsNoWork$/^sleeps$"},
+	},
+	{
+		what: "to look in vain is work", file: reactorGo,
+		from: "\t\t\tr.idled += r.looked\n\t\t\treturn false, nil", to: "\t\t\treturn false, nil",
+		by: tests{in: "./internal/reactor", run: "TestToWaitIsNoWork$/^looks_in_vain$"},
+	},
+	{
+		what: "to look until there is work is work", file: reactorGo,
+		from: "\t\t\t\tr.idled += r.looked\n\t\t\t\treturn true, nil", to: "\t\t\t\treturn true, nil",
+		by: tests{in: "./internal/reactor", run: "TestToWaitIsNoWork$/^looks$"},
+	},
+	{
+		what: "what is done with a transfer that has ended is rest", file: reactorGo,
+		from: "\tr.eng.sleep(timeout)\n", to: "\tr.eng.sleep(timeout)\n\tr.eng.turn()\n",
+		by: tests{in: "./internal/reactor", run: "TestToWaitIsNoWork$/^sleeps,_a_transfer$"},
+	},
+
+	// A fence keeps the kernel off the file behind a mapping.
+	{
+		what: "a fence leaves the file in its place", file: fenceGo,
+		from: "\terr := fence(mapping, keep)\n",
+		to:   "\tvar err error\n\tif mapping == nil {\n\t\terr = fence(mapping, keep)\n\t}\n",
+		by:   tests{in: "./internal/sys", run: "TestAFenceKeepsTheKernelOff$"},
+	},
+	{
+		what: "a fence keeps nothing", file: fenceGo,
+		from: "\t\tcopyOut(staging+off, k)\n", to: "",
+		by: tests{in: "./internal/sys", run: "TestAFenceKeepsTheKernelOff$"},
+	},
+	{
+		what: "there is nothing at a fence's addresses for a moment", file: fenceGo,
+		from: "\t\tsize := uintptr(len(mapping))\n",
+		to:   "\t\tsize := uintptr(len(mapping))\n\t\t_, _, _ = unix.Syscall(unix.SYS_MUNMAP, address(mapping), size, 0)\n",
+		by:   tests{in: "./internal/sys", run: "TestAFenceKeepsTheKernelOff$"},
 	},
 })
