@@ -150,6 +150,7 @@ type Reactor struct {
 	counted  time.Duration // when usage was, by clock
 	idled    time.Duration // slept, or looked for work in vain, since then
 	spare    []func()
+	timers   timers
 
 	calls   calls
 	reading reading
@@ -443,6 +444,10 @@ func (r *Reactor) round() (worked bool, lost *op) {
 		r.count()
 		runtime.Gosched()
 	}
+	if r.timers.due(r.clock) {
+		r.fire()
+		worked = true
+	}
 	// A Poll may wake others, which are then behind those of this round.
 	var begun time.Duration
 	polls := 0
@@ -584,10 +589,6 @@ func (r *Reactor) rest() {
 	if pending {
 		return
 	}
-	timeout := time.Duration(-1)
-	if r.noKick > 0 {
-		timeout = polledPause
-	}
 	r.asleep.Swap(true)
 	if r.hasPosted.Load() || len(r.queue) > 0 || len(r.turns) > 0 || r.eng.waits() {
 		r.asleep.Store(false)
@@ -597,6 +598,10 @@ func (r *Reactor) rest() {
 	r.level, r.kicked = r.inflight, false
 	r.resting.Store(true)
 	start := r.Now()
+	timeout := r.untilTimer()
+	if r.noKick > 0 && (timeout < 0 || timeout > polledPause) {
+		timeout = polledPause
+	}
 	r.eng.sleep(timeout)
 	r.asleep.Store(false)
 	slept := r.Now() - start

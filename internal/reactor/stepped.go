@@ -8,8 +8,8 @@ import (
 
 // A stepped reactor (ModeStepped) has no thread of its own. What there is to do is done by the
 // goroutine that calls Do, to the end, before Do returns. After a Post it is done by a goroutine
-// that is started for that, unless one is at it. Nobody waits for kicks: they are found by whoever
-// does the rest, and Pool.Step does nothing else.
+// that is started for that, unless one is at it. Nobody waits for kicks and timers: they are found
+// by whoever does the rest, and Pool.Step does nothing else.
 //
 // It is for tests: with one goroutine, events come in the same order each time, and no switch
 // between threads takes longer than what is tested. Nothing watches its calls: a transfer goes to a
@@ -54,6 +54,7 @@ const stepRounds = 1000
 
 // stepAll makes rounds until there is nothing to do. over: the reactor has ended.
 func (r *Reactor) stepAll() (over bool) {
+	r.Now() // for timers
 	for range stepRounds {
 		posted := r.hasPosted.Load()
 		if posted {
