@@ -11,50 +11,13 @@ import (
 	"time"
 
 	"vdev/internal/guestmem"
-	"vdev/internal/reactor"
 	"vdev/internal/sys"
 )
-
-// Reactors are the event loops that devices share: a process has one set. Close ends them, after all Backends have ended.
-type Reactors = reactor.Pool
-
-// ReactorConfig says how Reactors are made. The zero value is one event loop on what the host has.
-type ReactorConfig = reactor.Config
-
-// MaxStuck is the default of ReactorConfig.MaxStuck.
-const MaxStuck = reactor.MaxStuck
-
-// How reactors wait and transfer.
-const (
-	ModeURing   = "io_uring"
-	ModeThreads = "threads" // epoll, and threads for transfers
-	ModeStepped = "stepped" // for tests: no thread and no goroutine of their own, see Reactors.Step
-)
-
-// NewReactors starts n event loops, at least one. aio is ModeURing or ModeThreads, or "": then ModeURing, and ModeThreads where
-// the host refuses io_uring.
-func NewReactors(n int, aio string) (*Reactors, error) {
-	return NewReactorsConfig(ReactorConfig{Reactors: n, Mode: reactor.Mode(aio)})
-}
-
-// NewReactorsConfig is NewReactors with all that can be chosen.
-func NewReactorsConfig(cfg ReactorConfig) (*Reactors, error) {
-	if cfg.Mode != "" {
-		return reactor.NewPool(cfg)
-	}
-	cfg.Mode = ModeURing
-	r, err := reactor.NewPool(cfg)
-	if err != nil {
-		cfg.Mode = ModeThreads
-		r, err = reactor.NewPool(cfg)
-	}
-	return r, err
-}
 
 // Config says what a Backend serves.
 type Config struct {
 	Device   Device
-	Reactors *Reactors
+	Reactors *Reactors // the event loops that the rings are served on; the caller's, who closes them
 	// NotMigratable says that the device is never migrated: VHOST_F_LOG_ALL is not offered, without which a front-end refuses
 	// to. Then a Device may leave requests in the in-flight region at every stop.
 	NotMigratable bool

@@ -8,8 +8,8 @@ import (
 )
 
 func TestDeviceIsServedFromStartToStop(t *testing.T) {
-	for _, aio := range []string{vhostuser.ModeURing, vhostuser.ModeThreads} {
-		t.Run(aio, func(t *testing.T) {
+	for _, aio := range []vhostuser.Mode{vhostuser.ModeURing, vhostuser.ModeThreads} {
+		t.Run(string(aio), func(t *testing.T) {
 			g := newRigOn(t, newReverser(2), aio)
 			g.handshake()
 			r0, r1 := g.start(0, 8), g.start(1, 16)

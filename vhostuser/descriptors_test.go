@@ -69,10 +69,10 @@ func TestAnEventfdThatWaitsEndsItsConnectionAndNothingElse(t *testing.T) {
 			g.must(r.Notify())
 		}},
 	} {
-		for _, aio := range []string{vhostuser.ModeURing, vhostuser.ModeThreads} {
-			t.Run(c.what+"/"+aio, func(t *testing.T) {
+		for _, aio := range []vhostuser.Mode{vhostuser.ModeURing, vhostuser.ModeThreads} {
+			t.Run(c.what+"/"+string(aio), func(t *testing.T) {
 				checkFDs(t)
-				reactors, err := vhostuser.NewReactors(1, aio)
+				reactors, err := vhostuser.NewReactors(vhostuser.ReactorConfig{Mode: aio})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -209,7 +209,7 @@ func kinds(t testing.TB) map[string]struct {
 
 func TestADescriptorOfEveryKindIsTakenOrNamedInEveryPlace(t *testing.T) {
 	checkFDs(t)
-	reactors, err := vhostuser.NewReactors(1, "")
+	reactors, err := vhostuser.NewReactors(vhostuser.ReactorConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -340,7 +340,7 @@ func TestMemoryOfAServerThatDoesNotAnswerHoldsUpNobody(t *testing.T) {
 	if err := os.WriteFile(dir+"/memory", make([]byte, 1<<16), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	reactors, err := vhostuser.NewReactors(1, "")
+	reactors, err := vhostuser.NewReactors(vhostuser.ReactorConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -376,7 +376,7 @@ func TestMemoryOfAServerThatDoesNotAnswerHoldsUpNobody(t *testing.T) {
 
 // TestAFrontEndMakesAReactorWaitOnce, though it has several descriptors that would.
 func TestAFrontEndMakesAReactorWaitOnce(t *testing.T) {
-	reactors, err := vhostuser.NewReactors(1, "")
+	reactors, err := vhostuser.NewReactors(vhostuser.ReactorConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -410,7 +410,7 @@ func TestDescriptorsThatCannotBeClosedAreBounded(t *testing.T) {
 	if err := os.WriteFile(dir+"/file", nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	reactors, err := vhostuser.NewReactors(1, "")
+	reactors, err := vhostuser.NewReactors(vhostuser.ReactorConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}

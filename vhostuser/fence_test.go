@@ -52,7 +52,7 @@ func (d *fencer) stopQueue(q *vhostuser.Queue, _ vhostuser.StopReason) {
 	var stuck []vhostuser.Stuck
 	var split []*late
 	chains := q.Data.(*lane).held
-	q.Reactor().Do(func() {
+	q.Loop().Do(func() {
 		for _, c := range chains {
 			l := &late{q.Memory(c), slices.Clone(c.Writable)}
 			split = append(split, l)
@@ -61,7 +61,7 @@ func (d *fencer) stopQueue(q *vhostuser.Queue, _ vhostuser.StopReason) {
 	})
 	d.late = append(d.late, split...)
 	d.err = q.Fence(stuck, func() {
-		q.Reactor().Do(func() {
+		q.Loop().Do(func() {
 			for i, c := range chains {
 				if _, ok := q.Rehome(c, nil); !ok {
 					d.lost++

@@ -182,7 +182,7 @@ func FuzzConnection(f *testing.F) {
 // fuzzReactors is one reactor without a thread: switches between threads would take most of the
 // time.
 func fuzzReactors() (*vhostuser.Reactors, error) {
-	return vhostuser.NewReactorsConfig(vhostuser.ReactorConfig{Mode: vhostuser.ModeStepped})
+	return vhostuser.NewReactors(vhostuser.ReactorConfig{Mode: vhostuser.ModeStepped})
 }
 
 // fuzzFDs are descriptors to send, by their kind.

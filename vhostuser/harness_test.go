@@ -334,9 +334,9 @@ type rig struct {
 
 func newReactors(t testing.TB) *vhostuser.Reactors { return newReactorsOn(t, "") }
 
-func newReactorsOn(t testing.TB, aio string) *vhostuser.Reactors {
+func newReactorsOn(t testing.TB, aio vhostuser.Mode) *vhostuser.Reactors {
 	t.Helper()
-	r, err := vhostuser.NewReactors(2, aio)
+	r, err := vhostuser.NewReactors(vhostuser.ReactorConfig{Reactors: 2, Mode: aio})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -361,13 +361,13 @@ func newRig(t testing.TB, dev *reverser) *rig {
 	return newRigOn(t, dev, "")
 }
 
-func newRigOn(t testing.TB, dev *reverser, aio string) *rig {
+func newRigOn(t testing.TB, dev *reverser, aio vhostuser.Mode) *rig {
 	t.Helper()
 	return newRigFor(t, dev, dev, aio)
 }
 
 // newRigFor makes a rig with a device that has dev in it.
-func newRigFor(t testing.TB, served vhostuser.Device, dev *reverser, aio string) *rig {
+func newRigFor(t testing.TB, served vhostuser.Device, dev *reverser, aio vhostuser.Mode) *rig {
 	t.Helper()
 	checkFDs(t)
 	return newRigServing(t, served, dev, newReactorsOn(t, aio))

@@ -164,7 +164,7 @@ func (w *interrupted) hangUp() {
 
 func (w *interrupted) onReactor(f func(*lane)) {
 	q := w.dev.queue()
-	q.Reactor().Do(func() { f(q.Data.(*lane)) })
+	q.Loop().Do(func() { f(q.Data.(*lane)) })
 }
 
 // stopQueue completes some of what is held back, suspends some, and gives back what it can.
@@ -172,7 +172,7 @@ func (w *interrupted) stopQueue(q *vhostuser.Queue, _ vhostuser.StopReason) {
 	w.mu.Lock()
 	end := w.end
 	w.mu.Unlock()
-	q.Reactor().Do(func() {
+	q.Loop().Do(func() {
 		l := q.Data.(*lane)
 		for n := len(l.held) - 1; n >= 0 && end>>(n%16)&1 == 0 && q.CanUnpop(l.held[n]) && end>>15 != 0; n-- {
 			q.Unpop(l.held[n])

@@ -391,7 +391,7 @@ func TestFaultOnTheRegionKeepsNothingInFlight(t *testing.T) {
 			}
 			l.held = nil
 		})
-		q.Reactor().Do(func() { left = q.InFlight() })
+		q.Loop().Do(func() { left = q.InFlight() })
 	}
 	g := newRig(t, dev)
 	g.handshake()

@@ -29,7 +29,7 @@ func serveAsChild(path string) {
 	if err != nil {
 		exit(err)
 	}
-	reactors, err := vhostuser.NewReactors(1, "")
+	reactors, err := vhostuser.NewReactors(vhostuser.ReactorConfig{})
 	if err != nil {
 		exit(err)
 	}

@@ -284,8 +284,8 @@ func logsMapped(t *testing.T) int {
 
 // What a busy device writes is all there on another host that has copied, in the end, what was marked.
 func TestAGuestThatMovesHasAllThatWasWritten(t *testing.T) {
-	for _, aio := range []string{vhostuser.ModeURing, vhostuser.ModeThreads} {
-		t.Run(aio, func(t *testing.T) {
+	for _, aio := range []vhostuser.Mode{vhostuser.ModeURing, vhostuser.ModeThreads} {
+		t.Run(string(aio), func(t *testing.T) {
 			dev := newReverser(2)
 			g := newRigOn(t, dev, aio)
 			g.handshake()

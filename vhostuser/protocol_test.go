@@ -426,7 +426,7 @@ func TestStartWithoutSizeOrAddressesIsRefused(t *testing.T) {
 }
 
 func TestKickDescriptorThatCannotBeWatchedIsRefused(t *testing.T) {
-	r, err := vhostuser.NewReactors(1, vhostuser.ModeThreads)
+	r, err := vhostuser.NewReactors(vhostuser.ReactorConfig{Mode: vhostuser.ModeThreads})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,9 +11,6 @@ import (
 	"vdev/virtq"
 )
 
-// Reactor is the event loop that owns a Queue.
-type Reactor = reactor.Reactor
-
 // Queue is a ring that runs: from the Device's StartQueue to its StopQueue. A ring that is started again is another
 // Queue.
 //
@@ -77,7 +74,7 @@ func newSignal(f *sys.FD) signal {
 
 // send signals, on r. A descriptor that is full has a reader with something to look at, and one that fails has none; the
 // front-end answers for what it sent. It returns errBlocked where the front-end has made it wait.
-func (s signal) send(r *Reactor) error {
+func (s signal) send(r *reactor.Reactor) error {
 	if s.fd < 0 || s.mayBlock && !sys.Writable(s.fd) || r.Signal(s.fd) {
 		return nil
 	}
@@ -96,8 +93,8 @@ func (q *Queue) Features() uint64 { return q.features }
 // Driver returns where the guest driver that uses the ring comes from, as far as the front-end's messages show. Any goroutine.
 func (q *Queue) Driver() DriverOrigin { return q.driver }
 
-// Reactor returns the reactor that owns q. Any goroutine.
-func (q *Queue) Reactor() *Reactor { return q.reactor }
+// Loop returns the reactor that owns q. Any goroutine.
+func (q *Queue) Loop() Loop { return Loop{q.reactor} }
 
 // Context is done when the front-end has hung up, the session has failed or the Backend is to end. A StopQueue or
 // PauseQueue that is to wait asks for it then: it is from that moment on that a hang-up is seen in the midst of it, after

@@ -317,7 +317,7 @@ func (s *session) start(r *ring) error {
 	}
 	q := &Queue{
 		s: s, index: r.index, size: int(r.num), features: s.features &^ (FProtocolFeatures | FLogAll),
-		reactor: s.b.reactors.Pick(),
+		reactor: s.b.reactors.pool.Pick(),
 		call:    newSignal(r.call), errs: newSignal(r.er), logged: signal{fd: -1},
 		paused: true, enabled: true,
 		canSuspend: s.inflight.queue(r.index) != nil,
@@ -379,7 +379,7 @@ func (s *session) signalBroken(r *ring) {
 	if r.er == nil || s.blocked.Load() {
 		return
 	}
-	errs, reactor := newSignal(r.er), s.b.reactors.Pick()
+	errs, reactor := newSignal(r.er), s.b.reactors.pool.Pick()
 	reactor.Do(func() {
 		if err := errs.send(reactor); err != nil {
 			s.blocked.Store(true)

@@ -543,7 +543,7 @@ func TestStopWaitsForWhatIsInFlight(t *testing.T) {
 func TestUnpoppedRequestsComeAgain(t *testing.T) {
 	dev := newReverser(1)
 	dev.onStop = func(q *vhostuser.Queue, why vhostuser.StopReason) {
-		q.Reactor().Do(func() {
+		q.Loop().Do(func() {
 			l := q.Data.(*lane)
 			for n := len(l.held); n > 0; n-- {
 				c := l.held[n-1]
@@ -656,7 +656,7 @@ func TestDeviceThatStopsWithRequestsInFlightEndsTheConnection(t *testing.T) {
 		t.Errorf("ServeConn: %v, want a RingError", err)
 	}
 	// What comes late finds the ring gone, and does no harm.
-	q.Reactor().Do(func() { dev.finishHeld(q) })
+	q.Loop().Do(func() { dev.finishHeld(q) })
 	if r.PendingUsed() {
 		t.Error("the ring was written to after the end of the connection")
 	}
@@ -792,7 +792,7 @@ func TestDeviceThatLeavesRequestsInTheRingIsLeftAlone(t *testing.T) {
 	if n := len(d.calls); n > 2000 {
 		t.Errorf("Process was called %d times", n)
 	}
-	d.q.Reactor().Do(func() { d.awake = true })
+	d.q.Loop().Do(func() { d.awake = true })
 	d.q.Wake()
 	_, _, err = r.Wait()
 	g.must(err)
@@ -836,7 +836,7 @@ func TestDeviceCanGiveARingUp(t *testing.T) {
 	dev.waitHeld(t, 1)
 	dev.setHold(false)
 	enough := errors.New("enough")
-	queues[0].Reactor().Do(func() {
+	queues[0].Loop().Do(func() {
 		queues[0].Break(enough)
 		queues[0].Break(errors.New("once more"))
 	})
@@ -914,7 +914,7 @@ func (d *keeper) Process(q *vhostuser.Queue) bool {
 }
 
 func (d *keeper) StopQueue(q *vhostuser.Queue, _ vhostuser.StopReason) {
-	q.Reactor().Do(func() {
+	q.Loop().Do(func() {
 		if d.left = q.InFlight(); d.chains[0].InFlight() {
 			q.Push(&d.chains[0], 0)
 		}
@@ -955,7 +955,7 @@ func TestQueueTellsWhatItIs(t *testing.T) {
 	r.Add(b.in, b.out)
 	g.must(r.Notify())
 	dev.waitHeld(t, 1)
-	q.Reactor().Do(func() {
+	q.Loop().Do(func() {
 		if n := q.InFlight(); n != 1 || q.Pending() || q.Broken() != nil {
 			t.Errorf("in flight %d, pending %v, broken %v", n, q.Pending(), q.Broken())
 		}

@@ -596,7 +596,7 @@ func TestRingWaitsForItsMemoryToComeBack(t *testing.T) {
 		late.fill(77)
 		r.Add(late.in, late.out)
 		g.must(r.Notify())
-		q.Reactor().Do(func() { dev.finishHeld(q) })
+		q.Loop().Do(func() { dev.finishHeld(q) })
 		for range bufs {
 			_, _, err := r.Wait()
 			g.must(err)

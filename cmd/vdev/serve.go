@@ -523,7 +523,7 @@ func newReactors(c spec.Config, log *slog.Logger, limit tasks.Limit) (_ *vhostus
 		plan, enough := planThreads(limit.N, procs, config.Reactors, len(c.Disks), servers, config.Mode == vhostuser.ModeThreads)
 		config.MaxStuck, pool.Places, pool.Keep = plan.stuck, plan.places, plan.reserve > 0
 		tasks.Reserve(plan.reserve)
-		reactors, err := vhostuser.NewReactorsConfig(config)
+		reactors, err := vhostuser.NewReactors(config)
 		if err == nil {
 			plan.tell(log, limit, enough)
 		}

@@ -40,7 +40,7 @@ func (r *rng) Process(q *vhostuser.Queue) (more bool) {
 }
 
 func serve(ctx context.Context, path string) error {
-	reactors, err := vhostuser.NewReactors(1, "io_uring")
+	reactors, err := vhostuser.NewReactors(vhostuser.ReactorConfig{})
 	if err != nil {
 		return err
 	}

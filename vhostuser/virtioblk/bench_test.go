@@ -224,9 +224,9 @@ func (w *bench) serve(batch, n int) {
 			idx += uint16(batch)
 			r.SetAvailIdx(idx)
 		}
-		q.reactor.Post(next)
+		q.loop.Post(next)
 	}
-	q.reactor.Post(func() {
+	q.loop.Post(func() {
 		q.vq.Wake()
 		next()
 	})

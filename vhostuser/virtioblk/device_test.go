@@ -103,14 +103,14 @@ func vndWith(t testing.TB, table *devsw.Table, dir string, conf vnd.Config) (dev
 // newBench connects a front-end; no ring is started.
 func newBench(t testing.TB, mode reactor.Mode, queues int, make disk, change func(*Config)) *bench {
 	t.Helper()
-	return newBenchOn(t, vhostuser.ReactorConfig{Reactors: 2, Mode: mode}, queues, make, change)
+	return newBenchOn(t, vhostuser.ReactorConfig{Reactors: 2, Mode: vhostuser.Mode(mode)}, queues, make, change)
 }
 
 // newBenchOn is newBench on reactors of this kind.
 func newBenchOn(t testing.TB, reactors vhostuser.ReactorConfig, queues int, make disk, change func(*Config)) *bench {
 	t.Helper()
 	w := &bench{t: t, ended: make2()}
-	pool := must(vhostuser.NewReactorsConfig(reactors))(t)
+	pool := must(vhostuser.NewReactors(reactors))(t)
 	t.Cleanup(pool.Close)
 	w.reactors = pool
 	table := devsw.NewTable()

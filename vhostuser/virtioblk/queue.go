@@ -17,7 +17,7 @@ import (
 type queue struct {
 	d        *Device
 	vq       *vhostuser.Queue
-	reactor  *vhostuser.Reactor
+	loop     vhostuser.Loop
 	aio      devsw.AIO
 	features uint64
 	stable   bool // writes are stable when they complete, whatever writeback says: the driver cannot flush
@@ -42,7 +42,7 @@ type queue struct {
 }
 
 func newQueue(d *Device, vq *vhostuser.Queue) *queue {
-	return &queue{account: account{granted: queueUnits}, d: d, vq: vq, reactor: vq.Reactor(), aio: vq.Reactor(), features: d.negotiated,
+	return &queue{account: account{granted: queueUnits}, d: d, vq: vq, loop: vq.Loop(), aio: vq.Loop().AIO(), features: d.negotiated,
 		stable: d.negotiated&fFlush == 0}
 }
 
@@ -332,7 +332,7 @@ func (q *queue) cancel(from int) (next int, all bool) {
 		}
 		_ = q.open.node.CancelBuf(&r.transfer.buf)
 		// For a driver that has no such function, but works by the reactor.
-		q.reactor.Cancel(&r.transfer.buf)
+		q.aio.Cancel(&r.transfer.buf)
 	}
 	return next, next == len(q.requests)
 }

@@ -172,7 +172,7 @@ func length(bufs [][]byte) (n int64) {
 // start begins the request that was popped into r. It ends through r.end, on the reactor.
 func (r *request) start() {
 	r.q.fetched++
-	r.seq, r.began, r.transfer.traced = r.q.fetched, r.q.reactor.Clock(), false
+	r.seq, r.began, r.transfer.traced = r.q.fetched, r.q.loop.Clock(), false
 	r.typ, r.sector, r.bytes, r.in = ^uint32(0), 0, 0, 0
 	r.q.charge(r)
 	readable, writable, err := r.parse()

@@ -129,7 +129,7 @@ func ended(c <-chan struct{}) bool {
 // status tells what the queue is doing. On the reactor.
 func (q *queue) status() QueueStatus {
 	s := QueueStatus{Index: q.vq.Index(), Started: true, Resubmitted: q.vq.Resubmitted(), InFlight: q.vq.InFlight(), Kept: len(q.parked)}
-	now := q.reactor.Now()
+	now := q.loop.Now()
 	for _, r := range q.requests {
 		if r.status != nil {
 			s.Oldest = max(s.Oldest, now-r.began)

@@ -203,7 +203,7 @@ func TestNothingHappensAfterAStopInTheMiddleOfEverything(t *testing.T) {
 
 func stopAnyhow(t *testing.T, mode reactor.Mode, d disk, after time.Duration) {
 	const rings = 3
-	pool := must(vhostuser.NewReactorsConfig(vhostuser.ReactorConfig{Reactors: 2, Mode: mode}))(t)
+	pool := must(vhostuser.NewReactors(vhostuser.ReactorConfig{Reactors: 2, Mode: vhostuser.Mode(mode)}))(t)
 	t.Cleanup(pool.Close)
 	table := devsw.NewTable()
 	dev, info := d(t, table)

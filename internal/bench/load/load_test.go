@@ -83,7 +83,7 @@ func serveDisk(t *testing.T, ln net.Listener, table *devsw.Table, dev devsw.Dev,
 	if err != nil {
 		t.Fatal(err)
 	}
-	reactors, err := vhostuser.NewReactorsConfig(vhostuser.ReactorConfig{Reactors: 2, Mode: vhostuser.ModeThreads})
+	reactors, err := vhostuser.NewReactors(vhostuser.ReactorConfig{Reactors: 2, Mode: vhostuser.ModeThreads})
 	if err != nil {
 		t.Fatal(err)
 	}
