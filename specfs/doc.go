@@ -53,6 +53,8 @@
 //
 //	the driver's locks, or the table's one lock → FS.mu → Localcount's mutex
 //
+// Life.mu is a leaf: nothing else is locked under it, and no function is called.
+//
 // # Compared with NetBSD
 //
 // As of spec_vnops.c 1.219 and driver(9) with d_cancel:
@@ -105,6 +107,8 @@
 //	                                                 device open
 //	(none)                      Node.WaitClosed      EBUSY from a block open that comes a moment too
 //	                                                 early can be waited for
+//	(none)                      Lives, Life          an open and its close without a process that
+//	                                                 waits for them
 //	(none)                      WithTrace            the order of operations can be watched
 //	(none)                      FS.InProgress        what is in progress, and since when
 package specfs

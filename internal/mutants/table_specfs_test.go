@@ -7,6 +7,7 @@ const (
 	fsGo      = "specfs/fs.go"
 	sectionGo = "specfs/section.go"
 	drainGo   = "specfs/drain.go"
+	lifeGo    = "specfs/life.go"
 	tableGo   = "devsw/table.go"
 	opsGo     = "specfs/ops.go"
 	bdevGo    = "devsw/bdev.go"
@@ -25,7 +26,30 @@ var specfsTests = tests{
 	args:    "-rapid.nofailfile -rapid.shrinktime=1ms",
 }
 
+// lifeTests are those of a Life.
+var lifeTests = tests{
+	in:   "./specfs",
+	run:  "Life|Lives|TestACloseWakes|TestNothingIsCancelled|TestAPort",
+	args: "-rapid.nofailfile -rapid.shrinktime=1ms",
+}
+
 var _ = add("specfs", []mutant{
+	{"a Life that does not wait for the one before", lifeGo,
+		"\terr := s.ending.Drain(ctx)\n", "\terr := ctx.Err()\n", nil, lifeTests},
+	{"a Life that does not wait for what holds it", lifeGo,
+		"\t_ = l.holds.Drain(context.Background())\n", "\t<-l.began\n", nil, lifeTests},
+	{"a Life closed twice", lifeGo,
+		"\tif was >= lifeClosing {\n\t\treturn false\n\t}\n", "", nil, lifeTests},
+	{"a Life that opens though it was closed", lifeGo,
+		"!l.change(lifeWaiting, lifeOpening)", "!l.change(lifeWaiting, lifeOpening) && false", nil, lifeTests},
+	{"a Life that waits for an open that sleeps", lifeGo,
+		"\tcase revoke || was == lifeOpening:", "\tcase revoke:", nil, lifeTests},
+	{"a Life that cancels before its user knows", lifeGo,
+		"\tif s.Ending != nil {\n\t\ts.Ending(l)\n\t}\n", "\tif s.Ending != nil {\n\t\tdefer s.Ending(l)\n\t}\n", nil, lifeTests},
+	{"a Life that is over before a close by somebody else", lifeGo,
+		"\t\t_ = l.node.WaitClosed(context.Background())\n", "", nil, lifeTests},
+	{"a Life that tells twice that it is late", lifeGo,
+		"err != nil && l.change(lifeLate, lifeTold)", "err != nil", nil, lifeTests},
 	{"drain before cancel", nodeGo,
 		"\tcancelErr := ref.Cancel(flag, k.kind)", "\tdrain(counts)\n\tcancelErr := ref.Cancel(flag, k.kind)", nil, specfsTests},
 	{"close before drain", nodeGo,

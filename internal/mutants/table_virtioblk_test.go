@@ -81,8 +81,8 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "an open does not look at the size",
 		file: "vhostuser/virtioblk/device.go",
-		from: "\t\td.takeOver()\n\t\td.lookAgain()\n",
-		to:   "\t\td.takeOver()\n",
+		from: "\td.takeOver()\n\td.lookAgain()\n",
+		to:   "\td.takeOver()\n",
 		by: tests{
 			in:  "./vhostuser/virtioblk",
 			run: "^TestASessionBeginsWithTheSizeThatStorageHasNow$",
@@ -204,7 +204,7 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "a close that has ended is still counted when the page is dropped",
 		file: "vhostuser/virtioblk/state.go",
-		from: "used := d.open != nil || d.closes.Count() > 0",
+		from: "used := d.open != nil || d.lives.Closing()",
 		to:   "used := d.open != nil",
 		by: tests{
 			in:  "./vhostuser/virtioblk",
@@ -228,15 +228,15 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "a driver is not told that the guest goes on",
 		file: "vhostuser/virtioblk/device.go",
-		from: "\t\t\tflag |= devsw.FRESUME\n",
-		to:   "\t\t\tflag |= 0\n",
+		from: "\t\tflag |= devsw.FRESUME\n",
+		to:   "\t\tflag |= 0\n",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestDriverIsToldWhetherTheGuestGoesOn$"},
 	},
 	{
 		what: "an open after the guest began anew is one of each",
 		file: "vhostuser/virtioblk/device.go",
-		from: "\t\td.anew = false\n\t}\n\td.mu.Unlock()",
-		to:   "\t}\n\td.mu.Unlock()",
+		from: "\td.anew = false\n\treturn flag\n",
+		to:   "\treturn flag\n",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestDriverIsToldWhetherTheGuestGoesOn$"},
 	},
 	{

@@ -15,7 +15,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -112,40 +111,18 @@ type Device struct {
 
 	failures failures
 
+	lives      specfs.Lives     // opens of the block device
 	negotiated uint64           // the connection's goroutine only
-	closes     devsw.Localcount // in progress
 	lost       devsw.Localcount // transfers that the driver has not returned, and that were abandoned: see fence
 
 	mu        sync.Mutex
 	info      devsw.DiskInfo
-	open      *opening // nil while the device is not to be open
+	open      *specfs.Life // nil while the device is not to be open
 	queues    map[*queue]struct{}
 	stop      *stop // under way, or nil
 	stopGap   time.Duration
 	anew      bool  // the guest's driver has begun anew, and the block device has not been opened since
 	suspended []int // by ring: requests left in the in-flight region by its last stop
-}
-
-// opening is one open of the block device, from the first ring's start to the close after the last one's stop.
-type opening struct {
-	node   *specfs.Node
-	cancel context.CancelFunc // gives up an open that is waiting for a close
-	done   chan struct{}      // closed when the open has succeeded or failed
-	err    error              // valid once done is closed
-	holds  devsw.Holding      // the disk's; valid once done is closed
-	gone   chan struct{}      // closed when the close has been done
-	ops    devsw.Localcount   // operations whose requests have not been told of their end, and transfers that fence has abandoned
-
-	// Device.mu:
-
-	begun  bool // d_open is being called, or has been
-	closed bool // the close has been done, or begun
-
-	// The connection's goroutine only:
-
-	late   bool // the close was not waited for to the end
-	told   bool // and that was logged
-	pinned bool // that transfers cannot be fenced was logged
 }
 
 // stop is a stop of the device: rings are disabled or stopped, one soon after the other. It begins with the first one that
@@ -197,10 +174,18 @@ func New(c Config) (*Device, error) {
 		pool = offload.Default()
 	}
 	d.share = pool.Share()
+	d.lives = specfs.Lives{FS: c.FS, Mode: devsw.IFBLK, Dev: c.Dev, Flag: d.openFlag, Opened: d.lifeOpened,
+		Began: d.lifeBegan, Ending: d.lifeEnding, Ended: d.lifeEnded}
 	if d.room.room = c.Room; c.Room == nil {
 		d.room.room = defaultRoom
 	}
 	return d, nil
+}
+
+// lifeOpened looks at the disk that has just been opened.
+func (d *Device) lifeOpened(*specfs.Life) {
+	d.takeOver()
+	d.lookAgain()
 }
 
 // Close gives up the device's part in Config.Pool. The block device is not open, and is not to be any more.
@@ -347,61 +332,48 @@ func (d *Device) tooSmall(size int) bool {
 // openLocked gives q the open of the block device that there is, or begins one. q is told when it is done.
 func (d *Device) openLocked(q *queue) {
 	if d.open == nil {
-		ctx, cancel := context.WithCancel(context.Background())
-		d.open = &opening{node: d.fs.Node(devsw.IFBLK, d.dev), cancel: cancel, done: make(chan struct{}), gone: make(chan struct{})}
-		go d.runOpen(ctx, d.open)
+		d.open = d.lives.Begin()
 	}
-	o := d.open
-	q.open, q.counter = o, o.node.NewCounter()
-	select {
-	case <-o.done:
-		q.vq.Post(func() { q.opened(o) })
-	default: // runOpen tells it
+	l := d.open
+	q.open, q.node, q.counter = l, l.Node(), l.Node().NewCounter()
+	if ended(l.Began()) { // else lifeBegan tells it
+		q.vq.Post(func() { q.opened(l) })
 	}
 }
 
-// runOpen opens the block device, after any close that is still in progress, and lets the queues go.
-func (d *Device) runOpen(ctx context.Context, o *opening) {
-	// In this order: a close may have been decided upon and not begun.
-	err := d.closes.Drain(ctx)
-	if err == nil {
-		err = o.node.WaitClosed(ctx)
-	}
+// openFlag says how the block device is opened that is opened now.
+func (d *Device) openFlag() devsw.Flag {
 	d.mu.Lock()
-	if o.closed {
-		err = context.Canceled
-	}
+	defer d.mu.Unlock()
 	flag := d.flag()
-	if o.begun = err == nil; o.begun {
-		if !d.anew {
-			flag |= devsw.FRESUME
-		}
-		d.anew = false
+	if !d.anew {
+		flag |= devsw.FRESUME
 	}
-	d.mu.Unlock()
-	if err == nil {
-		err = o.node.Open(ctx, flag)
-	}
+	d.anew = false
+	return flag
+}
+
+// lifeBegan lets the queues go when the block device has been opened, or could not be.
+func (d *Device) lifeBegan(l *specfs.Life) {
+	err := l.Err()
 	if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, devsw.EBADF) {
 		d.log("cannot open the device; its requests fail", err)
 	}
-	if err == nil {
-		d.takeOver()
-		d.lookAgain()
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	o.err, o.holds = err, d.info.Holds
-	close(o.done)
-	for _, q := range d.queuesOfLocked(o) {
-		q.vq.Post(func() { q.opened(o) })
+	for _, q := range d.queuesOf(l) {
+		q.vq.Post(func() { q.opened(l) })
 	}
 }
 
-// queuesOfLocked gives the started queues that use o.
-func (d *Device) queuesOfLocked(o *opening) (all []*queue) {
+// queuesOf gives the started queues that use an open.
+func (d *Device) queuesOf(l *specfs.Life) []*queue {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.queuesOfLocked(l)
+}
+
+func (d *Device) queuesOfLocked(l *specfs.Life) (all []*queue) {
 	for q := range d.queues {
-		if q.open == o {
+		if q.open == l {
 			all = append(all, q)
 		}
 	}
@@ -475,7 +447,7 @@ func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
 		d.takeDown(o, false)
 		// It may have been begun for another ring, and have waited for transfers that have ended since.
 		if d.lost.Count() == 0 {
-			o.await()
+			o.Await(closeWait)
 		}
 	}
 	d.tellLate(o)
@@ -523,7 +495,7 @@ func (d *Device) ResumeQueue(vq *vhostuser.Queue) {
 // beginStop parks q and gives its open, and the deadline of the stop that is under way, or else of a new one; drains is
 // as in stop. quiet says that nothing of q is in flight, nor kept: then that is how it stays, and there is
 // no deadline.
-func (d *Device) beginStop(q *queue, after time.Duration, drains bool) (o *opening, deadline time.Time, quiet bool) {
+func (d *Device) beginStop(q *queue, after time.Duration, drains bool) (o *specfs.Life, deadline time.Time, quiet bool) {
 	q.vq.Do(func() {
 		q.park()
 		quiet = q.vq.InFlight() == 0
@@ -563,7 +535,7 @@ func (d *Device) answerLocked(over bool) {
 
 // completeOrCancel waits until nothing of q, which is parked, is in flight but what is kept. At the deadline, or when the
 // front-end has hung up, it cancels what is left, and returns the error of the wait.
-func (d *Device) completeOrCancel(q *queue, o *opening, deadline time.Time) error {
+func (d *Device) completeOrCancel(q *queue, o *specfs.Life, deadline time.Time) error {
 	ctx, cancel := context.WithDeadline(q.vq.Context(), deadline)
 	defer cancel()
 	err := q.wait(ctx)
@@ -591,7 +563,7 @@ const (
 )
 
 // cancelAlone cancels the requests of a queue that is parked, with the device open, and returns when they have come back.
-func (d *Device) cancelAlone(q *queue, o *opening) {
+func (d *Device) cancelAlone(q *queue, o *specfs.Life) {
 	for range cancelFor {
 		for at, all := 0, false; !all; {
 			q.vq.Do(func() { at, all = q.cancel(at) })
@@ -611,72 +583,48 @@ func (d *Device) cancelAlone(q *queue, o *opening) {
 //
 // It waits for the end of all that, but not for long: what is left then goes on by itself. The next open waits for it, so that
 // nothing that begins later is overtaken by what is still in progress.
-func (d *Device) takeDown(o *opening, revoke bool) {
+func (d *Device) takeDown(o *specfs.Life, revoke bool) {
 	d.mu.Lock()
-	closed, begun := o.closed, o.begun
-	o.closed = true
 	if d.open == o {
 		d.open = nil
 	}
-	queues := d.queuesOfLocked(o)
-	if !closed {
-		// An open that begins from now on waits for this close.
-		d.closes.Acquire()
+	// With the lock: an open that begins from now on waits for this close.
+	var first bool
+	if revoke {
+		first = o.Revoke()
+	} else {
+		first = o.Close(d.flag())
 	}
 	d.mu.Unlock()
-	if closed {
-		return
+	if first {
+		o.Await(closeWait)
 	}
-	for _, q := range queues {
+}
+
+// lifeEnding has the queues keep what comes back cancelled from now on.
+func (d *Device) lifeEnding(l *specfs.Life) {
+	for _, q := range d.queuesOf(l) {
 		q.vq.Do(func() {
 			q.park()
 			q.recall()
 		})
 	}
-	o.cancel()
-	go func() {
-		defer d.closes.Release()
-		if begun {
-			d.closeNode(o, revoke)
-		}
-		<-o.done
-		// Background never ends, so this does not fail.
-		_ = o.ops.Drain(context.Background())
-		d.closed()
-		close(o.gone)
-		for _, q := range queues {
-			q.vq.Post(q.orphan)
-		}
-	}()
-	o.await()
 }
 
-// await waits for the close of o, but not for long.
-func (o *opening) await() {
-	runtime.Gosched() // it has begun by then, and as a rule ended
-	select {
-	case <-o.gone:
-		return
-	default:
+// lifeEnded tells the queues that are still started that the block device has been closed. err is d_close's.
+func (d *Device) lifeEnded(l *specfs.Life, err error) {
+	if err != nil {
+		d.log("close", err)
 	}
-	timeout := time.NewTimer(closeWait)
-	defer timeout.Stop()
-	select {
-	case <-o.gone:
-	case <-timeout.C:
-		o.late = true
+	d.closed()
+	for _, q := range d.queuesOf(l) {
+		q.vq.Post(q.orphan)
 	}
 }
 
 // tellLate logs once that a stop is answered before the close has been done.
-func (d *Device) tellLate(o *opening) {
-	if !o.late || o.told {
-		return
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	if err := o.node.WaitClosed(ctx); err != nil {
-		o.told = true
+func (d *Device) tellLate(o *specfs.Life) {
+	if err := o.TellLate(); err != nil {
 		d.log("the device is still being closed; the next start waits for it", err)
 	}
 }
@@ -684,34 +632,14 @@ func (d *Device) tellLate(o *opening) {
 // closeWait is how long a close may take before it is left to itself, and an operation to come back from a cancel.
 const closeWait = 200 * time.Millisecond
 
-// closeNode closes or revokes what runOpen opens, or has opened, or could not.
-func (d *Device) closeNode(o *opening, revoke bool) {
-	select {
-	case <-o.done:
-	default:
-		// d_open may sleep for ever; a revoke closes the device under it.
-		revoke = true
-	}
-	switch {
-	case revoke:
-		o.node.Revoke()
-	case o.err != nil:
-	default:
-		if err := o.node.Close(d.flag()); err != nil {
-			d.log("close", err)
-		}
-	}
-	// Where somebody else has revoked the device, that close may not be done yet. Background never ends, so this does not fail.
-	_ = o.node.WaitClosed(context.Background())
-}
-
 // awaitCancelled waits until nothing of a queue that is parked is in flight. What does not come back, though it was cancelled some time
 // ago, is not waited for: operations that have no part in the guest's memory are given up, and whatever becomes of them, the guest does
 // not see it; reads and writes are fenced from that memory, where that can be done.
-func (d *Device) awaitCancelled(q *queue, o *opening) {
-	for {
-		if o.late {
-			d.fence(q, o)
+func (d *Device) awaitCancelled(q *queue, o *specfs.Life) {
+	for first := true; ; {
+		if o.Late() {
+			d.fence(q, o, first)
+			first = false
 			q.vq.Do(q.abandon)
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), closeWait)
@@ -725,7 +653,7 @@ func (d *Device) awaitCancelled(q *queue, o *opening) {
 
 // WaitClosed waits until nothing of the block device is in progress any more, when no front-end is served: a close may go on in
 // the background. ctx's end ends the wait, with its error. Any goroutine.
-func (d *Device) WaitClosed(ctx context.Context) error { return d.closes.Drain(ctx) }
+func (d *Device) WaitClosed(ctx context.Context) error { return d.lives.WaitClosed(ctx) }
 
 // SessionEnd implements vhostuser.Device. What was known of the guest goes when the next session begins.
 func (d *Device) SessionEnd() {}

@@ -4,13 +4,14 @@ import (
 	"context"
 	"fmt"
 
+	"vdev/specfs"
 	"vdev/vhostuser"
 )
 
 // fence abandons the transfers that the driver has not returned, though their cancel was a while
 // ago, and keeps them off the guest's memory (vhostuser.Queue.Fence). o has been taken down, so that
 // all queues are parked and nothing new is begun. On the connection's goroutine, in q's StopQueue or
-// PauseQueue.
+// PauseQueue; first: for the first time there.
 //
 // The driver keeps each transfer, with the memory it had. Nobody waits for its end any more but the
 // close of the device, and so the next open. The request goes on as if its transfer had come back
@@ -34,17 +35,16 @@ import (
 //     nothing else. The queue counts it no more.
 //   - A further stop, a lost connection or RESET_DEVICE finds the requests kept, and nothing of the
 //     old memory.
-func (d *Device) fence(q *queue, o *opening) {
+func (d *Device) fence(q *queue, o *specfs.Life, first bool) {
 	// With this no queue opens the device again meanwhile: what one begins then is not stuck, nor kept. It does not come too late where
 	// the driver still has a transfer of q, and else there is nothing to be fenced for q's sake.
-	o.ops.Acquire()
-	defer o.ops.Release()
+	o.Hold()
+	defer o.Release()
 	if !q.hasTransfers() {
 		return
 	}
 	if d.snapshot().Pinned {
-		if !o.pinned {
-			o.pinned = true
+		if first {
 			d.log("reads or writes that storage does not give back hold up the stop: they use the guest's pages themselves, and cannot be fenced from them", nil)
 		}
 		return

@@ -395,7 +395,7 @@ func TestAQueueWithNothingStuckFencesNobody(t *testing.T) {
 	}
 	o := w.dev.open
 	w.dev.mu.Unlock()
-	w.dev.fence(idle, o)
+	w.dev.fence(idle, o, true)
 	if n := w.dev.Status().Fenced; n != 0 {
 		t.Errorf("%d transfers of the other queue were fenced", n)
 	}

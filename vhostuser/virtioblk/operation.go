@@ -7,6 +7,7 @@ import (
 
 	"vdev/devsw"
 	"vdev/internal/offload"
+	"vdev/specfs"
 )
 
 // slow does a request that may block, away from the reactor, and ends it with the result.
@@ -17,7 +18,7 @@ func (r *request) slow() {
 		o.job.Joint = o.cover
 	}
 	r.op = o
-	o.open.ops.Acquire()
+	o.open.Hold()
 	r.q.d.share.Add(&o.job)
 }
 
@@ -25,7 +26,7 @@ func (r *request) slow() {
 // more. What it does stands in an I/O section of specfs. Where it has no place it waits as it is (see offload), and can be taken back.
 type operation struct {
 	d      *Device
-	open   *opening
+	open   *specfs.Life
 	typ    uint32
 	ranges []devsw.ZeroRange // nobody changes them
 	stable bool
@@ -100,9 +101,9 @@ func (o *operation) doRange() (err error) {
 	switch {
 	case z.N == 0:
 	case o.typ == tDiscard:
-		err = o.open.node.Discard(z.Pos, z.N)
+		err = o.open.Node().Discard(z.Pos, z.N)
 	default:
-		err = o.open.node.Ioctl(devsw.DIOCWRITEZEROES, &z, o.d.flag())
+		err = o.open.Node().Ioctl(devsw.DIOCWRITEZEROES, &z, o.d.flag())
 	}
 	if o.done += z.N; o.done == whole.N {
 		o.next, o.done = o.next+1, 0
@@ -131,7 +132,7 @@ func (o *operation) end(err error) {
 
 // tell is end for one request.
 func (o *operation) tell(err error) {
-	defer o.open.ops.Release()
+	defer o.open.Release()
 	if !o.settled.CompareAndSwap(false, true) {
 		o.keepQuiet()
 		return
@@ -153,7 +154,7 @@ func (o *operation) recall() (err error, recalled bool) {
 		return nil, false
 	}
 	o.settled.Store(true)
-	o.open.ops.Release()
+	o.open.Release()
 	if o.begun {
 		return devsw.ECANCELED, true
 	}
@@ -171,11 +172,11 @@ func (o *operation) flush() error {
 		return o.flushErr
 	}
 	number := uint64(0)
-	covers := o.open.holds == devsw.HoldsToClose
+	covers := o.d.memory.holds == devsw.HoldsToClose
 	if covers {
 		number = o.d.memory.beginFlush()
 	}
-	o.flushErr = o.open.node.Ioctl(devsw.DIOCCACHESYNC, nil, o.d.flag())
+	o.flushErr = o.open.Node().Ioctl(devsw.DIOCCACHESYNC, nil, o.d.flag())
 	if o.flushed = o.flushErr == nil; o.flushed && covers {
 		o.d.memory.endFlush(number)
 	}

@@ -25,7 +25,8 @@ type queue struct {
 	disabled bool // PauseQueue was called, and ResumeQueue not; the connection's goroutine only
 
 	// Changed by the queue's reactor, or before it has the queue, under Device.mu.
-	open    *opening
+	open    *specfs.Life
+	node    *specfs.Node    // open's
 	counter *specfs.Counter // of open's node
 
 	ready    bool  // the open has succeeded or failed, and requests may be started
@@ -47,13 +48,13 @@ func newQueue(d *Device, vq *vhostuser.Queue) *queue {
 }
 
 // opened lets the queue's requests go, or fail, according to how the open went: first those that were kept. On the reactor.
-func (q *queue) opened(o *opening) {
+func (q *queue) opened(o *specfs.Life) {
 	if o != q.open || q.parking {
 		return
 	}
 	q.ready, q.failed = true, nil
 	switch {
-	case o.err != nil:
+	case o.Err() != nil:
 		q.failed = errNotOpen
 	case q.d.memory.lost():
 		q.failed = errLost
@@ -78,13 +79,13 @@ func (q *queue) park() { q.ready, q.parking = false, true }
 func (q *queue) resume() {
 	o := q.open
 	q.d.mu.Lock()
-	closed := o.closed
+	closed := q.d.open != o
 	q.d.mu.Unlock()
 	if closed {
 		return // reopen comes, when the close has been done
 	}
 	q.parking = false
-	if ended(o.done) {
+	if ended(o.Began()) {
 		q.opened(o)
 	}
 }
@@ -330,7 +331,7 @@ func (q *queue) cancel(from int) (next int, all bool) {
 		if !r.inDriver() {
 			continue
 		}
-		_ = q.open.node.CancelBuf(&r.transfer.buf)
+		_ = q.node.CancelBuf(&r.transfer.buf)
 		// For a driver that has no such function, but works by the reactor.
 		q.aio.Cancel(&r.transfer.buf)
 	}

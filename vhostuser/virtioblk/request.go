@@ -343,7 +343,7 @@ func (r *request) finish(err error) {
 		status = statusOf(r.typ, err)
 	}
 	q := r.q
-	if err == nil && q.open.holds != devsw.HoldsNothing && r.held() {
+	if err == nil && q.d.memory.holds != devsw.HoldsNothing && r.held() {
 		q.d.memory.answered()
 	}
 	q.vq.PushStatus(&r.chain, uint32(r.written(err)), r.status, status)
@@ -370,7 +370,7 @@ func (r *request) written(err error) int {
 
 // held tells whether the request, which has succeeded, has changed the disk, in a way that depends on the disk's holder.
 func (r *request) held() bool {
-	always := r.q.open.holds == devsw.HoldsAlways
+	always := r.q.d.memory.holds == devsw.HoldsAlways
 	switch r.typ {
 	case tOut:
 		return always || r.transfer.buf.Flags&devsw.BMediaFUA == 0

@@ -115,10 +115,14 @@ func TestDriverIsToldOfAGuestThatItsSecondRingShows(t *testing.T) {
 	var o openFlags
 	next := newBench(t, reactor.ModeThreads, 2, o.disk, nil)
 	w.moveTo(next)
-	next.dev.closes.Acquire() // the open waits until both have started
+	before := next.dev.lives.Begin()
+	<-before.Began()
+	o.take()
+	before.Hold() // the open waits until both have started
+	before.Close(0)
 	next.restart(nil)
 	next.check(next.f.Barrier())
-	next.dev.closes.Release()
+	before.Release()
 	next.do(1, tIn, 0, nil, nil)
 	if got := o.take(); !slices.Equal(got, []devsw.Flag{devsw.FRESUME}) {
 		t.Errorf("opened with %v, want %v", got, devsw.FRESUME)

@@ -147,7 +147,7 @@ func (m *memory) storeLocked() {
 // SetStatePage implements vhostuser.StateKeeper.
 func (d *Device) SetStatePage(p *vhostuser.StatePage) {
 	d.mu.Lock()
-	used := d.open != nil || d.closes.Count() > 0
+	used := d.open != nil || d.lives.Closing()
 	d.mu.Unlock()
 	m := &d.memory
 	m.mu.Lock()
@@ -429,7 +429,7 @@ func (d *Device) ClearFailure() (cleared devsw.DiskState, err error) {
 	})
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if o := d.open; o != nil && ended(o.done) {
+	if o := d.open; o != nil && ended(o.Began()) {
 		for _, q := range d.queuesOfLocked(o) {
 			q.vq.Post(func() { q.opened(o) })
 		}

@@ -77,10 +77,10 @@ func (d *Device) Status() Status {
 	}
 	switch o := d.open; {
 	case o == nil:
-	case !ended(o.done):
+	case !ended(o.Began()):
 		s.State = StateOpening
-	case o.err != nil:
-		s.State, s.Err = StateFailed, o.err
+	case o.Err() != nil:
+		s.State, s.Err = StateFailed, o.Err()
 	default:
 		s.State = StateOpen
 	}

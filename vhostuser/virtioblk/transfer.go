@@ -46,7 +46,7 @@ func (r *request) submit() {
 			b.Flags = devsw.BMediaFUA
 		}
 	}
-	q.open.node.Strategy(q.counter, b)
+	q.node.Strategy(q.counter, b)
 }
 
 // iodone has the request of a Buf ended, on the reactor. Any goroutine.
@@ -124,7 +124,7 @@ func (r *request) abandon() {
 	t.of.Store(nil)
 	r.transfer = newTransfer(r, t.data)
 	q.d.lost.Acquire()
-	q.open.ops.Acquire()
+	q.open.Hold()
 	q.keep(r, devsw.ECANCELED)
 }
 
@@ -134,7 +134,7 @@ func (t *transfer) letGo() {
 	t.memory, t.data = nil, nil
 	memory.ReleaseSoon()
 	t.q.d.lost.Release()
-	t.q.open.ops.Release()
+	t.q.open.Release()
 }
 
 // rehome takes the requests in flight over to the memory that the ring has now. On the reactor.
