@@ -9,31 +9,32 @@ import (
 	"vdev/devsw"
 )
 
-// Lives is what one user of a device makes of it who opens it, has it closed, and opens it again: a
-// virtual disk, or a port of a console. Each time is a Life. A Life does all that waits in the
-// background, so that its user never waits longer than it likes: for the close before, for d_open, and
-// for cancel, drain and close.
+// Lives is what one user of a device makes of it who opens it, has it closed, and opens it again:
+// a virtual disk, or a port of a console. Each time is a Life. A Life does all that waits in the
+// background, so that its user never waits longer than it likes: for the close before, for d_open,
+// and for cancel, drain and close.
 //
-// Set the fields before the first Begin, and leave them. The functions may be nil. They are called on
-// goroutines of the Life with no lock held, and may wait, but the Life waits with them. Ending may be
-// called while the open is still in progress; Ended comes last, when the others have returned. vdev's
-// own: NetBSD's users of a device are processes, which may sleep.
+// Set the fields before the first Begin, and leave them. The functions may be nil. They are called
+// on goroutines of the Life with no lock held, and may wait, but the Life waits with them. Ending
+// may be called while the open is still in progress; Ended comes last, when the others have
+// returned. vdev's own: NetBSD's users of a device are processes, which may sleep.
 type Lives struct {
 	FS   *FS
 	Mode devsw.Mode // IFBLK or IFCHR
 	Dev  devsw.Dev
 
-	// Flag gives the flags for d_open. It is called once for each Life that opens the device, right
-	// before, when all that a Life of these waits for has ended. nil: FREAD and FWRITE.
+	// Flag gives the flags for d_open. It is called once for each Life that opens the device,
+	// right before, when all that a Life of these waits for has ended. nil: FREAD and FWRITE.
 	Flag func() devsw.Flag
 	// Opened is called when d_open has succeeded, and before the Life counts as open.
 	Opened func(*Life)
-	// Began is called when the open has succeeded or failed (Life.Err), after Life.Began was closed.
+	// Began is called when the open has succeeded or failed (Life.Err), after Life.Began was
+	// closed.
 	Began func(*Life)
 	// Ending is called when the Life is to end, before anything is cancelled.
 	Ending func(*Life)
-	// Ended is called when all of the Life has ended, before Life.Ended is closed and a Life that waits
-	// for this one goes on. err is what d_close has answered.
+	// Ended is called when all of the Life has ended, before Life.Ended is closed and a Life that
+	// waits for this one goes on. err is what d_close has answered.
 	Ended func(l *Life, err error)
 
 	ending devsw.Localcount // Lives from Close or Revoke on, until they have ended
@@ -58,8 +59,8 @@ const (
 //	waiting ──► opening ──► open ────┐ Close or Revoke, from each of these
 //	                └─────► failed ──┴──► closing ──► (late ──► told) ──► ended
 //
-// It has a Node of its own. Its methods may be called on any goroutine, with the user's locks held: but
-// for Await none of them waits.
+// It has a Node of its own. Its methods may be called on any goroutine, with the user's locks
+// held: but for Await none of them waits.
 type Life struct {
 	lives *Lives
 	node  *Node
@@ -73,9 +74,9 @@ type Life struct {
 	state lifeState
 }
 
-// Begin begins a Life: it has the device opened in the background, once every Life of these that was
-// closed or revoked before has ended, and no close of the device is in progress any more (Node.WaitClosed).
-// The Life is over only after Close or Revoke, also where the open fails.
+// Begin begins a Life: it has the device opened in the background, once every Life of these that
+// was closed or revoked before has ended, and no close of the device is in progress any more
+// (Node.WaitClosed). The Life is over only after Close or Revoke, also where the open fails.
 func (s *Lives) Begin() *Life {
 	ctx, quit := context.WithCancel(context.Background())
 	l := &Life{lives: s, node: s.FS.Node(s.Mode, s.Dev), quit: quit,
@@ -88,16 +89,16 @@ func (s *Lives) Begin() *Life {
 // Closing tells whether a Life of these was closed or revoked and has not ended.
 func (s *Lives) Closing() bool { return s.ending.Count() > 0 }
 
-// WaitClosed waits until no Life of these is between Close, or Revoke, and its end. Where ctx is done
-// first it returns ctx's error.
+// WaitClosed waits until no Life of these is between Close, or Revoke, and its end. Where ctx is
+// done first it returns ctx's error.
 func (s *Lives) WaitClosed(ctx context.Context) error { return s.ending.Drain(ctx) }
 
-// Node is the Life's way to the device. It can be entered from Began on, where Err is nil, until the Life
-// is closed or revoked. The Life opens and closes it: nobody else does.
+// Node is the Life's way to the device. It can be entered from Began on, where Err is nil, until
+// the Life is closed or revoked. The Life opens and closes it: nobody else does.
 func (l *Life) Node() *Node { return l.node }
 
-// Began is closed when the open has succeeded or failed. A Life that is closed or revoked while it waits
-// fails with context.Canceled.
+// Began is closed when the open has succeeded or failed. A Life that is closed or revoked while it
+// waits fails with context.Canceled.
 func (l *Life) Began() <-chan struct{} { return l.began }
 
 // Err is why the open has failed: see Node.Open, and Began. It is nil before Began is closed.
@@ -110,32 +111,32 @@ func (l *Life) Err() error {
 	}
 }
 
-// Hold has the Life not end before a Release: something goes on that must have ended before the device is
-// opened again, and that is no I/O section at every moment. It is called before the Life is closed or
-// revoked, or while something else holds it. Hold and Release take no lock.
+// Hold has the Life not end before a Release: something goes on that must have ended before the
+// device is opened again, and that is no I/O section at every moment. It is called before the Life
+// is closed or revoked, or while something else holds it. Hold and Release take no lock.
 func (l *Life) Hold() { l.holds.Acquire() }
 
 // Release undoes one Hold.
 func (l *Life) Release() { l.holds.Release() }
 
-// Close ends the Life, and tells whether this call does: a further one, and one after Revoke, do nothing.
-// In the background it calls Lives.Ending, then closes the node (Node.Close: cancel, drain, close), or
-// revokes it where d_open has not returned, waits for a close that somebody else has begun, and for what
-// holds the Life. flag is d_close's.
+// Close ends the Life, and tells whether this call does: a further one, and one after Revoke, do
+// nothing. In the background it calls Lives.Ending, then closes the node (Node.Close: cancel,
+// drain, close), or revokes it where d_open has not returned, waits for a close that somebody else
+// has begun, and for what holds the Life. flag is d_close's.
 //
-// Where others have the character device open, it stays open, and what was in progress on this node goes
-// on: what must have ended is to hold the Life.
+// Where others have the character device open, it stays open, and what was in progress on this
+// node goes on: what must have ended is to hold the Life.
 func (l *Life) Close(flag devsw.Flag) (first bool) { return l.end(false, flag) }
 
 // Revoke is Close, but it revokes the node (Node.Revoke) in any case.
 func (l *Life) Revoke() (first bool) { return l.end(true, 0) }
 
-// Ended is closed when the Life has ended: no operation of its node is in progress where the device was
-// closed, and nothing holds it.
+// Ended is closed when the Life has ended: no operation of its node is in progress where the
+// device was closed, and nothing holds it.
 func (l *Life) Ended() <-chan struct{} { return l.ended }
 
-// Await waits for the end of the Life, for patience at most, and tells whether it has ended. Where it has
-// not, the Life is late, if it is closed or revoked at all.
+// Await waits for the end of the Life, for patience at most, and tells whether it has ended. Where
+// it has not, the Life is late, if it is closed or revoked at all.
 func (l *Life) Await(patience time.Duration) bool {
 	runtime.Gosched() // the close has begun by then, and as a rule ended
 	select {
@@ -161,8 +162,8 @@ func (l *Life) Late() bool {
 	return l.state == lifeLate || l.state == lifeTold
 }
 
-// TellLate returns once, of a Life that is late and whose device is still being closed, what the close
-// waits for: a *DrainError. Else it returns nil.
+// TellLate returns once, of a Life that is late and whose device is still being closed, what the
+// close waits for: a *DrainError. Else it returns nil.
 func (l *Life) TellLate() error {
 	l.mu.Lock()
 	late := l.state == lifeLate
@@ -245,7 +246,7 @@ func (l *Life) close(was lifeState, revoke bool, flag devsw.Flag) {
 	var err error
 	switch {
 	case was == lifeWaiting: // it opens nothing any more
-	case revoke || was == lifeOpening: // d_open may sleep for ever; a revoke closes the device under it
+	case revoke || was == lifeOpening: // d_open may sleep; a revoke wakes it
 		l.node.Revoke()
 	case was == lifeOpen:
 		err = l.node.Close(flag)

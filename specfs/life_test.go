@@ -15,7 +15,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// port is a user of a device, with all Lives it has had. It writes down what its functions are told.
+// port is a user of a device, with all Lives it has had. It writes down what its functions are
+// told.
 type port struct {
 	*Lives
 	mu  sync.Mutex
@@ -236,8 +237,8 @@ func TestACloseWakesAnOpenThatSleeps(t *testing.T) {
 	})
 }
 
-// TestALifeThatIsClosedAtTheLastMomentOpensNothing: when it has waited for all, and nothing stops it
-// any more.
+// TestALifeThatIsClosedAtTheLastMomentOpensNothing: when it has waited for all, and nothing stops
+// it any more.
 func TestALifeThatIsClosedAtTheLastMomentOpensNothing(t *testing.T) {
 	eachKind(t, func(t *testing.T, s *setup, kind devsw.Mode) {
 		p := s.newPort(kind)
@@ -255,7 +256,8 @@ func TestALifeThatIsClosedAtTheLastMomentOpensNothing(t *testing.T) {
 	})
 }
 
-// TestNothingIsCancelledBeforeTheUserKnows that the Life ends: what comes back cancelled is its affair.
+// TestNothingIsCancelledBeforeTheUserKnows that the Life ends: what comes back cancelled is its
+// affair.
 func TestNothingIsCancelledBeforeTheUserKnows(t *testing.T) {
 	eachKind(t, func(t *testing.T, s *setup, kind devsw.Mode) {
 		p := s.newPort(kind)
@@ -288,7 +290,8 @@ func TestALifeWaitsForACloseBySomebodyElse(t *testing.T) {
 	})
 }
 
-// TestAPortOfADeviceThatOthersHaveOpenEndsAlone: nothing is cancelled, and what it holds is waited for.
+// TestAPortOfADeviceThatOthersHaveOpenEndsAlone: nothing is cancelled, and what it holds is waited
+// for.
 func TestAPortOfADeviceThatOthersHaveOpenEndsAlone(t *testing.T) {
 	run(t, nil, func(t *testing.T, s *setup) {
 		a, b := s.newPort(devsw.IFCHR), s.newPort(devsw.IFCHR)
@@ -311,8 +314,8 @@ func TestAPortOfADeviceThatOthersHaveOpenEndsAlone(t *testing.T) {
 	})
 }
 
-// TestLivesModel goes through every order of begin, close, revoke, hold, release, and of what a driver
-// does meanwhile: one port of a block device, two of a character device.
+// TestLivesModel goes through every order of begin, close, revoke, hold, release, and of what a
+// driver does meanwhile: one port of a block device, two of a character device.
 func TestLivesModel(t *testing.T) {
 	for _, kind := range []devsw.Mode{devsw.IFBLK, devsw.IFCHR} {
 		t.Run(kind.String(), func(t *testing.T) {
