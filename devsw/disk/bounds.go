@@ -6,25 +6,28 @@ import (
 	"vdev/devsw"
 )
 
-// Medium is what Check needs to know of a disk.
-type Medium struct {
+// Bounds say where transfers of a disk end.
+type Bounds struct {
 	Size     int64 // bytes, a multiple of Sector
 	High     int64 // bytes, the largest Size since the device was opened; never below Size
 	Sector   int64 // bytes, a power of two of 512 or more
 	ReadOnly bool
 }
 
-// Check looks whether b, which a d_strategy has just been given, may be transferred, and gives its byte offset and how many
-// bytes there are to transfer, which is more than 0 and may be less than b.Bcount. Where there is nothing to transfer, Check
-// has ended b, and ok is false.
+// Check looks whether b, which a d_strategy has just been given, may be transferred. It gives the
+// byte offset on the disk and how many bytes are to be transferred, which is more than 0 and may be
+// less than b.Bcount. Where there is nothing to transfer, Check has ended b, and ok is false.
 //
-// It does what NetBSD's vndstrategy and bounds_check_with_mediasize (sys/dev/vnd.c, sys/kern/subr_disk.c) do: EINVAL where b is
-// not made of whole sectors, begins before the start or beyond the end; nothing transferred and no error where it begins
-// exactly at the end; what crosses the end is cut off there, and the driver's Resid tells. It differs in three ways: a write
-// to a read-only disk is EROFS (vnd says EACCES), Blkno must be a multiple of the sector size too, and on a disk that has
-// shrunk under its user everything that reaches beyond the new end but not the old is EIO, with nothing transferred: to that
-// user it is not a mistake, and must not look like success either.
-func Check(b *devsw.Buf, m Medium) (off, n int64, ok bool) {
+// It does what NetBSD's vndstrategy and bounds_check_with_mediasize do (sys/dev/vnd.c,
+// sys/kern/subr_disk.c). EINVAL: b is not made of whole sectors, begins before the start, or begins
+// beyond the end. What begins exactly at the end transfers nothing and is no error. What crosses the
+// end is cut off there, and the driver's Resid tells.
+//
+// It differs from NetBSD in three ways. A write to a read-only disk is EROFS (vnd says EACCES). Blkno
+// must be a multiple of the sector size too. And on a disk that has shrunk under its user, whatever
+// reaches beyond the new end but not beyond the old one is EIO, with nothing transferred: to that
+// user it is no mistake, and it must not look like success either.
+func Check(b *devsw.Buf, m Bounds) (off, n int64, ok bool) {
 	b.Error, b.Resid = 0, 0
 	n = b.Bcount
 	switch {
@@ -59,9 +62,10 @@ func Check(b *devsw.Buf, m Medium) (off, n int64, ok bool) {
 	return 0, 0, false
 }
 
-// CheckRange looks at the range of a d_discard or a DIOCWRITEZEROES: EINVAL unless it is made of whole sectors of the medium
-// and lies within it, EROFS where nothing may be written, EIO where the medium has shrunk (as for Check).
-func CheckRange(pos, n int64, m Medium) error {
+// checkRange looks at the range of a d_discard or a DIOCWRITEZEROES: EINVAL unless it is made of whole
+// sectors and lies within the disk, EROFS where nothing may be written, EIO where the disk has shrunk
+// (as for Check).
+func checkRange(pos, n int64, m Bounds) error {
 	switch {
 	case pos < 0 || n < 0 || pos&(m.Sector-1) != 0 || n&(m.Sector-1) != 0:
 		return devsw.EINVAL
@@ -75,7 +79,8 @@ func CheckRange(pos, n int64, m Medium) error {
 	return devsw.EINVAL
 }
 
-// CheckSector looks at a configured sector size in bytes, of which 0 means 512: it must be 512 or 4096.
+// CheckSector looks at a configured sector size in bytes, of which 0 means 512, and returns it: EINVAL
+// unless it is 512 or 4096.
 func CheckSector(size uint32) (int64, error) {
 	switch size {
 	case 0, 512:

@@ -9,14 +9,13 @@ import (
 	"vdev/devsw"
 )
 
-// Claim says which of a disk's two devices has it, and holds what it has opened: at most one has, from its first d_open until that
-// fails or until d_close. It is closed at first. It may be used on any goroutine.
-type Claim[M any] struct {
-	Name string // what errors begin with; does not change
-
-	// medium is there while the disk is open. Changed under mu, read by anybody: what the operations of an open device find here
-	// stays, since d_close comes when they are over.
-	medium atomic.Pointer[M]
+// claim says which of a disk's two devices has it, and holds what was opened: at most one device has
+// the disk, from its first d_open until that fails or until d_close. It is closed at first. Its
+// methods may be called on any goroutine.
+type claim struct {
+	// medium is there while the disk is open. It is changed under mu and read by anybody: what the
+	// operations of an open device find here stays, since d_close comes when they are over.
+	medium atomic.Pointer[opened]
 
 	mu        sync.Mutex
 	by        *opening // the first open of the device that has the disk
@@ -39,65 +38,62 @@ func side(mode devsw.Mode) int {
 	return 1
 }
 
-// Medium returns what the disk was opened as, or nil while it is not open.
-func (c *Claim[M]) Medium() *M { return c.medium.Load() }
-
-// Claimed tells whether a device has the disk open, or is opening it.
-func (c *Claim[M]) Claimed() bool {
+// claimed tells whether a device has the disk open, or is opening it.
+func (c *claim) claimed() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.by != nil
 }
 
-// Open is d_open. The first one calls open, without a lock, until whose end others of the same device wait. The context is done when
-// d_cancel has been; open is to return soon then, and what it has opened nevertheless goes to drop. Errors: ECANCELED in that case; EBUSY
-// where the disk is open through its other device; ENXIO once it is retired; else what open gives.
-func (c *Claim[M]) Open(mode devsw.Mode, open func(ctx context.Context) (*M, error), drop func(*M)) error {
+// open is d_open. The first one calls open, without a lock. Others of the same device wait for its
+// end. The context is done when d_cancel has been: open is to return soon then, and what it has
+// opened all the same is closed. Errors: ECANCELED in that case; EBUSY where the disk is open through
+// its other device; ENXIO once the disk is retired; else what open gives.
+func (c *claim) open(mode devsw.Mode, open func(ctx context.Context) (*opened, error)) error {
 	for {
 		o, first, err := c.enter(mode)
 		switch {
 		case err != nil:
 			return err
 		case first:
-			return c.openFirst(o, open, drop)
+			return c.openFirst(o, open)
 		case o == nil:
 			return nil
 		}
 		select {
 		case <-o.ready:
 		case <-o.ctx.Done():
-			return c.interrupted()
+			return errInterrupted
 		}
 	}
 }
 
-func (c *Claim[M]) interrupted() error {
-	return fmt.Errorf("%s: open interrupted: %w", c.Name, devsw.ECANCELED)
-}
+var errInterrupted = fmt.Errorf("open interrupted: %w", devsw.ECANCELED)
 
-// enter gives an opener its part: to be the first; to wait for the first, which it gets; or nothing, since the disk is open.
-func (c *Claim[M]) enter(mode devsw.Mode) (o *opening, first bool, err error) {
+// enter gives an opener its part: to be the first; to wait for the first, which it gets; or nothing,
+// since the disk is open.
+func (c *claim) enter(mode devsw.Mode) (o *opening, first bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
 	case c.retired:
 		return nil, false, devsw.ENXIO
 	case c.cancelled[side(mode)]:
-		return nil, false, c.interrupted()
+		return nil, false, errInterrupted
 	case c.by == nil:
 		o = &opening{mode: mode, ready: make(chan struct{})}
 		o.ctx, o.intr = context.WithCancel(context.Background())
 		c.by = o
 		return o, true, nil
 	case c.by.mode != mode:
-		return nil, false, fmt.Errorf("%s: the %s device is open: %w", c.Name, c.by.mode, devsw.EBUSY)
+		return nil, false, fmt.Errorf("the %s device is open: %w", c.by.mode, devsw.EBUSY)
 	case c.medium.Load() != nil:
 		return nil, false, nil
 	}
 	return c.by, false, nil
 }
 
-func (c *Claim[M]) openFirst(o *opening, open func(ctx context.Context) (*M, error), drop func(*M)) error {
+func (c *claim) openFirst(o *opening, open func(ctx context.Context) (*opened, error)) error {
 	m, err := open(o.ctx)
 
 	c.mu.Lock()
@@ -117,14 +113,15 @@ func (c *Claim[M]) openFirst(o *opening, open func(ctx context.Context) (*M, err
 		return err
 	}
 	if err == nil {
-		drop(m)
+		m.Close()
 	}
-	return c.interrupted()
+	return errInterrupted
 }
 
-// Cancel is d_cancel: it ends the opens of the device that wait, and makes those fail that come before d_close. What it returns is
-// the caller's to cancel; it is nil where the device does not have the disk open. It may come more than once.
-func (c *Claim[M]) Cancel(mode devsw.Mode) *M {
+// cancel is d_cancel: it ends the opens of the device that wait, and makes those fail that come before
+// d_close. What it returns is the caller's to cancel. It is nil where the device does not have the
+// disk open. It may come more than once.
+func (c *claim) cancel(mode devsw.Mode) *opened {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.cancelled[side(mode)] = true
@@ -135,9 +132,10 @@ func (c *Claim[M]) Cancel(mode devsw.Mode) *M {
 	return c.medium.Load()
 }
 
-// Close is d_close. What it returns is the caller's to close; it is nil where the device does not have the disk open, or its open
-// has not ended yet, which fails then. Another open may come before the caller has closed it.
-func (c *Claim[M]) Close(mode devsw.Mode) *M {
+// close is d_close. What it returns is the caller's to close. It is nil where the device does not have
+// the disk open, or where its open has not ended yet, which fails then. Another open may come before
+// the caller has closed it.
+func (c *claim) close(mode devsw.Mode) *opened {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.cancelled[side(mode)] = false
@@ -149,12 +147,12 @@ func (c *Claim[M]) Close(mode devsw.Mode) *M {
 	return c.medium.Swap(nil)
 }
 
-// Retire makes later opens fail: EBUSY, and nothing changed, while the disk is open or being opened.
-func (c *Claim[M]) Retire() error {
+// retire makes later opens fail. EBUSY, and nothing changed, while the disk is open or being opened.
+func (c *claim) retire() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.by != nil {
-		return fmt.Errorf("%s: is open: %w", c.Name, devsw.EBUSY)
+		return fmt.Errorf("is open: %w", devsw.EBUSY)
 	}
 	c.retired = true
 	return nil

@@ -9,56 +9,67 @@ import (
 	"vdev/devsw"
 )
 
-type thing struct{ dropped bool }
+// thing is a Medium that knows whether it was closed.
+type thing struct {
+	*Base
+	closed bool
+}
 
-// opener gives what a Claim's Open needs: an open that waits until it is told to go on.
-func opener(fail error) (goOn chan struct{}, t *thing, open func(context.Context) (*thing, error), drop func(*thing)) {
-	goOn, t = make(chan struct{}), new(thing)
-	open = func(context.Context) (*thing, error) {
+func (t *thing) Transfer(b *devsw.Buf, _, _ int64) { b.Biodone() }
+
+func (t *thing) Close() { t.closed = true }
+
+// opener gives what a claim's open needs: an open that waits until it is told to go on.
+func opener(fail error) (goOn chan struct{}, t *thing, open func(context.Context) (*opened, error)) {
+	goOn, t = make(chan struct{}), &thing{Base: NewBase(devsw.DiskInfo{})}
+	open = func(context.Context) (*opened, error) {
 		<-goOn
 		if fail != nil {
 			return nil, fail
 		}
-		return t, nil
+		return &opened{t, t.Base}, nil
 	}
-	return goOn, t, open, func(t *thing) { t.dropped = true }
+	return goOn, t, open
 }
 
+// is tells whether a claim has t open.
+func is(o *opened, t *thing) bool { return o != nil && o.Medium == Medium(t) }
+
 func TestClaimIsOneDevices(t *testing.T) {
-	c := Claim[thing]{Name: "x"}
-	goOn, want, open, drop := opener(nil)
+	var c claim
+	goOn, want, open := opener(nil)
 	close(goOn)
 	for range 2 {
-		if err := c.Open(devsw.IFBLK, open, drop); err != nil || c.Medium() != want {
+		if err := c.open(devsw.IFBLK, open); err != nil || !is(c.medium.Load(), want) {
 			t.Fatalf("open: %v", err)
 		}
 	}
-	if err := c.Open(devsw.IFCHR, open, drop); !errors.Is(err, devsw.EBUSY) || err.Error() != "x: the block device is open: "+devsw.EBUSY.Error() {
+	if err := c.open(devsw.IFCHR, open); !errors.Is(err, devsw.EBUSY) || err.Error() != "the block device is open: "+devsw.EBUSY.Error() {
 		t.Errorf("open through the other device: %v", err)
 	}
-	if err := c.Retire(); !errors.Is(err, devsw.EBUSY) {
+	if err := c.retire(); !errors.Is(err, devsw.EBUSY) {
 		t.Errorf("retire while it is open: %v", err)
 	}
-	if c.Cancel(devsw.IFCHR) != nil || c.Close(devsw.IFCHR) != nil || c.Medium() != want {
+	if c.cancel(devsw.IFCHR) != nil || c.close(devsw.IFCHR) != nil || !is(c.medium.Load(), want) {
 		t.Error("the device that does not have it has closed it")
 	}
-	if c.Cancel(devsw.IFBLK) != want {
+	if !is(c.cancel(devsw.IFBLK), want) {
 		t.Error("d_cancel finds nothing")
 	}
-	if err := c.Open(devsw.IFBLK, open, drop); !errors.Is(err, devsw.ECANCELED) {
+	if err := c.open(devsw.IFBLK, open); !errors.Is(err, devsw.ECANCELED) {
 		t.Errorf("open between d_cancel and d_close: %v", err)
 	}
-	if c.Close(devsw.IFBLK) != want || c.Medium() != nil || c.Claimed() {
+	if !is(c.close(devsw.IFBLK), want) || c.medium.Load() != nil || c.claimed() {
 		t.Error("d_close has not closed it")
 	}
-	if err := c.Open(devsw.IFCHR, open, drop); err != nil {
+	if err := c.open(devsw.IFCHR, open); err != nil {
 		t.Errorf("open through the other device, after d_close: %v", err)
 	}
-	c.Close(devsw.IFCHR)
-	if err := c.Retire(); err != nil {
+	c.close(devsw.IFCHR)
+	if err := c.retire(); err != nil {
 		t.Errorf("retire: %v", err)
 	}
-	if err := c.Open(devsw.IFBLK, open, drop); !errors.Is(err, devsw.ENXIO) {
+	if err := c.open(devsw.IFBLK, open); !errors.Is(err, devsw.ENXIO) {
 		t.Errorf("open after that: %v", err)
 	}
 }
@@ -67,14 +78,14 @@ func TestOthersWaitForTheFirstOpen(t *testing.T) {
 	for name, fail := range map[string]error{"goes well": nil, "fails": devsw.EIO} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c := Claim[thing]{Name: "x"}
-				goOn, _, open, drop := opener(fail)
+				var c claim
+				goOn, _, open := opener(fail)
 				ends := make(chan error, 3)
 				for range 3 {
-					go func() { ends <- c.Open(devsw.IFBLK, open, drop) }()
+					go func() { ends <- c.open(devsw.IFBLK, open) }()
 				}
 				synctest.Wait()
-				if len(ends) != 0 || !c.Claimed() || c.Medium() != nil {
+				if len(ends) != 0 || !c.claimed() || c.medium.Load() != nil {
 					t.Fatal("somebody has not waited")
 				}
 				close(goOn)
@@ -83,7 +94,7 @@ func TestOthersWaitForTheFirstOpen(t *testing.T) {
 						t.Errorf("one ends with %v", err)
 					}
 				}
-				if c.Claimed() != (fail == nil) {
+				if c.claimed() != (fail == nil) {
 					t.Error("afterwards it is not what the open was")
 				}
 			})
@@ -92,18 +103,18 @@ func TestOthersWaitForTheFirstOpen(t *testing.T) {
 }
 
 func TestOpenThatIsTakenAwayDropsWhatItHasOpened(t *testing.T) {
-	for name, end := range map[string]func(c *Claim[thing]){
-		"cancel": func(c *Claim[thing]) { c.Cancel(devsw.IFBLK) },
-		"close":  func(c *Claim[thing]) { c.Close(devsw.IFBLK) },
+	for name, end := range map[string]func(c *claim){
+		"cancel": func(c *claim) { c.cancel(devsw.IFBLK) },
+		"close":  func(c *claim) { c.close(devsw.IFBLK) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c := Claim[thing]{Name: "x"}
-				goOn, late, open, drop := opener(nil)
+				var c claim
+				goOn, late, open := opener(nil)
 				first, second := make(chan error, 1), make(chan error, 1)
-				go func() { first <- c.Open(devsw.IFBLK, open, drop) }()
+				go func() { first <- c.open(devsw.IFBLK, open) }()
 				synctest.Wait()
-				go func() { second <- c.Open(devsw.IFBLK, open, drop) }()
+				go func() { second <- c.open(devsw.IFBLK, open) }()
 				synctest.Wait()
 				end(&c)
 				if err := <-second; !errors.Is(err, devsw.ECANCELED) {
@@ -117,7 +128,7 @@ func TestOpenThatIsTakenAwayDropsWhatItHasOpened(t *testing.T) {
 				if err := <-first; !errors.Is(err, devsw.ECANCELED) {
 					t.Errorf("the first ends with %v", err)
 				}
-				if !late.dropped || c.Medium() != nil || c.Claimed() {
+				if !late.closed || c.medium.Load() != nil || c.claimed() {
 					t.Error("what it has opened is in use")
 				}
 			})

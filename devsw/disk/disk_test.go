@@ -1,4 +1,4 @@
-package disk_test
+package disk
 
 import (
 	"bytes"
@@ -10,18 +10,17 @@ import (
 	"pgregory.net/rapid"
 
 	"vdev/devsw"
-	"vdev/devsw/disk"
 )
 
 func TestCheckAnswersAsNetBSDDoes(t *testing.T) {
 	const kib = 1024
-	plain := disk.Medium{Size: 64 * kib, High: 64 * kib, Sector: 512}
-	large := disk.Medium{Size: 64 * kib, High: 64 * kib, Sector: 4096}
-	readOnly := disk.Medium{Size: 64 * kib, High: 64 * kib, Sector: 512, ReadOnly: true}
-	shrunk := disk.Medium{Size: 32 * kib, High: 64 * kib, Sector: 512}
+	plain := Bounds{Size: 64 * kib, High: 64 * kib, Sector: 512}
+	large := Bounds{Size: 64 * kib, High: 64 * kib, Sector: 4096}
+	readOnly := Bounds{Size: 64 * kib, High: 64 * kib, Sector: 512, ReadOnly: true}
+	shrunk := Bounds{Size: 32 * kib, High: 64 * kib, Sector: 512}
 	for _, c := range []struct {
 		name   string
-		m      disk.Medium
+		m      Bounds
 		op     devsw.Op
 		blkno  int64
 		bcount int64
@@ -57,7 +56,7 @@ func TestCheckAnswersAsNetBSDDoes(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			ended := false
 			b := &devsw.Buf{Op: c.op, Blkno: c.blkno, Bcount: c.bcount, Iodone: func(*devsw.Buf) { ended = true }}
-			off, n, ok := disk.Check(b, c.m)
+			off, n, ok := Check(b, c.m)
 			if ok == ended {
 				t.Fatalf("ok %v, and biodone %v", ok, ended)
 			}
@@ -90,7 +89,7 @@ func TestCheckNeverLetsATransferOutOfTheMedium(t *testing.T) {
 		if rapid.Bool().Draw(t, "whole") {
 			b.Bcount = rapid.Int64Range(0, 1<<20).Draw(t, "count") * sector
 		}
-		off, n, ok := disk.Check(b, disk.Medium{Size: size, High: high, Sector: sector})
+		off, n, ok := Check(b, Bounds{Size: size, High: high, Sector: sector})
 		if !ok {
 			return
 		}
@@ -101,7 +100,7 @@ func TestCheckNeverLetsATransferOutOfTheMedium(t *testing.T) {
 }
 
 func TestCheckRange(t *testing.T) {
-	m := disk.Medium{Size: 8192, High: 16384, Sector: 4096}
+	m := Bounds{Size: 8192, High: 16384, Sector: 4096}
 	for _, c := range []struct {
 		pos, n int64
 		want   error
@@ -118,73 +117,53 @@ func TestCheckRange(t *testing.T) {
 		{4096, math.MaxInt64 &^ 4095, devsw.EINVAL},
 		{math.MaxInt64 &^ 4095, 4096, devsw.EINVAL},
 	} {
-		if err := disk.CheckRange(c.pos, c.n, m); err != c.want {
+		if err := checkRange(c.pos, c.n, m); err != c.want {
 			t.Errorf("%d bytes at %d: %v, want %v", c.n, c.pos, err, c.want)
 		}
 	}
 	m.ReadOnly = true
-	if err := disk.CheckRange(0, 4096, m); err != devsw.EROFS {
+	if err := checkRange(0, 4096, m); err != devsw.EROFS {
 		t.Errorf("read-only: %v, want EROFS", err)
 	}
 }
 
 func TestUnitsComeAndGoByNumber(t *testing.T) {
-	var u disk.Units[string]
+	var u units[string]
 	dev := func(unit int) devsw.Dev { return devsw.Makedev(14, uint32(unit)) }
 	a, b := "a", "b"
-	if u.Get(dev(0)) != nil || len(u.All()) != 0 {
+	if u.get(dev(0)) != nil || len(u.all()) != 0 {
 		t.Fatal("units where there are none")
 	}
-	if err := u.Add(3, &a); err != nil {
+	if err := u.add(3, &a); err != nil {
 		t.Fatal(err)
 	}
-	if err := u.Add(3, &b); !errors.Is(err, devsw.EEXIST) {
+	if err := u.add(3, &b); !errors.Is(err, devsw.EEXIST) {
 		t.Errorf("adding a unit twice: %v, want EEXIST", err)
 	}
-	for _, unit := range []int{-1, disk.MaxUnit + 1} {
-		if err := u.Add(unit, &b); !errors.Is(err, devsw.EINVAL) {
+	for _, unit := range []int{-1, maxUnit + 1} {
+		if err := u.add(unit, &b); !errors.Is(err, devsw.EINVAL) {
 			t.Errorf("adding unit %d: %v, want EINVAL", unit, err)
 		}
 	}
-	if err := u.Add(0, &b); err != nil {
+	if err := u.add(0, &b); err != nil {
 		t.Fatal(err)
 	}
-	if u.Get(dev(3)) != &a || u.Get(dev(0)) != &b || u.Get(dev(1)) != nil || u.Get(dev(math.MaxUint32)) != nil {
+	if u.get(dev(3)) != &a || u.get(dev(0)) != &b || u.get(dev(1)) != nil || u.get(dev(math.MaxUint32)) != nil {
 		t.Error("units are not where they were put")
 	}
-	if all := u.All(); len(all) != 2 || all[0] != 0 || all[1] != 3 {
+	if all := u.all(); len(all) != 2 || all[0] != 0 || all[1] != 3 {
 		t.Errorf("all units: %v, want 0 and 3", all)
 	}
-	if err := u.Remove(3, func(*string) error { return devsw.EBUSY }); !errors.Is(err, devsw.EBUSY) || u.Get(dev(3)) != &a {
-		t.Errorf("removing a busy unit: %v, and it is %v", err, u.Get(dev(3)))
+	if err := u.remove(3, func(*string) error { return devsw.EBUSY }); !errors.Is(err, devsw.EBUSY) || u.get(dev(3)) != &a {
+		t.Errorf("removing a busy unit: %v, and it is %v", err, u.get(dev(3)))
 	}
-	if err := u.Remove(3, func(*string) error { return nil }); err != nil || u.Get(dev(3)) != nil {
-		t.Errorf("removing a unit: %v, and it is %v", err, u.Get(dev(3)))
+	if err := u.remove(3, func(*string) error { return nil }); err != nil || u.get(dev(3)) != nil {
+		t.Errorf("removing a unit: %v, and it is %v", err, u.get(dev(3)))
 	}
 	for _, unit := range []int{-1, 3, 100} {
-		if err := u.Remove(unit, func(*string) error { return nil }); !errors.Is(err, devsw.ENXIO) {
+		if err := u.remove(unit, func(*string) error { return nil }); !errors.Is(err, devsw.ENXIO) {
 			t.Errorf("removing unit %d: %v, want ENXIO", unit, err)
 		}
-	}
-}
-
-func TestARetiredUnitIsNotOpenedAgain(t *testing.T) {
-	var o disk.Opens
-	for _, mode := range []devsw.Mode{devsw.IFBLK, devsw.IFCHR} {
-		if err := o.Open(mode); err != nil {
-			t.Fatal(err)
-		}
-		if err := o.Retire(); !errors.Is(err, devsw.EBUSY) {
-			t.Fatalf("retired while the %v device is open: %v, want EBUSY", mode, err)
-		}
-		o.Close(mode)
-		o.Close(mode)
-	}
-	if err := o.Retire(); err != nil {
-		t.Fatal(err)
-	}
-	if err := o.Open(devsw.IFBLK); err != devsw.ENXIO {
-		t.Errorf("open: %v, want ENXIO", err)
 	}
 }
 
@@ -192,7 +171,7 @@ func TestARetiredUnitIsNotOpenedAgain(t *testing.T) {
 func ram(mem []byte, wg *sync.WaitGroup) func(*devsw.Buf) {
 	return func(b *devsw.Buf) {
 		wg.Go(func() {
-			off, n, ok := disk.Check(b, disk.Medium{Size: int64(len(mem)), High: int64(len(mem)), Sector: 512})
+			off, n, ok := Check(b, Bounds{Size: int64(len(mem)), High: int64(len(mem)), Sector: 512})
 			if !ok {
 				return
 			}
@@ -212,7 +191,7 @@ func TestPhysioMovesWhatAUioHasAndIsShortAtTheEnd(t *testing.T) {
 	data := bytes.Repeat([]byte("0123456789abcdef"), 2<<20/16)
 	w := devsw.NewUio(devsw.UIOWrite, data[:100], nil, data[100:1<<20], data[1<<20:])
 	w.Offset = 512
-	if err := disk.Physio(strategy, 0, w); err != nil || w.Resid != 0 || w.Offset != 512+2<<20 || len(w.Iov) != 0 {
+	if err := physio(strategy, 0, w); err != nil || w.Resid != 0 || w.Offset != 512+2<<20 || len(w.Iov) != 0 {
 		t.Fatalf("write: %v, resid %d, offset %d, %d pieces left", err, w.Resid, w.Offset, len(w.Iov))
 	}
 	if !bytes.Equal(mem[512:512+2<<20], data) {
@@ -222,13 +201,13 @@ func TestPhysioMovesWhatAUioHasAndIsShortAtTheEnd(t *testing.T) {
 	got := make([]byte, 4<<20)
 	r := devsw.NewUio(devsw.UIORead, got)
 	r.Offset = 1 << 20
-	if err := disk.Physio(strategy, 0, r); err != nil || r.Resid != 2<<20 || r.Offset != 3<<20 {
+	if err := physio(strategy, 0, r); err != nil || r.Resid != 2<<20 || r.Offset != 3<<20 {
 		t.Fatalf("read to the end: %v, resid %d, offset %d", err, r.Resid, r.Offset)
 	}
 	if !bytes.Equal(got[:2<<20], mem[1<<20:]) {
 		t.Error("what was read is not what the disk has")
 	}
-	if err := disk.Physio(strategy, 0, r); err != nil || r.Resid != 2<<20 {
+	if err := physio(strategy, 0, r); err != nil || r.Resid != 2<<20 {
 		t.Errorf("read at the end: %v, resid %d", err, r.Resid)
 	}
 }
@@ -240,12 +219,12 @@ func TestPhysioRefusesPartsOfSectors(t *testing.T) {
 	for _, off := range []int64{-512, 1, 511} {
 		u := devsw.NewUio(devsw.UIORead, make([]byte, 512))
 		u.Offset = off
-		if err := disk.Physio(strategy, 0, u); err != devsw.EINVAL || u.Resid != 512 {
+		if err := physio(strategy, 0, u); err != devsw.EINVAL || u.Resid != 512 {
 			t.Errorf("at %d: %v, resid %d, want EINVAL and 512", off, err, u.Resid)
 		}
 	}
 	u := devsw.NewUio(devsw.UIOWrite, make([]byte, 100))
-	if err := disk.Physio(strategy, 0, u); err != devsw.EINVAL || u.Resid != 100 {
+	if err := physio(strategy, 0, u); err != devsw.EINVAL || u.Resid != 100 {
 		t.Errorf("100 bytes: %v, resid %d, want EINVAL and 100", err, u.Resid)
 	}
 }
@@ -259,7 +238,7 @@ func TestZeroClearsPartOfATransfer(t *testing.T) {
 		total := int64(len(bytes.Join(data, nil)))
 		off := rapid.Int64Range(0, total).Draw(t, "off")
 		n := rapid.Int64Range(0, total-off).Draw(t, "n")
-		if e := disk.Zero(&devsw.Buf{Op: devsw.BRead, Data: data, Bcount: total}, off, n); e != 0 {
+		if e := Zero(&devsw.Buf{Op: devsw.BRead, Data: data, Bcount: total}, off, n); e != 0 {
 			t.Fatal(e)
 		}
 		want := bytes.Repeat([]byte{1}, int(total))

@@ -6,19 +6,22 @@ import (
 	"vdev/devsw"
 )
 
-// Funcs are the functions of a disk driver. Its block and its character device share them.
+// Funcs are the functions of a disk driver. Its block and its character device share them: see
+// devsw.Bdevsw for what each has to do.
 type Funcs struct {
 	Open, Cancel, Close func(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error
 	Strategy            func(b *devsw.Buf)
-	CancelBuf           func(b *devsw.Buf) // nil where transfers end by themselves
+	CancelBuf           func(b *devsw.Buf)
 	Ioctl               func(dev devsw.Dev, cmd devsw.Cmd, data any, flag devsw.Flag) error
 	Psize               func(dev devsw.Dev) int64
 	Discard             func(dev devsw.Dev, pos, n int64) error
 }
 
-// Switch is a disk driver's place in a device switch: its two devices there, and its units.
+// Switch is a disk driver's place in a device switch: its two devices there, and its units. A Driver
+// stands on one. It is for a driver that needs all functions of its own, as one that stands on another
+// driver's device may. Its methods may be called on any goroutine.
 type Switch[T any] struct {
-	Units[T]
+	units  units[T]
 	table  *devsw.Table
 	bdev   devsw.Bdevsw
 	cdev   devsw.Cdevsw
@@ -26,11 +29,12 @@ type Switch[T any] struct {
 	retire func(*T) error
 }
 
-// Attach attaches the driver to t, as one that needs no lock; reads and writes of its character device are transfers by
-// f.Strategy. A Cancel that is nil stays so. Majors may be devsw.NODEVMAJOR: the table chooses. retire says that a unit is
-// going: EBUSY, and nothing changed, while it is open.
+// Attach attaches the driver to t, as one that needs no lock. Reads and writes of its character device
+// are transfers by f.Strategy. A Cancel that is nil stays so. Majors may be devsw.NODEVMAJOR: the
+// table chooses. retire is called when a unit is to go. It makes later opens fail; or it answers EBUSY,
+// and changes nothing, while the unit is open. Errors are those of devsw.Table.Attach.
 func (s *Switch[T]) Attach(t *devsw.Table, name string, bmajor, cmajor int, f Funcs, retire func(*T) error) error {
-	rw := func(dev devsw.Dev, u *devsw.Uio, _ devsw.Flag) error { return Physio(f.Strategy, dev, u) }
+	rw := func(dev devsw.Dev, u *devsw.Uio, _ devsw.Flag) error { return physio(f.Strategy, dev, u) }
 	s.table, s.retire = t, retire
 	s.bdev = devsw.Bdevsw{
 		Name: name, Open: f.Open, Cancel: f.Cancel, Close: f.Close, Strategy: f.Strategy, CancelBuf: f.CancelBuf, Ioctl: f.Ioctl,
@@ -48,13 +52,13 @@ func (s *Switch[T]) Attach(t *devsw.Table, name string, bmajor, cmajor int, f Fu
 	return nil
 }
 
-// Detach takes the driver out of the table and destroys all its disks. EBUSY, with nothing changed, while one is open. No
-// other method may be called meanwhile or afterwards.
+// Detach takes the driver out of the table and destroys all its disks. EBUSY, with nothing changed,
+// while one is open. No other method may be called meanwhile or afterwards.
 func (s *Switch[T]) Detach() error {
 	if err := s.table.Detach(&s.bdev, &s.cdev); err != nil {
 		return fmt.Errorf("%s: detach: %w", s.bdev.Name, err)
 	}
-	for _, unit := range s.All() {
+	for _, unit := range s.units.all() {
 		if err := s.Destroy(unit); err != nil {
 			return err
 		}
@@ -62,9 +66,10 @@ func (s *Switch[T]) Detach() error {
 	return nil
 }
 
-// Create makes v disk unit and returns its block device: EEXIST where there is one already, EINVAL where there can be none.
+// Create makes v disk unit and returns its block device: EEXIST where there is one already, EINVAL
+// where there can be none.
 func (s *Switch[T]) Create(unit int, v *T) (devsw.Dev, error) {
-	if err := s.Add(unit, v); err != nil {
+	if err := s.units.add(unit, v); err != nil {
 		return devsw.NODEV, fmt.Errorf("%s: %w", s.bdev.Name, err)
 	}
 	return devsw.Makedev(s.bmajor, uint32(unit)), nil
@@ -72,15 +77,18 @@ func (s *Switch[T]) Create(unit int, v *T) (devsw.Dev, error) {
 
 // Destroy takes disk unit away. EBUSY while it is open, ENXIO where there is none.
 func (s *Switch[T]) Destroy(unit int) error {
-	if err := s.Remove(unit, s.retire); err != nil {
+	if err := s.units.remove(unit, s.retire); err != nil {
 		return fmt.Errorf("%s: %w", s.bdev.Name, err)
 	}
 	return nil
 }
 
+// Get returns the unit that dev, a device of either kind, stands for, or nil. It takes no lock.
+func (s *Switch[T]) Get(dev devsw.Dev) *T { return s.units.get(dev) }
+
 // Unit returns disk unit, open or not. ENXIO where there is none.
 func (s *Switch[T]) Unit(unit int) (*T, error) {
-	if unit >= 0 && unit <= MaxUnit {
+	if unit >= 0 && unit <= maxUnit {
 		if v := s.Get(devsw.Makedev(s.bmajor, uint32(unit))); v != nil {
 			return v, nil
 		}

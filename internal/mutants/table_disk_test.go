@@ -1,5 +1,7 @@
 package mutants
 
+import "time"
+
 var _ = add("disk", []mutant{
 	{
 		what: "no file is looked at",
@@ -56,5 +58,82 @@ var _ = add("disk", []mutant{
 		from: "\t\tif err != nil {\n\t\t\tf.log(err)\n\t\t}\n",
 		to:   "\t\t_ = err\n",
 		by:   tests{in: "./internal/dev/vnd", run: "^TestAFailureThatCannotBeRecordedIsTold$"},
+	},
+	{
+		what: "a cancel leaves a storage's functions alone",
+		file: "devsw/disk/storage.go",
+		from: "func (m *stored) Cancel() {\n\tm.interrupt()\n",
+		to:   "func (m *stored) Cancel() {\n",
+		by:   tests{in: "./devsw/disk", run: "^TestACloseCancelsWhatIsInAStorageAndWhatWaitsForIt$", timeout: 30 * time.Second},
+	},
+	{
+		what: "a cancel leaves what waits for a storage",
+		file: "devsw/disk/storage.go",
+		from: "\tfor _, b := range cancelled {\n\t\tb.Fail(devsw.ECANCELED)\n\t}\n",
+		to:   "\t_ = cancelled\n",
+		by:   tests{in: "./devsw/disk", run: "^TestACloseCancelsWhatIsInAStorageAndWhatWaitsForIt$", timeout: 30 * time.Second},
+	},
+	{
+		what: "any number of transfers is in a storage at once",
+		file: "devsw/disk/storage.go",
+		from: "if m.workers < maxWorkers {",
+		to:   "if true {",
+		by:   tests{in: "./devsw/disk", run: "^TestACloseCancelsWhatIsInAStorageAndWhatWaitsForIt$", timeout: 30 * time.Second},
+	},
+	{
+		what: "one transfer in a storage is not interrupted",
+		file: "devsw/disk/storage.go",
+		from: "\t\tw.cancel()\n\t\tm.mu.Unlock()\n",
+		to:   "\t\tm.mu.Unlock()\n",
+		by:   tests{in: "./devsw/disk", run: "^TestOneTransferInAStorageIsInterruptedAlone$", timeout: 30 * time.Second},
+	},
+	{
+		what: "a cancel waits for all pieces of a transfer",
+		file: "devsw/disk/storage.go",
+		from: "\t\tif err := ctx.Err(); err != nil {\n\t\t\treturn moved, err\n\t\t}\n",
+		to:   "",
+		by:   tests{in: "./devsw/disk", run: "^TestACancelEndsALongTransferBetweenTwoPieces$", timeout: 30 * time.Second},
+	},
+	{
+		what: "a stable write is not flushed",
+		file: "devsw/disk/storage.go",
+		from: "if write && w.b.Flags&devsw.BMediaFUA != 0 {",
+		to:   "if false {",
+		by:   tests{in: "./devsw/disk", run: "^TestAStableWriteIsFlushedBeforeItEnds$"},
+	},
+	{
+		what: "a read-only disk is opened for writing",
+		file: "devsw/disk/driver.go",
+		from: "if flag&devsw.FWRITE != 0 && o.base.info.ReadOnly {",
+		to:   "if false {",
+		by:   tests{in: "./devsw/disk", run: "^TestWhatCannotBeOpenedIsClosedAgain$"},
+	},
+	{
+		what: "what cannot be used stays open",
+		file: "devsw/disk/driver.go",
+		from: "\t\tm.Close()\n",
+		to:   "",
+		by:   tests{in: "./devsw/disk", run: "^TestWhatCannotBeOpenedIsClosedAgain$"},
+	},
+	{
+		what: "an open that was cancelled keeps what it has opened",
+		file: "devsw/disk/claim.go",
+		from: "\tif err == nil {\n\t\tm.Close()\n\t}\n",
+		to:   "",
+		by:   tests{in: "./devsw/disk", run: "^TestOpenThatIsTakenAwayDropsWhatItHasOpened$"},
+	},
+	{
+		what: "a disk is open through both of its devices",
+		file: "devsw/disk/claim.go",
+		from: "\tcase c.by.mode != mode:\n",
+		to:   "\tcase false:\n",
+		by:   tests{in: "./devsw/disk", run: "^TestClaimIsOneDevices$"},
+	},
+	{
+		what: "a disk that has shrunk forgets how large it was",
+		file: "devsw/disk/base.go",
+		from: "m.high.Store(max(m.high.Load(), size))",
+		to:   "m.high.Store(size)",
+		by:   tests{in: "./devsw/disk", run: "^TestADiskThatIsOpenIsAsLargeAsItsLastGrow$"},
 	},
 })

@@ -12,9 +12,8 @@ const (
 	signalGo      = "internal/reactor/signal.go"
 	turnsGo       = "internal/reactor/turns.go"
 	uringGo       = "internal/uring/ring_unsafe.go"
-	diskTurnsGo   = "devsw/disk/turns.go"
-	mdGo          = "internal/dev/md/md.go"
-	nullGo        = "internal/dev/null/null.go"
+	diskCopyGo    = "devsw/disk/copy.go"
+	diskBaseGo    = "devsw/disk/base.go"
 	bufIndexGo    = "devsw/bufindex.go"
 	vndThreadsGo  = "internal/dev/vnd/threads.go"
 )
@@ -195,40 +194,22 @@ var _ = add("reactor", []mutant{
 		by:   tests{in: "./vhostuser/virtioblk", run: "TestARingIsLookedAtForSoManyBytes$"},
 	},
 	{
-		what: "a driver copies in one turn", file: diskTurnsGo,
+		what: "a driver copies in one turn", file: diskCopyGo,
 		from: "k := min(n-off, turnBytes)",
 		to:   "k := n - off",
 		by:   tests{in: "./devsw/disk", run: "TestALongCopyTakesTurns$"},
 	},
 	{
-		what: "a close does not reach md's turns", file: mdGo,
-		from: "if e == 0 && sc.cancelled.Load() {",
+		what: "a close does not reach a copy's turns", file: diskCopyGo,
+		from: "if e == 0 && m.Cancelled() {",
 		to:   "if false {",
-		by:   tests{in: "./devsw/disk", run: "TestALongCopyTakesTurns$/^md$"},
+		by:   tests{in: "./devsw/disk", run: "TestALongCopyTakesTurns$"},
 	},
 	{
-		what: "a close does not reach null's turns", file: nullGo,
-		from: "if e == 0 && sc.cancelled.Load() {",
-		to:   "if false {",
-		by:   tests{in: "./devsw/disk", run: "TestALongCopyTakesTurns$/^null$"},
-	},
-	{
-		what: "md cancels no single transfer", file: mdGo,
+		what: "a copying driver cancels no single transfer", file: diskBaseGo,
 		from: "\tif b.AIO != nil {\n\t\tb.AIO.Cancel(b)\n\t}\n",
 		to:   "",
-		by:   tests{in: "./devsw/disk", run: "TestALongCopyTakesTurns$/^md$"},
-	},
-	{
-		what: "null cancels no single transfer", file: nullGo,
-		from: "\tif b.AIO != nil {\n\t\tb.AIO.Cancel(b)\n\t}\n",
-		to:   "",
-		by:   tests{in: "./devsw/disk", run: "TestALongCopyTakesTurns$/^null$"},
-	},
-	{
-		what: "md stays cancelled after its close", file: mdGo,
-		from: "\t\tsc.cancelled.Store(false)\n",
-		to:   "",
-		by:   tests{in: "./devsw/disk", run: "TestALongCopyTakesTurns$/^md$"},
+		by:   tests{in: "./devsw/disk", run: "TestALongCopyTakesTurns$"},
 	},
 
 	// What is cancelled is found at once.

@@ -274,8 +274,8 @@ func (sc *softc) keepAcquired(b *devsw.Buf, n int64) (later bool) {
 		b.Fail(devsw.ToErrno(err))
 		return false
 	}
-	medium := disk.Medium{Size: info.Size, High: info.Size, Sector: sc.sector, ReadOnly: info.ReadOnly}
-	off, fits, ok := disk.Check(b, medium)
+	bounds := disk.Bounds{Size: info.Size, High: info.Size, Sector: sc.sector, ReadOnly: info.ReadOnly}
+	off, fits, ok := disk.Check(b, bounds)
 	if !ok {
 		return false
 	}

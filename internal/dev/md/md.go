@@ -1,9 +1,9 @@
 package md
 
 import (
+	"context"
 	"fmt"
 	"math"
-	"sync/atomic"
 
 	"vdev/devsw"
 	"vdev/devsw/disk"
@@ -26,29 +26,21 @@ type Config struct {
 }
 
 // Driver is the memory disk driver, attached to a table.
-type Driver struct{ disk.Switch[softc] }
-
-// softc is one disk. What is not Opens does not change; the memory is there as long as the disk is open or listed.
-type softc struct {
-	opens  disk.Opens
-	mem    []byte
-	medium disk.Medium
-	holder uint64 // see devsw.DiskInfo
-
-	cancelled atomic.Bool // d_cancel of the block device has been, d_close has not
-}
+type Driver struct{ *disk.Driver }
 
 // New attaches the driver to t under the name "md".
 func New(t *devsw.Table) (*Driver, error) {
-	d := new(Driver)
-	err := d.Attach(t, "md", bmajor, cmajor, disk.Funcs{
-		Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, CancelBuf: d.cancelBuf, Ioctl: d.ioctl,
-		Psize: d.psize, Discard: d.discard,
-	}, (*softc).retire)
+	d, err := disk.Attach(t, "md", bmajor, cmajor)
 	if err != nil {
 		return nil, err
 	}
-	return d, nil
+	return &Driver{d}, nil
+}
+
+// softc is one disk. It does not change; the memory is there as long as the disk is a unit.
+type softc struct {
+	mem  []byte
+	info devsw.DiskInfo
 }
 
 // Create makes disk unit and returns its block device. Errors: EEXIST where there is one already, EINVAL for a bad size, ENOMEM,
@@ -58,9 +50,9 @@ func (d *Driver) Create(unit int, conf Config) (devsw.Dev, error) {
 	if err != nil {
 		return devsw.NODEV, fmt.Errorf("md: %w", err)
 	}
-	dev, err := d.Switch.Create(unit, sc)
+	dev, err := d.Driver.Create(unit, sc)
 	if err != nil {
-		_ = sys.Munmap(sc.mem)
+		sc.Destroy()
 	}
 	return dev, err
 }
@@ -97,170 +89,67 @@ func newSoftc(conf Config) (*softc, error) {
 			return nil, err
 		}
 	}
-	return &softc{
-		mem:    mem,
-		medium: disk.Medium{Size: size, High: size, Sector: sector, ReadOnly: conf.ReadOnly},
-		holder: devsw.NewHolder(),
-	}, nil
-}
-
-// retire takes the disk's memory away. EBUSY while it is open.
-func (sc *softc) retire() error {
-	if err := sc.opens.Retire(); err != nil {
-		return err
-	}
-	return sys.Munmap(sc.mem)
-}
-
-// Info describes disk unit, open or not. ENXIO where there is none.
-func (d *Driver) Info(unit int) (devsw.DiskInfo, error) {
-	sc, err := d.Unit(unit)
-	if err != nil {
-		return devsw.DiskInfo{}, err
-	}
-	return sc.info(), nil
-}
-
-func (sc *softc) info() devsw.DiskInfo {
-	info := devsw.DiskInfo{
-		Size:         sc.medium.Size,
-		SectorSize:   uint32(sc.medium.Sector),
-		ReadOnly:     sc.medium.ReadOnly,
-		Discard:      !sc.medium.ReadOnly,
-		WriteZeroes:  !sc.medium.ReadOnly,
+	sc := &softc{mem: mem, info: devsw.DiskInfo{
+		Size:         size,
+		SectorSize:   uint32(sector),
+		ReadOnly:     conf.ReadOnly,
+		Discard:      !conf.ReadOnly,
+		WriteZeroes:  !conf.ReadOnly,
 		DiscardAlign: uint32(sys.PageSize()),
+	}}
+	if !conf.ReadOnly {
+		sc.info.Holds, sc.info.Holder = devsw.HoldsAlways, devsw.NewHolder()
 	}
-	if !info.ReadOnly {
-		info.Holds, info.Holder = devsw.HoldsAlways, sc.holder
-	}
-	return info
+	return sc, nil
 }
 
-// open is d_open. EROFS to open a read-only disk for writing.
-func (d *Driver) open(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error {
-	sc := d.Get(dev)
-	switch {
-	case sc == nil:
-		return devsw.ENXIO
-	case sc.medium.ReadOnly && flag&devsw.FWRITE != 0:
-		return fmt.Errorf("md%d: is read-only: %w", dev.Minor(), devsw.EROFS)
-	}
-	return sc.opens.Open(mode)
+// Info implements disk.Disk.
+func (sc *softc) Info() (devsw.DiskInfo, error) { return sc.info, nil }
+
+// Open implements disk.Disk.
+func (sc *softc) Open(context.Context, devsw.Flag) (disk.Medium, error) {
+	return &medium{disk.NewBase(sc.info), sc.mem}, nil
 }
 
-// cancel is d_cancel. All operations end by themselves, without waiting for anything, but a transfer that goes on in several turns is
-// given up between two of them.
-func (d *Driver) cancel(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
-	// Those of the character device have no context, and no turns.
-	if sc := d.Get(dev); sc != nil && mode == devsw.IFBLK {
-		sc.cancelled.Store(true)
-	}
-	return nil
+// Destroy implements disk.Disk.
+func (sc *softc) Destroy() { _ = sys.Munmap(sc.mem) }
+
+// medium is a disk that is open. There is no storage more stable than this: flushes and BMediaFUA mean
+// nothing here.
+type medium struct {
+	*disk.Base
+	mem []byte
 }
 
-// cancelBuf is CancelBuf.
-func (d *Driver) cancelBuf(b *devsw.Buf) {
-	if b.AIO != nil {
-		b.AIO.Cancel(b)
-	}
-}
-
-// close is d_close.
-func (d *Driver) close(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
-	sc := d.Get(dev)
-	if sc == nil {
-		return devsw.ENXIO
-	}
-	if mode == devsw.IFBLK {
-		sc.cancelled.Store(false)
-	}
-	sc.opens.Close(mode)
-	return nil
-}
-
-// strategy is d_strategy. BMediaFUA means nothing here: there is no storage more stable than this.
-func (d *Driver) strategy(b *devsw.Buf) {
-	b.InContext = true // whatever comes of it
-	sc := d.Get(b.Dev)
-	if sc == nil {
-		b.Fail(devsw.ENXIO)
-		return
-	}
-	if _, n, ok := disk.Check(b, sc.medium); ok {
-		disk.Transfer(b, n, sc)
-	}
-}
+// Transfer implements disk.Medium.
+func (m *medium) Transfer(b *devsw.Buf, _, n int64) { m.CopyTurns(b, n, m) }
 
 // Copy implements disk.Copier.
-func (sc *softc) Copy(b *devsw.Buf, off, n int64) devsw.Errno {
+func (m *medium) Copy(b *devsw.Buf, off, n int64) devsw.Errno {
 	at := b.Blkno*devsw.DEVBSIZE + off
-	return b.MoveAt(sc.mem[at:at+n], off)
+	return b.MoveAt(m.mem[at:at+n], off)
 }
 
 // AIODone goes on with a transfer that takes several turns.
-func (sc *softc) AIODone(b *devsw.Buf, _ int64, e devsw.Errno) {
-	if e == 0 && sc.cancelled.Load() {
-		e = devsw.ECANCELED
-	}
-	disk.Continue(b, min(b.Bcount, sc.medium.Size-b.Blkno*devsw.DEVBSIZE), e, sc)
-}
+func (m *medium) AIODone(b *devsw.Buf, _ int64, e devsw.Errno) { m.Continue(b, e, m) }
 
-// ioctl is d_ioctl.
-func (d *Driver) ioctl(dev devsw.Dev, cmd devsw.Cmd, data any, _ devsw.Flag) error {
-	sc := d.Get(dev)
-	if sc == nil {
-		return devsw.ENXIO
-	}
-	switch cmd {
-	case devsw.DIOCCACHESYNC:
-		return nil
-	case devsw.DIOCWRITEZEROES:
-		zr, ok := data.(*devsw.ZeroRange)
-		if !ok || zr == nil {
-			return devsw.EINVAL
-		}
-		return sc.zero(zr.Pos, zr.N)
-	case devsw.DIOCGROW:
-		return disk.Grown(data, sc.medium.Size)
-	}
-	return disk.Ioctl(cmd, data, sc.info())
-}
+// Discard implements disk.Medium. What is discarded reads as zeroes.
+func (m *medium) Discard(pos, n int64) error { return m.WriteZeroes(pos, n, true) }
 
-// psize is d_psize.
-func (d *Driver) psize(dev devsw.Dev) int64 {
-	sc := d.Get(dev)
-	if sc == nil {
-		return -1
-	}
-	return sc.medium.Size / devsw.DEVBSIZE
-}
-
-// discard is d_discard. What is discarded reads as zeroes.
-func (d *Driver) discard(dev devsw.Dev, pos, n int64) error {
-	sc := d.Get(dev)
-	if sc == nil {
-		return devsw.ENXIO
-	}
-	return sc.zero(pos, n)
-}
-
-// zero makes a range zero and gives its whole pages back to the host.
-func (sc *softc) zero(pos, n int64) error {
-	if err := disk.CheckRange(pos, n, sc.medium); err != nil {
-		return err
-	}
+// WriteZeroes makes a range zero and gives its whole pages back to the host.
+func (m *medium) WriteZeroes(pos, n int64, _ bool) error {
 	page := int64(sys.PageSize())
 	end := pos + n
 	lo, hi := (pos+page-1)&^(page-1), end&^(page-1)
 	if lo >= hi {
-		clear(sc.mem[pos:end])
+		clear(m.mem[pos:end])
 		return nil
 	}
-	clear(sc.mem[pos:lo])
-	if err := sys.Discard(sc.mem[lo:hi]); err != nil {
+	clear(m.mem[pos:lo])
+	if err := sys.Discard(m.mem[lo:hi]); err != nil {
 		// Memory that is locked (mlockall(2)) cannot be given back.
-		clear(sc.mem[lo:hi])
+		clear(m.mem[lo:hi])
 	}
-	clear(sc.mem[hi:end])
+	clear(m.mem[hi:end])
 	return nil
 }

@@ -56,7 +56,7 @@ func TestAnswerToAWriteThatIsGivenUpInTheMiddleCountsOnce(t *testing.T) {
 	f.exp.size = 64 << 20
 	r := newRig(t)
 	d, c := f.disk(r, Config{ReconnectDelay: time.Minute})
-	cl := r.d.opened(d.Dev).cl
+	cl := r.softc(d.Dev).last.Load()
 	until := func(what string, cond func(c *conn) bool) {
 		t.Helper()
 		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
@@ -111,7 +111,7 @@ func TestAnswerToAWriteThatIsGivenUpInTheMiddleCountsOnce(t *testing.T) {
 	}
 	c.send(simpleReply(first.cookie, eShutdown))
 	until("the end of the connection", func(c *conn) bool { return c.quit })
-	r.d.cancelBuf(buf)
+	_ = r.table.BdevCancelBuf(buf)
 	c.send(simpleReply(cookie, 0))
 	until("the answer", func(c *conn) bool { return c.flight[cookie] == nil })
 	c.Close()
@@ -146,14 +146,15 @@ func TestDiskThatIsDestroyedWaitsForTheAnswerThatIsOwed(t *testing.T) {
 	q, _ := c.request(true)
 	r.close(d.Dev)
 	d.Wait(done)
-	destroyed := make(chan error, 1)
-	go func() { destroyed <- r.d.Get(d.Dev).retire() }()
+	destroyed := make(chan struct{})
+	go func() {
+		r.softc(d.Dev).Destroy()
+		close(destroyed)
+	}()
 	time.Sleep(50 * time.Millisecond) // for one that does not wait
 	c.send(c.ok(q.cookie))
 	if q, err := c.readRequest(); err != nil || q.cmd != cmdDisc {
 		t.Errorf("after the answer the server gets %+v, %v; not NBD_CMD_DISC", q, err)
 	}
-	if err := <-destroyed; err != nil {
-		t.Error(err)
-	}
+	<-destroyed
 }

@@ -141,13 +141,13 @@ func (sc *softc) beside(ctx context.Context) (*link, error) {
 // protocol that takes a new connection. It does nothing where the server is the driver's own, which
 // Info asks. EBUSY while the disk is open: there is DIOCGROW.
 func (d *Driver) Reread(unit int) error {
-	sc, err := d.Unit(unit)
+	sc, err := d.unit(unit)
 	switch {
 	case err != nil:
 		return err
 	case !sc.foreign():
 		return nil
-	case sc.claim.Claimed():
+	case d.Claimed(unit):
 		return fmt.Errorf("nbd%d: is open: %w", unit, devsw.EBUSY)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)

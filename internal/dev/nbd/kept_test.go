@@ -65,7 +65,7 @@ func TestServerThatEndsWithItsLastClientStaysFromTheStartToTheEnd(t *testing.T) 
 			// One, since qemu-nbd does not end where the last client to go is one in the midst of the
 			// handshake, as a second connection can be.
 			dev := r.createWhenThere(Config{URI: s.uri(), Connections: 1})
-			r.d.Get(dev).patience = 300 * time.Millisecond
+			r.softc(dev).patience = 300 * time.Millisecond
 			want, got := pattern(4096, 1), make([]byte, 4096)
 			for i := range 3 {
 				d := r.resume(dev)
@@ -83,9 +83,7 @@ func TestServerThatEndsWithItsLastClientStaysFromTheStartToTheEnd(t *testing.T) 
 			}
 			ended := make(chan error, 1)
 			go func() { ended <- s.cmd.Wait() }()
-			if err := r.d.Get(dev).retire(); err != nil {
-				t.Fatal(err)
-			}
+			r.softc(dev).Destroy()
 			select {
 			case <-ended:
 			case <-time.After(20 * time.Second):
@@ -102,7 +100,7 @@ func TestServerOfOneClientIsUsedByTheConnectionThatIsThere(t *testing.T) {
 	s := untouched(t, sock, "qemu-nbd", "--socket="+sock, "--format=raw", "--persistent", image(t))
 	r := newRig(t)
 	dev := r.createWhenThere(Config{URI: s.uri()})
-	r.d.Get(dev).patience = 300 * time.Millisecond
+	r.softc(dev).patience = 300 * time.Millisecond
 	for range 2 {
 		d := r.open(dev)
 		if b := d.Transfer(devsw.BRead, 0, 0, make([]byte, 4096)); b.Error != 0 {

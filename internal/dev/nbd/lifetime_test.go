@@ -74,7 +74,7 @@ func (k *keeper) check(t *testing.T, running bool, stops, kills int) {
 }
 
 // gone waits until the connections of the last open have gone.
-func (r *rig) gone(dev devsw.Dev) { <-r.d.Get(dev).last.Load().done }
+func (r *rig) gone(dev devsw.Dev) { <-r.softc(dev).last.Load().done }
 
 func (r *rig) flush(dev devsw.Dev) error {
 	return r.table.BdevIoctl(dev, devsw.DIOCCACHESYNC, nil, devsw.FWRITE)
@@ -137,9 +137,7 @@ func TestServerThatOwesAnAnswerForTooLongIsKilled(t *testing.T) {
 				k.check(t, true, 2, 1)
 				return
 			}
-			if err := r.d.Get(dev).retire(); err != nil {
-				t.Error(err)
-			}
+			r.softc(dev).Destroy()
 			k.check(t, false, 2, 1)
 		})
 	}
@@ -473,7 +471,7 @@ func TestServerOfOthersIsKnownByItsProcess(t *testing.T) {
 			d, conn := f.disk(r, Config{ReconnectDelay: time.Minute, Unflushed: c.unflushed})
 			d.write(conn, 0)
 			if c.restart {
-				sc := r.d.Get(d.Dev)
+				sc := r.softc(d.Dev)
 				sc.mu.Lock()
 				sc.listener.start-- // as if that one had been
 				sc.mu.Unlock()

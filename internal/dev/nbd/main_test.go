@@ -112,6 +112,16 @@ func (r *rig) openWith(dev devsw.Dev, flag devsw.Flag) *disktest.Disk {
 	return &disktest.Disk{Table: r.table, Dev: dev, Sector: 512, AIO: aio()}
 }
 
+// softc returns what the driver has of a disk.
+func (r *rig) softc(dev devsw.Dev) *softc {
+	r.t.Helper()
+	sc, err := r.d.unit(int(dev.Minor()))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return sc
+}
+
 // cancel does d_cancel.
 func (r *rig) cancel(dev devsw.Dev) {
 	r.t.Helper()

@@ -45,7 +45,7 @@ type Config struct {
 
 // Driver is the nbd driver, attached to a table.
 type Driver struct {
-	disk.Switch[softc]
+	*disk.Driver
 	notify atomic.Pointer[func(unit int, err error)]
 }
 
@@ -63,15 +63,11 @@ func (d *Driver) told(unit int, err error) {
 
 // New attaches the driver to t under the name "nbd", with majors of the table's choice.
 func New(t *devsw.Table) (*Driver, error) {
-	d := new(Driver)
-	err := d.Attach(t, "nbd", devsw.NODEVMAJOR, devsw.NODEVMAJOR, disk.Funcs{
-		Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, CancelBuf: d.cancelBuf, Ioctl: d.ioctl,
-		Psize: d.psize, Discard: d.discard,
-	}, (*softc).retire)
+	d, err := disk.Attach(t, "nbd", devsw.NODEVMAJOR, devsw.NODEVMAJOR)
 	if err != nil {
 		return nil, err
 	}
-	return d, nil
+	return &Driver{Driver: d}, nil
 }
 
 // Create makes disk unit and returns its block device. It connects to the server, to learn the size and to show what is wrong now,
@@ -88,7 +84,8 @@ func (d *Driver) CreateContext(ctx context.Context, unit int, conf Config) (devs
 		return devsw.NODEV, fmt.Errorf("nbd: %w", err)
 	}
 	sc.notify = func(err error) { d.told(unit, err) }
-	dev, err := d.Switch.Create(unit, sc)
+	sc.claimed = func() bool { return d.Claimed(unit) }
+	dev, err := d.Driver.Create(unit, sc)
 	if err != nil {
 		sc.forget()
 	}
@@ -117,7 +114,7 @@ func newSoftc(ctx context.Context, conf Config) (*softc, error) {
 	if conf.Connections == 0 {
 		conf.Connections = min(defaultConnections, runtime.GOMAXPROCS(0))
 	}
-	sc := &softc{conf: conf, sector: sector, patience: besideTimeout, claim: disk.Claim[medium]{Name: conf.URI}}
+	sc := &softc{conf: conf, sector: sector, patience: besideTimeout}
 	if sc.target, err = parseURI(conf.URI); err != nil {
 		return nil, err
 	}
@@ -132,18 +129,22 @@ func newSoftc(ctx context.Context, conf Config) (*softc, error) {
 	return sc, nil
 }
 
-// Info describes disk unit, open or not, as the server has described it last. Where the server is
-// the driver's own, and knows the size between two opens (Sizer), that is asked. ENXIO where there
-// is no such unit; else what that gives.
-func (d *Driver) Info(unit int) (devsw.DiskInfo, error) {
-	sc, err := d.Unit(unit)
+// unit returns disk unit. ENXIO where there is none.
+func (d *Driver) unit(unit int) (*softc, error) {
+	v, _, err := d.Unit(unit)
 	if err != nil {
-		return devsw.DiskInfo{}, err
+		return nil, err
 	}
-	if z, ok := sc.conf.Server.(Sizer); ok && !sc.claim.Claimed() {
+	return v.(*softc), nil
+}
+
+// Info implements disk.Disk, as the server has described the disk last. Where the server is the driver's own, and knows
+// the size between two opens (Sizer), that is asked.
+func (sc *softc) Info() (devsw.DiskInfo, error) {
+	if z, ok := sc.conf.Server.(Sizer); ok && !sc.claimed() {
 		size, ok, err := z.Size()
 		if err != nil {
-			return devsw.DiskInfo{}, fmt.Errorf("nbd%d: %w", unit, err)
+			return devsw.DiskInfo{}, err
 		}
 		// An open that has come meanwhile knows better.
 		if known := sc.known.Load(); ok && known.size != size {
@@ -158,7 +159,7 @@ func (d *Driver) Info(unit int) (devsw.DiskInfo, error) {
 // Warnings gives what the operator of disk unit should know, one line each: what its server lacks,
 // that it is gone, that it has lost writes. It does not wait. ENXIO where there is no such unit.
 func (d *Driver) Warnings(unit int) ([]string, error) {
-	sc, err := d.Unit(unit)
+	sc, err := d.unit(unit)
 	if err != nil {
 		return nil, err
 	}
@@ -211,98 +212,35 @@ func (sc *softc) info() devsw.DiskInfo {
 
 // medium is an export that is open.
 type medium struct {
-	cl       *client
-	exp      *export // what it was when it was opened
-	sector   int64   // bytes
-	readOnly bool
-	size     atomic.Int64 // bytes, whole sectors
-	high     atomic.Int64 // the largest size since the open
+	*disk.Base
+	sc  *softc
+	cl  *client
+	exp *export // what it was when it was opened
 }
 
-func (m *medium) disk() disk.Medium {
-	return disk.Medium{Size: m.size.Load(), High: m.high.Load(), Sector: m.sector, ReadOnly: m.readOnly}
-}
+// Transfer implements disk.Medium.
+func (m *medium) Transfer(b *devsw.Buf, off, n int64) { m.cl.transfer(b, off, n, m.exp) }
 
-// strategy is d_strategy.
-func (d *Driver) strategy(b *devsw.Buf) {
-	m := d.opened(b.Dev)
-	if m == nil {
-		b.Fail(devsw.ENXIO)
-		return
-	}
-	if off, n, ok := disk.Check(b, m.disk()); ok {
-		m.cl.transfer(b, off, n, m.exp)
-	}
-}
+// CancelBuf implements disk.Medium.
+func (m *medium) CancelBuf(b *devsw.Buf) { m.cl.cancelBuf(b) }
 
-// cancelBuf is CancelBuf.
-func (d *Driver) cancelBuf(b *devsw.Buf) {
-	if m := d.opened(b.Dev); m != nil {
-		m.cl.cancelBuf(b)
-	}
-}
+// Cancel implements disk.Medium. It takes locks that are never held for long.
+func (m *medium) Cancel() { m.cl.giveUp() }
 
-// opened gives the open export of a unit, or nil.
-func (d *Driver) opened(dev devsw.Dev) *medium {
-	if sc := d.Get(dev); sc != nil {
-		return sc.claim.Medium()
-	}
-	return nil
-}
+// Close implements disk.Medium. The connections go by themselves, when the server has nothing left to do on them.
+func (m *medium) Close() { m.cl.giveUp() }
 
-// ioctl is d_ioctl.
-func (d *Driver) ioctl(dev devsw.Dev, cmd devsw.Cmd, data any, _ devsw.Flag) error {
-	sc := d.Get(dev)
-	m := d.opened(dev)
-	if m == nil {
-		return devsw.ENXIO
-	}
-	switch cmd {
-	case devsw.DIOCCACHESYNC:
-		return m.flush()
-	case devsw.DIOCWRITEZEROES:
-		zr, ok := data.(*devsw.ZeroRange)
-		if !ok || zr == nil {
-			return devsw.EINVAL
-		}
-		return m.writeZeroes(zr.Pos, zr.N, zr.Unmap)
-	case devsw.DIOCGROW:
-		size, err := sc.grow(m)
-		if err != nil {
-			return err
-		}
-		return disk.Grown(data, size)
-	}
-	return disk.Ioctl(cmd, data, sc.info())
-}
+// Info implements disk.Medium.
+func (m *medium) Info() devsw.DiskInfo { return m.sc.info() }
 
-// psize is d_psize. It works without an open, as in NetBSD.
-func (d *Driver) psize(dev devsw.Dev) int64 {
-	sc := d.Get(dev)
-	if sc == nil {
-		return -1
-	}
-	return sc.info().Size / devsw.DEVBSIZE
-}
-
-// discard is d_discard. ENODEV where the server has no NBD_CMD_TRIM.
-func (d *Driver) discard(dev devsw.Dev, pos, n int64) error {
-	m := d.opened(dev)
-	if m == nil {
-		return devsw.ENXIO
-	}
-	if !m.exp.has(sendTrim) {
-		return devsw.ENODEV
-	}
-	if err := disk.CheckRange(pos, n, m.disk()); err != nil {
-		return err
-	}
+// Discard implements disk.Medium.
+func (m *medium) Discard(pos, n int64) error {
 	return toError(m.inParts(cmdTrim, m.exp.fua(), pos, n, largePiece))
 }
 
-// flush is DIOCCACHESYNC.
-func (m *medium) flush() error {
-	if m.readOnly || !m.exp.has(sendFlush) {
+// Flush implements disk.Medium.
+func (m *medium) Flush() error {
+	if m.Bounds().ReadOnly || !m.exp.has(sendFlush) {
 		return toError(m.cl.stale())
 	}
 	return toError(m.cl.do(cmdFlush, 0, 0, 0))
@@ -328,12 +266,9 @@ func (m *medium) inParts(cmd, flags uint16, pos, n, piece int64) devsw.Errno {
 	return 0
 }
 
-// writeZeroes is DIOCWRITEZEROES. Where the server can zero at once, it does; where it has to write, it gets the range in pieces; and
+// WriteZeroes implements disk.Medium. Where the server can zero at once, it does; where it has to write, it gets the range in pieces; and
 // where it cannot even do that, zeroes are sent to it.
-func (m *medium) writeZeroes(pos, n int64, unmap bool) error {
-	if err := disk.CheckRange(pos, n, m.disk()); err != nil {
-		return err
-	}
+func (m *medium) WriteZeroes(pos, n int64, unmap bool) error {
 	flags := m.exp.fua()
 	if !unmap {
 		flags |= cmdFlagNoHole
@@ -346,7 +281,7 @@ func (m *medium) writeZeroes(pos, n int64, unmap bool) error {
 		e = m.inParts(cmdWriteZeroes, flags, pos, n, smallPiece)
 	}
 	if e == devsw.EOPNOTSUPP {
-		e = m.zeroByWriting(pos, n)
+		return disk.WriteZeroes(m, pos, n, zeroes[:])
 	}
 	return toError(e)
 }
@@ -354,44 +289,22 @@ func (m *medium) writeZeroes(pos, n int64, unmap bool) error {
 // zeroes is what is written where a server has nothing better. It is never changed.
 var zeroes [256 << 10]byte
 
-// zeroByWriting writes zeroes, as transfers like any other. It waits for each.
-func (m *medium) zeroByWriting(pos, n int64) devsw.Errno {
-	done := make(chan struct{}, 1)
-	b := devsw.Buf{Op: devsw.BWrite, Iodone: func(*devsw.Buf) { done <- struct{}{} }}
-	for n > 0 {
-		b.Bcount = min(n, int64(len(zeroes)))
-		b.Data = append(b.Data[:0], zeroes[:b.Bcount])
-		m.cl.transfer(&b, pos, b.Bcount, m.exp)
-		<-done
-		if b.Error != 0 {
-			return b.Error
-		}
-		pos += b.Bcount
-		n -= b.Bcount
-		b.Rearm()
-	}
-	return 0
-}
-
-// grow asks the server for the size again, on a connection of its own: the protocol tells it in the handshake alone.
-func (sc *softc) grow(m *medium) (int64, error) {
+// Grow asks the server for the size again, on a connection of its own: the protocol tells it in the handshake alone.
+func (m *medium) Grow() (int64, error) {
 	if !m.cl.enter() {
 		return 0, devsw.ECANCELED
 	}
 	defer m.cl.leave()
-	l, err := sc.beside(m.cl.ctx)
+	l, err := m.sc.beside(m.cl.ctx)
 	if err != nil {
 		return 0, err
 	}
 	exp := &l.exp
 	l.leave()
-	size := exp.size &^ (sc.sector - 1)
-	m.size.Store(size)
-	for high := m.high.Load(); high < size && !m.high.CompareAndSwap(high, size); high = m.high.Load() {
-	}
+	size := m.Resize(exp.size)
 	known := *m.exp
 	known.size = exp.size
-	sc.known.Store(&known)
+	m.sc.known.Store(&known)
 	return size, nil
 }
 
@@ -421,9 +334,9 @@ const needed = sendFlush | sendFUA | sendTrim | sendWriteZeroes | sendFastZero |
 // fits tells whether a server that has come back still has the export m.
 func (m *medium) fits(exp *export) error {
 	switch {
-	case exp.size < m.size.Load():
-		return fmt.Errorf("the export has become smaller while it was open, %d bytes instead of %d: %w", exp.size, m.size.Load(), devsw.EIO)
-	case exp.has(readOnly) && !m.readOnly:
+	case exp.size < m.Bounds().Size:
+		return fmt.Errorf("the export has become smaller while it was open, %d bytes instead of %d: %w", exp.size, m.Bounds().Size, devsw.EIO)
+	case exp.has(readOnly) && !m.Bounds().ReadOnly:
 		return fmt.Errorf("the export has become read-only while it was open: %w", devsw.EROFS)
 	case exp.flags&m.exp.flags&needed != m.exp.flags&needed:
 		return fmt.Errorf("the export had transmission flags %#x when it was opened, and has %#x now: %w", m.exp.flags, exp.flags, devsw.EIO)

@@ -19,6 +19,7 @@ type softc struct {
 	sector   int64           // logical sector size in bytes; does not change
 	patience time.Duration   // besideTimeout, but in tests
 	notify   func(err error) // tells of the loss of the server; see Driver.Notify
+	claimed  func() bool     // tells whether the disk is open or being opened
 
 	known atomic.Pointer[export] // as the server has described it last
 
@@ -29,40 +30,17 @@ type softc struct {
 	alone      bool    // the server has not answered a connection beside that
 	retired    bool    // nothing is kept any more
 
-	anew  bool                   // openExport's, which is called once at a time
-	claim disk.Claim[medium]     // who has it open
-	last  atomic.Pointer[client] // that of the last open, whose connections may not have gone yet; or nil
+	anew bool                   // Open's, which is called once at a time
+	last atomic.Pointer[client] // that of the last open, whose connections may not have gone yet; or nil
 }
 
-// open is d_open. The first one waits until the connections of the last open have gone (see the package's comment), and connects to
-// the server, for which it tries as long as the Config says; others of the same device wait for the first. d_cancel ends the wait
-// with ECANCELED. EBUSY where the disk is open through its other device; EROFS to open a read-only disk for writing; else what
-// connecting gives.
-func (d *Driver) open(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error {
-	sc := d.Get(dev)
-	if sc == nil {
-		return devsw.ENXIO
-	}
-	if err := sc.open(flag, mode); err != nil {
-		return fmt.Errorf("nbd%d: %w", dev.Minor(), err)
-	}
-	return nil
-}
-
-func (sc *softc) open(flag devsw.Flag, mode devsw.Mode) error {
+// Open implements disk.Disk. It waits until the connections of the last open have gone (see the package's comment), and connects to
+// the server, for which it tries as long as the Config says. EROFS to open a read-only disk for writing; else what connecting gives. An
+// opener that does not go on where it was, even if its open fails, is the end of what was lost before.
+func (sc *softc) Open(ctx context.Context, flag devsw.Flag) (disk.Medium, error) {
 	if sc.conf.ReadOnly && flag&devsw.FWRITE != 0 {
-		return fmt.Errorf("is used read-only: %w", devsw.EROFS)
+		return nil, fmt.Errorf("is used read-only: %w", devsw.EROFS)
 	}
-	err := sc.claim.Open(mode, func(ctx context.Context) (*medium, error) { return sc.openExport(ctx, flag) }, func(m *medium) { m.cl.giveUp() })
-	if err == nil && flag&devsw.FWRITE != 0 && sc.info().ReadOnly {
-		err = fmt.Errorf("the export is read-only: %w", devsw.EROFS)
-	}
-	return err
-}
-
-// openExport is the first open. It waits until the last open's connections have gone. An opener
-// that does not go on where it was, even if its open fails, is the end of what was lost before.
-func (sc *softc) openExport(ctx context.Context, flag devsw.Flag) (*medium, error) {
 	sc.anew = sc.anew || flag&devsw.FRESUME == 0
 	var before stability
 	outages, away := uint64(0), false
@@ -77,7 +55,7 @@ func (sc *softc) openExport(ctx context.Context, flag devsw.Flag) (*medium, erro
 			return nil, ctx.Err()
 		}
 	}
-	m := &medium{sector: sc.sector}
+	m := &medium{sc: sc}
 	m.cl = newClient(&sc.conf, func(ctx context.Context) (*link, error) {
 		l, err := sc.connect(ctx)
 		if err != nil {
@@ -107,9 +85,7 @@ func (sc *softc) openExport(ctx context.Context, flag devsw.Flag) (*medium, erro
 		return nil, err
 	}
 	sc.known.Store(&l.exp)
-	m.exp, m.readOnly = &l.exp, sc.info().ReadOnly
-	m.size.Store(sc.info().Size)
-	m.high.Store(sc.info().Size)
+	m.exp, m.Base = &l.exp, disk.NewBase(sc.info())
 	m.cl.start(l, sc.conf.Connections)
 	return m, nil
 }
@@ -145,52 +121,23 @@ func (sc *softc) retry(ctx context.Context, may func(error) bool) (*link, error)
 	}
 }
 
-// cancel is d_cancel: it ends the opens that wait and whatever is in progress with ECANCELED, and what begins before d_close, too. It
-// takes locks that are never held for long, and waits for nothing.
-func (d *Driver) cancel(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
-	sc := d.Get(dev)
-	if sc == nil {
-		return nil // a d_open that failed with ENXIO may be cancelled, too
-	}
-	if m := sc.claim.Cancel(mode); m != nil {
-		m.cl.giveUp()
-	}
-	return nil
-}
-
-// close is d_close. The connections go by themselves, when the server has nothing left to do on them. No operation of the device is in
-// progress. It may come for a device that is not open, or whose open failed.
-func (d *Driver) close(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
-	sc := d.Get(dev)
-	if sc == nil {
-		return devsw.ENXIO
-	}
-	if m := sc.claim.Close(mode); m != nil {
-		m.cl.giveUp()
-	}
-	return nil
-}
-
 // retirePatience is how long the end of a disk waits for a server that still owes answers: what comes after this process, and begins
 // its writes again, is not to be overtaken by them. A Server that is killed then gets as long to go.
 const retirePatience = 1 * time.Second
 
-// retire makes later opens fail, gives the server a moment to answer what it owes, kills it or else closes what connections there are
+// Destroy implements disk.Disk. It gives the server a moment to answer what it owes, kills it or else closes what connections there are
 // left, whatever it may still do, and waits for them.
-func (sc *softc) retire() error {
-	if err := sc.claim.Retire(); err != nil {
-		return err
-	}
+func (sc *softc) Destroy() {
 	defer sc.forget()
 	last := sc.last.Load()
 	if last == nil {
-		return nil
+		return
 	}
 	patience := time.NewTimer(retirePatience)
 	defer patience.Stop()
 	select {
 	case <-last.done:
-		return nil
+		return
 	case <-patience.C:
 	}
 	last.kill()
@@ -199,7 +146,6 @@ func (sc *softc) retire() error {
 	case <-last.done:
 	case <-patience.C:
 	}
-	return nil
 }
 
 // forget says good-bye on the connection that was kept, and has none kept any more.

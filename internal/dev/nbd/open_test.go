@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"vdev/devsw"
+	"vdev/devsw/disk"
 )
 
 // greeting is what a newstyle server begins with.
@@ -174,8 +175,7 @@ func TestServerThatComesBackWithAnotherExportIsNotTaken(t *testing.T) {
 		"read-only":     func(e *export) { e.flags |= readOnly },
 		"without flush": func(e *export) { e.flags &^= sendFlush },
 	} {
-		m := &medium{exp: &good, sector: 512}
-		m.size.Store(testSize)
+		m := &medium{Base: disk.NewBase(devsw.DiskInfo{Size: testSize}), exp: &good}
 		other := good
 		change(&other)
 		if err := m.fits(&other); err == nil {

@@ -268,7 +268,7 @@ func TestTransferThatTheSenderIsAboutToSendIsCancelled(t *testing.T) {
 		b, done := d.begin(devsw.BRead, 0, 0, p)
 		bufs, dones = append(bufs, b), append(dones, done)
 	}
-	cl := r.d.opened(d.Dev).cl
+	cl := r.softc(d.Dev).last.Load()
 	// Until the sender is stuck with more than it can gather.
 	for stuck := false; !stuck; {
 		for range 2 * bufferSize / requestSize {
@@ -289,7 +289,7 @@ func TestTransferThatTheSenderIsAboutToSendIsCancelled(t *testing.T) {
 	sent := len(cl.conns[0].flight)
 	cl.mu.Unlock()
 	for i := sent - 5; i < sent+5; i++ {
-		r.d.cancelBuf(bufs[i])
+		_ = r.table.BdevCancelBuf(bufs[i])
 	}
 	late := time.After(10 * time.Second)
 	for i := sent - 5; i < sent+5; i++ {

@@ -367,7 +367,7 @@ func TestServerWithoutFUAIsFlushed(t *testing.T) {
 // interrupts are the ways in which a transfer is given up.
 var interrupts = map[string]func(d *diskUnderTest, b *devsw.Buf){
 	"d_cancel":  func(d *diskUnderTest, _ *devsw.Buf) { d.r.cancel(d.Dev) },
-	"CancelBuf": func(d *diskUnderTest, b *devsw.Buf) { d.r.d.cancelBuf(b) },
+	"CancelBuf": func(d *diskUnderTest, b *devsw.Buf) { _ = d.r.table.BdevCancelBuf(b) },
 }
 
 func TestLateBytesOfAnAnswerNeverReachMemory(t *testing.T) {
@@ -422,7 +422,7 @@ func TestLateBytesOfAnAnswerNeverReachMemory(t *testing.T) {
 
 // touched tells whether the driver is waiting for bytes with which it fills the memory of b.
 func (d *diskUnderTest) touched(b *devsw.Buf) bool {
-	cl := d.r.d.opened(d.Dev).cl
+	cl := d.r.softc(d.Dev).last.Load()
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
 	for _, c := range cl.conns {
@@ -491,7 +491,7 @@ func TestWriteGivenUpInTheMiddleIsCompletedForTheOthersAndHeldAgainstItsBlocks(t
 	data := pattern(16<<20, 3)
 	sent := bytes.Clone(data)
 	b, done, q, head := stuff(t, d, c, data)
-	r.d.cancelBuf(b)
+	_ = r.table.BdevCancelBuf(b)
 	d.Wait(done)
 	if b.Error != devsw.ECANCELED {
 		t.Fatalf("it ends with %v", b.Error)
@@ -514,7 +514,7 @@ func TestWriteGivenUpInTheMiddleIsCompletedForTheOthersAndHeldAgainstItsBlocks(t
 	}
 	c.send(c.ok(o.cookie))
 	d.Wait(other)
-	r.d.cancelBuf(given)
+	_ = r.table.BdevCancelBuf(given)
 	d.Wait(givenDone)
 
 	c.send(c.ok(q.cookie))
@@ -568,7 +568,7 @@ func TestOpenWaitsForTheAnswerThatIsOwedAndCanBeCancelled(t *testing.T) {
 }
 
 // claimed tells whether a disk is open, or being opened.
-func (r *rig) claimed(dev devsw.Dev) bool { return r.d.Get(dev).claim.Claimed() }
+func (r *rig) claimed(dev devsw.Dev) bool { return r.d.Claimed(int(dev.Minor())) }
 
 func TestReadsThatAreGivenUpHoldNothingUp(t *testing.T) {
 	f := newFake(t, structuredMode)
@@ -720,7 +720,7 @@ func TestContextKeepsToOneConnection(t *testing.T) {
 }
 
 func (d *diskUnderTest) connections() int {
-	cl := d.r.d.opened(d.Dev).cl
+	cl := d.r.softc(d.Dev).last.Load()
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
 	return len(cl.conns)

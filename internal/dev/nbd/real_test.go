@@ -29,8 +29,8 @@ func TestRealServersAreUnderstood(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
 			dev := r.create(Config{URI: uri, ReconnectDelay: 20 * time.Second})
-			r.d.Get(dev).patience = 100 * time.Millisecond // some take one client at a time
-			exp := r.d.Get(dev).known.Load()
+			r.softc(dev).patience = 100 * time.Millisecond // some take one client at a time
+			exp := r.softc(dev).known.Load()
 			speaks := "simple"
 			switch {
 			case exp.extended:

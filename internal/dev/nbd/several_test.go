@@ -115,7 +115,7 @@ func (r *rig) opened(conf Config) *diskUnderTest {
 // awaitProof writes until it is known whether the server's connections show one disk.
 func (d *diskUnderTest) awaitProof() proof {
 	d.r.t.Helper()
-	cl := d.r.d.opened(d.Dev).cl
+	cl := d.r.softc(d.Dev).last.Load()
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
 		cl.mu.Lock()
 		p, lost := cl.proof, cl.flushed.lost

@@ -26,7 +26,7 @@ func (d *Driver) SetState(unit int, s devsw.DiskState) {
 // ClearState has it forgotten that a flush has failed and that writes are lost, and returns what
 // that was. ENXIO where there is no such unit.
 func (d *Driver) ClearState(unit int) (s devsw.DiskState, err error) {
-	if _, err := d.Unit(unit); err != nil {
+	if _, err := d.unit(unit); err != nil {
 		return s, err
 	}
 	s = d.State(unit)
@@ -39,7 +39,7 @@ func (d *Driver) ClearState(unit int) (s devsw.DiskState, err error) {
 // withStability has fn look at what is known of what the disk has written, with client.mu held,
 // where it has been open.
 func (d *Driver) withStability(unit int, fn func(cl *client)) {
-	sc, err := d.Unit(unit)
+	sc, err := d.unit(unit)
 	if err != nil {
 		return
 	}

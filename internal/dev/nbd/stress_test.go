@@ -109,11 +109,11 @@ func TestNoOldWriteLandsAfterANewerOne(t *testing.T) {
 						r.table.BdevStrategy(rb)
 						switch rand.IntN(3) {
 						case 0:
-							r.d.cancelBuf(wb)
+							_ = r.table.BdevCancelBuf(wb)
 						case 1:
 							time.Sleep(time.Duration(rand.IntN(1000)) * time.Microsecond)
-							r.d.cancelBuf(wb)
-							r.d.cancelBuf(rb)
+							_ = r.table.BdevCancelBuf(wb)
+							_ = r.table.BdevCancelBuf(rb)
 						}
 						<-done
 						<-done

@@ -81,7 +81,7 @@ func (o *op) begin() {
 
 // next starts the next chunk.
 func (o *op) next() {
-	if o.im.cancelled.Load() {
+	if o.im.Cancelled() {
 		o.end(devsw.ECANCELED)
 		return
 	}

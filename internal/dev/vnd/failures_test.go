@@ -26,8 +26,13 @@ func TestARecordThatCannotBeReadIsOneOfEIO(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "failed-flush-image"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if e := NewFailures(dir, nil).Look("image"); e != devsw.EIO {
-		t.Errorf("it has failed with %v, want EIO", e)
+	if err := os.Mkdir(filepath.Join(dir, "failed-flush-folder"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, identity := range []string{"image", "folder"} {
+		if e := NewFailures(dir, nil).Look(identity); e != devsw.EIO {
+			t.Errorf("%s has failed with %v, want EIO", identity, e)
+		}
 	}
 }
 

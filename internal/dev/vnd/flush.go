@@ -89,8 +89,8 @@ func (s *syncer) forget() {
 	s.failed = 0
 }
 
-// flush is DIOCCACHESYNC.
-func (im *image) flush() error {
+// Flush implements disk.Medium.
+func (im *image) Flush() error {
 	if im.conf.ReadOnly {
 		return nil
 	}
@@ -101,7 +101,7 @@ func (im *image) flush() error {
 }
 
 func (im *image) fdatasync() devsw.Errno {
-	if im.cancelled.Load() {
+	if im.Cancelled() {
 		return devsw.ECANCELED
 	}
 	return sys.Fdatasync(im.fd)
@@ -126,11 +126,11 @@ func (im *image) biodone(b *devsw.Buf) {
 
 // State tells what a successor has to know of disk unit, open or not.
 func (d *Driver) State(unit int) (s devsw.DiskState) {
-	sc, err := d.Unit(unit)
+	sc, im, err := d.unit(unit)
 	if err != nil || sc.conf.ReadOnly {
 		return s
 	}
-	if im := sc.claim.Medium(); im != nil {
+	if im != nil {
 		s.FlushError = im.syncer.failure()
 	} else {
 		s.FlushError = sc.conf.Failures.Known(*sc.identity.Load())
@@ -140,11 +140,11 @@ func (d *Driver) State(unit int) (s devsw.DiskState) {
 
 // SetState tells disk unit, which is open, what a predecessor knew of it.
 func (d *Driver) SetState(unit int, s devsw.DiskState) {
-	sc, err := d.Unit(unit)
+	_, im, err := d.unit(unit)
 	if err != nil || s.FlushError == 0 {
 		return
 	}
-	if im := sc.claim.Medium(); im != nil && im.syncer.fail(s.FlushError) {
+	if im != nil && im.syncer.fail(s.FlushError) {
 		im.record(s.FlushError)
 	}
 }
@@ -152,11 +152,10 @@ func (d *Driver) SetState(unit int, s devsw.DiskState) {
 // ClearState has it forgotten that a flush has failed, and returns what that was. ENXIO where there is no such unit; else why it could
 // not be forgotten.
 func (d *Driver) ClearState(unit int) (s devsw.DiskState, err error) {
-	sc, err := d.Unit(unit)
+	sc, im, err := d.unit(unit)
 	if err != nil {
 		return s, err
 	}
-	im := sc.claim.Medium()
 	identity := *sc.identity.Load()
 	if im != nil {
 		identity = im.identity

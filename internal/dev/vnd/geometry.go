@@ -92,11 +92,8 @@ func pinned(fd int) bool {
 	return e != 0 || n == 0
 }
 
-// info describes the disk, from the open image where there is one, else from a look at the file.
-func (sc *softc) info() (devsw.DiskInfo, error) {
-	if im := sc.claim.Medium(); im != nil {
-		return im.info(), nil
-	}
+// Info implements disk.Disk: it looks at the image, without taking its locks.
+func (sc *softc) Info() (devsw.DiskInfo, error) {
 	img, err := imagefile.Open(sc.conf.Path, sys.OpenFlags{Direct: sc.conf.Direct})
 	if err != nil {
 		return devsw.DiskInfo{}, err

@@ -14,21 +14,14 @@ import (
 // image is an image from d_open to d_close. It is the AIODone of all its transfers, and of no others': a CancelAll that comes
 // late must not hit what a later open has begun.
 type image struct {
+	*disk.Base
 	file     *imagefile.File
 	identity string // of the file
 	fd       int
 	sector   int64
 	geo      geometry
 	conf     Config
-	desc     devsw.DiskInfo // without the size
-	hint     devsw.BufFlag  // BMayBlock where the file may
-
-	size atomic.Int64 // of the disk, in bytes
-	high atomic.Int64 // the largest size was; raised before size is
-
-	// cancelled: d_cancel has been. A transfer that finds this not set once it has been handed to an AIO is among those that
-	// d_cancel finds there, since an AIO does one before the other.
-	cancelled atomic.Bool
+	hint     devsw.BufFlag // BMayBlock where the file may
 
 	mu      sync.Mutex                  // serialises changes of engines
 	engines atomic.Pointer[[]devsw.AIO] // those that transfers were handed to; never changed, only replaced
@@ -43,18 +36,16 @@ type image struct {
 
 func newImage(file *imagefile.File, identity string, conf Config, sector int64, g geometry) *image {
 	im := &image{
+		Base: disk.NewBase(describe(file, conf, sector, g)),
 		file: file, identity: identity,
 		fd:     file.FD.Int(),
 		sector: sector,
 		geo:    g,
 		conf:   conf,
-		desc:   describe(file, conf, sector, g),
 	}
 	if sector < g.offAlign && !conf.ReadOnly {
 		im.ranges = new(ranges)
 	}
-	im.size.Store(g.size)
-	im.high.Store(g.size)
 	im.syncer.sync, im.syncer.record = im.fdatasync, im.record
 	if !conf.ReadOnly {
 		im.syncer.failed = conf.Failures.Look(identity)
@@ -65,33 +56,22 @@ func newImage(file *imagefile.File, identity string, conf Config, sector int64, 
 	return im
 }
 
-// close gives the image back to the host. Nothing is in progress. Some file systems (NFS, FUSE) write back then, and tell of a failure
-// this once.
-func (im *image) close() {
+// Close closes the image, and its locks go with it. Some file systems (NFS, FUSE) write back then, and
+// tell of a failure this once.
+func (im *image) Close() {
 	err := im.file.FD.Close()
 	if e := devsw.ToErrno(err); err != nil && !im.conf.ReadOnly && e != devsw.EINTR && im.syncer.fail(e) {
 		im.record(e)
 	}
 }
 
-func (im *image) medium() disk.Medium {
-	// In this order: see high.
-	size := im.size.Load()
-	return disk.Medium{Size: size, High: im.high.Load(), Sector: im.sector, ReadOnly: im.conf.ReadOnly}
-}
-
-// strategy starts a transfer.
-func (im *image) strategy(b *devsw.Buf) {
-	b.InContext = true // where it ends at once
-	off, n, ok := disk.Check(b, im.medium())
-	if !ok {
-		return
-	}
-	if im.cancelled.Load() {
+// Transfer implements disk.Medium.
+func (im *image) Transfer(b *devsw.Buf, off, n int64) {
+	if im.Cancelled() {
+		b.InContext = true
 		b.Fail(devsw.ECANCELED)
 		return
 	}
-	b.InContext = false // until its AIO says otherwise
 	b.Flags |= im.hint
 	aio := b.AIO
 	if aio == nil {
@@ -113,7 +93,7 @@ func (im *image) hand(b *devsw.Buf, off int64, aio devsw.AIO) {
 	} else {
 		aio.WriteAt(b, im.fd, off, im)
 	}
-	if im.cancelled.Load() {
+	if im.Cancelled() {
 		aio.CancelAll(im)
 	}
 }
@@ -202,10 +182,13 @@ func (im *image) learn(a devsw.AIO) {
 	im.engines.Store(&s)
 }
 
-// cancel interrupts what is in progress, where the host can, and what begins later. It does not wait. What is in a system call,
-// an fdatasync for one, ends when the host gives it back, and the image keeps its locks until then.
-func (im *image) cancel() {
-	im.cancelled.Store(true)
+// Cancel interrupts what is in progress, where the host can, and what begins later. What is in a
+// system call, an fdatasync for one, ends when the host has done it, and the image keeps its locks
+// until then.
+//
+// A transfer that finds Cancelled not set once it has been handed to an AIO is among those that Cancel
+// finds there, since an AIO does one before the other.
+func (im *image) Cancel() {
 	im.threads.CancelAll(im)
 	// Under mu, for an AIO that is being learnt: either it is there, or its transfer finds cancelled set.
 	im.mu.Lock()
@@ -221,8 +204,8 @@ func (im *image) cancel() {
 	}
 }
 
-// cancelBuf interrupts one transfer, wherever it is, where the host can.
-func (im *image) cancelBuf(b *devsw.Buf) {
+// CancelBuf interrupts one transfer, wherever it is, where the host can.
+func (im *image) CancelBuf(b *devsw.Buf) {
 	if b.AIO != nil {
 		b.AIO.Cancel(b)
 	}
@@ -232,8 +215,8 @@ func (im *image) cancelBuf(b *devsw.Buf) {
 	}
 }
 
-// grow reads the image's size again and gives the disk's.
-func (im *image) grow() (int64, error) {
+// Grow reads the image's size again.
+func (im *image) Grow() (int64, error) {
 	length, err := im.file.Length()
 	if err != nil {
 		return 0, err
@@ -242,16 +225,5 @@ func (im *image) grow() (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	im.high.Store(max(im.high.Load(), size))
-	im.size.Store(size)
-	return size, nil
-}
-
-// info describes the disk as it is now.
-func (im *image) info() devsw.DiskInfo {
-	info := im.desc
-	info.Size = im.size.Load()
-	return info
+	return im.Resize(size), nil
 }

@@ -88,14 +88,14 @@ func (r *rig) open(dev devsw.Dev) *disktest.Disk {
 // tryOpen opens a disk for what it can.
 func (r *rig) tryOpen(dev devsw.Dev) error {
 	flag := rw
-	if r.d.Get(dev).conf.ReadOnly {
+	if r.softc(dev).conf.ReadOnly {
 		flag = devsw.FREAD
 	}
 	return r.table.BdevOpen(dev, flag, devsw.IFBLK)
 }
 
 func (r *rig) disk(dev devsw.Dev) *disktest.Disk {
-	return &disktest.Disk{Table: r.table, Dev: dev, Sector: r.d.Get(dev).sector}
+	return &disktest.Disk{Table: r.table, Dev: dev, Sector: r.softc(dev).sector}
 }
 
 // close does what a last close does. It may be done twice.
@@ -110,7 +110,15 @@ func (r *rig) close(dev devsw.Dev) {
 }
 
 // image gives what an open disk is made of.
-func (r *rig) image(dev devsw.Dev) *image { return r.d.opened(dev) }
+func (r *rig) image(dev devsw.Dev) *image {
+	_, im, _ := r.d.unit(int(dev.Minor()))
+	return im
+}
+
+func (r *rig) softc(dev devsw.Dev) *softc {
+	sc, _, _ := r.d.unit(int(dev.Minor()))
+	return sc
+}
 
 // newFile makes a file of the test's with these contents.
 func newFile(t testing.TB, data []byte) string {

@@ -22,35 +22,28 @@ const (
 
 // softc is one disk.
 type softc struct {
-	conf   Config            // does not change
-	sector int64             // logical sector size in bytes; does not change
-	claim  disk.Claim[image] // who has it open
+	conf   Config // does not change
+	sector int64  // logical sector size in bytes; does not change
 
 	identity atomic.Pointer[string] // of the image that was looked at last; never nil
 }
 
-// open is d_open. The first one opens the image and takes its locks, for which it waits as long as the Config says; others
-// of the same device wait for the first. d_cancel ends the wait with ECANCELED. EBUSY, as a *LockError, where the image stays in
-// use, and plain where the disk is open through its other device; EROFS to open a read-only disk for writing; else what
-// opening the image gives. Errors name the image.
-func (d *Driver) open(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error {
-	sc := d.Get(dev)
-	if sc == nil {
-		return devsw.ENXIO
+// Open implements disk.Disk: it opens the image and takes its locks, for which it waits as long as the
+// Config says. EBUSY, as a *LockError, where the image stays in use; EROFS to open a read-only disk for
+// writing; else what opening the image gives. Errors name the image.
+func (sc *softc) Open(ctx context.Context, flag devsw.Flag) (disk.Medium, error) {
+	if sc.conf.ReadOnly && flag&devsw.FWRITE != 0 {
+		return nil, fmt.Errorf("%s: is used read-only: %w", sc.conf.Path, devsw.EROFS)
 	}
-	err := sc.open(flag, mode)
+	im, err := sc.waitForImage(ctx)
 	if err != nil {
-		return fmt.Errorf("vnd%d: %w", dev.Minor(), err)
+		return nil, err
 	}
-	return nil
+	return im, nil
 }
 
-func (sc *softc) open(flag devsw.Flag, mode devsw.Mode) error {
-	if sc.conf.ReadOnly && flag&devsw.FWRITE != 0 {
-		return fmt.Errorf("%s: is used read-only: %w", sc.conf.Path, devsw.EROFS)
-	}
-	return sc.claim.Open(mode, sc.waitForImage, (*image).close)
-}
+// Destroy implements disk.Disk.
+func (sc *softc) Destroy() {}
 
 // waitForImage opens the image, as often as it takes and the Config allows while others use it.
 func (sc *softc) waitForImage(ctx context.Context) (*image, error) {
@@ -134,32 +127,3 @@ func (sc *softc) explain(busy error) error {
 	}
 	return busy
 }
-
-// cancel is d_cancel: it ends the opens that wait and the transfers in progress with ECANCELED where the host can, and those
-// that begin before d_close too. It takes the claim's lock, which is never held for long.
-func (d *Driver) cancel(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
-	sc := d.Get(dev)
-	if sc == nil {
-		return nil // a d_open that failed with ENXIO may be cancelled, too
-	}
-	if im := sc.claim.Cancel(mode); im != nil {
-		im.cancel()
-	}
-	return nil
-}
-
-// close is d_close: it closes the image, and the locks go with it. No operation of the device is in progress. It may come for
-// a device that is not open, or whose open failed.
-func (d *Driver) close(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
-	sc := d.Get(dev)
-	if sc == nil {
-		return devsw.ENXIO
-	}
-	if im := sc.claim.Close(mode); im != nil {
-		im.close()
-	}
-	return nil
-}
-
-// retire makes later opens fail.
-func (sc *softc) retire() error { return sc.claim.Retire() }

@@ -38,19 +38,15 @@ type Config struct {
 }
 
 // Driver is the vnd driver, attached to a table.
-type Driver struct{ disk.Switch[softc] }
+type Driver struct{ *disk.Driver }
 
 // New attaches the driver to t under the name "vnd".
 func New(t *devsw.Table) (*Driver, error) {
-	d := new(Driver)
-	err := d.Attach(t, "vnd", bmajor, cmajor, disk.Funcs{
-		Open: d.open, Cancel: d.cancel, Close: d.close, Strategy: d.strategy, CancelBuf: d.cancelBuf, Ioctl: d.ioctl,
-		Psize: d.psize, Discard: d.discard,
-	}, (*softc).retire)
+	d, err := disk.Attach(t, "vnd", bmajor, cmajor)
 	if err != nil {
 		return nil, err
 	}
-	return d, nil
+	return &Driver{d}, nil
 }
 
 // Create makes disk unit and returns its block device. The image is opened as d_open will do, so that what is wrong with it
@@ -61,7 +57,7 @@ func (d *Driver) Create(unit int, conf Config) (devsw.Dev, error) {
 	if err != nil {
 		return devsw.NODEV, fmt.Errorf("vnd: %w", err)
 	}
-	return d.Switch.Create(unit, sc)
+	return d.Driver.Create(unit, sc)
 }
 
 func newSoftc(conf Config) (*softc, error) {
@@ -75,7 +71,7 @@ func newSoftc(conf Config) (*softc, error) {
 	if conf.Failures == nil {
 		conf.Failures = NewFailures("", nil)
 	}
-	sc := &softc{conf: conf, sector: sector, claim: disk.Claim[image]{Name: conf.Path}}
+	sc := &softc{conf: conf, sector: sector}
 	img, err := imagefile.Open(conf.Path, sys.OpenFlags{Write: !conf.ReadOnly, Direct: conf.Direct})
 	if err != nil {
 		return nil, err
@@ -104,106 +100,27 @@ func newSoftc(conf Config) (*softc, error) {
 	return sc, nil
 }
 
-// Info describes disk unit, open or not: where it is not, the image is looked at, without taking its locks. ENXIO where there
-// is no such unit, and what opening the image gives.
-func (d *Driver) Info(unit int) (devsw.DiskInfo, error) {
-	sc, err := d.Unit(unit)
+// unit returns disk unit and, while it is open, its image. ENXIO where there is no such unit.
+func (d *Driver) unit(unit int) (*softc, *image, error) {
+	v, m, err := d.Unit(unit)
 	if err != nil {
-		return devsw.DiskInfo{}, err
+		return nil, nil, err
 	}
-	info, err := sc.info()
-	if err != nil {
-		return info, fmt.Errorf("vnd%d: %w", unit, err)
-	}
-	return info, nil
+	im, _ := m.(*image)
+	return v.(*softc), im, nil
 }
 
 // Check looks whether disk unit could be opened now: it opens the image, takes its locks and lets go of everything again,
 // without waiting. An error that wraps *LockError tells that the image is in use. nil where the unit is open.
 func (d *Driver) Check(unit int) error {
-	sc, err := d.Unit(unit)
-	if err != nil {
+	sc, im, err := d.unit(unit)
+	if err != nil || im != nil {
 		return err
 	}
-	if sc.claim.Medium() != nil {
-		return nil
-	}
-	im, err := sc.openImage()
+	im, err = sc.openImage()
 	if err != nil {
 		return fmt.Errorf("vnd%d: %w", unit, identify(err))
 	}
-	im.close()
+	im.Close()
 	return nil
-}
-
-// strategy is d_strategy.
-func (d *Driver) strategy(b *devsw.Buf) {
-	im := d.opened(b.Dev)
-	if im == nil {
-		b.Fail(devsw.ENXIO)
-		return
-	}
-	im.strategy(b)
-}
-
-// cancelBuf is CancelBuf.
-func (d *Driver) cancelBuf(b *devsw.Buf) {
-	if im := d.opened(b.Dev); im != nil {
-		im.cancelBuf(b)
-	}
-}
-
-// opened gives the open image of a unit, or nil.
-func (d *Driver) opened(dev devsw.Dev) *image {
-	if sc := d.Get(dev); sc != nil {
-		return sc.claim.Medium()
-	}
-	return nil
-}
-
-// ioctl is d_ioctl.
-func (d *Driver) ioctl(dev devsw.Dev, cmd devsw.Cmd, data any, _ devsw.Flag) error {
-	im := d.opened(dev)
-	if im == nil {
-		return devsw.ENXIO
-	}
-	switch cmd {
-	case devsw.DIOCCACHESYNC:
-		return im.flush()
-	case devsw.DIOCWRITEZEROES:
-		zr, ok := data.(*devsw.ZeroRange)
-		if !ok || zr == nil {
-			return devsw.EINVAL
-		}
-		return im.writeZeroes(zr.Pos, zr.N, zr.Unmap)
-	case devsw.DIOCGROW:
-		size, err := im.grow()
-		if err != nil {
-			return err
-		}
-		return disk.Grown(data, size)
-	}
-	return disk.Ioctl(cmd, data, im.info())
-}
-
-// psize is d_psize. It works without an open, as in NetBSD.
-func (d *Driver) psize(dev devsw.Dev) int64 {
-	sc := d.Get(dev)
-	if sc == nil {
-		return -1
-	}
-	info, err := sc.info()
-	if err != nil {
-		return -1
-	}
-	return info.Size / devsw.DEVBSIZE
-}
-
-// discard is d_discard.
-func (d *Driver) discard(dev devsw.Dev, pos, n int64) error {
-	im := d.opened(dev)
-	if im == nil {
-		return devsw.ENXIO
-	}
-	return im.discard(pos, n)
 }

@@ -12,16 +12,10 @@ import (
 // zeroes is what is written where the host has nothing better, page-aligned and never changed.
 var zeroes = sys.AlignedBuffer(1<<20, 4096)
 
-// discard is d_discard. ENODEV where discards are off, EOPNOTSUPP where the host has no such thing. A part of one of the host's
-// blocks stays as it is.
-func (im *image) discard(pos, n int64) error {
-	if !im.conf.Discard {
-		return devsw.ENODEV
-	}
-	if err := disk.CheckRange(pos, n, im.medium()); err != nil {
-		return err
-	}
-	if im.cancelled.Load() {
+// Discard implements disk.Medium. EOPNOTSUPP where the host has no such thing. A part of one of the
+// host's blocks stays as it is.
+func (im *image) Discard(pos, n int64) error {
+	if im.Cancelled() {
 		return devsw.ECANCELED
 	}
 	lo, hi := im.inner(pos, n)
@@ -43,11 +37,8 @@ func (im *image) discard(pos, n int64) error {
 	return e
 }
 
-// writeZeroes is DIOCWRITEZEROES.
-func (im *image) writeZeroes(pos, n int64, unmap bool) error {
-	if err := disk.CheckRange(pos, n, im.medium()); err != nil {
-		return err
-	}
+// WriteZeroes implements disk.Medium.
+func (im *image) WriteZeroes(pos, n int64, unmap bool) error {
 	lo, hi := im.inner(pos, n)
 	if lo >= hi {
 		return im.zeroByWriting(pos, n)
@@ -55,7 +46,7 @@ func (im *image) writeZeroes(pos, n int64, unmap bool) error {
 	if err := im.zeroByWriting(pos, lo-pos); err != nil {
 		return err
 	}
-	if im.cancelled.Load() {
+	if im.Cancelled() {
 		return devsw.ECANCELED
 	}
 	switch e := im.zeroBlocks(lo, hi-lo, unmap && im.conf.Discard); {
@@ -95,25 +86,5 @@ func unsupported(e devsw.Errno) bool {
 	return slices.Contains([]devsw.Errno{devsw.EOPNOTSUPP, syscall.ENOSYS, devsw.ENOTTY, devsw.ENODEV, devsw.EINVAL}, e)
 }
 
-// zeroByWriting writes zeroes, as transfers like any other. It waits for each.
-func (im *image) zeroByWriting(pos, n int64) error {
-	done := make(chan struct{}, 1)
-	b := devsw.Buf{Op: devsw.BWrite, Iodone: func(*devsw.Buf) { done <- struct{}{} }}
-	for n > 0 {
-		b.Blkno = pos / devsw.DEVBSIZE
-		b.Bcount = min(n, int64(len(zeroes)))
-		b.Data = append(b.Data[:0], zeroes[:b.Bcount])
-		im.strategy(&b)
-		<-done
-		switch {
-		case b.Error != 0:
-			return b.Error
-		case b.Resid != 0:
-			return devsw.EIO // the disk has become smaller
-		}
-		pos += b.Bcount
-		n -= b.Bcount
-		b.Rearm()
-	}
-	return nil
-}
+// zeroByWriting writes zeroes, as transfers like any other.
+func (im *image) zeroByWriting(pos, n int64) error { return disk.WriteZeroes(im, pos, n, zeroes) }
