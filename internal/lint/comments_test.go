@@ -71,7 +71,6 @@ var stillWide = []string{
 	"internal/guestmem",
 	"internal/mutants",
 	"internal/offload",
-	"internal/reactor",
 	"internal/spec",
 	"internal/sys",
 	"internal/tasks",

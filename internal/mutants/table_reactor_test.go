@@ -5,12 +5,15 @@ import "time"
 const (
 	engineURingGo = "internal/reactor/engine_uring.go"
 	guardGo       = "internal/reactor/guard.go"
-	inlineGo      = "internal/reactor/inline.go"
+	inlineGo      = "internal/reactor/aio_inline.go"
+	aioFileGo     = "internal/reactor/aio_file.go"
+	aioSubmitGo   = "internal/reactor/aio_submit.go"
+	crewGo        = "internal/reactor/aio_crew.go"
 	aioGo         = "internal/reactor/aio.go"
-	reactorGo     = "internal/reactor/reactor.go"
+	restGo        = "internal/reactor/rest.go"
 	fenceGo       = "internal/sys/fence_unsafe.go"
 	signalGo      = "internal/reactor/signal.go"
-	turnsGo       = "internal/reactor/turns.go"
+	turnsGo       = "internal/reactor/aio_turns.go"
 	uringGo       = "internal/uring/ring_unsafe.go"
 	diskCopyGo    = "devsw/disk/copy.go"
 	diskBaseGo    = "devsw/disk/base.go"
@@ -26,7 +29,7 @@ var _ = add("reactor", []mutant{
 		from: "\tn, errno, kept := r.call(o, r.calls.write)\n",
 		to:   "\tif !f.wrote {\n\t\tf.wrote = true\n\t\to.ended(r.calls.write(o.fd, o.iov, o.off))\n\t\treturn true\n\t}\n\tn, errno, kept := r.call(o, r.calls.write)\n",
 		and: []edit{
-			{inlineGo, "\tbegun  int           // transfers", "\twrote  bool\n\tbegun  int           // transfers"},
+			{aioFileGo, "\tbegun  int           // transfers", "\twrote  bool\n\tbegun  int           // transfers"},
 		},
 		by: tests{in: "./internal/dev/vnd", run: "TestAFrozenFileSystemHoldsUpNoOtherDisk$/^ext4$/^io_uring,_the_first_write$"},
 	},
@@ -49,19 +52,19 @@ var _ = add("reactor", []mutant{
 		by:   tests{in: "./internal/reactor", run: "TestAReadThatStallsHoldsUpNoOther$/waits=true", timeout: 20 * time.Second},
 	},
 	{
-		what: "io_uring_enter is not guarded", file: reactorGo,
+		what: "io_uring_enter is not guarded", file: aioSubmitGo,
 		from: "\tword := r.guard.enter()\n\teng.submit()\n\tif !r.guard.leave(word) {\n\t\treturn false\n\t}\n",
 		to:   "\teng.submit()\n",
 		by:   tests{in: "./internal/reactor", run: "TestASubmissionThatStallsHoldsUpNoOther$"},
 	},
 	{
-		what: "a long read is begun on the reactor", file: aioGo,
+		what: "a long read is begun on the reactor", file: aioSubmitGo,
 		from: "\tcase o.pieceBytes() > readAhead, f.begun",
 		to:   "\tcase f.begun",
 		by:   tests{in: "./internal/reactor", run: "TestFewReadsOfAFileAreBegunOnTheReactor$"},
 	},
 	{
-		what: "any number of reads of a file are begun on the reactor", file: aioGo,
+		what: "any number of reads of a file are begun on the reactor", file: aioSubmitGo,
 		from: "f.begun >= mostBegun, !r.stoodBy()",
 		to:   "!r.stoodBy()",
 		by:   tests{in: "./internal/reactor", run: "TestFewReadsOfAFileAreBegunOnTheReactor$"},
@@ -85,7 +88,7 @@ var _ = add("reactor", []mutant{
 		by:   tests{in: "./internal/reactor", run: "TestAWriteThatStallsHoldsUpNoOther$", timeout: 20 * time.Second},
 	},
 	{
-		what: "what a file that is stuck has goes to the engine", file: aioGo,
+		what: "what a file that is stuck has goes to the engine", file: aioSubmitGo,
 		from: "\tif o.r.stuck > 0 && o.r.of(o).stuck > 0 {",
 		to:   "\tif false {",
 		by:   tests{in: "./internal/reactor", run: "TestAReadThatStallsHoldsUpNoOther$"},
@@ -129,25 +132,25 @@ var _ = add("reactor", []mutant{
 
 	// The threads of a pool.
 	{
-		what: "a file has no thread to itself", file: engineThreadsGo,
+		what: "a file has no thread to itself", file: crewGo,
 		from: "(w.running < w.max || l.busy == 0) {",
 		to:   "(w.running < w.max) {",
 		by:   tests{in: "./internal/reactor", run: "TestEachFileHasAThread$", timeout: 30 * time.Second},
 	},
 	{
-		what: "a file's thread goes on with another file", file: engineThreadsGo,
+		what: "a file's thread goes on with another file", file: crewGo,
 		from: "\tif l.first != nil && l.busy == 0 {\n\t\t// Its turn was another's, who may get stuck.\n\t\tw.begin(w.pickAt(slices.Index(w.ready, l)), l)\n\t}\n",
 		to:   "\t_ = slices.Index[[]int]\n",
 		by:   tests{in: "./internal/reactor", run: "TestEachFileHasAThread$", timeout: 30 * time.Second},
 	},
 	{
-		what: "a file has its threads until it has nothing left", file: engineThreadsGo,
+		what: "a file has its threads until it has nothing left", file: crewGo,
 		from: "\tw.ready = slices.Delete(w.ready, i, i+1)\n\tif l.first != nil {\n\t\tw.ready = append(w.ready, l)\n\t}\n",
 		to:   "\tif l.first == nil {\n\t\tw.ready = slices.Delete(w.ready, i, i+1)\n\t}\n",
 		by:   tests{in: "./internal/reactor", run: "TestFilesTakeTurnsOnThreads$"},
 	},
 	{
-		what: "what is stuck takes the threads of the others", file: engineThreadsGo,
+		what: "what is stuck takes the threads of the others", file: crewGo,
 		from: "\t\treturn c.stuck\n",
 		to:   "\t\treturn c.local\n",
 		by:   tests{in: "./internal/reactor", run: "TestAReadThatStallsHoldsUpNoOther$"},
@@ -286,12 +289,12 @@ var _ = add("reactor", []mutant{
 
 	// Turns of owners.
 	{
-		what: "who was woken is armed before it has had its turn", file: "internal/reactor/reactor.go",
+		what: "who was woken is armed before it has had its turn", file: restGo,
 		from: "\t\tcase s.due:\n\t\t\tpending = true // it has had no turn since\n\t\t\treturn true\n", to: "",
 		by: tests{in: "./internal/reactor", run: "TestWhoIsWokenHasItsTurnBeforeItRests$"},
 	},
 	{
-		what: "the reactor sleeps with transfers that it has not submitted", file: "internal/reactor/reactor.go",
+		what: "the reactor sleeps with transfers that it has not submitted", file: restGo,
 		from: "len(r.turns) > 0 || r.eng.waits() {", to: "len(r.turns) > 0 {",
 		by: tests{in: "./internal/reactor", run: "TestAReactorDoesNotSleepWithWhatItHasNotSubmitted$"},
 	},
@@ -324,22 +327,22 @@ var _ = add("reactor", []mutant{
 
 	// What a reactor has worked, for Pick.
 	{
-		what: "to sleep is work", file: reactorGo,
+		what: "to sleep is work", file: restGo,
 		from: "\tr.idled += slept\n", to: "",
 		by: tests{in: "./internal/reactor", run: "TestToWaitIsNoWork$/^sleeps$"},
 	},
 	{
-		what: "to look in vain is work", file: reactorGo,
+		what: "to look in vain is work", file: restGo,
 		from: "\t\t\tr.idled += r.looked\n\t\t\treturn false, nil", to: "\t\t\treturn false, nil",
 		by: tests{in: "./internal/reactor", run: "TestToWaitIsNoWork$/^looks_in_vain$"},
 	},
 	{
-		what: "to look until there is work is work", file: reactorGo,
+		what: "to look until there is work is work", file: restGo,
 		from: "\t\t\t\tr.idled += r.looked\n\t\t\t\treturn true, nil", to: "\t\t\t\treturn true, nil",
 		by: tests{in: "./internal/reactor", run: "TestToWaitIsNoWork$/^looks$"},
 	},
 	{
-		what: "what is done with a transfer that has ended is rest", file: reactorGo,
+		what: "what is done with a transfer that has ended is rest", file: restGo,
 		from: "\tr.eng.sleep(timeout)\n", to: "\tr.eng.sleep(timeout)\n\tr.eng.turn()\n",
 		by: tests{in: "./internal/reactor", run: "TestToWaitIsNoWork$/^sleeps,_a_transfer$"},
 	},

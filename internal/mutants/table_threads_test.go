@@ -1,12 +1,11 @@
 package mutants
 
 const (
-	offloadGo       = "internal/offload/offload.go"
-	tasksGo         = "internal/tasks/tasks.go"
-	operationGo     = "vhostuser/virtioblk/operation.go"
-	deviceGo        = "vhostuser/virtioblk/device.go"
-	queueGo         = "vhostuser/virtioblk/queue.go"
-	engineThreadsGo = "internal/reactor/engine_threads.go"
+	offloadGo   = "internal/offload/offload.go"
+	tasksGo     = "internal/tasks/tasks.go"
+	operationGo = "vhostuser/virtioblk/operation.go"
+	deviceGo    = "vhostuser/virtioblk/device.go"
+	queueGo     = "vhostuser/virtioblk/queue.go"
 )
 
 var _ = add("threads", []mutant{
@@ -125,13 +124,13 @@ var _ = add("threads", []mutant{
 		by:   tests{in: "./vhostuser/virtioblk", run: "TestLargeRangesAreDoneInPieces$"},
 	},
 	{
-		what: "a pool has more threads than it is planned for", file: engineThreadsGo,
+		what: "a pool has more threads than it is planned for", file: crewGo,
 		from: "others := min(maxWorkers, max(stuck/2, 1))",
 		to:   "others := maxWorkers",
 		by:   tests{in: "./internal/reactor", run: "TestAPoolTakesNoMoreThreadsThanItIsGiven$"},
 	},
 	{
-		what: "transfers that may block have no bound", file: engineThreadsGo,
+		what: "transfers that may block have no bound", file: crewGo,
 		from: "return &crew{newWorkers(others), newWorkers(stuck), newWorkers(others)}",
 		to:   "return &crew{newWorkers(others), newWorkers(1 << 20), newWorkers(others)}",
 		by:   tests{in: "./internal/reactor", run: "TestAPoolTakesNoMoreThreadsThanItIsGiven$"},

@@ -9,6 +9,28 @@ import (
 
 var _ devsw.AIO = (*Reactor)(nil)
 
+// transfers are a reactor's file transfers in flight, and what it has learnt of their files. They
+// are the reactor's own.
+type transfers struct {
+	ops      []*op
+	freeOps  []*op
+	opOf     devsw.BufIndex[*op] // for Cancel
+	inflight int
+	inEngine int    // of those
+	requests uint32 // transfers that were begun, modulo 1<<32
+
+	queue   []*op // to be made in line, from next on
+	next    int
+	queued  int64 // bytes of those
+	turns   []*op // that wait for their turn
+	calls   calls // hostCalls, but in tests
+	calling *op   // the last one whose call might have waited; nil: it was the engine's submit
+	reading reading
+
+	files []file // by descriptor
+	stuck int    // of all files
+}
+
 // op is one transfer in flight. Ops are the reactor's and are used again.
 type op struct {
 	r     *Reactor
@@ -39,14 +61,15 @@ type op struct {
 	prev, next *op
 	lane       *lane
 
-	// How it ended, where that was elsewhere (threads, a call that stalled). next is another that has, then.
+	// How it ended, where that was elsewhere (threads, a call that stalled). next is another that
+	// has, then.
 	res   int
 	errno syscall.Errno
 }
 
-// mostTries is how often a transfer is made again that storage has said EAGAIN or EINTR of. The engine
-// says that of a call that a signal has interrupted; a file system whose server answers so by itself
-// (FUSE, a network's) would keep a processor busy for nothing.
+// mostTries is how often a transfer is made again that storage has said EAGAIN or EINTR of. The
+// engine says that of a call that a signal has interrupted; a file system whose server answers so
+// by itself (FUSE, a network's) would keep a processor busy for nothing.
 const mostTries = 100
 
 // place is where an op in flight is.
@@ -56,7 +79,7 @@ const (
 	inQueue  place = iota // in Reactor.queue
 	inTurns               // in Reactor.turns
 	inEngine              // the engine has it
-	inThread              // Reactor.crew has it, since the file has a call that is stuck, or the kernel can make no thread
+	inThread              // the crew has it: its file is stuck, or the kernel has no thread
 	inLost                // an engine has it that has lost the reactor
 	inCall                // a thread is in the middle of its system call
 )
@@ -112,54 +135,6 @@ func (r *Reactor) newOp(b *devsw.Buf, done devsw.AIODone) *op {
 	return o
 }
 
-// start hands o to the engine, or, where it is likely to be stuck, to threads: mayStall looks at what the engine has.
-func (o *op) start() {
-	if o.r.stuck > 0 && o.r.of(o).stuck > 0 {
-		o.byThread()
-		return
-	}
-	if o.mayWait, o.aside = o.r.submitWaits(o); o.mayWait || o.aside {
-		if o.mayWait && o.r.eng.full() {
-			o.mayWait = false
-			o.r.awaitTurn(o)
-			return
-		}
-		o.r.of(o).begun++
-	}
-	o.place = inEngine
-	o.r.inEngine++
-	o.r.eng.start(o)
-}
-
-// byThread has o made by a thread of the crew.
-func (o *op) byThread() {
-	o.place = inThread
-	o.r.crew.of(o).put(o)
-}
-
-// readAhead is how many bytes the kernel reads at once of a file, as a rule: what is longer it goes
-// on with when the first part has come.
-const readAhead = 128 << 10
-
-// submitWaits tells whether the submission of o may wait: io_uring begins a read by the page cache
-// then and there, for which the disk's queue must have room, and a disk that does not answer has
-// none soon. aside: then a thread of the kernel's is to do that, since no thread stands by here,
-// since the disk has enough of the file's already (mostBegun), or since what is begun later, beyond
-// readAhead, would be begun while the reactor sleeps.
-func (r *Reactor) submitWaits(o *op) (waits, aside bool) {
-	if o.forced || o.fd < 0 || r.mode != ModeURing {
-		return false, false
-	}
-	f := r.of(o)
-	switch {
-	case !f.buffered:
-		return false, false
-	case o.pieceBytes() > readAhead, f.begun >= mostBegun, !r.stoodBy():
-		return false, true
-	}
-	return true, false
-}
-
 // CancelAll implements devsw.AIO. Any goroutine; it does not wait.
 func (r *Reactor) CancelAll(done devsw.AIODone) {
 	r.Post(func() {
@@ -169,6 +144,20 @@ func (r *Reactor) CancelAll(done devsw.AIODone) {
 			}
 		}
 	})
+}
+
+// Cancel implements devsw.AIO. On the reactor.
+func (r *Reactor) Cancel(b *devsw.Buf) {
+	o, ok := r.opOf.Find(b, uint64(r.requests), func(yield func(*devsw.Buf, *op) bool) {
+		for _, o := range r.ops {
+			if o.buf != nil && !yield(o.buf, o) {
+				return
+			}
+		}
+	})
+	if ok {
+		r.cancel(o)
+	}
 }
 
 // cancel interrupts o if it is in flight and the host can. On the reactor.
@@ -185,11 +174,12 @@ func (r *Reactor) cancel(o *op) {
 			o.ended(0, syscall.ECANCELED)
 		}
 	}
-	// What is queued, or waits for its turn, ends when that comes, and what a thread is in the middle of by itself.
+	// What is queued, or waits for its turn, ends when that comes, and what a thread is in the
+	// middle of by itself.
 }
 
-// ended takes the result of one system call's worth of o: the number of bytes or an errno. It goes on with the rest of a
-// short transfer, and else tells the driver.
+// ended takes the result of one system call's worth of o: the number of bytes or an errno. It goes
+// on with the rest of a short transfer, and else tells the driver.
 func (o *op) ended(n int, errno syscall.Errno) {
 	if o.place == inEngine {
 		o.r.inEngine--
@@ -238,7 +228,8 @@ func (o *op) ended(n int, errno syscall.Errno) {
 	done.AIODone(b, moved, errno)
 }
 
-// keepBuffers is for how many buffers an op keeps room until it is used again. Transfers of more are rare, and make it anew.
+// keepBuffers is for how many buffers an op keeps room until it is used again. Transfers of more
+// are rare, and make it anew.
 const keepBuffers = 512
 
 // free makes o one that can be used again.
@@ -264,25 +255,4 @@ func (o *op) advance(n int) {
 	o.rest = append(o.rest[:0], o.data...)
 	o.rest[0] = o.rest[0][n:]
 	o.data = o.rest
-}
-
-func reverse(o *op) (head *op) {
-	for o != nil {
-		o.next, head, o = head, o, o.next
-	}
-	return head
-}
-
-// Cancel implements devsw.AIO. On the reactor.
-func (r *Reactor) Cancel(b *devsw.Buf) {
-	o, ok := r.opOf.Find(b, uint64(r.requests), func(yield func(*devsw.Buf, *op) bool) {
-		for _, o := range r.ops {
-			if o.buf != nil && !yield(o.buf, o) {
-				return
-			}
-		}
-	})
-	if ok {
-		r.cancel(o)
-	}
 }

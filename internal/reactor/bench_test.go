@@ -24,7 +24,8 @@ func BenchmarkPost(b *testing.B) {
 	}
 }
 
-// BenchmarkKick is from a kick to Poll, and back, of a reactor that sleeps whenever it may, and of one that first looks for work.
+// BenchmarkKick is from a kick to Poll, and back, of a reactor that sleeps whenever it may, and of
+// one that first looks for work.
 func BenchmarkKick(b *testing.B) {
 	for _, bc := range []struct {
 		name    string

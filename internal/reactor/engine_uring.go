@@ -15,7 +15,8 @@ const (
 	cqEntries = 4096
 )
 
-// What a completion is of stands in the top byte of its user data, the op's slot or the watch's tag below.
+// What a completion is of stands in the top byte of its user data, the op's slot or the watch's tag
+// below.
 const (
 	kindShift         = 56
 	kindNone   uint64 = 0 // nobody waits for it
@@ -27,14 +28,15 @@ const (
 
 // uringEngine sleeps and transfers by io_uring.
 //
-// The submission of some transfers may wait for the storage (op.mayWait). The ring has entries for those
-// only from fill to the end of submit, between which the reactor is guarded. Else they are in waiting, so
-// that whoever submits on other business, a watch for one, never waits.
+// The submission of some transfers may wait for the storage (op.mayWait). The ring has entries for
+// those only from fill to the end of submit, between which the reactor is guarded. Else they are in
+// waiting, so that whoever submits on other business, a watch for one, never waits.
 //
-// Neither files nor guest memory are registered with the kernel. With registered files a transfer with O_DIRECT, which is most of what comes
-// here, would take 1.5 per cent less CPU (4 KiB reads by fio at depth 32): too little for a table that has to follow each open and close.
-// With registered buffers it would take 9 per cent less, but that pins all of the guest's memory: nothing of a balloon, or of memory that
-// was never used, would be the host's any more.
+// Neither files nor guest memory are registered with the kernel. With registered files a transfer
+// with O_DIRECT, which is most of what comes here, would take 1.5 per cent less CPU (4 KiB reads by
+// fio at depth 32): too little for a table that has to follow each open and close. With registered
+// buffers it would take 9 per cent less, but that pins all of the guest's memory: nothing of a
+// balloon, or of memory that was never used, would be the host's any more.
 type uringEngine struct {
 	r    *Reactor
 	ring *uring.Ring
@@ -77,7 +79,8 @@ func (e *uringEngine) get() *uring.SQE {
 // show submits what is in the ring.
 func (e *uringEngine) show() {
 	if err := e.ring.Submit(); err != nil {
-		// Only a defect of our own makes the kernel refuse the ring itself; requests fail one by one.
+		// Only a defect of our own makes the kernel refuse the ring itself; requests fail one by
+		// one.
 		panic(fmt.Sprintf("reactor: %v", err))
 	}
 }
@@ -102,8 +105,8 @@ func (e *uringEngine) submitted() {
 	e.waiting, e.filled = e.waiting[:n], false
 }
 
-// poll watches fd by a multishot poll, which is edge-triggered: each signal of an eventfd completes once, though nobody
-// reads its counter.
+// poll watches fd by a multishot poll, which is edge-triggered: each signal of an eventfd completes
+// once, though nobody reads its counter.
 func (e *uringEngine) poll(fd int, userData uint64) {
 	s := e.get()
 	s.Op, s.FD, s.Len, s.OpFlags, s.UserData = uring.OpPollAdd, int32(fd), uring.PollMultishot, uring.PollIn, userData
@@ -118,7 +121,8 @@ func (e *uringEngine) watch(fd int, tag uint64) error {
 func (e *uringEngine) unwatch(_ int, tag uint64) error {
 	delete(e.fds, tag)
 	s := e.get()
-	// Not OpPollRemove, which fails while an event is being told of: the watch, and the kernel's hold on the file, would stay.
+	// Not OpPollRemove, which fails while an event is being told of: the watch, and the kernel's
+	// hold on the file, would stay.
 	s.Op, s.FD, s.Addr, s.UserData = uring.OpAsyncCancel, -1, kindWatch<<kindShift|tag, kindNone
 	// At once: the caller closes the descriptor next.
 	e.show()
@@ -126,7 +130,8 @@ func (e *uringEngine) unwatch(_ int, tag uint64) error {
 }
 
 func (e *uringEngine) start(o *op) {
-	// A device that has little to do begins at once, and not when the last of a batch is ready; one that is busy is given more at a time.
+	// A device that has little to do begins at once, and not when the last of a batch is ready; one
+	// that is busy is given more at a time.
 	if n := e.ring.Pending(); n > 0 && n >= e.busy()-n {
 		e.show()
 	}
@@ -229,8 +234,9 @@ func (e *uringEngine) leave() {
 	}
 }
 
-// busy is how many transfers the device has, as far as is known. Many a device tells of the end of a batch when all of it has ended, and
-// the kernel hands out completions in portions: where most of what there was has ended, so has the rest.
+// busy is how many transfers the device has, as far as is known. Many a device tells of the end of
+// a batch when all of it has ended, and the kernel hands out completions in portions: where most of
+// what there was has ended, so has the rest.
 func (e *uringEngine) busy() int {
 	if 2*e.ended >= e.slept {
 		return min(e.begun, e.r.inEngine-1)

@@ -7,14 +7,15 @@ import (
 	"vdev/internal/sys"
 )
 
-// guard watches a reactor's thread while it is in a system call that may wait for the storage, and has another one, which stands by, take
-// the reactor over when it has waited too long.
+// guard watches a reactor's thread while it is in a system call that may wait for the storage, and
+// has another one, which stands by, take the reactor over when it has waited too long.
 type guard struct {
-	// word is odd while such a call is in progress and even between them, and never the same again. Who counts it up from an odd
-	// value owns the reactor: the thread, when it is back, or the standby, once the guard has lost patience.
+	// word is odd while such a call is in progress and even between them, and never the same again.
+	// Who counts it up from an odd value owns the reactor: the thread, when it is back, or the
+	// standby, once the guard has lost patience.
 	word atomic.Uint64
-	// ready: there is a standby. Without one no call is made that may wait. The guard sets it, the standby clears it when it takes the
-	// reactor.
+	// ready: there is a standby. Without one no call is made that may wait. The guard sets it, the
+	// standby clears it when it takes the reactor.
 	ready  atomic.Bool
 	asleep atomic.Bool
 	thread atomic.Int64  // the reactor's
@@ -24,8 +25,8 @@ type guard struct {
 }
 
 const (
-	// guardTick is how often the guard looks, while there is any doubt. A call that is there twice has
-	// stalled.
+	// guardTick is how often the guard looks, while there is any doubt. A call that is there twice
+	// has stalled.
 	guardTick = 2 * time.Millisecond
 	// guardCalm is how often it looks where all goes well.
 	guardCalm = 10 * time.Millisecond
@@ -38,7 +39,8 @@ const (
 	standbyRetry = time.Second
 )
 
-// stoodBy tells whether a call that may wait can be made, and has the guard see to it that a later one can. On the reactor.
+// stoodBy tells whether a call that may wait can be made, and has the guard see to it that a later
+// one can. On the reactor.
 func (r *Reactor) stoodBy() (ready bool) {
 	if r.guard.ready.Load() {
 		return true
@@ -75,8 +77,8 @@ func (r *Reactor) startGuard() {
 	go r.watchOver(g)
 }
 
-// stop ends the guard and its standby, if there are any. When it returns, no more threads are made; the standby's, which is one of
-// Reactor.threads, is about to end. On the reactor.
+// stop ends the guard and its standby, if there are any. When it returns, no more threads are made;
+// the standby's, which is one of Reactor.threads, is about to end. On the reactor.
 func (g *guard) stop() {
 	if g.gone != nil {
 		close(g.quit)
@@ -98,7 +100,8 @@ func (r *Reactor) watchOver(g *guard) {
 	}
 }
 
-// awaitWish returns after standbyRetry, once a call has wanted a standby. It is false where the guard is to end. The guard's.
+// awaitWish returns after standbyRetry, once a call has wanted a standby. It is false where the
+// guard is to end. The guard's.
 func (g *guard) awaitWish() (goesOn bool) {
 	select {
 	case <-g.quit:
@@ -114,7 +117,8 @@ func (g *guard) awaitWish() (goesOn bool) {
 	}
 }
 
-// watch returns when s has taken the reactor, or, with false, when the guard is to end; then s is dismissed. The guard's.
+// watch returns when s has taken the reactor, or, with false, when the guard is to end; then s is
+// dismissed. The guard's.
 func (g *guard) watch(s *standby) (goesOn bool) {
 	tick := newPace(guardTick, guardCalm)
 	defer tick.Stop()
@@ -157,85 +161,4 @@ func (g *guard) watch(s *standby) (goesOn bool) {
 			tick.doubt()
 		}
 	}
-}
-
-// standby is a thread with an engine of its own, which waits to take the reactor over: when it has to, there may be no descriptor left to
-// make an engine with, and the reactor would hang with the call.
-type standby struct {
-	words   chan uint64 // of calls to take the reactor over for; closed when it is not needed any more
-	answers chan bool   // first whether it has an engine, then to each word whether it has the reactor
-}
-
-// newStandby makes a standby. It is nil where the host refuses the engine. The guard's.
-func (r *Reactor) newStandby() *standby {
-	s := &standby{words: make(chan uint64), answers: make(chan bool)}
-	r.threads.Go(func() { r.standBy(s) })
-	if !<-s.answers {
-		return nil
-	}
-	return s
-}
-
-// standBy is the standby's goroutine. It goes on with the reactor if a call is still in progress when it is given its word. The thread
-// that is stuck in that keeps nothing but the transfer, and hands that in when it is back; its ring has nothing but watches, which are
-// made anew.
-func (r *Reactor) standBy(s *standby) {
-	eng, err := r.newThread()
-	s.answers <- err == nil
-	if err != nil {
-		return
-	}
-	for word := range s.words {
-		if !r.guard.word.CompareAndSwap(word, word+1) {
-			s.answers <- false
-			continue
-		}
-		r.guard.ready.Store(false)
-		s.answers <- true
-		r.goOn(eng)
-		r.loop(eng)
-		return
-	}
-	eng.close()
-}
-
-// goOn makes the reactor, whose thread is stuck in r.calling or in its engine, that of the calling
-// goroutine and of eng.
-func (r *Reactor) goOn(eng engine) {
-	old := r.eng
-	r.eng = eng
-	r.signals.tid = sys.ThreadID()
-	r.guard.thread.Store(int64(sys.ThreadID()))
-	r.Now()
-	if r.calling != nil {
-		r.isStuck(r.calling)
-	}
-	old.handOver()
-	for tag, s := range r.sources {
-		if s.polledOnly { // for want of a watch, in the engine before
-			s.polledOnly = false
-			r.noKick--
-		}
-		if err := eng.watch(s.kick, tag); err != nil {
-			// Without a watch, it is looked at all the time.
-			s.polledOnly = true
-			r.noKick++
-		}
-		// What woke the old engine last may have got lost with it.
-		s.Wake()
-	}
-	// What ended before the one that is stuck.
-	r.flush()
-}
-
-// isStuck says that o keeps a thread, and that others of its file may.
-func (r *Reactor) isStuck(o *op) {
-	f := r.of(o)
-	if o.mayWait || o.aside {
-		f.begun--
-		o.mayWait, o.aside = false, false
-	}
-	o.stuck = true
-	f.stuck++
-	r.stuck++
 }

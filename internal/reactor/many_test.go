@@ -52,8 +52,8 @@ func addOneOf(t *testing.T, r *Reactor, owner any, busy bool) *many {
 	return m
 }
 
-// TestManyIdleSourcesCostNothing once they have worked: the reactor sleeps until something happens, and work for one of them is no reason
-// to look at the others.
+// TestManyIdleSourcesCostNothing once they have worked: the reactor sleeps until something happens,
+// and work for one of them is no reason to look at the others.
 func TestManyIdleSourcesCostNothing(t *testing.T) {
 	modes(t, func(t *testing.T, p *Pool) {
 		r := p.Pick()

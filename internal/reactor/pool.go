@@ -1,6 +1,7 @@
 package reactor
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -27,22 +28,22 @@ type Pool struct {
 	mode     Mode
 
 	mu       sync.Mutex
-	expected []usage // of each reactor, of Sources that were to be added to it and may not have been counted yet
+	expected []usage // of each reactor, of Sources that it may not have counted yet
 }
 
 // Config says how a Pool is made.
 type Config struct {
 	Reactors int           // 1 where it is less
 	Mode     Mode          // ModeURing where it is empty
-	PollMax  time.Duration // how long to look for work before sleeping; DefaultPoll where 0, not at all where negative
+	PollMax  time.Duration // of a look for work before sleeping; 0: DefaultPoll, negative: none
 
-	// MaxStuck is how many threads may be stuck in transfers: of the kernel's for each reactor's ring, and of the Pool's own. It is
-	// for a host that allows few; MaxStuck where 0.
+	// MaxStuck is how many threads may be stuck in transfers: of the kernel's for each reactor's
+	// ring, and of the Pool's own. It is for a host that allows few; MaxStuck where 0.
 	MaxStuck int
 }
 
-// NewPool starts the reactors. Its error is ErrMode for a Mode that does not exist, or the host's (ENOSYS, EPERM, ENOMEM in
-// an *os.SyscallError) where it refuses io_uring. Close ends them.
+// NewPool starts the reactors. Its error is ErrMode for a Mode that does not exist, or the host's
+// (ENOSYS, EPERM, ENOMEM in an *os.SyscallError) where it refuses io_uring. Close ends them.
 func NewPool(c Config) (*Pool, error) {
 	c.Reactors = max(c.Reactors, 1)
 	switch {
@@ -77,15 +78,17 @@ func NewPool(c Config) (*Pool, error) {
 // Mode tells how the Pool's reactors work.
 func (p *Pool) Mode() Mode { return p.mode }
 
-// newSource is what a new Source is expected to take of a reactor. It fades like all else: by then it has been counted.
+// newSource is what a new Source is expected to take of a reactor. It fades like all else: by then
+// it has been counted.
 const newSource = 0.25
 
 // usageSteps is into how many steps usage is divided: in what is smaller reactors do not differ.
 const usageSteps = 8
 
-// Pick returns the reactor for a new Source: the one that has worked least in the last second or so, of several the one with the fewest
-// Sources. Many that are idle are less than one that is busy. Those for whom it was picked of late count, too, though they may not have
-// been added yet. Any goroutine.
+// Pick returns the reactor for a new Source: the one that has worked least in the last second or
+// so, of several the one with the fewest Sources. Many that are idle are less than one that is
+// busy. Those for whom it was picked of late count, too, though they may not have been added yet.
+// Any goroutine.
 func (p *Pool) Pick() *Reactor {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -103,7 +106,8 @@ func (p *Pool) Pick() *Reactor {
 	return p.reactors[best]
 }
 
-// Close ends the reactors, after their transfers in flight; it waits for that. All Sources must have been removed.
+// Close ends the reactors, after their transfers in flight; it waits for that. All Sources must
+// have been removed.
 func (p *Pool) Close() {
 	for _, r := range p.reactors {
 		r.shutdown()
@@ -111,9 +115,5 @@ func (p *Pool) Close() {
 	p.workers.stop()
 }
 
-func newEngine(r *Reactor) (engine, error) {
-	if r.mode == ModeThreads {
-		return newThreadsEngine(r)
-	}
-	return newUringEngine(r)
-}
+// ErrMode is wrapped by the error for a Mode that does not exist.
+var ErrMode = errors.New("no such mode of asynchronous I/O")

@@ -140,7 +140,8 @@ func TestErrorsComeThrough(t *testing.T) {
 	})
 }
 
-// TestCancelEndsAReadThatWouldNeverEnd uses a pipe, which the host can interrupt where it waits in the kernel's poll.
+// TestCancelEndsAReadThatWouldNeverEnd uses a pipe, which the host can interrupt where it waits in
+// the kernel's poll.
 func TestCancelEndsAReadThatWouldNeverEnd(t *testing.T) {
 	r := newPool(t, ModeURing).Pick()
 	rd, wr, err := os.Pipe()
@@ -166,7 +167,8 @@ func TestCancelEndsAReadThatWouldNeverEnd(t *testing.T) {
 	}
 }
 
-// stuckReads returns what starts a read by the engine, on the reactor, that ends no sooner than the test.
+// stuckReads returns what starts a read by the engine, on the reactor, that ends no sooner than the
+// test.
 func stuckReads(t *testing.T, r *Reactor) (start func()) {
 	rd, wr, err := os.Pipe()
 	if err != nil {
@@ -204,7 +206,8 @@ func TestABatchIsSubmittedByDoublingParts(t *testing.T) {
 	}
 }
 
-// TestABatchBeginsAnewWhenMostHasEnded: the rest has ended, too, as far as that can be known, and the device has nothing to do.
+// TestABatchBeginsAnewWhenMostHasEnded: the rest has ended, too, as far as that can be known, and
+// the device has nothing to do.
 func TestABatchBeginsAnewWhenMostHasEnded(t *testing.T) {
 	const n = 16
 	r := newPool(t, ModeURing).Pick()
@@ -236,7 +239,8 @@ func TestABatchBeginsAnewWhenMostHasEnded(t *testing.T) {
 	}
 }
 
-// TestOnlyAKickIsTakenForOne, and neither a completion nor a wake-up: how long to look for a driver's reply hangs on that.
+// TestOnlyAKickIsTakenForOne, and neither a completion nor a wake-up: how long to look for a
+// driver's reply hangs on that.
 func TestOnlyAKickIsTakenForOne(t *testing.T) {
 	modes(t, func(t *testing.T, p *Pool) {
 		r := p.Pick()
@@ -283,7 +287,8 @@ func TestOnlyAKickIsTakenForOne(t *testing.T) {
 	})
 }
 
-// TestAReplyIsLookedForWhereOneIsDue: while the driver has as much in flight as before, the reactor sleeps until something ends.
+// TestAReplyIsLookedForWhereOneIsDue: while the driver has as much in flight as before, the reactor
+// sleeps until something ends.
 func TestAReplyIsLookedForWhereOneIsDue(t *testing.T) {
 	r := newPool(t, ModeURing).Pick()
 	start := stuckReads(t, r)
@@ -352,7 +357,8 @@ func TestCancelTakesBackWhatNoThreadHasBegun(t *testing.T) {
 	d := newResult()
 	b := &devsw.Buf{Data: [][]byte{make([]byte, 512)}, Bcount: 512}
 	r.Do(func() {
-		// On the reactor no completion comes in between, and put starts no thread for o when none may start and its file has one.
+		// On the reactor no completion comes in between, and put starts no thread for o when none
+		// may start and its file has one.
 		w := r.eng.(*threadsEngine).w.local
 		w.mu.Lock()
 		was := w.running
@@ -415,8 +421,8 @@ func TestPostsRunInOrderAndDoIsABarrier(t *testing.T) {
 	})
 }
 
-// counter is a Poller whose work is a number that a producer raises, with a kick only when it was armed: a virtqueue in
-// small.
+// counter is a Poller whose work is a number that a producer raises, with a kick only when it was
+// armed: a virtqueue in small.
 type counter struct {
 	made    atomic.Int64
 	armed   atomic.Bool
@@ -501,7 +507,8 @@ func TestNoKickIsLost(t *testing.T) {
 	})
 }
 
-// TestAKickIsNotLostWithItsDescriptor kicks on the old descriptor just before another one takes its place.
+// TestAKickIsNotLostWithItsDescriptor kicks on the old descriptor just before another one takes its
+// place.
 func TestAKickIsNotLostWithItsDescriptor(t *testing.T) {
 	modes(t, func(t *testing.T, p *Pool) {
 		r := p.Pick()

@@ -8,8 +8,9 @@ import (
 	"vdev/internal/sys"
 )
 
-// TestASignalIsBegunAnewWhereItsEventfdIsReplaced by the watch of another reactor, which writes to the same one: then the number
-// stands for an eventfd that makes nobody wait, and the write still waits for the one before.
+// TestASignalIsBegunAnewWhereItsEventfdIsReplaced by the watch of another reactor, which writes to
+// the same one: then the number stands for an eventfd that makes nobody wait, and the write still
+// waits for the one before.
 func TestASignalIsBegunAnewWhereItsEventfdIsReplaced(t *testing.T) {
 	r := newPool(t, ModeThreads).Pick()
 	ours, err := sys.NewEventfd()

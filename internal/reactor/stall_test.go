@@ -33,7 +33,8 @@ func readInEngine(r *Reactor, f *os.File, d devsw.AIODone, off int64, n int) (*o
 	return o, b
 }
 
-// TestASubmissionThatStallsHoldsUpNoOther, and the ring's thread hands in what its ring had when it is back.
+// TestASubmissionThatStallsHoldsUpNoOther, and the ring's thread hands in what its ring had when it
+// is back.
 func TestASubmissionThatStallsHoldsUpNoOther(t *testing.T) {
 	r := newPool(t, ModeURing).Pick()
 	slow, d := newResult(), newResult()
@@ -82,8 +83,8 @@ func TestASubmissionThatStallsHoldsUpNoOther(t *testing.T) {
 	})
 }
 
-// TestFewReadsOfAFileAreBegunOnTheReactor: the disk's queue shall have room for the next one, and for the others' that are in
-// the same ring.
+// TestFewReadsOfAFileAreBegunOnTheReactor: the disk's queue shall have room for the next one, and
+// for the others' that are in the same ring.
 func TestFewReadsOfAFileAreBegunOnTheReactor(t *testing.T) {
 	r := newPool(t, ModeURing).Pick()
 	const n = mostBegun + 20
@@ -127,7 +128,8 @@ func TestFewReadsOfAFileAreBegunOnTheReactor(t *testing.T) {
 	within(t, "the end of a long read", d.ch)
 }
 
-// TestAThreadThatCopiesKeepsItsReactor: a call that is long, and waits for nothing, is none that stalls.
+// TestAThreadThatCopiesKeepsItsReactor: a call that is long, and waits for nothing, is none that
+// stalls.
 func TestAThreadThatCopiesKeepsItsReactor(t *testing.T) {
 	zero, err := os.Open("/dev/zero")
 	if err != nil {
@@ -230,13 +232,15 @@ func TestCachedReadsOfTmpfsAreMadeInLine(t *testing.T) {
 	})
 }
 
-// TestManyCancelsSearchOnce: what is cancelled after the first one is found without a look at all transfers.
+// TestManyCancelsSearchOnce: what is cancelled after the first one is found without a look at all
+// transfers.
 func TestManyCancelsSearchOnce(t *testing.T) {
 	const n = 20
 	r := newPool(t, ModeThreads).Pick()
 	d := &result{ch: make(chan struct{}, n)}
 	r.Do(func() {
-		// They wait for a thread, and the file has one: see TestCancelTakesBackWhatNoThreadHasBegun.
+		// They wait for a thread, and the file has one: see
+		// TestCancelTakesBackWhatNoThreadHasBegun.
 		w := r.eng.(*threadsEngine).w.local
 		w.mu.Lock()
 		was := w.running

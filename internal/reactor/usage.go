@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// usage is which part of its time a reactor has worked of late, from 0 to 1: an average in which a second ago counts 1/e as much as now.
-// One writes it, anybody reads it; who reads in the middle of a write may take what was before it for what is now.
+// usage is which part of its time a reactor has worked of late, from 0 to 1: an average in which a
+// second ago counts 1/e as much as now. One writes it, anybody reads it; who reads in the middle of
+// a write may take what was before it for what is now.
 type usage struct {
 	share atomic.Uint64 // a float64
 	at    atomic.Int64  // since epoch: when that was
@@ -40,11 +41,22 @@ func (u *usage) set(at time.Duration, share float64) {
 	u.at.Store(int64(at))
 }
 
-// worked is the reactor's usage at a time, since epoch. What it is in the middle of counts as work, however long a round is. Any goroutine.
+// worked is the reactor's usage at a time, since epoch. What it is in the middle of counts as work,
+// however long a round is. Any goroutine.
 func (r *Reactor) worked(at time.Duration) float64 {
 	share := r.usage.now(at)
 	if !r.resting.Load() {
 		share += 1 - r.usage.kept(at)
 	}
 	return share
+}
+
+// count counts what there was to do, now and then.
+func (r *Reactor) count() {
+	since := r.clock - r.counted
+	if since < yieldEvery {
+		return
+	}
+	r.usage.count(r.clock, 1-min(r.idled.Seconds()/since.Seconds(), 1))
+	r.counted, r.idled = r.clock, 0
 }

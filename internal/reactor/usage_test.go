@@ -9,8 +9,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestUsageIsTheAverageOfLate: after some seconds of the same it is that, however often it was counted, and when nothing is counted any
-// more it fades to 1/e in a second.
+// TestUsageIsTheAverageOfLate: after some seconds of the same it is that, however often it was
+// counted, and when nothing is counted any more it fades to 1/e in a second.
 func TestUsageIsTheAverageOfLate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var u usage
@@ -182,7 +182,8 @@ func TestAReactorThatIsWokenHasNotWorkedMeanwhile(t *testing.T) {
 	})
 }
 
-// TestARoundCountsWhileItLasts: whoever is not done with its work for long does not pass for idle meanwhile.
+// TestARoundCountsWhileItLasts: whoever is not done with its work for long does not pass for idle
+// meanwhile.
 func TestARoundCountsWhileItLasts(t *testing.T) {
 	usages(t, func(t *testing.T, p *Pool) {
 		r := p.reactors[0]

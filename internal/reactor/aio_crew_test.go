@@ -102,7 +102,8 @@ func TestEachFileHasAThread(t *testing.T) {
 	w.put(ops[0])
 	within(t, "a transfer of a file without a thread", d.ch)
 
-	// A worker has ended a transfer of a file of which more wait, and takes one of another file, in which it stays.
+	// A worker has ended a transfer of a file of which more wait, and takes one of another file, in
+	// which it stays.
 	mine, d := someReads(t, r, 2)
 	other, otherD := someReads(t, r, 1)
 	w.mu.Lock()

@@ -4,13 +4,13 @@ import (
 	"syscall"
 	"time"
 
-	"vdev/devsw"
 	"vdev/internal/sys"
 	"vdev/internal/uring"
 )
 
-// A transfer of a file whose pages are in the page cache is a copy. The reactor makes it itself, by a system call of its own: that
-// costs less than io_uring does, and what has ended is shown to the driver while the rest of the batch goes on.
+// A transfer of a file whose pages are in the page cache is a copy. The reactor makes it itself, by
+// a system call of its own: that costs less than io_uring does, and what has ended is shown to the
+// driver while the rest of the batch goes on.
 //
 // Such a call may wait for the storage, though it hardly ever does, and is made under the guard,
 // while another thread stands by (see Reactor.standBy). Reads are tried with RWF_NOWAIT: that may
@@ -21,77 +21,8 @@ import (
 // ext4 does not know it for buffered writes, btrfs and at times XFS find that they would wait where
 // they do not, and io_uring hands each such write to a thread of the kernel's.
 
-// file is what the reactor has learnt of a file.
-type file struct {
-	done devsw.AIODone // whose it is: numbers are used again
-	// buffered: transfers go by the page cache.
-	buffered bool
-	// waits: reads know no RWF_NOWAIT.
-	waits  bool
-	reads  skip
-	begun  int           // transfers by the page cache that the engine has
-	stuck  int           // calls that threads are still in, who lost the reactor over them
-	resume time.Duration // when the next one that may wait may be made in line, by Clock
-	pause  time.Duration // how long before that the last of them came back
-}
-
-// For how long what may wait of a file's transfers goes by the engine once a call that has stalled is back. A file that stalls again soon
-// is one that is written faster than its disk can take, and each stall holds up the others on the reactor: it is left alone twice as long
-// each time.
-const (
-	leastPause = 100 * time.Millisecond
-	mostPause  = 6400 * time.Millisecond
-	soon       = time.Second
-)
-
-// back says that a call that had stalled is back. On the reactor.
-func (f *file) back(now time.Duration) {
-	if f.stuck--; f.stuck > 0 {
-		return // the last one tells
-	}
-	if again := now-f.resume < max(f.pause, soon); again && f.pause > 0 {
-		f.pause = min(2*f.pause, mostPause)
-	} else {
-		f.pause = leastPause
-	}
-	f.resume = now + f.pause
-}
-
-// skip counts tries that are not worth making: the more have failed in a row, the more are left out.
-type skip struct{ left, length uint8 }
-
-const maxSkip = 32
-
-// try tells whether to try.
-func (s *skip) try() bool {
-	if s.left == 0 {
-		return true
-	}
-	s.left--
-	return false
-}
-
-func (s *skip) failed() {
-	s.length = min(2*s.length+1, maxSkip)
-	s.left = s.length
-}
-
-func (s *skip) worked() { s.length = 0 }
-
-// of returns what is known of the file that o is for.
-func (r *Reactor) of(o *op) *file {
-	if o.fd >= len(r.files) {
-		r.files = append(r.files, make([]file, o.fd+1-len(r.files))...)
-	}
-	f := &r.files[o.fd]
-	if f.done != o.done {
-		// A stepped reactor has no thread that stands by: it makes no transfer itself.
-		*f = file{done: o.done, buffered: r.mode != ModeStepped && sys.Buffered(o.fd)}
-	}
-	return f
-}
-
-// inlineMost is how many bytes a transfer in line may have: a longer one would pass for one that stalls.
+// inlineMost is how many bytes a transfer in line may have: a longer one would pass for one that
+// stalls.
 const inlineMost = 1 << 20
 
 // takesInline tells whether o is to be made by the reactor itself.
@@ -117,21 +48,23 @@ const mostBegun = 48
 // mayRead tells whether a read can be tried with RWF_NOWAIT.
 func (r *Reactor) mayRead(f *file) bool { return f.stuck == 0 && f.begun < mostBegun && r.stoodBy() }
 
-// mayStall tells whether a call that may wait can be made on the reactor: the engine's transfers would wait with it, and so would all
-// else if no other thread stood by.
+// mayStall tells whether a call that may wait can be made on the reactor: the engine's transfers
+// would wait with it, and so would all else if no other thread stood by.
 func (r *Reactor) mayStall(f *file) bool {
 	return r.inEngine == 0 && f.stuck == 0 && r.clock >= f.resume && r.stoodBy()
 }
 
-// A long batch is shown to the drivers of the queues when no more than showLeft bytes of it are left: who is to wake up for what has
-// ended does so while the rest goes on, and has more to do ready by then. Each time costs a signal, so it is once for a batch, and not
-// for less than showLeast.
+// A long batch is shown to the drivers of the queues when no more than showLeft bytes of it are
+// left: who is to wake up for what has ended does so while the rest goes on, and has more to do
+// ready by then. Each time costs a signal, so it is once for a batch, and not for less than
+// showLeast.
 const (
 	showLeft  = 96 << 10
 	showLeast = 32 << 10
 )
 
-// runQueue makes the transfers that are queued. lost is one that took so long that another thread has the reactor now (see standBy).
+// runQueue makes the transfers that are queued. lost is one that took so long that another thread
+// has the reactor now (see standBy).
 func (r *Reactor) runQueue() (lost *op) {
 	show := r.queued >= showLeft+showLeast
 	for r.next < len(r.queue) {
@@ -155,7 +88,8 @@ func (r *Reactor) runQueue() (lost *op) {
 	return nil
 }
 
-// transfer makes one transfer, or has the engine make it where it would block. It is false where the reactor was lost over it.
+// transfer makes one transfer, or has the engine make it where it would block. It is false where
+// the reactor was lost over it.
 func (r *Reactor) transfer(o *op) (kept bool) {
 	if o.cancelled {
 		o.ended(0, syscall.ECANCELED)
@@ -181,7 +115,8 @@ func (r *Reactor) transfer(o *op) (kept bool) {
 	return kept && r.wasRead(o, f, n, errno)
 }
 
-// wasRead ends a read that was tried with RWF_NOWAIT, or has another try made. It is false where the reactor was lost over that.
+// wasRead ends a read that was tried with RWF_NOWAIT, or has another try made. It is false where
+// the reactor was lost over that.
 func (r *Reactor) wasRead(o *op, f *file, n int, errno syscall.Errno) (kept bool) {
 	switch errno {
 	case 0:
@@ -202,8 +137,8 @@ func (r *Reactor) wasRead(o *op, f *file, n int, errno syscall.Errno) (kept bool
 // nanosecond for each byte, were not all of what is in memory.
 const slowRead = 60 * time.Microsecond
 
-// reading is a run of such reads of one file. Their time is taken together: to look at the clock for
-// each one would be a twentieth of what it takes.
+// reading is a run of such reads of one file. Their time is taken together: to look at the clock
+// for each one would be a twentieth of what it takes.
 type reading struct {
 	fd    int
 	reads int // 0: there is none
@@ -214,10 +149,11 @@ type reading struct {
 // mostTimed is how many reads have their time taken together, at most.
 const mostTimed = 8
 
-// readWaiting makes a read of a file that knows no RWF_NOWAIT. It is false where the reactor was lost over it.
+// readWaiting makes a read of a file that knows no RWF_NOWAIT. It is false where the reactor was
+// lost over it.
 //
-// Such a call says nothing of whether it had to wait for the disk, but its time does. Those that had to are no others' business: the
-// engine makes as many at a time as there are.
+// Such a call says nothing of whether it had to wait for the disk, but its time does. Those that
+// had to are no others' business: the engine makes as many at a time as there are.
 func (r *Reactor) readWaiting(o *op, f *file) (kept bool) {
 	if !r.mayStall(f) {
 		o.start()
@@ -274,7 +210,8 @@ type calls struct{ read, readWaiting, write call }
 
 var hostCalls = calls{read: sys.Read, readWaiting: sys.ReadWaiting, write: sys.WriteWaiting}
 
-// call makes a call of o that may wait. kept is false where the reactor was lost over it: then o has the result, once the call is back.
+// call makes a call of o that may wait. kept is false where the reactor was lost over it: then o
+// has the result, once the call is back.
 func (r *Reactor) call(o *op, c call) (n int, errno syscall.Errno, kept bool) {
 	o.place = inCall
 	r.calling = o

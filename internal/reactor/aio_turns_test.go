@@ -18,7 +18,8 @@ type rounds struct {
 
 func (c *rounds) Poll() bool { c.n++; return !c.until() }
 
-// TestALongTransferLetsTheOthersHaveTheirTurn: the reactor never does more of it in one round than is fixed.
+// TestALongTransferLetsTheOthersHaveTheirTurn: the reactor never does more of it in one round than
+// is fixed.
 func TestALongTransferLetsTheOthersHaveTheirTurn(t *testing.T) {
 	const length = 10*wholeMost + 512
 	modes(t, func(t *testing.T, p *Pool) {
@@ -70,7 +71,8 @@ func TestALongTransferLetsTheOthersHaveTheirTurn(t *testing.T) {
 	})
 }
 
-// doneFunc is a devsw.AIODone of a function. It is used by its address, since AIODones are compared.
+// doneFunc is a devsw.AIODone of a function. It is used by its address, since AIODones are
+// compared.
 func doneFunc(fn func(*devsw.Buf, int64, devsw.Errno)) devsw.AIODone { return &funcDone{fn} }
 
 type funcDone struct {

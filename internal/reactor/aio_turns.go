@@ -6,14 +6,18 @@ import (
 	"vdev/devsw"
 )
 
-// What is long is done in pieces, so that it holds up the others on the reactor, by no more than turnBytes, and what the last one has, in each of its rounds, whatever
-// the number and length of the transfers. In between it can be cancelled.
+// What is long is done in pieces, so that it holds up the others on the reactor, by no more than
+// turnBytes, and what the last one has, in each of its rounds, whatever the number and length of
+// the transfers. In between it can be cancelled.
 const (
-	// wholeMost is how long a transfer may be that the engine is given in one piece: what guests send is not longer, as a rule.
+	// wholeMost is how long a transfer may be that the engine is given in one piece: what guests
+	// send is not longer, as a rule.
 	wholeMost = 4 << 20
-	// pieceMost is how many bytes of a longer one the engine is given at once. What is in memory it copies then and there.
+	// pieceMost is how many bytes of a longer one the engine is given at once. What is in memory it
+	// copies then and there.
 	pieceMost = 1 << 20
-	// turnBytes is after how many bytes of transfers longer than inlineMost no further one is begun in a round.
+	// turnBytes is after how many bytes of transfers longer than inlineMost no further one is begun
+	// in a round.
 	turnBytes = 1 << 20
 )
 
@@ -82,7 +86,8 @@ func (o *op) pieceBytes() int64 {
 	return pieceMost
 }
 
-// piece is what is to be transferred next of o: all that is left, or a part of it where that is long.
+// piece is what is to be transferred next of o: all that is left, or a part of it where that is
+// long.
 func (o *op) piece() [][]byte {
 	if o.buf.Bcount <= wholeMost {
 		return o.data

@@ -31,7 +31,8 @@ func stalling(t *testing.T, p *Pool, hold func(off int64)) *Reactor {
 	return r
 }
 
-// newFile gives an empty file that the reactor takes for one whose writes may wait, when it can make the first one in line.
+// newFile gives an empty file that the reactor takes for one whose writes may wait, when it can
+// make the first one in line.
 func newFile(t *testing.T, r *Reactor, d devsw.AIODone) *os.File {
 	f := tempFile(t)
 	r.Do(func() {
@@ -90,7 +91,8 @@ func (w *writer) Poll() bool {
 	return true
 }
 
-// TestAWriteThatStallsMayHaveBeenLookedFor: what lost the reactor while it looked for work leaves everything to the thread that has it.
+// TestAWriteThatStallsMayHaveBeenLookedFor: what lost the reactor while it looked for work leaves
+// everything to the thread that has it.
 func TestAWriteThatStallsMayHaveBeenLookedFor(t *testing.T) {
 	for _, mode := range []Mode{ModeURing, ModeThreads} {
 		t.Run(string(mode), func(t *testing.T) {
@@ -205,8 +207,8 @@ func TestAWriteThatStallsHoldsUpNoOther(t *testing.T) {
 	})
 }
 
-// TestAReadThatStallsHoldsUpNoOther: neither one that may have an access time to write down, nor one of a file system that knows no
-// RWF_NOWAIT.
+// TestAReadThatStallsHoldsUpNoOther: neither one that may have an access time to write down, nor
+// one of a file system that knows no RWF_NOWAIT.
 func TestAReadThatStallsHoldsUpNoOther(t *testing.T) {
 	for _, waits := range []bool{false, true} {
 		t.Run(fmt.Sprintf("waits=%v", waits), func(t *testing.T) {
@@ -232,7 +234,8 @@ func TestAReadThatStallsHoldsUpNoOther(t *testing.T) {
 					write(r, f, d, int64(i+1)*16)
 					<-d.ch
 				}
-				// The same file's go by threads, and nothing of it waits in the engine, or the other's would not be made in line.
+				// The same file's go by threads, and nothing of it waits in the engine, or the
+				// other's would not be made in line.
 				again := &devsw.Buf{Data: [][]byte{make([]byte, 16)}, Bcount: 16}
 				r.Do(func() {
 					o := r.newOp(again, slow)
@@ -317,7 +320,8 @@ func noDescriptors(t *testing.T) (restore func()) {
 	return restore
 }
 
-// TestTheReactorIsTakenOverWithoutADescriptor, and goes on without a standby until it can have one again.
+// TestTheReactorIsTakenOverWithoutADescriptor, and goes on without a standby until it can have one
+// again.
 func TestTheReactorIsTakenOverWithoutADescriptor(t *testing.T) {
 	modes(t, func(t *testing.T, p *Pool) {
 		release, held := make(chan struct{}), make(chan struct{}, 1)
@@ -343,7 +347,8 @@ func TestTheReactorIsTakenOverWithoutADescriptor(t *testing.T) {
 		restore := noDescriptors(t)
 		put(r, stuck, slow, 0)
 		<-held
-		// Another thread has it, or this would not return. It makes no write that may wait: nobody could take over from it.
+		// Another thread has it, or this would not return. It makes no write that may wait: nobody
+		// could take over from it.
 		for i := range 10 {
 			write(r, f, d, int64(i)*16)
 			<-d.ch
@@ -397,7 +402,8 @@ func TestTheReactorEndsWithoutAStandby(t *testing.T) {
 	})
 }
 
-// TestAStandbyLeavesNothingBehind: its engine's descriptor goes with the reactor, as its goroutine does.
+// TestAStandbyLeavesNothingBehind: its engine's descriptor goes with the reactor, as its goroutine
+// does.
 func TestAStandbyLeavesNothingBehind(t *testing.T) {
 	count := func(dir string) int {
 		all, err := os.ReadDir(dir)
@@ -584,7 +590,8 @@ func TestALongBatchIsShownBeforeItsEnd(t *testing.T) {
 	})
 }
 
-// TestEveryWriteEndsOnceWhateverStalls has many writes of several files in flight, some of which stall, several at a time.
+// TestEveryWriteEndsOnceWhateverStalls has many writes of several files in flight, some of which
+// stall, several at a time.
 func TestEveryWriteEndsOnceWhateverStalls(t *testing.T) {
 	modes(t, func(t *testing.T, p *Pool) {
 		const files, writes, stalls = 4, 64, 3
