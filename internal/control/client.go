@@ -209,7 +209,7 @@ func (c *Client) broken(ctx context.Context, err error) error {
 	case errors.As(err, &op) && op.Op == "dial":
 		err = op.Err
 	default:
-		err = fmt.Errorf("it is not answered as by vdev's --control (%w)", err)
+		err = fmt.Errorf("what answers is not vdev's --control (%w)", err)
 	}
 	return fmt.Errorf("%s: %w", c.path, err)
 }

@@ -399,8 +399,8 @@ func TestASocketWithoutVdevBehindItIsToldApart(t *testing.T) {
 	for path, want := range map[string]string{
 		filepath.Join(dir, "missing"): "there is no such socket",
 		file:                          "nobody listens on it",
-		mute:                          "it is not answered as by vdev's --control",
-		other:                         "it is not answered as by vdev's --control",
+		mute:                          "what answers is not vdev's --control",
+		other:                         "what answers is not vdev's --control",
 	} {
 		_, err := control.NewClient(path).Status(t.Context())
 		if err == nil || !strings.HasPrefix(err.Error(), path+": "+want) {

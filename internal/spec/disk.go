@@ -131,7 +131,7 @@ func (f *DiskFlags) Register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.readOnly, "read-only", false, "let the guest only read")
 	fs.BoolVar(&f.direct, "direct", false, "bypass the host's page cache (O_DIRECT); the disk's stop then waits for reads and writes that hang, unless --bounce is given too")
 	fs.BoolVar(&f.bounce, "bounce", false, "copy what is read and written, so that storage never has the guest's memory itself; costs speed, and is of use with --direct")
-	fs.BoolVar(&f.noDiscard, "no-discard", false, "do not let the guest give back space that it no longer uses")
+	fs.BoolVar(&f.noDiscard, "no-discard", false, "do not let the guest discard what it no longer uses")
 	fs.Var(&f.numQueues, "num-queues", "offer up to `N` queues; the front-end uses as many as it wants")
 	fs.Var(&f.segMax, "seg-max", "let a request have up to `N` buffers; with queues of less than 128, and a guest without indirect descriptors, their size less 2")
 	fs.Var(&f.serial, "serial", "serial number of the disk: `TEXT` of at most 20 bytes")

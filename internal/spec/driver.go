@@ -202,7 +202,7 @@ func (d Driver) check() error {
 	case d.Name == "qemu" && d.File == "":
 		return fmt.Errorf("driver qemu needs the option file=PATH")
 	case d.Name == "qemu" && d.QEMU.DetectZeroes == "unmap" && d.NoDiscard:
-		return fmt.Errorf("driver qemu: detect-zeroes=unmap gives back space, and no-discard does not")
+		return fmt.Errorf("driver qemu: detect-zeroes=unmap discards, and no-discard forbids that")
 	case d.Name == "null" && d.Size == 0:
 		return fmt.Errorf("driver null needs the option size=BYTES")
 	case d.Size%512 != 0:

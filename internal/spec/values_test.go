@@ -70,7 +70,7 @@ var (
 		"qemu,file=x,format=a,,b": `format "a,b": must be one of QEMU's`,
 		"qemu,file=x,program=":    "program: a path is missing",
 		"qemu,detect-zeroes=yes":  "must be off, on or unmap",
-		"qemu,file=x,no-discard,detect-zeroes=unmap": "gives back space, and no-discard does not",
+		"qemu,file=x,no-discard,detect-zeroes=unmap": "discards, and no-discard forbids that",
 		"vnd,file=x,read-only=no":                    "read-only=no: must be on or off",
 	}
 )

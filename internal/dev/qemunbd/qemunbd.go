@@ -42,7 +42,7 @@ type Config struct {
 	Program  string // qemu-nbd; empty: the one in PATH
 	ReadOnly bool
 	Direct   bool // bypass the host's page cache (O_DIRECT), with Linux's AIO
-	Discard  bool // give back space that the guest no longer uses
+	Discard  bool // discard what the guest no longer uses
 
 	// DetectZeroes says what becomes of writes of zeroes: "off" (or empty) writes them, "on" has them take no space where the format
 	// can do that, "unmap" gives space back as well.
@@ -108,7 +108,7 @@ func New(conf Config) (*Server, error) {
 	case !slices.Contains([]string{"", "off", "on", "unmap"}, conf.DetectZeroes):
 		return nil, fmt.Errorf("detect zeroes %q: must be off, on or unmap: %w", conf.DetectZeroes, devsw.EINVAL)
 	case conf.DetectZeroes == "unmap" && !conf.Discard:
-		return nil, fmt.Errorf("detect zeroes unmap: space is not to be given back: %w", devsw.EINVAL)
+		return nil, fmt.Errorf("detect zeroes unmap: needs discard: %w", devsw.EINVAL)
 	case !slices.Contains(Chains, string(conf.Chain)):
 		return nil, fmt.Errorf("backing chain %q: must be folder, files or any: %w", conf.Chain, devsw.EINVAL)
 	case conf.Snapshot && conf.InUse != nil:

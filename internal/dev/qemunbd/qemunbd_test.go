@@ -275,7 +275,7 @@ func TestErrorsAreThePrograms(t *testing.T) {
 		"a file is missing":          {Format: Raw},
 		"the format is missing":      {File: notAnImage},
 		"must be off, on or unmap":   {File: notAnImage, Format: Raw, DetectZeroes: "yes"},
-		"is not to be given back":    {File: notAnImage, Format: Raw, DetectZeroes: "unmap"},
+		"needs discard":              {File: notAnImage, Format: Raw, DetectZeroes: "unmap"},
 		"no such file":               {File: notAnImage + "x", Format: Raw},
 		"qemu-utils":                 {File: notAnImage, Format: Raw, Program: "qemu-nbd-that-nobody-has"},
 		"snapshot of an image that ": {File: notAnImage, Format: Raw, Snapshot: true, InUse: func(error) {}},
