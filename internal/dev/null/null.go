@@ -1,8 +1,9 @@
-// Package null is a disk that keeps nothing, for measuring what stands above it: writes vanish, and reads leave the memory
-// as it is or, where wanted, make it zero. QEMU's null-co is the model; NetBSD has no such disk.
+// Package null is a disk that keeps nothing, for measuring what stands above it. Writes vanish.
+// Reads leave the memory as it is or, with Config.ReadZeroes, make it zero. QEMU's null-co is the model;
+// NetBSD has no such disk.
 //
-// Concurrency: transfers have ended when d_strategy returns, but for long reads of zeroes in a context with turns (devsw.Turner),
-// and take no lock.
+// Concurrency: transfers take no lock. They have ended when d_strategy returns, but for long reads
+// of zeroes in a context with turns (devsw.Turner).
 package null
 
 import (
