@@ -18,9 +18,15 @@ import (
 type Config struct {
 	Device   Device
 	Reactors *Reactors // the event loops that the rings are served on; the caller's, who closes them
-	// NotMigratable says that the device is never migrated: VHOST_F_LOG_ALL is not offered, without which a front-end refuses
-	// to. Then a Device may leave requests in the in-flight region at every stop.
+	// NotMigratable says that the device is never migrated: VHOST_F_LOG_ALL is not offered, without
+	// which a front-end refuses to. Then every stop may suspend requests (Stop.Suspends).
 	NotMigratable bool
+	// CancelAfter is how long requests in flight may take to complete, once the front-end disables
+	// or stops rings, before they are to be cancelled; 0 is at once. The front-end waits as long.
+	CancelAfter time.Duration
+	// StopGap is how long after one ring another one may be disabled or stopped and pass for a part
+	// of the same stop, whose time is CancelAfter in all. 0 is a second.
+	StopGap time.Duration
 	// AnyMemoryFiles has guest memory, in-flight region and log accepted in any kind of file. Otherwise they must be memfds or files of
 	// tmpfs or hugetlbfs (ErrMemoryFile): with another file, storage or a server that does not answer holds up the whole process, and with
 	// it all other devices.
@@ -39,6 +45,8 @@ type Backend struct {
 	configSize int
 
 	notMigratable bool
+	cancelAfter   time.Duration
+	stopGap       time.Duration
 	closer        closer
 	space         guestmem.Space // of all front-ends, one after the other: what one leaves in use counts for the next
 
@@ -61,7 +69,10 @@ func New(cfg Config) (*Backend, error) {
 	b := &Backend{
 		dev: cfg.Device, reactors: cfg.Reactors, trace: cfg.Trace,
 		numQueues: cfg.Device.NumQueues(), configSize: cfg.Device.ConfigSize(),
-		notMigratable: cfg.NotMigratable,
+		notMigratable: cfg.NotMigratable, cancelAfter: cfg.CancelAfter, stopGap: cfg.StopGap,
+	}
+	if b.stopGap == 0 {
+		b.stopGap = defaultStopGap
 	}
 	b.keeper, _ = cfg.Device.(StateKeeper)
 	b.told, _ = cfg.Device.(ConfigWatcher)

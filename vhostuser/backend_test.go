@@ -21,7 +21,7 @@ func TestDeviceIsServedFromStartToStop(t *testing.T) {
 				t.Errorf("bases %d and %d, want 100", r0.Base, r1.Base)
 			}
 			g.must(g.hangUp())
-			want := "features 0x130000000, start 0, start 1, stop 0 base, stop 1 base, end"
+			want := "features 0x130000000, start 0, start 1, stop 0 alone, base, stop 1 base, end"
 			if got := g.dev.life(); got != want {
 				t.Errorf("device's life: %s\nwant:          %s", got, want)
 			}

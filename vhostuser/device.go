@@ -6,33 +6,9 @@ import (
 	"vdev/virtq"
 )
 
-// StopReason says why a ring is stopped.
-type StopReason int
-
-const (
-	// StopBase is GET_VRING_BASE: the guest resets or removes the device, pauses, or migrates. The front-end, and with it
-	// the guest, waits for the answer.
-	StopBase StopReason = iota
-	// StopReset is RESET_DEVICE while the ring runs. The in-flight region is dropped after it.
-	StopReset
-	// StopDisconnect is the end of the session: the connection has ended, or a new session starts on it.
-	StopDisconnect
-)
-
-func (r StopReason) String() string {
-	switch r {
-	case StopBase:
-		return "base"
-	case StopReset:
-		return "reset"
-	default:
-		return "disconnect"
-	}
-}
-
 // Device is a device model behind a Backend. A Backend calls all methods but Process on one goroutine, that of the
 // connection, one at a time; each is answered by the front-end's main loop standing still, so none of them waits on
-// storage, StopQueue and PauseQueue excepted. A Device that has nothing to say to most of them embeds BaseDevice.
+// storage, StopDevice, StopQueue and PauseQueue excepted. A Device that has nothing to say to most of them embeds BaseDevice.
 type Device interface {
 	// Features returns the virtio feature bits that the device offers, those of its rings included
 	// (virtq.FeatureVersion1, ...). Bits that are vhost-user's own are not its business.
@@ -62,20 +38,28 @@ type Device interface {
 	// chains in the ring on purpose returns false without having seen Pop return false; it is called again after
 	// Queue.Wake, after a Push, or at the next kick. It must not block.
 	Process(q *Queue) (more bool)
-	// PauseQueue is called when q was disabled with chains in flight. Process is not called any more, until
-	// ResumeQueue. When PauseQueue returns, nothing of those chains uses guest memory any more: each one was pushed,
-	// or is kept as it is, untouched, until ResumeQueue or StopQueue. It may wait for that as StopQueue may, and the
-	// front-end waits as long: some pause or reset a device by nothing but this. The Backend then publishes what was
-	// pushed, and signals it. It is not called where Queue.InflightMigration: a stop that cancels is next there, and
-	// is not to be held up.
-	PauseQueue(q *Queue)
-	// ResumeQueue is called when q, which was disabled, is enabled again. Process may be called from then on.
+	// PauseQueue is called when q was disabled with requests in flight. Process is not called any
+	// more, until ResumeQueue. When PauseQueue returns, nothing of those requests uses guest memory
+	// any more: each one was pushed, or is kept as it is, untouched, until ResumeQueue, StopQueue
+	// or StopDevice. It may wait until how.Deadline, and the front-end waits as long: some pause or
+	// reset a device by nothing but this. The Backend then publishes what was pushed, and signals
+	// it. It is not called where a stop follows that cancels at once, since the front-end takes the
+	// in-flight region along (GET_VRING_BASE_INFLIGHT): that is not to be held up.
+	PauseQueue(q *Queue, how Stop)
+	// ResumeQueue is called when q, which was disabled, is enabled again. Process may be called from
+	// then on.
 	ResumeQueue(q *Queue)
-	// StopQueue ends what StartQueue began. When it is called, Process is not called any more. When it returns, every
-	// chain that was popped has been pushed, suspended or given back with Unpop. It may wait for that, within the device's own
-	// bound; the front-end waits as long, unless it has gone: q.Context(), asked for in this call, tells. The Backend
-	// then publishes what was pushed, signals it, and touches the ring no more.
-	StopQueue(q *Queue, why StopReason)
+	// StopDevice ends what StartQueue began, for all rings that run. It is called once for a stop of
+	// the device: at the first GET_VRING_BASE when no other ring is enabled, at RESET_DEVICE, and at
+	// the end of the session. When it is called, Process is not called any more. When it returns,
+	// every chain that was popped has been pushed, suspended or unpopped. It may wait until
+	// how.Deadline, and then for what was cancelled, within the device's own bound; the front-end
+	// waits as long, unless it has gone (how.Context). The Backend then publishes what was pushed,
+	// signals it, and touches the rings no more. rings is in the order of the index, with at least
+	// one ring, and the callee's.
+	StopDevice(rings []*Queue, how Stop)
+	// StopQueue is StopDevice for one ring, while others go on.
+	StopQueue(q *Queue, how Stop)
 	// SessionEnd says that the session is over, by a disconnect or a new SET_OWNER. All rings have stopped.
 	SessionEnd()
 }
@@ -121,13 +105,16 @@ func (BaseDevice) SetFeatures(uint64) {}
 func (BaseDevice) StartQueue(*Queue) error { return nil }
 
 // PauseQueue does nothing: it is for devices whose Process pushes every chain it pops, or whose chains wait for input.
-func (BaseDevice) PauseQueue(*Queue) {}
+func (BaseDevice) PauseQueue(*Queue, Stop) {}
 
 // ResumeQueue does nothing.
 func (BaseDevice) ResumeQueue(*Queue) {}
 
-// StopQueue does nothing: it is for devices whose Process pushes every chain it pops.
-func (BaseDevice) StopQueue(*Queue, StopReason) {}
+// StopDevice does nothing: it is for devices whose Process pushes every chain it pops.
+func (BaseDevice) StopDevice([]*Queue, Stop) {}
+
+// StopQueue does nothing, as StopDevice.
+func (BaseDevice) StopQueue(*Queue, Stop) {}
 
 // SessionEnd does nothing.
 func (BaseDevice) SessionEnd() {}

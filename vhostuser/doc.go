@@ -6,8 +6,13 @@
 // handles one message at a time and answers it; it owns the state of the session and of its rings, and calls the Device. A
 // ring that runs is a Queue, which belongs to one of the Reactors that all devices of a process share: only there is the ring
 // touched, by Device.Process and by what the Device posts. The connection's goroutine changes something of a Queue only on its
-// reactor, and waits for that (a barrier) before it answers the message. It never waits for the Device's requests, except for
-// what StopQueue waits for.
+// reactor, and waits for that (a barrier) before it answers the message. It never waits for the
+// Device's requests, but in Device.StopDevice, StopQueue and PauseQueue.
+//
+// A device is stopped once. When no ring is enabled, the first GET_VRING_BASE stops all of them
+// (Device.StopDevice), and each further one is answered from what that left. RESET_DEVICE, a second
+// SET_OWNER and the end of the connection do the same. What is to become of the requests in flight
+// is in one function, policy.
 //
 // A ring may have an in-flight region, memory of the front-end's in which it records what was fetched and not given back. Whoever
 // serves it next, this process after a pause, another one after a crash, or one on a migration's target, has those requests first,

@@ -18,8 +18,9 @@ type Stuck struct {
 	Keep bool
 }
 
-// Fence keeps transfers that storage does not give back off the guest's memory, for good. StopQueue and PauseQueue call
-// it, and nobody else may: it runs on the connection's goroutine, and the front-end waits.
+// Fence keeps transfers that storage does not give back off the guest's memory, for good. StopDevice,
+// StopQueue and PauseQueue call it, and nobody else may: it runs on the connection's goroutine, and
+// the front-end waits.
 //
 // Other than to wait there is no way to end a system call that the host's kernel is stuck in. It knows the guest's memory by its
 // addresses in this process, though, and those can be taken from under it:

@@ -48,7 +48,7 @@ func newFencer(t testing.TB, queues int) (*fencer, *rig) {
 	return d, g
 }
 
-func (d *fencer) stopQueue(q *vhostuser.Queue, _ vhostuser.StopReason) {
+func (d *fencer) stopQueue(q *vhostuser.Queue, _ vhostuser.Stop) {
 	var stuck []vhostuser.Stuck
 	var split []*late
 	chains := q.Data.(*lane).held

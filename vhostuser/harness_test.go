@@ -84,8 +84,9 @@ type reverser struct {
 
 	// Hooks, nil for nothing; on the connection's goroutine.
 	onStart func(*vhostuser.Queue) error
-	onStop  func(*vhostuser.Queue, vhostuser.StopReason)
-	onPause func(*vhostuser.Queue)
+	onStop  func(*vhostuser.Queue, vhostuser.Stop)
+	onPause func(*vhostuser.Queue, vhostuser.Stop)
+	onStops func([]*vhostuser.Queue, vhostuser.Stop) // StopDevice and StopQueue, before onStop
 
 	mu       sync.Mutex
 	hold     bool
@@ -265,19 +266,37 @@ func (d *reverser) finishHeld(q *vhostuser.Queue) {
 	}
 }
 
-func (d *reverser) PauseQueue(q *vhostuser.Queue) {
+func (d *reverser) PauseQueue(q *vhostuser.Queue, how vhostuser.Stop) {
 	d.note("pause %d", q.Index())
 	if d.onPause != nil {
-		d.onPause(q)
+		d.onPause(q, how)
 	}
 }
 
 func (d *reverser) ResumeQueue(q *vhostuser.Queue) { d.note("resume %d", q.Index()) }
 
-func (d *reverser) StopQueue(q *vhostuser.Queue, why vhostuser.StopReason) {
-	d.note("stop %d %v", q.Index(), why)
+func (d *reverser) StopDevice(rings []*vhostuser.Queue, how vhostuser.Stop) {
+	if d.onStops != nil {
+		d.onStops(rings, how)
+	}
+	for _, q := range rings {
+		d.note("stop %d %v", q.Index(), how.Reason)
+		d.stop(q, how)
+	}
+}
+
+func (d *reverser) StopQueue(q *vhostuser.Queue, how vhostuser.Stop) {
+	if d.onStops != nil {
+		d.onStops([]*vhostuser.Queue{q}, how)
+	}
+	d.note("stop %d alone, %v", q.Index(), how.Reason)
+	d.stop(q, how)
+}
+
+// stop ends one ring.
+func (d *reverser) stop(q *vhostuser.Queue, how vhostuser.Stop) {
 	if d.onStop != nil {
-		d.onStop(q, why)
+		d.onStop(q, how)
 		return
 	}
 	q.Post(func() { d.finishHeld(q) })
@@ -370,20 +389,29 @@ func newRigOn(t testing.TB, dev *reverser, aio vhostuser.Mode) *rig {
 func newRigFor(t testing.TB, served vhostuser.Device, dev *reverser, aio vhostuser.Mode) *rig {
 	t.Helper()
 	checkFDs(t)
-	return newRigServing(t, served, dev, newReactorsOn(t, aio))
+	return newRigServing(t, vhostuser.Config{Device: served, Reactors: newReactorsOn(t, aio)}, dev)
+}
+
+// newRigConfig makes a rig whose Backend has a Config of its own, but for Device and Reactors.
+func newRigConfig(t testing.TB, dev *reverser, cfg vhostuser.Config) *rig {
+	t.Helper()
+	checkFDs(t)
+	cfg.Device, cfg.Reactors = dev, newReactors(t)
+	return newRigServing(t, cfg, dev)
 }
 
 // newRigWith makes a rig on reactors that it may share with others.
 func newRigWith(t testing.TB, dev *reverser, reactors *vhostuser.Reactors) *rig {
 	t.Helper()
-	return newRigServing(t, dev, dev, reactors)
+	return newRigServing(t, vhostuser.Config{Device: dev, Reactors: reactors}, dev)
 }
 
-func newRigServing(t testing.TB, served vhostuser.Device, dev *reverser, reactors *vhostuser.Reactors) *rig {
+func newRigServing(t testing.TB, cfg vhostuser.Config, dev *reverser) *rig {
 	t.Helper()
 	g := &rig{t: t, dev: dev, served: make(chan error, 1), mem: newMem(t)}
 	var err error
-	g.backend, err = vhostuser.New(vhostuser.Config{Device: served, Reactors: reactors, Trace: g.rec.trace})
+	cfg.Trace = g.rec.trace
+	g.backend, err = vhostuser.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

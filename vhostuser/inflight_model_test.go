@@ -168,7 +168,7 @@ func (w *interrupted) onReactor(f func(*lane)) {
 }
 
 // stopQueue completes some of what is held back, suspends some, and gives back what it can.
-func (w *interrupted) stopQueue(q *vhostuser.Queue, _ vhostuser.StopReason) {
+func (w *interrupted) stopQueue(q *vhostuser.Queue, _ vhostuser.Stop) {
 	w.mu.Lock()
 	end := w.end
 	w.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"slices"
 	"testing"
@@ -26,7 +27,7 @@ func (d *reverser) suspendHeld(q *vhostuser.Queue) {
 
 // suspends makes the device suspend at every stop what it holds back.
 func (d *reverser) suspends() *reverser {
-	d.onStop = func(q *vhostuser.Queue, _ vhostuser.StopReason) {
+	d.onStop = func(q *vhostuser.Queue, _ vhostuser.Stop) {
 		q.Post(func() { d.suspendHeld(q) })
 		if err := q.WaitIdle(context.Background()); err != nil {
 			panic(err)
@@ -206,7 +207,9 @@ func (g *rig) startQueue(index, size int) *vhostuser.Queue {
 	return g.dev.queue()
 }
 
-func TestQueueTellsWhetherItCanSuspend(t *testing.T) {
+// TestAStopSuspendsWhereTheRegionReachesTheNextStart: for GET_VRING_BASE that is one that travels,
+// since the guest may be saved, and for a front-end that has gone it is any.
+func TestAStopSuspendsWhereTheRegionReachesTheNextStart(t *testing.T) {
 	const shmfd, base = vhostuser.ProtocolInflightSHMFD, vhostuser.ProtocolGetVringBaseInflight
 	for _, c := range []struct {
 		name             string
@@ -223,7 +226,10 @@ func TestQueueTellsWhetherItCanSuspend(t *testing.T) {
 		{"neither", ^(shmfd | base), 0, 0, false, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			g := newRig(t, newReverser(2))
+			dev := newReverser(2)
+			suspends := make(map[vhostuser.StopReason]bool)
+			dev.onStop = func(q *vhostuser.Queue, how vhostuser.Stop) { suspends[how.Reason] = how.Suspends(q) }
+			g := newRig(t, dev)
 			features, err := g.Handshake(c.want)
 			g.must(err)
 			g.must(g.SetFeatures(features))
@@ -231,9 +237,14 @@ func TestQueueTellsWhetherItCanSuspend(t *testing.T) {
 			if c.regions > 0 {
 				g.newInflight(c.regions, 16)
 			}
+			g.startQueue(c.ring, 8)
+			_, err = g.GetVringBase(c.ring)
+			g.must(err)
 			q := g.startQueue(c.ring, 8)
-			if q.CanSuspend() != c.suspend || q.InflightMigration() != c.migrate {
-				t.Errorf("CanSuspend %v, InflightMigration %v", q.CanSuspend(), q.InflightMigration())
+			g.must(g.hangUp())
+			want := map[vhostuser.StopReason]bool{vhostuser.StopBase: c.migrate, vhostuser.StopDisconnect: c.suspend}
+			if !maps.Equal(suspends, want) || q.CanSuspend() != c.suspend {
+				t.Errorf("suspends %v, want %v; CanSuspend %v", suspends, want, q.CanSuspend())
 			}
 		})
 	}
@@ -380,7 +391,7 @@ func TestFaultOnTheRegionKeepsNothingInFlight(t *testing.T) {
 	dev := newReverser(1)
 	var region *os.File
 	left := -1
-	dev.onStop = func(q *vhostuser.Queue, _ vhostuser.StopReason) {
+	dev.onStop = func(q *vhostuser.Queue, _ vhostuser.Stop) {
 		if err := region.Truncate(0); err != nil {
 			t.Error(err)
 		}

@@ -15,7 +15,9 @@ import (
 )
 
 // waitPaused is a PauseQueue that waits for what the device holds, or until the front-end has hung up.
-func waitPaused(q *vhostuser.Queue) (givenUp bool) { return q.WaitIdle(q.Context()) != nil }
+func waitPaused(q *vhostuser.Queue, how vhostuser.Stop) (givenUp bool) {
+	return q.WaitIdle(how.Context()) != nil
+}
 
 // pausing is a rig whose device holds requests of ring 0, which it has.
 func pausing(t *testing.T, dev *reverser, requests int) (*rig, *vhostusertest.Ring, []buffers) {
@@ -85,7 +87,7 @@ func TestADisableIsAnsweredWhenNothingIsInFlight(t *testing.T) {
 	for name, flags := range map[string]uint32{"an answer is due": vhostuser.FlagNeedReply, "none is": 0} {
 		t.Run(name, func(t *testing.T) {
 			dev := newReverser(1)
-			dev.onPause = func(q *vhostuser.Queue) { waitPaused(q) }
+			dev.onPause = func(q *vhostuser.Queue, how vhostuser.Stop) { waitPaused(q, how) }
 			g, r, bufs := pausing(t, dev, 3)
 			answers := 1
 			g.sendDisable(0, flags)
@@ -152,8 +154,8 @@ func TestADisableIsAnsweredWhenNothingIsInFlight(t *testing.T) {
 // TestAHangUpEndsTheWaitOfADisable, though the front-end had sent more.
 func TestAHangUpEndsTheWaitOfADisable(t *testing.T) {
 	dev := newReverser(1)
-	dev.onPause = func(q *vhostuser.Queue) {
-		if waitPaused(q) {
+	dev.onPause = func(q *vhostuser.Queue, how vhostuser.Stop) {
+		if waitPaused(q, how) {
 			dev.note("given up")
 		}
 	}
@@ -171,7 +173,7 @@ func TestAHangUpEndsTheWaitOfADisable(t *testing.T) {
 // TestAStopThatCancelsIsNotHeldUpByADisable: where the in-flight region travels, GET_VRING_BASE is to leave requests in it.
 func TestAStopThatCancelsIsNotHeldUpByADisable(t *testing.T) {
 	dev := newReverser(1)
-	dev.onPause = func(*vhostuser.Queue) { dev.note("waits") }
+	dev.onPause = func(*vhostuser.Queue, vhostuser.Stop) { dev.note("waits") }
 	g := newRig(t, dev)
 	g.handshake()
 	region, err := g.GetInflightFD(1, 8)
@@ -196,8 +198,8 @@ func TestAStopThatCancelsIsNotHeldUpByADisable(t *testing.T) {
 func TestResetOwnerWaitsForEveryRing(t *testing.T) {
 	dev := newReverser(2)
 	stopping := make(chan bool, 2)
-	dev.onPause = func(p *vhostuser.Queue) {
-		stopping <- p.DeviceStopping()
+	dev.onPause = func(p *vhostuser.Queue, how vhostuser.Stop) {
+		stopping <- how.WholeDevice
 		p.Post(func() { dev.finishHeld(p) })
 		if err := p.WaitIdle(context.Background()); err != nil {
 			panic(err)

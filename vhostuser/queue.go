@@ -11,8 +11,8 @@ import (
 	"vdev/virtq"
 )
 
-// Queue is a ring that runs: from the Device's StartQueue to its StopQueue. A ring that is started again is another
-// Queue.
+// Queue is a ring that runs: from the Device's StartQueue to its StopDevice or StopQueue. A ring that
+// is started again is another Queue.
 //
 // It belongs to its reactor. Methods are called on the reactor, which is where Process runs, and what was given to Post;
 // those that say so may be called from elsewhere.
@@ -56,6 +56,7 @@ type Queue struct {
 	draining bool // PauseQueue is being asked
 	logs     bool // likewise: something is marked
 	stopping bool
+	inFlight int // when it was disabled or stopped
 }
 
 // signal is a descriptor that the front-end wants to be written to.
@@ -95,14 +96,6 @@ func (q *Queue) Driver() DriverOrigin { return q.driver }
 
 // Loop returns the reactor that owns q. Any goroutine.
 func (q *Queue) Loop() Loop { return Loop{q.reactor} }
-
-// Context is done when the front-end has hung up, the session has failed or the Backend is to end. A StopQueue or
-// PauseQueue that is to wait asks for it then: it is from that moment on that a hang-up is seen in the midst of it, after
-// which it need not wait for the guest's sake any longer. Any goroutine.
-func (q *Queue) Context() context.Context {
-	q.s.watchHangup()
-	return q.s.ctx
-}
 
 // Post runs fn on the reactor, soon. Any goroutine. It also runs after the ring has stopped, when Push, Suspend and Unpop only
 // keep count.
@@ -214,18 +207,15 @@ func (q *Queue) Unpop(c *virtq.Chain) {
 // the next start. Any goroutine.
 func (q *Queue) CanSuspend() bool { return q.canSuspend }
 
-// InflightMigration tells whether the front-end takes the in-flight region along wherever the guest goes
-// (VHOST_USER_PROTOCOL_F_GET_VRING_BASE_INFLIGHT, and CanSuspend): then a stop for GET_VRING_BASE is not to wait for requests, but
-// to cancel and suspend them. Without it the specification wants them completed by then. Any goroutine.
-func (q *Queue) InflightMigration() bool { return q.canSuspend && q.migrates }
-
-// Suspend ends the flight of c without a used element: Pop gives it out again, before anything new, and what is suspended
-// in the order of fetching. Nothing of the request may touch guest memory any more, nor its storage. Any chain in flight may be
-// suspended, also on a ring that goes on; when Process is to look at it, Wake says.
+// Suspend ends the flight of c without a used element: Pop gives it out again, before anything new,
+// and what is suspended in the order of fetching. Nothing of the request may touch guest memory any
+// more, nor its storage. Any chain in flight may be suspended, also on a ring that goes on; when
+// Process is to look at it, Wake says.
 //
-// With CanSuspend it stays recorded in the in-flight region, and so comes again at the next start that has the region, in this
-// process or in another. Without, nothing may be suspended when StopQueue returns: it gives back what it can (Unfetch), and pops the
-// rest (PopSuspended) to push it.
+// With CanSuspend it stays recorded in the in-flight region, and so comes again at the next start
+// that has the region, in this process or in another. Without, nothing may be suspended when
+// StopDevice or StopQueue returns: it gives back what it can (Unfetch), and pops the rest
+// (PopSuspended) to push it.
 func (q *Queue) Suspend(c *virtq.Chain) {
 	defer q.RecoverFault()
 	if q.broken != nil && c == q.lost {
@@ -285,7 +275,7 @@ func (q *Queue) Broken() error { return q.broken }
 func (q *Queue) Break(err error) { q.fail(err) }
 
 // WaitIdle waits until nothing is in flight, everything pushed, suspended or given back, or ctx is done, whose error it
-// then returns. Not on the reactor: StopQueue and PauseQueue call it.
+// then returns. Not on the reactor: StopDevice, StopQueue and PauseQueue call it.
 func (q *Queue) WaitIdle(ctx context.Context) error {
 	idle := make(chan struct{})
 	q.reactor.Post(func() {
@@ -311,28 +301,6 @@ func (q *Queue) checkIdle() {
 		close(q.idle)
 		q.idle = nil
 	}
-}
-
-// LastOfDevice tells whether every other ring of the session has stopped. Only in StartQueue and StopQueue.
-func (q *Queue) LastOfDevice() bool {
-	for _, r := range q.s.rings {
-		if r.q != nil && r.q != q {
-			return false
-		}
-	}
-	return true
-}
-
-// DeviceStopping tells whether no ring of the session is fetched from any more: each one has stopped, or was disabled, or
-// the session ends. Then it is the device that is being stopped, and not just one ring of it. Only in StopQueue and
-// PauseQueue.
-func (q *Queue) DeviceStopping() bool {
-	for _, r := range q.s.rings {
-		if r.q != nil && !r.q.stopping && r.enabled {
-			return false
-		}
-	}
-	return true
 }
 
 // open builds the ring and adds it to the reactor, paused. ringErr is what is wrong with the ring itself, kickErr with the

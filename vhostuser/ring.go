@@ -17,6 +17,7 @@ import (
 //   - SET_VRING_ENABLE enables and disables it, at any time.
 //   - A ring runs, as a Queue that the Device has, from the moment it is both until it is stopped. When it is disabled in
 //     between, nothing more is fetched, what is in flight is waited for, and the Device keeps the ring.
+//   - When no ring is fetched from any more, the first GET_VRING_BASE stops every ring that runs.
 //   - A kick that comes before all this is not lost: a ring that begins to run, or is enabled again, is looked at.
 type ring struct {
 	index int
@@ -223,17 +224,25 @@ func (s *session) setVringEnable(m *message) ([]byte, error) {
 	return nil, s.settle(r)
 }
 
-// getVringBase stops the ring and answers with the index of the next entry to take from the available ring. When it returns,
-// nothing of the ring's guest memory is used any more and nothing is signalled. A ring that was never started is stopped
-// already.
+// getVringBase stops the ring and answers with the index of the next entry to take from the
+// available ring. When it returns, nothing of the ring's guest memory is used any more and nothing
+// is signalled. A ring that was never started is stopped already.
+//
+// Where no other ring is fetched from, it is the device that is stopped, with all of its rings. They
+// are answered for from what that has left; one that is enabled again instead starts there.
 func (s *session) getVringBase(m *message) ([]byte, error) {
 	state := ParseVringState(m.payload)
 	r, err := s.ring(uint64(state.Index))
 	if err != nil {
 		return nil, err
 	}
-	s.detach(r)
-	s.stop(r, StopBase)
+	switch {
+	case r.q == nil:
+	case s.fetching(r):
+		s.stopRing(r, StopBase)
+	default:
+		s.stopDevice(StopBase)
+	}
 	if r.kick != nil {
 		// Nobody has read the counter. QEMU looks at it after the stop, and starts a device without VIRTIO 1 again if it
 		// is not 0.
@@ -265,7 +274,7 @@ func (s *session) settle(r *ring) error {
 // enable makes a running ring be fetched from again. It is a barrier: when it returns, the reactor has seen it.
 func (s *session) enable(r *ring) {
 	q := r.q
-	q.enabled = true
+	q.enabled, s.stopping = true, stopTime{}
 	s.b.event(Event{Kind: EventEnable, Ring: r.index})
 	s.dev.ResumeQueue(q)
 	q.reactor.Do(q.unpause)
@@ -278,35 +287,13 @@ func (s *session) disable(r *ring) (inFlight int) {
 	q.enabled = false
 	q.reactor.Do(func() {
 		q.paused = true
-		if inFlight = q.InFlight(); inFlight == 0 {
+		if q.inFlight = q.InFlight(); q.inFlight == 0 {
 			// What was pushed in this batch is shown now: after the answer nothing is.
 			poller{q}.Flush()
 		}
 	})
 	s.b.event(Event{Kind: EventDisable, Ring: r.index})
-	return inFlight
-}
-
-// drain has the Device end, or keep, what a disabled ring has in flight, and shows the driver what was pushed. When it
-// returns, nothing of the ring's guest memory is used, and nothing signalled, until the ring is enabled or stopped. Where
-// the in-flight region travels with the guest, a stop follows, which cancels: nothing is waited for here (Device.PauseQueue).
-func (s *session) drain(r *ring) {
-	q := r.q
-	if q.InflightMigration() {
-		return
-	}
-	left := 0
-	s.b.event(Event{Kind: EventDrain, Ring: r.index})
-	q.draining = true
-	s.publish()
-	s.whileWaited(func() { s.dev.PauseQueue(q) })
-	q.reactor.Do(func() {
-		poller{q}.Flush()
-		left = q.InFlight()
-	})
-	q.draining = false
-	s.publish()
-	s.b.event(Event{Kind: EventDrained, Ring: r.index, Fields: []Field{{"kept", left}}})
+	return q.inFlight
 }
 
 // start makes the ring run: it is given to a reactor, then to the Device, and then fetched from. What the guest alone can have
@@ -349,6 +336,7 @@ func (s *session) start(r *ring) error {
 		fields = append(fields, Field{"resubmitted", q.resubmitted})
 	}
 	s.b.event(Event{Kind: EventStart, Ring: r.index, Fields: fields})
+	s.stopping = stopTime{}
 	if err := s.dev.StartQueue(q); err != nil {
 		q.reactor.Do(q.close)
 		s.breakRing(r, err)
@@ -386,60 +374,6 @@ func (s *session) signalBroken(r *ring) {
 			s.end(&RingError{r.index, err})
 		}
 	})
-}
-
-// detach sees to it that nothing more is fetched from a running ring when it returns.
-func (s *session) detach(r *ring) {
-	q := r.q
-	if q == nil || q.stopping {
-		return
-	}
-	q.stopping = true
-	if !q.enabled {
-		return // it is not fetched from, and stop takes it from the reactor
-	}
-	q.reactor.Do(func() {
-		q.paused = true
-		q.reactor.Remove(q.src)
-		q.src = nil
-	})
-}
-
-// stop ends a ring that was detached: the Device is asked, what it has pushed is shown to the driver, and then nothing of the
-// ring is used any more. The ring's base is the next entry to take. A ring that does not run is left as it is.
-func (s *session) stop(r *ring, why StopReason) {
-	q := r.q
-	if q == nil {
-		return
-	}
-	s.b.event(Event{Kind: EventStopping, Ring: r.index, Fields: []Field{{"why", why}}})
-	r.why = why
-	s.publish()
-	if why == StopBase {
-		s.whileWaited(func() { s.dev.StopQueue(q, why) })
-	} else {
-		s.dev.StopQueue(q, why)
-	}
-	left, suspended := 0, 0
-	q.reactor.Do(func() {
-		poller{q}.Flush()
-		left, suspended = q.unfinished(), q.Suspended()
-		r.base = q.vq.NextAvail()
-		r.left = r.base
-		q.close()
-	})
-	r.q = nil
-	s.notify.started(-1)
-	s.publish()
-	fields := []Field{{"why", why}, {"base", r.base}}
-	if q.canSuspend {
-		fields = append(fields, Field{"suspended", suspended})
-	}
-	s.b.event(Event{Kind: EventStop, Ring: r.index, Fields: fields})
-	if left > 0 {
-		// A defect of the Device. Its chains keep their memory, but the front-end must not rely on the ring.
-		s.end(&RingError{Ring: r.index, Err: fmt.Errorf("stopped by the device with %d requests in flight", left)})
-	}
 }
 
 // fdNumber returns the number of f, -1 for none.

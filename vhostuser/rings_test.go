@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -492,12 +491,12 @@ func TestDeviceThatCannotStartAQueueBreaksIt(t *testing.T) {
 func TestStopWaitsForWhatIsInFlight(t *testing.T) {
 	dev := newReverser(1)
 	release := make(chan struct{})
-	dev.onStop = func(q *vhostuser.Queue, why vhostuser.StopReason) {
+	dev.onStop = func(q *vhostuser.Queue, how vhostuser.Stop) {
 		go func() {
 			<-release
 			q.Post(func() { dev.finishHeld(q) })
 		}()
-		if err := q.WaitIdle(q.Context()); err != nil {
+		if err := q.WaitIdle(how.Context()); err != nil {
 			panic(err)
 		}
 		dev.note("idle")
@@ -542,7 +541,7 @@ func TestStopWaitsForWhatIsInFlight(t *testing.T) {
 
 func TestUnpoppedRequestsComeAgain(t *testing.T) {
 	dev := newReverser(1)
-	dev.onStop = func(q *vhostuser.Queue, why vhostuser.StopReason) {
+	dev.onStop = func(q *vhostuser.Queue, how vhostuser.Stop) {
 		q.Loop().Do(func() {
 			l := q.Data.(*lane)
 			for n := len(l.held); n > 0; n-- {
@@ -578,11 +577,11 @@ func TestUnpoppedRequestsComeAgain(t *testing.T) {
 
 func TestHangUpEndsTheWaitOfAStop(t *testing.T) {
 	dev := newReverser(1)
-	dev.onStop = func(q *vhostuser.Queue, why vhostuser.StopReason) {
-		if err := q.WaitIdle(q.Context()); err == nil {
+	dev.onStop = func(q *vhostuser.Queue, how vhostuser.Stop) {
+		if err := q.WaitIdle(how.Context()); err == nil {
 			panic("idle with a request in flight")
 		}
-		dev.note("given up, %v", why)
+		dev.note("given up, %v", how.Reason)
 		q.Post(func() { dev.finishHeld(q) })
 		if err := q.WaitIdle(context.Background()); err != nil {
 			panic(err)
@@ -609,8 +608,8 @@ func TestHangUpEndsTheWaitOfAStop(t *testing.T) {
 
 func TestEndOfContextEndsTheWaitOfAStop(t *testing.T) {
 	dev := newReverser(1)
-	dev.onStop = func(q *vhostuser.Queue, why vhostuser.StopReason) {
-		if err := q.WaitIdle(q.Context()); err == nil {
+	dev.onStop = func(q *vhostuser.Queue, how vhostuser.Stop) {
+		if err := q.WaitIdle(how.Context()); err == nil {
 			panic("idle with a request in flight")
 		}
 		q.Post(func() { dev.finishHeld(q) })
@@ -637,7 +636,7 @@ func TestEndOfContextEndsTheWaitOfAStop(t *testing.T) {
 func TestDeviceThatStopsWithRequestsInFlightEndsTheConnection(t *testing.T) {
 	dev := newReverser(1)
 	var q *vhostuser.Queue
-	dev.onStop = func(stopped *vhostuser.Queue, why vhostuser.StopReason) { q = stopped }
+	dev.onStop = func(stopped *vhostuser.Queue, how vhostuser.Stop) { q = stopped }
 	g := newRig(t, dev)
 	g.handshake()
 	dev.setHold(true)
@@ -664,15 +663,10 @@ func TestDeviceThatStopsWithRequestsInFlightEndsTheConnection(t *testing.T) {
 
 func TestDisconnectStopsEveryRingBeforeTheSessionEnds(t *testing.T) {
 	dev := newReverser(3)
-	var last []bool
-	dev.onStop = func(q *vhostuser.Queue, why vhostuser.StopReason) {
-		if !q.DeviceStopping() {
-			t.Errorf("ring %d: the device is not stopping", q.Index())
-		}
-		last = append(last, q.LastOfDevice())
-		q.Post(func() { dev.finishHeld(q) })
-		if err := q.WaitIdle(context.Background()); err != nil {
-			panic(err)
+	calls := 0
+	dev.onStops = func(rings []*vhostuser.Queue, how vhostuser.Stop) {
+		if calls++; calls > 1 || len(rings) != 3 || !how.WholeDevice || !how.Revoke {
+			t.Errorf("call %d: %d rings, %+v", calls, len(rings), how)
 		}
 	}
 	g := newRig(t, dev)
@@ -690,39 +684,6 @@ func TestDisconnectStopsEveryRingBeforeTheSessionEnds(t *testing.T) {
 	want := "features 0x130000000, start 0, start 1, start 2, stop 0 disconnect, stop 1 disconnect, stop 2 disconnect, end"
 	if got := dev.life(); got != want {
 		t.Errorf("device's life: %s\nwant:          %s", got, want)
-	}
-	if len(last) != 3 || last[0] || last[1] || !last[2] {
-		t.Errorf("LastOfDevice: %v, want false, false, true", last)
-	}
-}
-
-func TestDeviceIsStoppingWhenEveryRingIsDisabled(t *testing.T) {
-	dev := newReverser(2)
-	var stopping, last []bool
-	dev.onStop = func(q *vhostuser.Queue, why vhostuser.StopReason) {
-		stopping = append(stopping, q.DeviceStopping())
-		last = append(last, q.LastOfDevice())
-	}
-	g := newRig(t, dev)
-	g.handshake()
-	r0, r1 := g.start(0, 8), g.start(1, 8)
-	// One ring alone, while the other goes on.
-	g.must(r0.Stop())
-	g.io(r1, 1)
-	g.must(r0.Start())
-	g.io(r0, 1)
-	// The device.
-	g.must(g.SetVringEnable(0, false))
-	g.must(g.SetVringEnable(1, false))
-	for i := range 2 {
-		_, err := g.GetVringBase(i)
-		g.must(err)
-	}
-	if want := []bool{false, true, true}; !slices.Equal(stopping, want) {
-		t.Errorf("DeviceStopping: %v, want %v", stopping, want)
-	}
-	if want := []bool{false, false, true}; !slices.Equal(last, want) {
-		t.Errorf("LastOfDevice: %v, want %v", last, want)
 	}
 }
 
@@ -913,7 +874,8 @@ func (d *keeper) Process(q *vhostuser.Queue) bool {
 	return q.Pop(&d.chains[0]) && q.Pop(&d.chains[1])
 }
 
-func (d *keeper) StopQueue(q *vhostuser.Queue, _ vhostuser.StopReason) {
+func (d *keeper) StopDevice(rings []*vhostuser.Queue, _ vhostuser.Stop) {
+	q := rings[0]
 	q.Loop().Do(func() {
 		if d.left = q.InFlight(); d.chains[0].InFlight() {
 			q.Push(&d.chains[0], 0)
@@ -934,8 +896,8 @@ func (d *hasty) Process(q *vhostuser.Queue) bool {
 	return false
 }
 
-func (d *hasty) StopQueue(q *vhostuser.Queue, _ vhostuser.StopReason) {
-	if err := q.WaitIdle(context.Background()); err != nil {
+func (d *hasty) StopDevice(rings []*vhostuser.Queue, _ vhostuser.Stop) {
+	if err := rings[0].WaitIdle(context.Background()); err != nil {
 		panic(err)
 	}
 }

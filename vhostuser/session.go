@@ -45,8 +45,9 @@ type session struct {
 	status      uint8            // as SET_STATUS said last
 	rings       []*ring
 	mem         *guestmem.Memory
-	driver      DriverOrigin  // where the guest driver of the rings that run comes from, or ran last
-	homeless    bool          // a ring runs that is not in mem
+	driver      DriverOrigin // where the guest driver of the rings that run comes from, or ran last
+	homeless    bool         // a ring runs that is not in mem
+	stopping    stopTime
 	inflight    *inflight     // nil for none
 	log         *guestmem.Log // nil for none
 	logFD       *sys.FD       // nil for none
@@ -193,13 +194,7 @@ func (s *session) whileWaited(call func()) {
 // teardown stops all rings, tells the Device that the session is over, and closes the rings' descriptors. Nothing of the
 // guest's memory is used after it.
 func (s *session) teardown() {
-	// All of them stop fetching before the Device waits for the first.
-	for _, r := range s.rings {
-		s.detach(r)
-	}
-	for _, r := range s.rings {
-		s.stop(r, StopDisconnect)
-	}
+	s.stopDevice(StopDisconnect)
 	s.dev.SessionEnd()
 	for _, r := range s.rings {
 		r.close()
@@ -319,10 +314,9 @@ func (s *session) resetOwner(*message) ([]byte, error) {
 func (s *session) resetDevice(*message) ([]byte, error) {
 	for _, r := range s.rings {
 		r.enabled = false
-		s.detach(r)
 	}
+	s.stopDevice(StopReset)
 	for _, r := range s.rings {
-		s.stop(r, StopReset)
 		r.base, r.left, r.broken = 0, 0, nil
 	}
 	s.driver = driverUnseen

@@ -214,7 +214,7 @@ func TestSecondFrontEndIsToldOff(t *testing.T) {
 func TestFrontEndWaitsForThePredecessorsEnd(t *testing.T) {
 	dev := newReverser(1)
 	goOn := make(chan struct{})
-	dev.onStop = func(*vhostuser.Queue, vhostuser.StopReason) { <-goOn }
+	dev.onStop = func(*vhostuser.Queue, vhostuser.Stop) { <-goOn }
 	s := serve(t, dev)
 	mem := newMem(t)
 	first := s.dial(t)

@@ -39,7 +39,7 @@ type RingState string
 
 const (
 	RingStopped  RingState = "stopped"
-	RingStarted  RingState = "started"  // and not enabled yet: it does not run
+	RingStarted  RingState = "started"  // and not enabled: it does not run
 	RingRunning  RingState = "running"  // the Device has it, and fetches from it
 	RingDisabled RingState = "disabled" // the Device has it, but nothing more is fetched
 	RingDraining RingState = "draining" // likewise, and its requests in flight are waited for

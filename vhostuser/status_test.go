@@ -104,7 +104,7 @@ func TestStatusFollowsTheStateOfARing(t *testing.T) {
 func TestStatusAnswersWhileAStopWaits(t *testing.T) {
 	dev := newReverser(1)
 	release := make(chan struct{})
-	dev.onStop = func(q *vhostuser.Queue, _ vhostuser.StopReason) {
+	dev.onStop = func(q *vhostuser.Queue, _ vhostuser.Stop) {
 		<-release
 		q.Post(func() { dev.finishHeld(q) })
 		if err := q.WaitIdle(context.Background()); err != nil {
@@ -144,7 +144,7 @@ func TestStatusAnswersWhileAStopWaits(t *testing.T) {
 func TestStatusTellsWhoWaitsToBeServed(t *testing.T) {
 	dev := newReverser(1)
 	goOn := make(chan struct{})
-	dev.onStop = func(*vhostuser.Queue, vhostuser.StopReason) { <-goOn }
+	dev.onStop = func(*vhostuser.Queue, vhostuser.Stop) { <-goOn }
 	s := serve(t, dev)
 	mem := newMem(t)
 	first := s.dial(t)

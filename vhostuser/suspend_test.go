@@ -61,7 +61,7 @@ func TestAStopWithoutARegionGivesBackWhatItSuspends(t *testing.T) {
 	for _, disabled := range []bool{false, true} {
 		t.Run(fmt.Sprintf("disabled=%v", disabled), func(t *testing.T) {
 			dev := newReverser(1)
-			dev.onStop = func(q *vhostuser.Queue, _ vhostuser.StopReason) {
+			dev.onStop = func(q *vhostuser.Queue, _ vhostuser.Stop) {
 				q.Do(func() {
 					l := q.Data.(*lane)
 					if len(l.held) == 0 {

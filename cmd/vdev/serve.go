@@ -337,8 +337,8 @@ func (p *program) open(ctx context.Context, c spec.Disk, h *history) (_ *served,
 	}
 	fs := specfs.New(table, specfs.WithTrace(rep.specfs))
 	blk := virtioblk.Config{
-		FS: fs, Dev: disk.dev, Info: disk.info, Serial: c.Serial, NumQueues: c.NumQueues, SegMax: c.SegMax, CancelAfter: c.CancelWait,
-		Migratable: c.Migratable, Pool: p.pool, Log: rep.virtioblk, Failed: rep.failed, Keeper: disk.keeper(),
+		FS: fs, Dev: disk.dev, Info: disk.info, Serial: c.Serial, NumQueues: c.NumQueues, SegMax: c.SegMax, Pool: p.pool,
+		Log: rep.virtioblk, Failed: rep.failed, Keeper: disk.keeper(),
 		Ended: disk.ended(),
 	}
 	var backend *vhostuser.Backend // there before a front-end is
@@ -352,7 +352,8 @@ func (p *program) open(ctx context.Context, c spec.Disk, h *history) (_ *served,
 	}
 	learner.Store(device)
 	backend, err = vhostuser.New(vhostuser.Config{
-		Device: device, Reactors: p.reactors, NotMigratable: !c.Migratable, AnyMemoryFiles: c.AnyMemory, Trace: rep.vhostuser,
+		Device: device, Reactors: p.reactors, NotMigratable: !c.Migratable, CancelAfter: c.CancelWait,
+		AnyMemoryFiles: c.AnyMemory, Trace: rep.vhostuser,
 	})
 	if err != nil {
 		return nil, err

@@ -8,6 +8,8 @@ const (
 	sessionGo    = "vhostuser/session.go"
 	backendGo    = "vhostuser/backend.go"
 	ringGo       = "vhostuser/ring.go"
+	stopGo       = "vhostuser/stop.go"
+	policyGo     = "vhostuser/policy.go"
 	vhostQueueGo = "vhostuser/queue.go"
 	memoryGo     = "vhostuser/memory.go"
 	inflightGo   = "vhostuser/inflight.go"
@@ -199,9 +201,9 @@ var _ = add("vhostuser", []mutant{
 		by:   tests{in: "./vhostuser", run: "TestADisableIsAnsweredWhenNothingIsInFlight$"},
 	},
 	{
-		what: "a hang-up does not end the wait of a disable", file: ringGo,
-		from: "\ts.whileWaited(func() { s.dev.PauseQueue(q) })\n",
-		to:   "\ts.dev.PauseQueue(q)\n",
+		what: "a hang-up does not end the wait of a disable", file: stopGo,
+		from: "\ts.whileWaited(func() { s.dev.PauseQueue(q, how) })\n",
+		to:   "\ts.dev.PauseQueue(q, how)\n",
 		by:   tests{in: "./vhostuser", run: "TestAHangUpEndsTheWaitOfADisable$", timeout: 20 * time.Second},
 	},
 	{
@@ -214,8 +216,8 @@ var _ = add("vhostuser", []mutant{
 		by: tests{in: "./vhostuser", run: "TestAHangUpEndsTheWaitOfADisable$", timeout: 20 * time.Second},
 	},
 	{
-		what: "a disable holds up a stop that cancels", file: ringGo,
-		from: "\tif q.InflightMigration() {\n\t\treturn\n\t}\n",
+		what: "a disable holds up a stop that cancels", file: stopGo,
+		from: "\tif !s.decide(StopDisable, q).wait {\n\t\treturn\n\t}\n",
 		to:   "",
 		by:   tests{in: "./vhostuser", run: "TestAStopThatCancelsIsNotHeldUpByADisable$"},
 	},
@@ -233,31 +235,75 @@ var _ = add("vhostuser", []mutant{
 	},
 	{
 		what: "a disk does not wait when it is disabled", file: deviceGo,
-		from: "\to, deadline, quiet := d.beginStop(q, d.cancelAfter, true)\n\tif quiet {",
-		to:   "\to, deadline, quiet := d.beginStop(q, d.cancelAfter, true)\n\tif quiet || true {",
+		from: "\tq.disabled = true\n\tif d.park(q) {",
+		to:   "\tq.disabled = true\n\tif d.park(q) || true {",
 		by:   tests{in: "./vhostuser/virtioblk", run: "TestCloudHypervisorPausesAndResets$|TestLibkrunResets$"},
 	},
 	{
 		what: "a disk cancels when it is disabled", file: deviceGo,
-		from: "d.beginStop(q, d.cancelAfter, true)",
-		to:   "d.beginStop(q, 0, true)",
+		from: "\td.beginStop(how)\n\terr := ",
+		to:   "\thow.Deadline = time.Now()\n\td.beginStop(how)\n\terr := ",
 		by:   tests{in: "./vhostuser/virtioblk", run: "TestCloudHypervisorPausesAndResets$"},
 	},
 	{
-		what: "each ring that is disabled has a deadline of its own", file: deviceGo,
-		from: "if d.stop == nil || d.stopLeftLocked(now) == 0 {",
-		to:   "if true {",
-		by:   tests{in: "./vhostuser/virtioblk", run: "TestOneDeadlineForAllRings$"},
+		what: "each ring that is disabled has a deadline of its own", file: stopGo,
+		from: "\tif t.deadline.IsZero() {\n",
+		to:   "\tif true {\n",
+		by:   tests{in: "./vhostuser", run: "TestAStopOfSeveralMessagesHasOneDeadline$"},
 	},
 	{
-		what: "a ring that is enabled has the deadline of an older stop", file: deviceGo,
-		from: "\td.mu.Lock()\n\td.stop = nil\n\td.mu.Unlock()\n",
-		to:   "",
-		by:   tests{in: "./vhostuser/virtioblk", run: "TestADisabledRingThatIsEnabledHasATimeOfItsOwn$"},
+		what: "a ring that is enabled has the deadline of an older stop", file: ringGo,
+		from: "\tq.enabled, s.stopping = true, stopTime{}\n",
+		to:   "\tq.enabled = true\n",
+		by:   tests{in: "./vhostuser", run: "TestAStopOfSeveralMessagesHasOneDeadline$"},
+	},
+	{
+		what: "a ring that is stopped much later has the deadline of an older stop", file: stopGo,
+		from: "\tif !t.answered.IsZero() && now.Sub(t.answered) >= gap {\n",
+		to:   "\tif false {\n",
+		by:   tests{in: "./vhostuser", run: "TestAStopOfSeveralMessagesHasOneDeadline$"},
+	},
+	{
+		what: "a ring with nothing in flight sets the deadline", file: stopGo,
+		from: "\t\tif q.inFlight > 0 {\n",
+		to:   "\t\tif q.inFlight >= 0 {\n",
+		by:   tests{in: "./vhostuser", run: "TestAStopOfSeveralMessagesHasOneDeadline$"},
+	},
+
+	// The stop of a device is one.
+	{
+		what: "a device is stopped ring by ring", file: ringGo,
+		from: "\tcase s.fetching(r):\n",
+		to:   "\tcase true:\n",
+		by:   tests{in: "./vhostuser", run: "TestADeviceIsStoppedOnce$"},
+	},
+	{
+		what: "a device is stopped while a ring is fetched from", file: ringGo,
+		from: "\tcase s.fetching(r):\n",
+		to:   "\tcase false:\n",
+		by:   tests{in: "./vhostuser", run: "TestARingIsStoppedAloneWhileOthersAreEnabled$"},
+	},
+	{
+		what: "a device is stopped while its last ring is fetched from", file: stopGo,
+		from: "\t\tr.q.detach()\n",
+		to:   "\t\tif i == 0 {\n\t\t\tr.q.detach()\n\t\t}\n",
+		by:   tests{in: "./vhostuser", run: "TestNoRingIsFetchedFromWhileADeviceStops$"},
+	},
+	{
+		what: "a front-end that hangs up in a wait changes nothing", file: policyGo,
+		from: "(travels || !migratable || hungUp)",
+		to:   "(travels || !migratable)",
+		by:   tests{in: "./vhostuser/virtioblk", run: "TestWhatAStopDoesWithRequestsThatHang$/^disconnect_in_a_stop,_the_region_stays$"},
+	},
+	{
+		what: "the region travels, and requests are waited for", file: policyGo,
+		from: "wait:    !travels && !hungUp,",
+		to:   "wait:    !hungUp,",
+		by:   tests{in: "./vhostuser", run: "TestThePolicyOfAStop$"},
 	},
 	{
 		what: "requests that hang stay after a disable", file: deviceGo,
-		from: "\t\td.awaitCancelled(q, o)\n\t\t// What would be",
+		from: "\t\td.awaitCancelled(q)\n\t\t// What would be",
 		to:   "\t\t// What would be",
 		by:   tests{in: "./vhostuser/virtioblk", run: "TestADisableFencesWhatStorageDoesNotGiveBack$", timeout: 30 * time.Second},
 	},

@@ -312,7 +312,7 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "a stop keeps the room of its queue",
 		file: "vhostuser/virtioblk/device.go",
-		from: "\tq.vq.Post(func() { q.giveBack(0) })\n",
+		from: "\t\tq.giveBack(0)\n",
 		to:   "",
 		by: tests{
 			in:  "./vhostuser/virtioblk",

@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,12 +62,6 @@ type Config struct {
 	// before it says how large a ring is, and a guest driver without indirect descriptors takes it at its word: a request of more buffers
 	// than fit its ring then waits for ever for room there. For rings of less than 128 it must be their size less 2.
 	SegMax int
-	// CancelAfter is how long requests in flight may take to complete, once the front-end stops the rings, before they are
-	// cancelled; 0 is at once.
-	CancelAfter time.Duration
-	// Migratable says that the guest's state may be saved, or go elsewhere, without the in-flight region, so that nothing may
-	// stay in it over a GET_VRING_BASE (see StopQueue). It goes with vhostuser.Config.NotMigratable.
-	Migratable bool
 	// Pool is where requests that may block are done: all but reads and writes. nil: offload.Default.
 	Pool *offload.Pool
 	// Room bounds the memory of the requests in flight. nil: one that all devices without one share, 64 MiB for each of them and 512 MiB
@@ -93,8 +88,6 @@ type Device struct {
 	serial      string
 	numQueues   int
 	segMax      int
-	cancelAfter time.Duration
-	migratable  bool
 	trace       func(Request)
 	log         func(string, error)
 	failed      func(Request)
@@ -119,25 +112,18 @@ type Device struct {
 	info      devsw.DiskInfo
 	open      *specfs.Life // nil while the device is not to be open
 	queues    map[*queue]struct{}
-	stop      *stop // under way, or nil
-	stopGap   time.Duration
+	stop      stop
 	anew      bool  // the guest's driver has begun anew, and the block device has not been opened since
 	suspended []int // by ring: requests left in the in-flight region by its last stop
 }
 
-// stop is a stop of the device: rings are disabled or stopped, one soon after the other. It begins with the first one that
-// has something in flight, and is over when a ring is started or enabled, or Device.stopGap after the front-end was answered
-// last.
+// stop is what the device knows of a stop that the session has rings disabled or stopped for, one
+// soon after the other. It is over when a ring is started or enabled.
 type stop struct {
-	deadline time.Time
-	waiting  bool      // the front-end waits for an answer
-	answered time.Time // when it was answered last
-	drains   bool      // other rings are likely to be disabled or stopped next
+	cancelAt time.Time     // when requests will be cancelled; zero where no front-end waits
+	answered time.Time     // when the front-end was answered last
+	next     time.Duration // for how long after that further rings are likely to follow
 }
-
-// defaultStopGap is how long after one ring another one may be disabled, or stopped, and pass for a part of the same stop.
-// All of a stop has one deadline, or a device of 64 rings that hang would hold up the front-end for 64 times as long.
-const defaultStopGap = time.Second
 
 var _ vhostuser.Device = (*Device)(nil)
 
@@ -152,7 +138,6 @@ func New(c Config) (*Device, error) {
 		return nil, fmt.Errorf("virtio-blk: serial number %q has %d bytes, at most %d fit", c.Serial, len(c.Serial), MaxSerial)
 	}
 	d := &Device{fs: c.FS, dev: c.Dev, readInfo: c.Info, serial: c.Serial, numQueues: c.NumQueues, segMax: c.SegMax,
-		cancelAfter: c.CancelAfter, stopGap: defaultStopGap, migratable: c.Migratable,
 		trace: c.Trace, log: c.Log, failed: c.Failed, keeper: c.Keeper, ended: c.Ended, sizeChanged: c.SizeChanged,
 		queues: make(map[*queue]struct{}), suspended: make([]int, c.NumQueues)}
 	if d.segMax == 0 {
@@ -300,7 +285,7 @@ func (d *Device) StartQueue(vq *vhostuser.Queue) error {
 func (d *Device) startQueue(vq *vhostuser.Queue) (news []string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.stop = nil
+	d.stop = stop{}
 	first := len(d.queues) == 0
 	if d.meetDriver(first, vq.Driver()) {
 		news = append(news, unknownMode)
@@ -380,111 +365,130 @@ func (d *Device) queuesOfLocked(l *specfs.Life) (all []*queue) {
 	return all
 }
 
-// StopQueue implements vhostuser.Device. It returns when nothing of the queue is in flight; the stop of the last queue also
-// closes the block device: cancel, drain, close. A close that takes long goes on in the background, and so does an operation that
-// cannot be interrupted: a read or a write, which is in the guest's memory, is fenced from it (see fence), but where that cannot be
-// done (devsw.DiskInfo.Pinned) it is waited for.
+// StopDevice implements vhostuser.Device. It returns when nothing of the queues is in flight, and
+// closes the block device: cancel, drain, close. A close that takes long goes on in the background,
+// and so does an operation that cannot be interrupted: a read or a write, which is in the guest's
+// memory, is fenced from it (see fence), but where that cannot be done (devsw.DiskInfo.Pinned) it is
+// waited for.
 //
-// For GET_VRING_BASE it waits for what is in flight to complete, until the deadline that the first queue's stop has set for
-// all of them (Config.CancelAfter), and then cancels. Where the in-flight region travels with the guest
-// (GET_VRING_BASE_INFLIGHT) it cancels at once. On a lost connection, and for RESET_DEVICE, it revokes the device, which cancels
-// at once too. A front-end that hangs up while it is waited for ends the wait.
+// It waits until how.Deadline for what is in flight to complete, and then cancels, by closing the
+// device. Where how.Revoke is set it revokes the device, which cancels at once. A front-end that
+// hangs up while it is waited for ends the wait.
 //
-// To cancel is to close the device where no other queue is fetched from; then what another queue had in flight, which was
-// disabled and not stopped, is kept for it (queue.park). Where other queues go on, this one's requests are cancelled alone, and
-// the device stays open, unless the driver does not give them back: then it is closed all the same, and opened again for the
-// others, who go on where they were.
-//
-// What completes all the same completes normally. Of what comes back cancelled, that which had not reached the driver is given
-// back to the ring, as far as it is what was fetched last. The rest is suspended, that is left recorded in the in-flight region
-// for the next start, where there is one and
-//
-//   - the region travels with the guest, or
-//   - the guest's state cannot be saved without it (Config.Migratable), or
-//   - the connection is lost.
-//
-// Else, and always for RESET_DEVICE, it ends with VIRTIO_BLK_S_IOERR.
-func (d *Device) StopQueue(vq *vhostuser.Queue, why vhostuser.StopReason) {
-	q := vq.Data.(*queue)
-	region, travels := vq.CanSuspend(), vq.InflightMigration()
-	suspend := region && (why == vhostuser.StopDisconnect || why == vhostuser.StopBase && (travels || !d.migratable))
-	after := d.cancelAfter
-	if why != vhostuser.StopBase || travels {
-		after = 0
-	}
-	o, deadline, quiet := d.beginStop(q, after, false)
+// What completes all the same completes normally. Of what comes back cancelled, that which had not
+// reached the driver is unpopped, as far as it is what was fetched last. The rest is suspended, or
+// ends with VIRTIO_BLK_S_IOERR, as how.Suspends says.
+func (d *Device) StopDevice(vqs []*vhostuser.Queue, how vhostuser.Stop) { d.stopQueues(vqs, how) }
 
-	switch {
-	case why != vhostuser.StopBase:
-		d.takeDown(o, true)
-	case !quiet:
-		err := d.completeOrCancel(q, o, deadline)
-		if vq.Context().Err() != nil {
-			suspend = region
+// StopQueue implements vhostuser.Device. It is StopDevice for one queue, but while others go on its
+// requests are cancelled alone, and the device stays open, unless the driver does not return them:
+// then it is closed all the same, and opened again for the others, who go on where they were.
+func (d *Device) StopQueue(vq *vhostuser.Queue, how vhostuser.Stop) {
+	d.stopQueues([]*vhostuser.Queue{vq}, how)
+}
+
+// stopQueues is StopDevice and StopQueue.
+func (d *Device) stopQueues(vqs []*vhostuser.Queue, how vhostuser.Stop) {
+	var opens []*specfs.Life
+	var busy []*queue
+	for _, vq := range vqs {
+		q := vq.Data.(*queue)
+		if !d.park(q) {
+			busy = append(busy, q)
 		}
-		if err != nil && !suspend {
+		if !slices.Contains(opens, q.open) {
+			opens = append(opens, q.open)
+		}
+	}
+	if len(busy) > 0 {
+		d.beginStop(how)
+	}
+	if how.Revoke {
+		for _, o := range opens {
+			d.takeDown(o, true)
+		}
+	} else {
+		cancelled := false
+		for _, q := range busy {
+			cancelled = d.completeOrCancel(q, how) != nil || cancelled
+		}
+		fails := func(q *queue) bool { return !how.Suspends(q.vq) }
+		if cancelled && slices.ContainsFunc(busy, fails) {
 			d.log("requests were cancelled, and fail: they did not complete in time after the ring was stopped", nil)
 		}
 	}
-	suspended := 0
-	if !quiet {
-		d.awaitCancelled(q, o)
-		q.settle(suspend)
-		q.vq.Do(func() { suspended = vq.Suspended() })
+	for _, q := range busy {
+		d.awaitCancelled(q)
+		q.settle(how.Suspends(q.vq))
 	}
-	// Of a request that was lost in a fault nobody gives its units back.
-	q.vq.Post(func() { q.giveBack(0) })
-	q.counter.Release()
-	vq.Data = nil
-
-	d.mu.Lock()
-	delete(d.queues, q)
-	d.suspended[vq.Index()] = suspended
-	last := len(d.queuesOfLocked(o)) == 0
-	d.answerLocked(len(d.queues) == 0)
-	d.mu.Unlock()
-	if last {
-		d.takeDown(o, false)
-		// It may have been begun for another ring, and have waited for transfers that have ended since.
-		if d.lost.Count() == 0 {
-			o.Await(closeWait)
+	for _, vq := range vqs {
+		d.release(vq)
+	}
+	d.endStop(how)
+	for _, o := range opens {
+		d.mu.Lock()
+		last := len(d.queuesOfLocked(o)) == 0
+		d.mu.Unlock()
+		if last {
+			d.takeDown(o, false)
+			// It may have been begun for another ring, and have waited for transfers that have ended
+			// since.
+			if d.lost.Count() == 0 {
+				o.Await(closeWait)
+			}
 		}
+		d.tellLate(o)
 	}
-	d.tellLate(o)
 }
 
-// PauseQueue implements vhostuser.Device. It waits for what is in flight to complete, as a stop for GET_VRING_BASE that
-// may follow it does, and within the same deadline, and then cancels in the same way. Of what comes back cancelled, that
-// which StopQueue would suspend is kept for it, or for ResumeQueue; the rest ends with VIRTIO_BLK_S_IOERR. A front-end that
-// hangs up ends the wait: all is left to the stop that comes then.
-func (d *Device) PauseQueue(vq *vhostuser.Queue) {
+// release lets go of a queue that has nothing in flight.
+func (d *Device) release(vq *vhostuser.Queue) {
+	q := vq.Data.(*queue)
+	suspended := 0
+	q.vq.Do(func() {
+		suspended = vq.Suspended()
+		// Of a request that was lost in a fault nobody returns the units.
+		q.giveBack(0)
+	})
+	q.counter.Release()
+	vq.Data = nil
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.queues, q)
+	d.suspended[vq.Index()] = suspended
+}
+
+// PauseQueue implements vhostuser.Device. It waits for what is in flight to complete, as a stop for
+// GET_VRING_BASE that may follow it does, and within the same deadline, and then cancels in the same
+// way. Of what comes back cancelled, that which a stop would suspend is kept for it, or for
+// ResumeQueue; the rest ends with VIRTIO_BLK_S_IOERR. A front-end that hangs up ends the wait: all is
+// left to the stop that comes then.
+func (d *Device) PauseQueue(vq *vhostuser.Queue, how vhostuser.Stop) {
 	q := vq.Data.(*queue)
 	q.disabled = true
-	o, deadline, quiet := d.beginStop(q, d.cancelAfter, true)
-	if quiet {
+	if d.park(q) {
 		return
 	}
-	err := d.completeOrCancel(q, o, deadline)
-	if vq.Context().Err() == nil {
-		d.awaitCancelled(q, o)
+	d.beginStop(how)
+	err := d.completeOrCancel(q, how)
+	if how.Context().Err() == nil {
+		d.awaitCancelled(q)
 		// What would be suspended by a stop is kept for it.
-		if !vq.CanSuspend() || d.migratable {
+		if !how.Suspends(vq) {
 			q.settle(false)
 			if err != nil {
 				d.log("requests were cancelled, and fail: they did not complete in time after the ring was disabled", nil)
 			}
 		}
 	}
-	d.mu.Lock()
-	d.answerLocked(false)
-	d.mu.Unlock()
-	d.tellLate(o)
+	d.endStop(how)
+	d.tellLate(q.open)
 }
 
 // ResumeQueue implements vhostuser.Device. What is kept is begun again.
 func (d *Device) ResumeQueue(vq *vhostuser.Queue) {
 	d.mu.Lock()
-	d.stop = nil
+	d.stop = stop{}
 	d.mu.Unlock()
 	if q := vq.Data.(*queue); q.disabled {
 		q.disabled = false
@@ -492,65 +496,57 @@ func (d *Device) ResumeQueue(vq *vhostuser.Queue) {
 	}
 }
 
-// beginStop parks q and gives its open, and the deadline of the stop that is under way, or else of a new one; drains is
-// as in stop. quiet says that nothing of q is in flight, nor kept: then that is how it stays, and there is
-// no deadline.
-func (d *Device) beginStop(q *queue, after time.Duration, drains bool) (o *specfs.Life, deadline time.Time, quiet bool) {
+// park parks q. quiet says that nothing of it is in flight, nor kept: then that is how it stays.
+func (d *Device) park(q *queue) (quiet bool) {
 	q.vq.Do(func() {
 		q.park()
 		quiet = q.vq.InFlight() == 0
 	})
+	return quiet
+}
+
+// beginStop says that the front-end waits from now on.
+func (d *Device) beginStop(how vhostuser.Stop) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if quiet {
-		return q.open, time.Time{}, true
-	}
-	now := time.Now()
-	if d.stop == nil || d.stopLeftLocked(now) == 0 {
-		d.stop = &stop{deadline: now.Add(after)}
-	}
-	d.stop.waiting = true
-	d.stop.drains = d.stop.drains || drains
-	return q.open, d.stop.deadline, false
+	d.stop = stop{cancelAt: how.Deadline, next: how.Next()}
 }
 
-// stopLeftLocked tells for how long the stop, which there is, is not over yet, if nothing comes of it any more.
-func (d *Device) stopLeftLocked(now time.Time) time.Duration {
-	if d.stop.waiting {
-		return d.stopGap
-	}
-	return max(d.stopGap-now.Sub(d.stop.answered), 0)
-}
-
-// answerLocked says that the front-end is being answered. over: the stop is, too.
-func (d *Device) answerLocked(over bool) {
-	switch {
-	case d.stop == nil:
-	case over:
-		d.stop = nil
-	default:
-		d.stop.waiting, d.stop.answered = false, time.Now()
+// endStop says that the front-end is being answered.
+func (d *Device) endStop(how vhostuser.Stop) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.stop = stop{answered: time.Now(), next: how.Next()}
+	if len(d.queues) == 0 {
+		d.stop = stop{}
 	}
 }
 
-// completeOrCancel waits until nothing of q, which is parked, is in flight but what is kept. At the deadline, or when the
-// front-end has hung up, it cancels what is left, and returns the error of the wait.
-func (d *Device) completeOrCancel(q *queue, o *specfs.Life, deadline time.Time) error {
-	ctx, cancel := context.WithDeadline(q.vq.Context(), deadline)
+// reopensIn returns how long an open waits that is for rings which a stop has left out.
+func (s *stop) reopensIn(now time.Time) time.Duration {
+	if !s.cancelAt.IsZero() {
+		return s.next
+	}
+	return max(s.next-now.Sub(s.answered), 0)
+}
+
+// completeOrCancel waits until nothing of q, which is parked, is in flight but what is kept. At the
+// deadline, or when the front-end has hung up, it cancels what is left, and returns the error of the
+// wait.
+func (d *Device) completeOrCancel(q *queue, how vhostuser.Stop) error {
+	ctx, cancel := context.WithDeadline(how.Context(), how.Deadline)
 	defer cancel()
 	err := q.wait(ctx)
 	switch {
 	case err == nil:
-	case q.vq.DeviceStopping():
-		d.takeDown(o, false)
-	case q.vq.Context().Err() != nil:
+	case how.WholeDevice:
+		d.takeDown(q.open, false)
+	case how.Context().Err() != nil:
 		// All the other rings are stopped next.
-		d.mu.Lock()
-		d.stop.drains = true
-		d.mu.Unlock()
-		d.takeDown(o, false)
+		d.beginStop(how)
+		d.takeDown(q.open, false)
 	default:
-		d.cancelAlone(q, o)
+		d.cancelAlone(q)
 	}
 	return err
 }
@@ -563,7 +559,7 @@ const (
 )
 
 // cancelAlone cancels the requests of a queue that is parked, with the device open, and returns when they have come back.
-func (d *Device) cancelAlone(q *queue, o *specfs.Life) {
+func (d *Device) cancelAlone(q *queue) {
 	for range cancelFor {
 		for at, all := 0, false; !all; {
 			q.vq.Do(func() { at, all = q.cancel(at) })
@@ -575,7 +571,7 @@ func (d *Device) cancelAlone(q *queue, o *specfs.Life) {
 			return
 		}
 	}
-	d.takeDown(o, false)
+	d.takeDown(q.open, false)
 }
 
 // takeDown closes or revokes the block device, once: cancel, drain, close. Requests that are cancelled by it are kept by their
@@ -635,10 +631,10 @@ const closeWait = 200 * time.Millisecond
 // awaitCancelled waits until nothing of a queue that is parked is in flight. What does not come back, though it was cancelled some time
 // ago, is not waited for: operations that have no part in the guest's memory are given up, and whatever becomes of them, the guest does
 // not see it; reads and writes are fenced from that memory, where that can be done.
-func (d *Device) awaitCancelled(q *queue, o *specfs.Life) {
+func (d *Device) awaitCancelled(q *queue) {
 	for first := true; ; {
-		if o.Late() {
-			d.fence(q, o, first)
+		if q.open.Late() {
+			d.fence(q, q.open, first)
 			first = false
 			q.vq.Do(q.abandon)
 		}

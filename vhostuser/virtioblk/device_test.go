@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"sync"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -100,14 +101,24 @@ func vndWith(t testing.TB, table *devsw.Table, dir string, conf vnd.Config) (dev
 	return dev, func() (devsw.DiskInfo, error) { return d.Info(0) }
 }
 
+// benchConfig is what a bench is made of.
+type benchConfig struct {
+	Config
+	// Of the Backend.
+	CancelAfter, StopGap time.Duration
+	Migratable           bool
+
+	around func(*Device) vhostuser.Device // what is served instead of the Device; nil for itself
+}
+
 // newBench connects a front-end; no ring is started.
-func newBench(t testing.TB, mode reactor.Mode, queues int, make disk, change func(*Config)) *bench {
+func newBench(t testing.TB, mode reactor.Mode, queues int, make disk, change func(*benchConfig)) *bench {
 	t.Helper()
 	return newBenchOn(t, vhostuser.ReactorConfig{Reactors: 2, Mode: vhostuser.Mode(mode)}, queues, make, change)
 }
 
 // newBenchOn is newBench on reactors of this kind.
-func newBenchOn(t testing.TB, reactors vhostuser.ReactorConfig, queues int, make disk, change func(*Config)) *bench {
+func newBenchOn(t testing.TB, reactors vhostuser.ReactorConfig, queues int, make disk, change func(*benchConfig)) *bench {
 	t.Helper()
 	w := &bench{t: t, ended: make2()}
 	pool := must(vhostuser.NewReactors(reactors))(t)
@@ -120,7 +131,7 @@ func newBenchOn(t testing.TB, reactors vhostuser.ReactorConfig, queues int, make
 		defer w.trace.Unlock()
 		w.trace.events = append(w.trace.events, e)
 	}))
-	c := Config{FS: fs, Dev: dev, Info: info, Serial: "vdev-test", NumQueues: queues}
+	c := benchConfig{Config: Config{FS: fs, Dev: dev, Info: info, Serial: "vdev-test", NumQueues: queues}}
 	if change != nil {
 		change(&c)
 	}
@@ -128,9 +139,15 @@ func newBenchOn(t testing.TB, reactors vhostuser.ReactorConfig, queues int, make
 		c.Pool = offload.New(offload.Config{})
 		t.Cleanup(c.Pool.Close)
 	}
-	w.dev = must(New(c))(t)
+	w.dev = must(New(c.Config))(t)
 	t.Cleanup(w.dev.Close)
-	w.b = must(vhostuser.New(vhostuser.Config{Device: w.dev, Reactors: pool}))(t)
+	served := vhostuser.Device(w.dev)
+	if c.around != nil {
+		served = c.around(w.dev)
+	}
+	w.b = must(vhostuser.New(vhostuser.Config{
+		Device: served, Reactors: pool, NotMigratable: !c.Migratable, CancelAfter: c.CancelAfter, StopGap: c.StopGap,
+	}))(t)
 	t.Cleanup(w.close)
 	w.connect(vhostusertest.AllProtocolFeatures)
 	must(w.f.GetConfig(0, configSize))(t) // as a front-end does that makes its device

@@ -125,7 +125,7 @@ func TestAStopEndsRequestsThatHang(t *testing.T) {
 				if name == "with write-behind" {
 					f.conf.Cache = 1 << 20
 				}
-				w := newBench(t, mode, 1, f.disk, func(c *Config) { c.CancelAfter = 10 * time.Millisecond })
+				w := newBench(t, mode, 1, f.disk, func(c *benchConfig) { c.CancelAfter = 10 * time.Millisecond })
 				w.start(w.all())
 				for range 2 {
 					var status []virtqtest.Seg
@@ -163,7 +163,7 @@ func TestAStopEndsRequestsThatHang(t *testing.T) {
 func TestAStopWaitsForRequestsThatAreSlow(t *testing.T) {
 	eachLower(t, func(t *testing.T, mode reactor.Mode, lower disk) {
 		f := newFaulty(t, lower, "hang:any")
-		w := newBench(t, mode, 2, f.disk, func(c *Config) { c.CancelAfter = time.Hour })
+		w := newBench(t, mode, 2, f.disk, func(c *benchConfig) { c.CancelAfter = time.Hour })
 		w.start(w.all())
 		var status []virtqtest.Seg
 		for i, typ := range kinds {
@@ -193,7 +193,7 @@ func TestAStopWaitsForRequestsThatAreSlow(t *testing.T) {
 func TestAFrontEndThatGoesAwayWaitsForNothingThatHangs(t *testing.T) {
 	eachLower(t, func(t *testing.T, mode reactor.Mode, lower disk) {
 		f := newFaulty(t, lower, "hang:any")
-		w := newBench(t, mode, 2, f.disk, func(c *Config) { c.CancelAfter = time.Hour })
+		w := newBench(t, mode, 2, f.disk, func(c *benchConfig) { c.CancelAfter = time.Hour })
 		w.start(w.all())
 		for i, typ := range kinds {
 			w.request(i%2, typ)
@@ -356,7 +356,7 @@ func TestARingThatIsTooSmallForItsRequestsIsTold(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var logged []string
-			w := newBench(t, reactor.ModeURing, 1, nullDisk, func(conf *Config) {
+			w := newBench(t, reactor.ModeURing, 1, nullDisk, func(conf *benchConfig) {
 				conf.SegMax, conf.Log = c.segMax, func(text string, _ error) { logged = append(logged, text) }
 			})
 			want := c.segMax

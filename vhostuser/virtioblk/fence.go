@@ -10,8 +10,8 @@ import (
 
 // fence abandons the transfers that the driver has not returned, though their cancel was a while
 // ago, and keeps them off the guest's memory (vhostuser.Queue.Fence). o has been taken down, so that
-// all queues are parked and nothing new is begun. On the connection's goroutine, in q's StopQueue or
-// PauseQueue; first: for the first time there.
+// all queues are parked and nothing new is begun. On the connection's goroutine, in StopDevice, or in
+// q's StopQueue or PauseQueue; first: for the first time there.
 //
 // The driver keeps each transfer, with the memory it had. Nobody waits for its end any more but the
 // close of the device, and so the next open. The request goes on as if its transfer had come back

@@ -144,7 +144,7 @@ func TestATransferThatNeverEndsIsFenced(t *testing.T) {
 				const queues = 2
 				d := &keeper{hold: true, fill: 0xcc, wrote: map[int64][]byte{}}
 				logged := make(chan string, 100)
-				w, region := newSuspendBench(t, mode, queues, d.disk, c.knows, func(conf *Config) {
+				w, region := newSuspendBench(t, mode, queues, d.disk, c.knows, func(conf *benchConfig) {
 					conf.CancelAfter = time.Millisecond
 					conf.Migratable = true
 					conf.Log = func(msg string, _ error) { logged <- msg }
@@ -246,8 +246,7 @@ func TestTheNextStartWaitsForWhatWasFenced(t *testing.T) {
 func TestARingThatGoesOnIsNotFencedOut(t *testing.T) {
 	eachMode(t, func(t *testing.T, mode reactor.Mode) {
 		d := &keeper{hold: true, fill: 0xaa, wrote: map[int64][]byte{}}
-		w, _ := newSuspendBench(t, mode, 2, d.disk, noInflight, func(c *Config) { c.CancelAfter = time.Millisecond })
-		w.setStopGap(time.Millisecond)
+		w, _ := newSuspendBench(t, mode, 2, d.disk, noInflight, func(c *benchConfig) { c.CancelAfter, c.StopGap = time.Millisecond, time.Millisecond })
 		gone := w.readAt(0, 1)
 		in, status := w.buffer(512), w.buffer(1)
 		w.bytes(status)[0] = 0xff
@@ -341,7 +340,7 @@ func TestTransfersThatEndWhileTheyAreFencedEndOnce(t *testing.T) {
 func TestATransferThatCannotBeFencedHoldsTheReply(t *testing.T) {
 	f := newFaulty(t, mdDisk(md.Config{Size: diskSize}), "hang:read:uncancellable", "hang:flush:uncancellable")
 	logged := make(chan string, 100)
-	w, _ := newSuspendBench(t, reactor.ModeURing, 1, f.disk, everything, func(c *Config) {
+	w, _ := newSuspendBench(t, reactor.ModeURing, 1, f.disk, everything, func(c *benchConfig) {
 		info := c.Info
 		c.Info = func() (devsw.DiskInfo, error) {
 			i, err := info()
@@ -410,8 +409,7 @@ func TestARingThatGoesOnLosesNothing(t *testing.T) {
 	eachMode(t, func(t *testing.T, mode reactor.Mode) {
 		for i := range 6 {
 			d := &keeper{hold: true, fill: 0xcc, wrote: map[int64][]byte{}}
-			w, _ := newSuspendBench(t, mode, 2, d.disk, noInflight, func(c *Config) { c.CancelAfter = time.Millisecond })
-			w.setStopGap(time.Millisecond)
+			w, _ := newSuspendBench(t, mode, 2, d.disk, noInflight, func(c *benchConfig) { c.CancelAfter, c.StopGap = time.Millisecond, time.Millisecond })
 			w.readAt(0, 0)
 			var status []virtqtest.Seg
 			for b := range uint64(10) {

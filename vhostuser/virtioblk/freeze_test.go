@@ -19,7 +19,7 @@ func TestAStopIsAnsweredThoughTheFileSystemIsFrozen(t *testing.T) {
 		frozen := func(t testing.TB, table *devsw.Table) (devsw.Dev, func() (devsw.DiskInfo, error)) {
 			return vndWith(t, table, m.Dir, vnd.Config{})
 		}
-		w, _ := newSuspendBench(t, mode, queues, frozen, noInflight, func(c *Config) { c.CancelAfter = time.Millisecond })
+		w, _ := newSuspendBench(t, mode, queues, frozen, noInflight, func(c *benchConfig) { c.CancelAfter = time.Millisecond })
 		for q := range queues {
 			w.write(q, uint64(q), 1)
 			if _, _, err := w.rings[q].Wait(); err != nil {

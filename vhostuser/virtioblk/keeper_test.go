@@ -130,7 +130,7 @@ func (c *cautious) heard() []devsw.DiskState {
 
 // cautiousBench connects a front-end to a disk of c, with the region, or a new one.
 func cautiousBench(t *testing.T, c *cautious) *bench {
-	return newBench(t, reactor.ModeURing, 1, c.disk, func(conf *Config) { conf.Keeper = c })
+	return newBench(t, reactor.ModeURing, 1, c.disk, func(conf *benchConfig) { conf.Keeper = c })
 }
 
 // copyOf makes a file of what is in the region.
@@ -357,7 +357,7 @@ func TestWhatBecameOfAHolderDecides(t *testing.T) {
 			}
 			next := &cautious{volatile: true}
 			var asked []uint64
-			o := newBench(t, reactor.ModeURing, 1, next.disk, func(conf *Config) {
+			o := newBench(t, reactor.ModeURing, 1, next.disk, func(conf *benchConfig) {
 				conf.Keeper = next
 				conf.Ended = func(holder uint64) (ended, known bool) {
 					asked = append(asked, holder)
@@ -387,7 +387,7 @@ func TestWhatIsSaidOfOneHolderIsNotTakenForAnothers(t *testing.T) {
 	const first, second = 4711, 4713
 	c := &cautious{volatile: true}
 	began, goOn := make(chan struct{}), make(chan struct{})
-	w := newBench(t, reactor.ModeURing, 1, c.disk, func(conf *Config) {
+	w := newBench(t, reactor.ModeURing, 1, c.disk, func(conf *benchConfig) {
 		conf.Keeper = c
 		conf.Ended = func(holder uint64) (ended, known bool) {
 			if holder == first {

@@ -32,7 +32,7 @@ func (s *slowToTell) State() devsw.DiskState {
 // TestAFailureThatWasClearedIsNotLearnedAgain by an answer of before.
 func TestAFailureThatWasClearedIsNotLearnedAgain(t *testing.T) {
 	c := &slowToTell{cautious: &cautious{}, asked: make(chan struct{}), released: make(chan struct{})}
-	w := newBench(t, reactor.ModeURing, 1, c.disk, func(conf *Config) { conf.Keeper = c })
+	w := newBench(t, reactor.ModeURing, 1, c.disk, func(conf *benchConfig) { conf.Keeper = c })
 	region := w.startWith(w.all())
 	c.setFail(devsw.EIO)
 	if st, _ := w.do(0, tFlush, 0, nil, nil); st != statusIOErr {

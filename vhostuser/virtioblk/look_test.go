@@ -22,7 +22,7 @@ func TestALookAtARingDoesSoMuchWork(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			ended := 0
-			count := func(c *Config) { c.Trace = func(Request) { ended++ } }
+			count := func(c *benchConfig) { c.Trace = func(Request) { ended++ } }
 			w := newBench(t, reactor.ModeURing, 1, nullDisk, count)
 			w.startSized(size, nil)
 			if status, _ := w.do(0, tFlush, 0, nil, nil); status != statusOK {

@@ -17,7 +17,7 @@ func TestARingWithManyRequestsIsStoppedAloneInATimeLinearInThem(t *testing.T) {
 	const most = 32768
 	eachMode(t, func(t *testing.T, mode reactor.Mode) {
 		f := newFaulty(t, mdDisk(md.Config{Size: diskSize}), "hang:read:blocks=8-8")
-		w, _ := newSuspendBench(t, mode, 2, f.disk, noInflight, func(c *Config) { c.CancelAfter = time.Millisecond })
+		w, _ := newSuspendBench(t, mode, 2, f.disk, noInflight, func(c *benchConfig) { c.CancelAfter = time.Millisecond })
 		w.check(w.rings[0].Stop())
 		w.rings[0].Close()
 		large := must(w.f.NewRing(w.mem, 0, most))(t)

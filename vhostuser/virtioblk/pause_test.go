@@ -34,7 +34,7 @@ func TestWhatADisableDoesWithRequestsThatHang(t *testing.T) {
 				for _, stops := range []bool{false, true} {
 					const queues = 2
 					f := newFaulty(t, lower, "hang:any")
-					w, region := newSuspendBench(t, mode, queues, f.disk, c.knows, func(conf *Config) {
+					w, region := newSuspendBench(t, mode, queues, f.disk, c.knows, func(conf *benchConfig) {
 						conf.CancelAfter, conf.Migratable = 5*time.Millisecond, c.migratable
 					})
 					var status [queues][]virtqtest.Seg
@@ -100,7 +100,7 @@ func TestWhatADisableDoesWithRequestsThatHang(t *testing.T) {
 func TestADisableFencesWhatStorageDoesNotGiveBack(t *testing.T) {
 	eachMode(t, func(t *testing.T, mode reactor.Mode) {
 		d := &keeper{hold: true, fill: 0xcc, wrote: map[int64][]byte{}}
-		w, _ := newSuspendBench(t, mode, 2, d.disk, noInflight, func(c *Config) { c.CancelAfter = time.Millisecond })
+		w, _ := newSuspendBench(t, mode, 2, d.disk, noInflight, func(c *benchConfig) { c.CancelAfter = time.Millisecond })
 		for q := range 2 {
 			w.readAt(q, 1)
 			w.write(q, uint64(10+q), 1)
@@ -139,7 +139,7 @@ type foreign struct {
 	*bench
 }
 
-func newForeign(t *testing.T, d disk, queues int, knows vhostuser.ProtocolFeatures, change func(*Config)) *foreign {
+func newForeign(t *testing.T, d disk, queues int, knows vhostuser.ProtocolFeatures, change func(*benchConfig)) *foreign {
 	w := newBench(t, reactor.ModeURing, queues, d, change)
 	w.hangUp()
 	w.dial()
@@ -215,7 +215,7 @@ func (w *foreign) slowly(f *faulty, step func()) {
 // resets ring by ring, by SET_VRING_ENABLE 0 and GET_VRING_BASE, and sets the device up anew.
 func TestCloudHypervisorPausesAndResets(t *testing.T) {
 	f := newFaulty(t, mdDisk(md.Config{Size: diskSize}))
-	w := newForeign(t, f.disk, 2, cloudHypervisor, func(c *Config) { c.CancelAfter, c.Migratable = time.Hour, true })
+	w := newForeign(t, f.disk, 2, cloudHypervisor, func(c *benchConfig) { c.CancelAfter, c.Migratable = time.Hour, true })
 	w.check(w.f.SetOwner())
 	w.setUpCloudHypervisor()
 	ask := func() (status []virtqtest.Seg) {
@@ -303,7 +303,7 @@ const libkrun = vhostuser.ProtocolConfig | vhostuser.ProtocolMQ
 // The guest's driver reads the configuration after its reset, which is the first message that libkrun waits for.
 func TestLibkrunResets(t *testing.T) {
 	f := newFaulty(t, mdDisk(md.Config{Size: diskSize}))
-	w := newForeign(t, f.disk, 2, libkrun, func(c *Config) { c.CancelAfter, c.Migratable = time.Hour, true })
+	w := newForeign(t, f.disk, 2, libkrun, func(c *benchConfig) { c.CancelAfter, c.Migratable = time.Hour, true })
 	w.activateLibkrun()
 	for life := range 3 {
 		n := 0
@@ -335,7 +335,7 @@ func TestNothingOfTheOldLifeIsInFlightWhenANewOneBegins(t *testing.T) {
 	for _, disables := range []bool{true, false} {
 		t.Run(fmt.Sprintf("disabled first: %v", disables), func(t *testing.T) {
 			d := &keeper{hold: true, fill: 0xcc, wrote: map[int64][]byte{}}
-			w := newForeign(t, d.disk, 2, libkrun, func(c *Config) { c.CancelAfter = time.Millisecond })
+			w := newForeign(t, d.disk, 2, libkrun, func(c *benchConfig) { c.CancelAfter = time.Millisecond })
 			w.activateLibkrun()
 			for q := range w.rings {
 				w.readAt(q, 1)

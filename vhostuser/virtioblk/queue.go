@@ -102,14 +102,12 @@ func (q *queue) reopen() {
 	d := q.d
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if s := d.stop; s != nil && s.drains {
-		if left := d.stopLeftLocked(time.Now()); left > 0 {
-			if !q.waits {
-				q.waits = true
-				time.AfterFunc(left, func() { q.vq.Post(q.waited) })
-			}
-			return
+	if left := d.stop.reopensIn(time.Now()); left > 0 {
+		if !q.waits {
+			q.waits = true
+			time.AfterFunc(left, func() { q.vq.Post(q.waited) })
 		}
+		return
 	}
 	q.orphaned, q.parking = false, false
 	q.counter.Release()

@@ -50,7 +50,7 @@ func TestRequestsInFlightTakeBoundedMemory(t *testing.T) {
 			room := NewRoom(c.process, c.device)
 			h := newHeld()
 			h.more = make(chan devsw.BufFlag, 1<<16)
-			w := newBench(t, reactor.ModeURing, 2, h.disk, func(c *Config) { c.Room = room })
+			w := newBench(t, reactor.ModeURing, 2, h.disk, func(c *benchConfig) { c.Room = room })
 			w.startSized(size, nil)
 			n := w.offerLong(0, buffers)
 			// A request that is begun where there is room for a little may exceed it.
@@ -100,7 +100,7 @@ func TestRoomIsGivenBackWithTheFrontEnd(t *testing.T) {
 	room := NewRoom(chunks*roomChunk, chunks*roomChunk)
 	h := newHeld()
 	h.more = make(chan devsw.BufFlag, 1<<16)
-	w := newBench(t, reactor.ModeURing, 1, h.disk, func(c *Config) { c.Room = room })
+	w := newBench(t, reactor.ModeURing, 1, h.disk, func(c *benchConfig) { c.Room = room })
 	w.startSized(1024, nil)
 	w.offerLong(0, 1000)
 	w.until("the room is full", func() bool { return room.used.Load() == chunks*roomChunk })
@@ -118,7 +118,7 @@ func TestRoomIsGivenBackWithTheFrontEnd(t *testing.T) {
 func TestRangesTakeRoom(t *testing.T) {
 	const size, units = 1024, requestUnits + 3 + maxRanges/rangesAUnit
 	f := newFrozen(t)
-	w := newBench(t, reactor.ModeURing, 1, f.disk, func(c *Config) { c.Room = NewRoom(0, 0) })
+	w := newBench(t, reactor.ModeURing, 1, f.disk, func(c *benchConfig) { c.Room = NewRoom(0, 0) })
 	t.Cleanup(f.thaw) // before the bench is closed
 	w.startSized(size, nil)
 	var list [][3]uint64
@@ -180,7 +180,7 @@ func TestAQueueKeepsLittle(t *testing.T) {
 // TestRoomOfWhatWasLostIsGivenBackWithTheFrontEnd: a request that was lost in a fault on the guest's memory has units, and ends nowhere.
 func TestRoomOfWhatWasLostIsGivenBackWithTheFrontEnd(t *testing.T) {
 	room := NewRoom(4*roomChunk, 4*roomChunk)
-	w := newBench(t, reactor.ModeURing, 1, nullDisk, func(c *Config) { c.Room = room })
+	w := newBench(t, reactor.ModeURing, 1, nullDisk, func(c *benchConfig) { c.Room = room })
 	w.start(w.all())
 	q := w.dev.startedQueues()[0]
 	q.vq.Do(func() {

@@ -137,7 +137,7 @@ func TestStorageThatStallsTakesABoundedNumberOfThreads(t *testing.T) {
 	const queues, size, spare = 16, 1024, 4 // spare is for a read
 	pool := offload.New(offload.Config{Places: 24, Each: 12})
 	t.Cleanup(pool.Close)
-	in := func(c *Config) { c.Pool = pool }
+	in := func(c *benchConfig) { c.Pool = pool }
 	neighbour := newBench(t, reactor.ModeURing, 1, vndDisk, in)
 	neighbour.start(neighbour.all())
 	f := newFrozen(t)
@@ -239,7 +239,7 @@ func TestAStopTakesBackWhatWaitsForAPlace(t *testing.T) {
 			pool := offload.New(offload.Config{Places: 2, Each: 1})
 			t.Cleanup(pool.Close)
 			f := newFrozen(t)
-			w, _ := newSuspendBench(t, reactor.ModeURing, 2, f.disk, noInflight, func(c *Config) { c.Pool = pool })
+			w, _ := newSuspendBench(t, reactor.ModeURing, 2, f.disk, noInflight, func(c *benchConfig) { c.Pool = pool })
 			t.Cleanup(f.thaw)
 			st := w.buffer(1)
 			ask := func(q int, typ uint32, ranges ...[3]uint64) {
@@ -361,7 +361,7 @@ func TestLargeRangesAreDoneInPieces(t *testing.T) {
 // TestTheTraceNamesARefusedRange has one of several ranges lie beyond the end.
 func TestTheTraceNamesARefusedRange(t *testing.T) {
 	var got []Request
-	w := newBench(t, reactor.ModeURing, 1, vndDisk, func(c *Config) { c.Trace = func(r Request) { got = append(got, r) } })
+	w := newBench(t, reactor.ModeURing, 1, vndDisk, func(c *benchConfig) { c.Trace = func(r Request) { got = append(got, r) } })
 	w.start(w.all())
 	st, _ := w.do(0, tWriteZeroes, 0, []virtqtest.Seg{w.rangeSeg([3]uint64{0, 8, 0}, [3]uint64{diskSize / 512, 16, 0})}, nil)
 	w.close()
@@ -379,7 +379,7 @@ func TestAFrozenFileSystem(t *testing.T) {
 	disk := func(t testing.TB, table *devsw.Table) (devsw.Dev, func() (devsw.DiskInfo, error)) {
 		return vndWith(t, table, dir, vnd.Config{Discard: true})
 	}
-	w := newBench(t, reactor.ModeURing, 1, disk, func(c *Config) { c.Pool = pool })
+	w := newBench(t, reactor.ModeURing, 1, disk, func(c *benchConfig) { c.Pool = pool })
 	t.Cleanup(thaw)
 	w.startSized(128, nil)
 	r := w.rings[0]

@@ -225,7 +225,7 @@ func TestASessionBeginsWithTheSizeThatStorageHasNow(t *testing.T) {
 	stuck := make(chan struct{})
 	var hang atomic.Bool
 	var looks atomic.Int64 // that hang
-	w := newBench(t, reactor.ModeURing, 1, c.disk, func(conf *Config) {
+	w := newBench(t, reactor.ModeURing, 1, c.disk, func(conf *benchConfig) {
 		info := conf.Info
 		conf.Info = func() (devsw.DiskInfo, error) {
 			if hang.Load() {

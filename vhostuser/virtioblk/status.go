@@ -84,9 +84,7 @@ func (d *Device) Status() Status {
 	default:
 		s.State = StateOpen
 	}
-	if d.stop != nil && d.stop.waiting {
-		s.CancelAt = d.stop.deadline
-	}
+	s.CancelAt = d.stop.cancelAt
 	asked := len(d.queues)
 	answers := make(chan QueueStatus, asked)
 	for q := range d.queues {

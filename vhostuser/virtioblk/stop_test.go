@@ -207,14 +207,14 @@ func stopAnyhow(t *testing.T, mode reactor.Mode, d disk, after time.Duration) {
 	t.Cleanup(pool.Close)
 	table := devsw.NewTable()
 	dev, info := d(t, table)
-	device := must(New(Config{FS: specfs.New(table), Dev: dev, Info: info, NumQueues: rings, CancelAfter: after,
+	device := must(New(Config{FS: specfs.New(table), Dev: dev, Info: info, NumQueues: rings,
 		Log: func(msg string, err error) {
 			// A busy machine may take its time to close the device.
 			if err != nil && !errors.Is(err, context.Canceled) {
 				t.Error(msg, err)
 			}
 		}}))(t)
-	b := must(vhostuser.New(vhostuser.Config{Device: device, Reactors: pool}))(t)
+	b := must(vhostuser.New(vhostuser.Config{Device: device, Reactors: pool, NotMigratable: true, CancelAfter: after}))(t)
 
 	var f *vhostusertest.Frontend
 	var features uint64

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -64,7 +65,7 @@ func (w *bench) check(err error) {
 
 // newSuspendBench connects a front-end that knows these protocol features, and starts its rings, with an in-flight region where
 // it knows what that is.
-func newSuspendBench(t *testing.T, mode reactor.Mode, queues int, make disk, want vhostuser.ProtocolFeatures, change func(*Config)) (*bench, *vhostusertest.Inflight) {
+func newSuspendBench(t *testing.T, mode reactor.Mode, queues int, make disk, want vhostuser.ProtocolFeatures, change func(*benchConfig)) (*bench, *vhostusertest.Inflight) {
 	t.Helper()
 	w := newBench(t, mode, queues, make, change)
 	if want != everything {
@@ -80,13 +81,6 @@ func newSuspendBench(t *testing.T, mode reactor.Mode, queues int, make disk, wan
 	}
 	w.start(w.all())
 	return w, region
-}
-
-// setStopGap says how long a stop may go on with further rings.
-func (w *bench) setStopGap(gap time.Duration) {
-	w.dev.mu.Lock()
-	defer w.dev.mu.Unlock()
-	w.dev.stopGap = gap
 }
 
 // disable disables all rings, as QEMU does before it stops them one by one.
@@ -224,7 +218,7 @@ func TestWhatAStopDoesWithRequestsThatHang(t *testing.T) {
 			eachLower(t, func(t *testing.T, mode reactor.Mode, lower disk) {
 				const queues = 2
 				f := newFaulty(t, lower, "hang:any")
-				w, region := newSuspendBench(t, mode, queues, f.disk, c.knows, func(conf *Config) {
+				w, region := newSuspendBench(t, mode, queues, f.disk, c.knows, func(conf *benchConfig) {
 					conf.CancelAfter, conf.Migratable = c.after, c.migratable
 				})
 				var status [queues][]virtqtest.Seg
@@ -315,7 +309,7 @@ func TestAStopLeavesWhatCompletesAlone(t *testing.T) {
 	for _, knows := range []vhostuser.ProtocolFeatures{noInflight, noMigration} {
 		for _, migratable := range []bool{false, true} {
 			f := newFaulty(t, mdDisk(md.Config{Size: diskSize}), "hang:any")
-			w, _ := newSuspendBench(t, reactor.ModeURing, 1, f.disk, knows, func(c *Config) {
+			w, _ := newSuspendBench(t, reactor.ModeURing, 1, f.disk, knows, func(c *benchConfig) {
 				c.CancelAfter, c.Migratable = time.Hour, migratable
 			})
 			var status []virtqtest.Seg
@@ -629,11 +623,32 @@ func TestNoStaleWriteLandsAfterANewerOne(t *testing.T) {
 	})
 }
 
+// hasty is a Device that is told to disable rings as if the deadline had passed.
+type hasty struct {
+	*Device
+	passed atomic.Bool
+}
+
+func (d *hasty) around(of *Device) vhostuser.Device {
+	d.Device = of
+	return d
+}
+
+func (d *hasty) PauseQueue(q *vhostuser.Queue, how vhostuser.Stop) {
+	if d.passed.Load() {
+		how.Deadline = time.Now()
+	}
+	d.Device.PauseQueue(q, how)
+}
+
 // TestOneDeadlineForAllRings: the first ring that is disabled with a request in flight sets it, those that are disabled or
 // stopped after it do not set it anew, and when it is over, the device is closed for all of them, once.
 func TestOneDeadlineForAllRings(t *testing.T) {
 	d := &recorder{hold: true}
-	w, _ := newSuspendBench(t, reactor.ModeURing, 4, d.disk, noInflight, func(c *Config) { c.CancelAfter = 10 * time.Minute })
+	hasty := new(hasty)
+	w, _ := newSuspendBench(t, reactor.ModeURing, 4, d.disk, noInflight, func(c *benchConfig) {
+		c.CancelAfter, c.StopGap, c.around = 10*time.Minute, time.Hour, hasty.around
+	})
 	var status []virtqtest.Seg
 	for q := 1; q < 4; q++ {
 		status = append(status, w.readAt(q, uint64(q)))
@@ -661,10 +676,7 @@ func TestOneDeadlineForAllRings(t *testing.T) {
 	w.expectOrder("disables", opens...)
 	d.end(2)
 	w.check(<-disabled)
-	// As if all that time had passed: nobody waits any more.
-	w.dev.mu.Lock()
-	w.dev.stop.deadline, w.dev.stop.answered = time.Now(), time.Now()
-	w.dev.mu.Unlock()
+	hasty.passed.Store(true)
 	w.check(<-disable(3))
 	w.expectOrder("the last disable", closes...)
 	for _, r := range w.rings {
@@ -698,7 +710,7 @@ func TestADisabledRingGoesOnAfterTheDeviceWasClosed(t *testing.T) {
 			w.check(w.rings[0].Stop())
 			w.expectOrder("the first stop", slices.Concat(opens, closes)...)
 			status = append(status, w.readAt(1, 13)) // not fetched: the ring is disabled
-			if s := w.dev.Status(); s.Queues[1].Kept != 3 || s.Queues[1].InFlight != 3 || s.State != StateClosed {
+			if s := w.dev.Status(); s.Queues[1].Suspended != 3 || s.Queues[1].InFlight != 0 || s.State != StateClosed {
 				t.Errorf("the disabled ring has %+v, the device is %v", s.Queues[1], s.State)
 			}
 			d.setHold(false)
@@ -726,8 +738,9 @@ func TestADisabledRingGoesOnAfterTheDeviceWasClosed(t *testing.T) {
 // TestADisabledRingThatIsEnabledHasATimeOfItsOwn: the deadline of a stop that went on without it is not its.
 func TestADisabledRingThatIsEnabledHasATimeOfItsOwn(t *testing.T) {
 	d := &recorder{hold: true}
-	w, _ := newSuspendBench(t, reactor.ModeURing, 2, d.disk, noInflight, func(c *Config) { c.CancelAfter = 10 * time.Minute })
-	w.setStopGap(time.Hour)
+	w, _ := newSuspendBench(t, reactor.ModeURing, 2, d.disk, noInflight, func(c *benchConfig) {
+		c.CancelAfter, c.StopGap = 10*time.Minute, time.Hour
+	})
 	w.readAt(0, 0)
 	d.take(t, 1)
 	disabled := make(chan error, 1)
@@ -808,8 +821,7 @@ func TestARingStoppedAloneCancelsItsOwnTransfers(t *testing.T) {
 func TestWhatARingStoppedAloneCannotCancelHasTheDeviceTakenDown(t *testing.T) {
 	t.Run("a flush", func(t *testing.T) {
 		f := newFaulty(t, vndDisk, "hang:any")
-		w, _ := newSuspendBench(t, reactor.ModeURing, 2, f.disk, noInflight, nil)
-		w.setStopGap(time.Millisecond)
+		w, _ := newSuspendBench(t, reactor.ModeURing, 2, f.disk, noInflight, func(c *benchConfig) { c.StopGap = time.Millisecond })
 		own := w.request(0, tFlush)
 		var other []virtqtest.Seg
 		for _, typ := range kinds {
@@ -853,7 +865,7 @@ func TestWhatARingStoppedAloneCannotCancelHasTheDeviceTakenDown(t *testing.T) {
 // TestStatusTellsWhatADeviceWaitsFor, while it does.
 func TestStatusTellsWhatADeviceWaitsFor(t *testing.T) {
 	f := newFaulty(t, mdDisk(md.Config{Size: diskSize}), "hang:open", "hang:any")
-	w := newBench(t, reactor.ModeURing, 2, f.disk, func(c *Config) { c.CancelAfter = time.Hour })
+	w := newBench(t, reactor.ModeURing, 2, f.disk, func(c *benchConfig) { c.CancelAfter = time.Hour })
 	status := w.dev.Status
 	if s := status(); s.State != StateClosed || len(s.Queues) != 2 || s.Queues[1] != (QueueStatus{Index: 1}) {
 		t.Errorf("before the start: %+v", s)
@@ -1028,8 +1040,12 @@ func TestEachRequestIsAnsweredOnceOverStopsOfAllKinds(t *testing.T) {
 					f := newFaulty(t, lower, fmt.Sprintf("delay:any:time=1us-500us:prob=0.5:seed=%d", seed),
 						fmt.Sprintf("hang:any:prob=0.1:seed=%d", seed))
 					f.conf.Cache = int64(seed%2) << 14
-					w, region := newSuspendBench(t, mode, 3, f.disk, c.knows, func(c *Config) { c.CancelAfter = time.Millisecond })
-					w.setStopGap(time.Duration(seed) * time.Millisecond)
+					w, region := newSuspendBench(t, mode, 3, f.disk, c.knows, func(c *benchConfig) {
+						c.CancelAfter, c.StopGap = time.Millisecond, time.Duration(seed)*time.Millisecond
+						if c.StopGap == 0 {
+							c.StopGap = time.Nanosecond
+						}
+					})
 					g := newGuest(w, seed)
 					for range 15 {
 						g.life(c.knows, region)
@@ -1243,7 +1259,7 @@ func TestAnOperationThatCannotBeInterruptedDoesNotHoldTheReply(t *testing.T) {
 			eachLower(t, func(t *testing.T, mode reactor.Mode, lower disk) {
 				f := newFaulty(t, lower, "hang:flush+discard+zeroes:uncancellable")
 				logged := make(chan error, 100)
-				w, region := newSuspendBench(t, mode, 2, f.disk, c.knows, func(c *Config) {
+				w, region := newSuspendBench(t, mode, 2, f.disk, c.knows, func(c *benchConfig) {
 					c.Log = func(_ string, err error) { logged <- err }
 				})
 				var status []virtqtest.Seg

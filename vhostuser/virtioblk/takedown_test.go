@@ -155,43 +155,10 @@ func (w *bench) read(q int, h *held) (status virtqtest.Seg) {
 	return status
 }
 
-// TestARingStoppedByItselfLeavesTheOthersTheirTime stops one ring, and another one much later: what is in flight there has the
-// whole of CancelAfter to complete.
-func TestARingStoppedByItselfLeavesTheOthersTheirTime(t *testing.T) {
-	h := newHeld()
-	w := newBench(t, reactor.ModeURing, 2, h.disk, func(c *Config) { c.CancelAfter = 10 * time.Minute })
-	w.start(w.all())
-	if err := w.rings[0].Stop(); err != nil {
-		t.Fatal(err)
-	}
-	// As if all that time had passed.
-	w.dev.mu.Lock()
-	if s := w.dev.stop; s != nil {
-		s.deadline = s.deadline.Add(-time.Hour)
-	}
-	w.dev.mu.Unlock()
-	status := w.read(1, h)
-	stopped := make(chan error)
-	go func() { stopped <- w.rings[1].Stop() }()
-	for range 100 { // time in which a cancel would come
-		time.Sleep(time.Millisecond)
-		if h.bufs.Len() == 0 {
-			break
-		}
-	}
-	h.end()
-	if err := <-stopped; err != nil {
-		t.Fatal(err)
-	}
-	if s := w.bytes(status)[0]; s != statusOK {
-		t.Errorf("the read ended with status %d, want OK", s)
-	}
-}
-
 // TestAResetWaitsForNothing: nobody wants what is in flight any more, and the front-end may wait for an answer.
 func TestAResetWaitsForNothing(t *testing.T) {
 	h := newHeld()
-	w := newBench(t, reactor.ModeURing, 2, h.disk, func(c *Config) { c.CancelAfter = time.Hour })
+	w := newBench(t, reactor.ModeURing, 2, h.disk, func(c *benchConfig) { c.CancelAfter = time.Hour })
 	w.start(w.all())
 	status := w.read(0, h)
 	if err := w.f.ResetDevice(); err != nil {
@@ -252,7 +219,7 @@ func TestLargeRequestsDoNotKeepTheReactorFromItsOtherWork(t *testing.T) {
 	const size = 16 << 20
 	ended, endedBefore := 0, make(chan int, 1)
 	var dev atomic.Pointer[Device]
-	w := newBench(t, reactor.ModeURing, 1, mdDisk(md.Config{Size: size}), func(c *Config) {
+	w := newBench(t, reactor.ModeURing, 1, mdDisk(md.Config{Size: size}), func(c *benchConfig) {
 		c.Trace = func(Request) {
 			if ended++; ended == 1 {
 				d := dev.Load()

@@ -48,7 +48,7 @@ func TestTheTraceTellsOfNoTransferBehindTheDrain(t *testing.T) {
 	eachMode(t, func(t *testing.T, mode reactor.Mode) {
 		var l traced
 		f := newFaulty(t, mdDisk(md.Config{Size: diskSize}), "hang:read+write")
-		w, _ := newSuspendBench(t, mode, 1, f.disk, noInflight, func(c *Config) {
+		w, _ := newSuspendBench(t, mode, 1, f.disk, noInflight, func(c *benchConfig) {
 			c.Trace, c.CancelAfter = l.add, time.Millisecond
 		})
 		l.w.Store(w)
@@ -81,7 +81,7 @@ func TestTheTraceTellsOfNoTransferBehindTheDrain(t *testing.T) {
 func TestATransferThatEndsInTheDrainIsTracedThere(t *testing.T) {
 	var l traced
 	d := &keeper{hold: true, wrote: map[int64][]byte{}}
-	w := newBench(t, reactor.ModeURing, 1, d.disk, func(c *Config) {
+	w := newBench(t, reactor.ModeURing, 1, d.disk, func(c *benchConfig) {
 		info := c.Info
 		c.Info = func() (devsw.DiskInfo, error) {
 			i, err := info()

@@ -151,7 +151,7 @@ func TestAGuestDoesNotGoOnWithADiskThatHasForgottenItsWrites(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var log lines
-			logged := func(conf *Config) { conf.Log = log.log }
+			logged := func(conf *benchConfig) { conf.Log = log.log }
 			w := newBench(t, reactor.ModeURing, 1, c.disk, nil)
 			if !c.region {
 				w.again(noInflight)
