@@ -72,7 +72,7 @@ func TestEveryRequestIsAnsweredOnceWhateverInterrupts(t *testing.T) {
 					}
 					l.held = kept
 					if which>>15 != 0 {
-						q.Unfetch()
+						q.Unfetch(nil)
 					}
 				})
 				w.dev.queue().Wake()
@@ -186,7 +186,7 @@ func (w *interrupted) stopQueue(q *vhostuser.Queue, _ vhostuser.Stop) {
 			}
 		}
 		if end>>14&1 != 0 {
-			q.Unfetch()
+			q.Unfetch(nil)
 		}
 		l.held = nil
 	})

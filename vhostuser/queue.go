@@ -231,11 +231,11 @@ func (q *Queue) Suspend(c *virtq.Chain) {
 // Suspended returns how many chains are suspended, those that the in-flight region brought among them.
 func (q *Queue) Suspended() int { return q.vq.Suspended() }
 
-// Unfetch gives suspended chains back to the available ring, as many as can be, newest first, and returns how many: see
-// virtq.Queue.Unfetch.
-func (q *Queue) Unfetch() (n int) {
+// Unfetch gives suspended chains back to the available ring, as many as can be and as may allows,
+// newest first, and returns how many: see virtq.Queue.Unfetch.
+func (q *Queue) Unfetch(may func(head uint16) bool) (n int) {
 	defer q.RecoverFault()
-	return q.vq.Unfetch()
+	return q.vq.Unfetch(may)
 }
 
 // PopSuspended is Pop for what is suspended alone, and also takes it from a ring that is disabled or is being stopped: for a Device

@@ -49,7 +49,7 @@ func TestSuspendedRequestsComeAgainOnARingThatGoesOn(t *testing.T) {
 // endSuspended is a StopQueue that keeps what it can in the ring, and completes the rest.
 func (d *reverser) endSuspended(q *vhostuser.Queue) {
 	q.Do(func() {
-		d.note("unfetched %d", q.Unfetch())
+		d.note("unfetched %d", q.Unfetch(nil))
 		for c := new(virtq.Chain); q.PopSuspended(c); c = new(virtq.Chain) {
 			d.finish(q, c)
 		}

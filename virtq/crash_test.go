@@ -417,7 +417,7 @@ func (l *life) suspendOne(i int) {
 }
 
 func (l *life) unfetch() {
-	l.do(func() { l.listed -= l.queue.Unfetch() })
+	l.do(func() { l.listed -= l.queue.Unfetch(nil) })
 }
 
 // stop is GET_VRING_BASE: some requests are given back or have ended, the others are suspended, in any order.

@@ -139,7 +139,7 @@ func FuzzQueue(f *testing.F) {
 				q.Suspend(flight[last])
 				flight, idle = flight[:last], append(idle, flight[last])
 			case op == 10:
-				if before, n := q.Suspended(), q.Unfetch(); n < 0 || q.Suspended() != before-n {
+				if before, n := q.Suspended(), q.Unfetch(nil); n < 0 || q.Suspended() != before-n {
 					t.Fatalf("Unfetch = %d, of %d suspended %d are left", n, before, q.Suspended())
 				}
 			case op == 8: // stop in the midst of it, and start again

@@ -341,7 +341,7 @@ func FuzzInflight(f *testing.F) {
 		// Suspended in any order they come again as they did, and never go to the available ring.
 		for i := range n {
 			q.Suspend(&chains[(i+int(used))%n])
-			if i%2 == 1 && q.Unfetch() != 0 {
+			if i%2 == 1 && q.Unfetch(nil) != 0 {
 				t.Fatal("what was inherited was given back")
 			}
 		}

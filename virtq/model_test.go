@@ -316,7 +316,7 @@ func (m *machine) unfetch(t *rapid.T) {
 		m.waiting = m.waiting[:n]
 		want++
 	}
-	if got := m.queue.Unfetch(); got != want {
+	if got := m.queue.Unfetch(nil); got != want {
 		t.Fatalf("Unfetch = %d, want %d", got, want)
 	}
 }

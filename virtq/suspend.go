@@ -43,17 +43,18 @@ func (q *Queue) suspend(c *Chain) {
 // Suspended returns how many chains are suspended, the inherited ones that Pop has not given out yet among them.
 func (q *Queue) Suspended() int { return len(q.suspended) }
 
-// Unfetch gives suspended chains back to the available ring, and returns how many: the newest first, as long as nothing
-// that was fetched later is in flight or was pushed. Nothing is recorded about them any more. Those that remain have been
-// overtaken, or are inherited. On a broken or closed ring it does nothing.
-func (q *Queue) Unfetch() (n int) {
+// Unfetch gives suspended chains back to the available ring, and returns how many: the newest
+// first, as long as may allows it and nothing that was fetched later is in flight or was pushed.
+// nil allows all. Nothing is recorded about them any more. Those that remain have been overtaken,
+// or are inherited, or may not be given back. On a broken or closed ring it does nothing.
+func (q *Queue) Unfetch(may func(head uint16) bool) (n int) {
 	if q.err != nil {
 		return 0
 	}
 	q.sort()
 	for left := len(q.suspended) - 1; left >= 0; left-- {
 		s := q.suspended[left]
-		if !q.newest(s.seq) {
+		if !q.newest(s.seq) || may != nil && !may(s.head) {
 			break
 		}
 		q.suspended = q.suspended[:left]

@@ -64,18 +64,33 @@ func TestUnfetchGivesBackWhatNothingNewerOvertook(t *testing.T) {
 	for _, i := range []int{1, 5, 4} {
 		r.queue.Suspend(chains[i])
 	}
-	if n := r.queue.Unfetch(); n != 2 || r.queue.Suspended() != 1 || r.queue.NextAvail() != 3 {
+	if n := r.queue.Unfetch(nil); n != 2 || r.queue.Suspended() != 1 || r.queue.NextAvail() != 3 {
 		t.Errorf("Unfetch = %d, %d suspended, next %d, want 2, 1 and 3", n, r.queue.Suspended(), r.queue.NextAvail())
 	}
-	if n := r.queue.Unfetch(); n != 0 {
+	if n := r.queue.Unfetch(nil); n != 0 {
 		t.Errorf("Unfetch = %d with chains in flight behind it", n)
 	}
 	r.queue.Push(chains[3], 0)
 	r.queue.Suspend(chains[2])
-	if n := r.queue.Unfetch(); n != 0 {
+	if n := r.queue.Unfetch(nil); n != 0 {
 		t.Errorf("Unfetch = %d, but a newer one was pushed", n)
 	}
 	r.mustPop(t, heads[1], heads[2], heads[4], heads[5])
+}
+
+func TestUnfetchStopsAtWhatMayNotGoBack(t *testing.T) {
+	r := newRing(t, 16, modern)
+	heads := r.offer(t, 4)
+	for _, c := range r.mustPop(t, heads...) {
+		r.queue.Suspend(c)
+	}
+	if n := r.queue.Unfetch(func(head uint16) bool { return head != heads[1] }); n != 2 || r.queue.NextAvail() != 0 {
+		t.Errorf("Unfetch = %d, next %d, want 2 and 0", n, r.queue.NextAvail())
+	}
+	if n := r.queue.Suspended(); n != 2 {
+		t.Errorf("%d suspended, want 2", n)
+	}
+	r.mustPop(t, heads...)
 }
 
 // What was pushed before the region was handed on shows in used.idx alone: a chain that is left may have been overtaken.
@@ -87,7 +102,7 @@ func TestInheritedChainsAreNotGivenBackToTheRing(t *testing.T) {
 	r.queue.Push(chains[1], 0)
 	r.queue.Publish()
 	r = r.restart(t, region)
-	if n := r.queue.Unfetch(); n != 0 {
+	if n := r.queue.Unfetch(nil); n != 0 {
 		t.Fatalf("Unfetch = %d of what was inherited", n)
 	}
 	c := r.mustPop(t, heads[0])[0]
@@ -96,7 +111,7 @@ func TestInheritedChainsAreNotGivenBackToTheRing(t *testing.T) {
 		t.Errorf("%d suspended, next %d, want 1 and 1", r.queue.Suspended(), r.queue.NextAvail())
 	}
 	r.queue.Suspend(r.mustPop(t, heads[0])[0])
-	if n := r.queue.Unfetch(); n != 0 {
+	if n := r.queue.Unfetch(nil); n != 0 {
 		t.Errorf("Unfetch = %d of what was inherited", n)
 	}
 	r = r.restart(t, region)
@@ -122,7 +137,7 @@ func TestAnOldChainIsNotTheNewestWhenTheIndexHasGoneRound(t *testing.T) {
 		t.Error("the oldest can be given back")
 	}
 	r.queue.Suspend(old[0])
-	if n := r.queue.Unfetch(); n != 0 {
+	if n := r.queue.Unfetch(nil); n != 0 {
 		t.Errorf("Unfetch = %d of the oldest", n)
 	}
 }
@@ -160,7 +175,7 @@ func TestDescriptorsOfASuspendedChainAreReadAnew(t *testing.T) {
 	}
 	// On a ring that is broken the counts go on, and nothing is given out or back.
 	r.queue.Suspend(chains[0])
-	if ok, err := r.queue.Pop(new(virtq.Chain)); ok || err != r.queue.Broken() || r.queue.Unfetch() != 0 {
+	if ok, err := r.queue.Pop(new(virtq.Chain)); ok || err != r.queue.Broken() || r.queue.Unfetch(nil) != 0 {
 		t.Errorf("Pop of a broken ring = %v, %v", ok, err)
 	}
 	if r.queue.InFlight() != 0 || r.queue.Suspended() != 2 || r.queue.Pending() {
