@@ -70,7 +70,7 @@ func fencesFor(stuck []Stuck) (fences []*fence) {
 			if len(b) == 0 {
 				continue
 			}
-			r := t.Memory.Holding(b)
+			r := (*guestmem.Memory)(t.Memory).Holding(b)
 			i := slices.IndexFunc(fences, func(f *fence) bool { return f.region == r })
 			if i < 0 {
 				i = len(fences)

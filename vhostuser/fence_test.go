@@ -100,10 +100,10 @@ func TestAFenceTakesTheRegionsThatAreUsed(t *testing.T) {
 		if &old.bufs[0][0] == &now.Writable[0][0] {
 			t.Error("the buffer is the old one")
 		}
-		if old.memory.Holding(now.Readable[0]) == nil {
+		if (*guestmem.Memory)(old.memory).Holding(now.Readable[0]) == nil {
 			t.Error("a region that no transfer uses was mapped anew")
 		}
-		if old.memory.Holding(now.Writable[0]) != nil {
+		if (*guestmem.Memory)(old.memory).Holding(now.Writable[0]) != nil {
 			t.Error("a region that a transfer uses was not mapped anew")
 		}
 	}

@@ -74,7 +74,7 @@ func (s *session) relogRing(r *ring, q *Queue) {
 // SET_LOG_BASE, and enable its rings afterwards.
 func (s *session) dirtyLog(r *ring) virtq.DirtyLog {
 	d := virtq.DirtyLog{
-		Log:  s.log,
+		Log:  (*virtq.Log)(s.log),
 		Data: s.features&FLogAll != 0,
 		Used: r.addr.Flags&VringLog != 0, UsedAddr: r.addr.Log,
 	}

@@ -323,7 +323,7 @@ func (q *Queue) build(mem *guestmem.Memory, cfg virtq.Config) (err error) {
 			err = faultError(r)
 		}
 	}()
-	if q.vq, err = virtq.New(mem, cfg); err != nil {
+	if q.vq, err = virtq.New((*virtq.Memory)(mem), cfg); err != nil {
 		return err
 	}
 	q.base, q.resubmitted = q.vq.NextAvail(), q.vq.Suspended()
@@ -334,7 +334,7 @@ func (q *Queue) build(mem *guestmem.Memory, cfg virtq.Config) (err error) {
 // paused, unless must is set, which breaks it.
 func (q *Queue) setMemory(mem *guestmem.Memory, must bool) {
 	defer q.RecoverFault()
-	if !must && !q.vq.LiesIn(mem) {
+	if !must && !q.vq.LiesIn((*virtq.Memory)(mem)) {
 		q.homeless, q.paused = true, true
 		return
 	}
@@ -344,7 +344,7 @@ func (q *Queue) setMemory(mem *guestmem.Memory, must bool) {
 			q.src.Wake()
 		}
 	}
-	if err := q.vq.SetMemory(mem); err != nil {
+	if err := q.vq.SetMemory((*virtq.Memory)(mem)); err != nil {
 		q.fail(err)
 	}
 }

@@ -130,7 +130,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 
 // drive makes total requests of 8 bytes each way, as many at once as chance has it.
 func (r *ring) drive(t *testing.T, total int, kick, call chan struct{}, kicks *int) {
-	size := r.queue.Size()
+	size := r.size()
 	rng := rand.New(rand.NewPCG(1, uint64(size)))
 	base := r.mem.Alloc(uint64(16*size), 16)
 	numbers := make([]uint64, size) // of each head
@@ -189,9 +189,9 @@ func (r *ring) drive(t *testing.T, total int, kick, call chan struct{}, kicks *i
 
 // device answers total requests, with some of them kept back for a while.
 func (r *ring) device(total int, kick, call chan struct{}, calls *int) error {
-	rng := rand.New(rand.NewPCG(2, uint64(r.queue.Size())))
+	rng := rand.New(rand.NewPCG(2, uint64(r.size())))
 	idle := []*virtq.Chain{}
-	for range r.queue.Size() {
+	for range r.size() {
 		idle = append(idle, new(virtq.Chain))
 	}
 	var flight []*virtq.Chain

@@ -74,7 +74,7 @@ func TestNewRefusesAConfigItCannotServe(t *testing.T) {
 
 func TestNewRefusesARingThatIsMisalignedInOurMemory(t *testing.T) {
 	mem := newMem(t, virtqtest.Range{Size: 0x4000})
-	whole, err := mem.Map(0)
+	whole, err := mem.Memory()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestNewRefusesARingThatIsMisalignedInOurMemory(t *testing.T) {
 		offset uint64
 		field  string
 	}{{1, "Avail"}, {2, "Used"}} {
-		dup, err := whole.FD().Dup()
+		dup, err := guest(whole).Regions()[0].FD().Dup()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -97,7 +97,7 @@ func TestNewRefusesARingThatIsMisalignedInOurMemory(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = virtq.New(memory, virtq.Config{Size: 8, Desc: 0x70000, Avail: 0x71000, Used: 0x72000})
+		_, err = virtq.New((*virtq.Memory)(memory), virtq.Config{Size: 8, Desc: 0x70000, Avail: 0x71000, Used: 0x72000})
 		var ce *virtq.ConfigError
 		if !errors.Is(err, virtq.ErrAlign) || !errors.As(err, &ce) || ce.Field != tc.field {
 			t.Errorf("offset %d: %v, want %s: %v", tc.offset, err, tc.field, virtq.ErrAlign)

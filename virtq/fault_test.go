@@ -84,7 +84,7 @@ func TestAFaultInNewLeavesNoReference(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := fmt.Sprintf("%p", &memory.Regions()[0].Bytes()[0])
+	at := fmt.Sprintf("%p", &guest(memory).Regions()[0].Bytes()[0])
 	if err := syscall.Ftruncate(mem.FD(), 0); err != nil {
 		t.Fatal(err)
 	}

@@ -104,7 +104,7 @@ func FuzzQueue(f *testing.F) {
 					t.Fatalf("Pop = %v, %v; Broken = %v", ok, err, q.Broken())
 				}
 				if ok {
-					checkBuffers(t, memory, q, c)
+					checkBuffers(t, memory, cfg.Size, c)
 					flight, idle = append(flight, c), idle[:len(idle)-1]
 				}
 			case op == 1 && len(flight) > 0: // push the oldest
@@ -163,7 +163,7 @@ func FuzzQueue(f *testing.F) {
 				}
 				ops = ops[2:]
 			}
-			if q.InFlight() != len(flight) || q.InFlight()+q.Suspended() > q.Size() {
+			if q.InFlight() != len(flight) || q.InFlight()+q.Suspended() > int(cfg.Size) {
 				t.Fatalf("%d in flight, want %d; %d suspended", q.InFlight(), len(flight), q.Suspended())
 			}
 		}
@@ -185,12 +185,12 @@ func fuzzFeatures(b byte) (features uint64) {
 }
 
 // checkBuffers fails unless c is bounded and lies in memory.
-func checkBuffers(t *testing.T, memory *virtq.Memory, q *virtq.Queue, c *virtq.Chain) {
+func checkBuffers(t *testing.T, memory *virtq.Memory, size uint32, c *virtq.Chain) {
 	t.Helper()
 	if n := len(c.Readable) + len(c.Writable); n > 1024+len(fuzzRanges) {
 		t.Fatalf("%d buffers", n)
 	}
-	if int(c.Head) >= q.Size() {
+	if uint32(c.Head) >= size {
 		t.Fatalf("head %d", c.Head)
 	}
 	for i, list := range [][][]byte{c.Readable, c.Writable} {
@@ -201,7 +201,7 @@ func checkBuffers(t *testing.T, memory *virtq.Memory, q *virtq.Queue, c *virtq.C
 				t.Fatalf("buffer of %d bytes with capacity %d", len(b), cap(b))
 			}
 			at, in := reflect.ValueOf(b).Pointer(), false
-			for _, r := range memory.Regions() {
+			for _, r := range guest(memory).Regions() {
 				start := reflect.ValueOf(r.Bytes()).Pointer()
 				in = in || at >= start && at-start+uintptr(len(b)) <= uintptr(r.Size)
 			}

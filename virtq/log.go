@@ -7,8 +7,12 @@ import (
 	"vdev/internal/guestmem"
 )
 
-// Log is a dirty log, a bitmap of the pages of guest memory. Package vhostuser makes them from what a front-end sends.
-type Log = guestmem.Log
+// Log is a dirty log: a bitmap that is shared with the front-end, with a bit for each page of 4096 bytes of guest
+// memory (vhost-user, "Migration"). A vhostuser.Backend makes it of what the front-end sends, and closes it. Queues
+// alone mark in it.
+type Log guestmem.Log
+
+func (l *Log) bitmap() *guestmem.Log { return (*guestmem.Log)(l) }
 
 // DirtyLog says what a Queue writes to guest memory it marks, and where. The zero value is nothing.
 type DirtyLog struct {
@@ -18,7 +22,7 @@ type DirtyLog struct {
 	Data bool
 	// Used is for the used ring (VHOST_VRING_F_LOG), as it were at the guest physical address UsedAddr.
 	Used     bool
-	UsedAddr uint64
+	UsedAddr uint64 // of its first byte
 }
 
 // span is a range of guest physical addresses.
@@ -60,7 +64,7 @@ func (q *Queue) SetLog(d DirtyLog) error {
 		}
 	}
 	if d.Used && q.err == nil {
-		if n := q.usedBytes(); !d.Log.Mark(d.UsedAddr, n) {
+		if n := q.usedBytes(); !d.Log.bitmap().Mark(d.UsedAddr, n) {
 			return q.broken(ReasonLog, "used ring, %#x bytes at %#x", n, d.UsedAddr)
 		}
 	}
@@ -168,7 +172,7 @@ func (q *Queue) noteBuffer(c *Chain, head uint16, addr, n uint64) error {
 	if !q.log.Data {
 		return nil
 	}
-	if !q.log.Log.Covers(addr, n) {
+	if !q.log.Log.bitmap().Covers(addr, n) {
 		return q.broken(ReasonLog, "head %d, %#x bytes at %#x", head, n, addr)
 	}
 	c.dirty = appendSpan(c.dirty, addr, n)
@@ -182,11 +186,11 @@ func (q *Queue) markLanded(c *Chain) {
 		return
 	}
 	for _, s := range c.dirty {
-		q.log.Log.Mark(s.addr, s.n)
+		q.log.Log.bitmap().Mark(s.addr, s.n)
 	}
 	if early := q.log.early; len(early) > 0 {
 		for _, s := range early[c.Head] {
-			q.log.Log.Mark(s.addr, s.n)
+			q.log.Log.bitmap().Mark(s.addr, s.n)
 		}
 		delete(early, c.Head)
 	}
@@ -205,6 +209,6 @@ func (q *Queue) markElements(from, to uint16) {
 // markUsed marks n bytes of the used ring from off on. SetLog has seen that the log has room for them.
 func (q *Queue) markUsed(off, n uint64) {
 	if q.log.Used {
-		q.log.Log.Mark(q.log.UsedAddr+off, n)
+		q.log.Log.bitmap().Mark(q.log.UsedAddr+off, n)
 	}
 }

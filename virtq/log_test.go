@@ -20,7 +20,8 @@ const page = guestmem.LogPage
 // bitmap is a dirty log with the front-end's view of it.
 type bitmap struct {
 	*virtq.Log
-	b []byte
+	mapped *guestmem.Log
+	b      []byte
 }
 
 func newBitmap(tb interface{ Fatal(...any) }, size uint64) *bitmap {
@@ -37,11 +38,11 @@ func newBitmap(tb interface{ Fatal(...any) }, size uint64) *bitmap {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return &bitmap{l, b}
+	return &bitmap{(*virtq.Log)(l), l, b}
 }
 
 func (l *bitmap) close() {
-	l.Close()
+	l.mapped.Close()
 	if err := sys.Munmap(l.b); err != nil {
 		panic(err)
 	}

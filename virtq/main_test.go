@@ -5,6 +5,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"vdev/internal/guestmem"
 	"vdev/virtq"
 	"vdev/virtq/virtqtest"
 )
@@ -20,6 +21,23 @@ type ring struct {
 }
 
 const modern = virtq.FeatureVersion1 | virtq.FeatureIndirectDesc | virtq.FeatureEventIdx
+
+// size is the number of descriptors.
+func (r *ring) size() int { return len(r.driver.DescBytes()) / virtqtest.DescSize }
+
+// guest is what is behind a Memory.
+func guest(m *virtq.Memory) *guestmem.Memory { return (*guestmem.Memory)(m) }
+
+// without makes the memory that lacks region i of mem.
+func without(tb testing.TB, m *virtq.Memory, mem *virtqtest.Mem, i int) *virtq.Memory {
+	tb.Helper()
+	r := mem.Regions()[i]
+	less, err := guest(m).Without(r.GuestPhys, r.Size, r.UserAddr)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return (*virtq.Memory)(less)
+}
 
 // newMem makes guest memory that ends with the test.
 func newMem(tb testing.TB, ranges ...virtqtest.Range) *virtqtest.Mem {

@@ -6,10 +6,6 @@ import (
 	"vdev/internal/guestmem"
 )
 
-// Memory is one generation of a guest's memory. Package vhostuser makes them from what a front-end sends, and
-// package virtqtest for tests.
-type Memory = guestmem.Memory
-
 // Feature bits that concern a virtqueue (virtio 1.2, section 6, "Reserved Feature Bits").
 const (
 	FeatureIndirectDesc uint64 = 1 << 28 // VIRTIO_F_INDIRECT_DESC
@@ -45,7 +41,7 @@ type Config struct {
 // to the Memory for as long as it is the current one or has such chains. Only the Queue's goroutine counts.
 type generation struct {
 	queue    *Queue
-	mem      *Memory
+	mem      *guestmem.Memory
 	inFlight int
 }
 
@@ -90,7 +86,7 @@ func New(mem *Memory, cfg Config) (*Queue, error) {
 	if cfg.Features&FeatureRingPacked != 0 {
 		return nil, &ConfigError{"Features", cfg.Features, ErrFeature}
 	}
-	ring, err := newSplit(mem, &cfg)
+	ring, err := newSplit(mem.guest(), &cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -121,22 +117,16 @@ func New(mem *Memory, cfg Config) (*Queue, error) {
 		eventIdx:  cfg.Features&FeatureEventIdx != 0,
 		indirect:  cfg.Features&FeatureIndirectDesc != 0,
 		records:   track != nil,
-		view:      mem.View(),
+		view:      mem.guest().View(),
 		taken:     make([]uint64, (cfg.Size+63)/64),
 		cfg:       cfg,
 	}
 	if !q.eventIdx {
 		q.usedFlags = uint16(word) & usedNoNotify
 	}
-	q.gen = &generation{queue: q, mem: mem}
+	q.gen = &generation{queue: q, mem: mem.guest()}
 	return q, nil
 }
-
-// Size returns the number of descriptors.
-func (q *Queue) Size() int { return int(q.cfg.Size) }
-
-// Features returns the features the Queue was made with.
-func (q *Queue) Features() uint64 { return q.cfg.Features }
 
 // InFlight returns how many chains were popped and neither pushed, suspended nor given to Unpop.
 func (q *Queue) InFlight() int { return q.inFlight }
@@ -189,15 +179,15 @@ func (q *Queue) SetMemory(mem *Memory) error {
 	}
 	mem.Retain()
 	old := q.gen
-	q.gen = &generation{queue: q, mem: mem}
-	q.view = mem.View()
+	q.gen = &generation{queue: q, mem: mem.guest()}
+	q.view = mem.guest().View()
 	if old.inFlight == 0 {
 		old.mem.ReleaseSoon()
 	}
 	if q.err != nil {
 		return q.err
 	}
-	ring, err := newSplit(mem, &q.cfg)
+	ring, err := newSplit(mem.guest(), &q.cfg)
 	if err != nil {
 		q.Break(&BrokenError{Reason: ReasonRingMemory, Err: err})
 		return q.err
@@ -212,7 +202,7 @@ func (q *Queue) Memory(c *Chain) *Memory {
 		panic("virtq: chain is not in flight in this queue")
 	}
 	c.gen.mem.Retain()
-	return c.gen.mem
+	return (*Memory)(c.gen.mem)
 }
 
 // Rehome makes the buffers of c, a chain in flight, lie in the queue's current memory, where SetMemory had left them in the one
@@ -241,7 +231,7 @@ func (q *Queue) Rehome(c *Chain, also [][]byte) (moved [][]byte, ok bool) {
 	return moved, true
 }
 
-func moveAll(bufs [][]byte, from, to *Memory) ([][]byte, bool) {
+func moveAll(bufs [][]byte, from, to *guestmem.Memory) ([][]byte, bool) {
 	moved := make([][]byte, len(bufs))
 	for i, b := range bufs {
 		var ok bool
@@ -257,7 +247,7 @@ func (q *Queue) LiesIn(mem *Memory) bool {
 	if q.err != nil {
 		return true
 	}
-	_, err := newSplit(mem, &q.cfg)
+	_, err := newSplit(mem.guest(), &q.cfg)
 	return err == nil
 }
 

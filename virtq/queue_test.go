@@ -379,16 +379,14 @@ func twoRegions(t *testing.T) (r *ring, first *virtq.Memory) {
 	if r.queue, err = virtq.New(r.memory, r.driver.Layout()); err != nil {
 		t.Fatal(err)
 	}
-	second := mem.Regions()[1]
-	if first, err = r.memory.Without(second.GuestPhys, second.Size, second.UserAddr); err != nil {
-		t.Fatal(err)
-	}
+	first = without(t, r.memory, mem, 1)
 	r.memory.Release()
 	return r, first
 }
 
 func TestChainsInFlightKeepTheirMemory(t *testing.T) {
-	for _, end := range []string{"push", "unpop", "push after break", "push after close", "unpop after close"} {
+	for _, end := range []string{"push", "unpop", "suspend", "push after break", "suspend after break",
+		"push after close", "unpop after close", "suspend after close"} {
 		t.Run(end, func(t *testing.T) {
 			r, first := twoRegions(t)
 			seg := virtqtest.Seg{Addr: 0x10000, Len: 16}
@@ -412,6 +410,15 @@ func TestChainsInFlightKeepTheirMemory(t *testing.T) {
 			}
 			last := func() { r.queue.Push(&a, 1) }
 			switch end {
+			case "suspend after break":
+				r.queue.Break(os.ErrInvalid)
+			case "suspend after close":
+				r.queue.Close()
+			}
+			switch end {
+			case "suspend", "suspend after break", "suspend after close":
+				r.queue.Suspend(&a)
+				last = func() { r.queue.Suspend(&b) }
 			case "push":
 				r.queue.Push(&b, 0)
 			case "unpop":
@@ -527,7 +534,7 @@ func TestMemoryWithoutTheRingBreaksIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer empty.Release()
-	err = r.queue.SetMemory(empty)
+	err = r.queue.SetMemory((*virtq.Memory)(empty))
 	if be, ok := err.(*virtq.BrokenError); !ok || be.Reason != virtq.ReasonRingMemory || r.queue.Broken() != err {
 		t.Fatalf("SetMemory: %v", err)
 	}

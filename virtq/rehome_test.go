@@ -38,11 +38,8 @@ func flight(t *testing.T, n int, missing bool) (m *moving, chains []virtq.Chain)
 		t.Fatal(err)
 	}
 	if missing {
-		second := r.mem.Regions()[1]
 		whole := next
-		if next, err = whole.Without(second.GuestPhys, second.Size, second.UserAddr); err != nil {
-			t.Fatal(err)
-		}
+		next = without(t, whole, r.mem, 1)
 		whole.Release()
 	}
 	if err := r.queue.SetMemory(next); err != nil {

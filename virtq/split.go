@@ -42,7 +42,7 @@ type split struct {
 
 // newSplit finds the ring of cfg in mem. The event fields belong to the rings only where they were negotiated: an
 // old driver may have none at all.
-func newSplit(mem *Memory, cfg *Config) (split, error) {
+func newSplit(mem *guestmem.Memory, cfg *Config) (split, error) {
 	size := uint64(cfg.Size)
 	event := uint64(0)
 	if cfg.Features&FeatureEventIdx != 0 {

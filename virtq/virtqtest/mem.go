@@ -17,14 +17,19 @@ import (
 // userBase is where the guest's memory lies in the make-believe front-end's address space. Nothing reads there.
 const userBase = 0x7e00_0000_0000
 
-// Range is a range of guest physical memory to make, in bytes. Both numbers are best multiples of the page size.
+// Range is a range of guest physical memory to make. Both numbers are best multiples of the page size.
 type Range struct {
-	GuestPhys, Size uint64
+	GuestPhys uint64 // guest physical address of its first byte
+	Size      uint64 // bytes
 }
 
-// Region is a region of a Mem, as a front-end describes it to a back-end.
+// Region is a region of a Mem, as a front-end describes it to a back-end (vhost-user, "Single memory region
+// description").
 type Region struct {
-	GuestPhys, Size, UserAddr, MmapOffset uint64
+	GuestPhys  uint64 // guest physical address of its first byte
+	Size       uint64 // bytes
+	UserAddr   uint64 // address of its first byte in the front-end's own address space, as ring addresses are given
+	MmapOffset uint64 // where it begins in the memory file, bytes
 }
 
 // Mem is a guest's memory: one memory file, zero at first, in which the regions lie one after another.
@@ -69,8 +74,8 @@ func (m *Mem) FD() int { return m.fd.Int() }
 // Regions returns the regions in the order they were asked for. The slice is not to be changed.
 func (m *Mem) Regions() []Region { return m.regions }
 
-// Map maps region i as a back-end does. The caller releases it.
-func (m *Mem) Map(i int) (*guestmem.Region, error) {
+// mapRegion maps region i as a back-end does. The caller releases it.
+func (m *Mem) mapRegion(i int) (*guestmem.Region, error) {
 	fd, err := m.fd.Dup()
 	if err != nil {
 		return nil, err
@@ -88,13 +93,14 @@ func (m *Mem) Memory() (*virtq.Memory, error) {
 		}
 	}()
 	for i := range m.regions {
-		r, err := m.Map(i)
+		r, err := m.mapRegion(i)
 		if err != nil {
 			return nil, err
 		}
 		regions = append(regions, r)
 	}
-	return guestmem.New(regions...)
+	mem, err := guestmem.New(regions...)
+	return (*virtq.Memory)(mem), err
 }
 
 // Alloc returns the guest physical address of n bytes, a multiple of align (a power of two), in the first region
