@@ -109,20 +109,3 @@ func (t *Table) BdevDiscard(dev Dev, pos, n int64) error {
 	defer t.exit(d.Flag)
 	return d.Discard(dev, pos, n)
 }
-
-// BdevFlags gives the driver's properties (DMPSafe), 0 without a driver.
-// NetBSD: bdev_flags.
-func (t *Table) BdevFlags(dev Dev) DFlag {
-	if d := t.BdevswLookup(dev); d != nil {
-		return d.Flag &^ dTypeMask
-	}
-	return 0
-}
-
-// BdevType gives the driver's type, DOther without a driver. NetBSD: bdev_type.
-func (t *Table) BdevType(dev Dev) DFlag {
-	if d := t.BdevswLookup(dev); d != nil {
-		return d.Flag.Type()
-	}
-	return DOther
-}

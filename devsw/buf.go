@@ -54,8 +54,8 @@ type Section interface {
 type Buf struct {
 	// Set by the issuer.
 
-	Op     Op
-	Flags  BufFlag
+	Op     Op       // what is to be done
+	Flags  BufFlag  // how
 	Dev    Dev      // set by specfs; by the issuer only for Table.BdevStrategy
 	Blkno  int64    // where on the device, in units of DEVBSIZE
 	Data   [][]byte // the memory, in order; the lengths add up to Bcount

@@ -63,12 +63,12 @@ type ZeroRange struct {
 type DiskInfo struct {
 	Size         int64  // bytes
 	SectorSize   uint32 // logical sector size, bytes
-	ReadOnly     bool
+	ReadOnly     bool   // writes fail
 	Discard      bool   // d_discard works
 	WriteZeroes  bool   // DIOCWRITEZEROES works
 	DiscardAlign uint32 // what discarded ranges should be aligned to, bytes; 0 unknown
 	OptIOSize    uint32 // what the device likes best to be given at once, bytes; 0 unknown
-	Rotational   bool
+	Rotational   bool   // seeks take time, as on a hard disk
 
 	// Holds says for how long what was written ends with Holder.
 	Holds Holding

@@ -58,7 +58,7 @@ const (
 // Knote is one interest in a character device's events, which lasts until it is
 // detached. NetBSD: struct knote.
 type Knote struct {
-	Filter Filter
+	Filter Filter // what is waited for
 	// Activate is called by the driver, on any goroutine, when the filter's
 	// event may have come; data is the number of bytes, or -1 where the driver
 	// does not know. It must not block.

@@ -211,8 +211,6 @@ func TestWrappersAnswerForWhatIsNotThere(t *testing.T) {
 			{"bdev dump", func(b, _ Dev) any { return table.BdevDump(b, 0, nil) }, ENXIO, ENODEV},
 			{"bdev size", func(b, _ Dev) any { return table.BdevSize(b) }, int64(-1), int64(-1)},
 			{"bdev discard", func(b, _ Dev) any { return table.BdevDiscard(b, 0, 512) }, ENXIO, ENODEV},
-			{"bdev flags", func(b, _ Dev) any { return table.BdevFlags(b) }, DFlag(0), DMPSafe},
-			{"bdev type", func(b, _ Dev) any { return table.BdevType(b) }, DOther, DDisk},
 			{"cdev open", func(_, c Dev) any { return table.CdevOpen(c, FREAD, IFCHR) }, ENXIO, nil},
 			{"cdev cancel", func(_, c Dev) any { return table.CdevCancel(c, FREAD, IFCHR) }, ENXIO, ENODEV},
 			{"cdev close", func(_, c Dev) any { return table.CdevClose(c, FREAD, IFCHR) }, ENXIO, nil},

@@ -18,7 +18,7 @@ type Uio struct {
 	Iov    [][]byte // what is left; Uiomove shortens it
 	Offset int64    // where on the device, bytes; Uiomove adds to it
 	Resid  int      // bytes left: the sum of the lengths in Iov
-	Rw     UioRw
+	Rw     UioRw    // which way the bytes go
 }
 
 // NewUio makes a Uio over the given memory at offset 0.

@@ -23,8 +23,8 @@ type Operation struct {
 
 // DrainError says that operations did not end while they were waited for.
 type DrainError struct {
-	Mode    devsw.Mode
-	Dev     devsw.Dev
+	Mode    devsw.Mode  // of the device: block or character
+	Dev     devsw.Dev   // its number
 	Began   time.Time   // when the wait began; transfers in Waiting are older
 	Waiting []Operation // the oldest first, transfers last
 	Err     error       // the context's

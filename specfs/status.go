@@ -9,8 +9,8 @@ import (
 
 // DeviceStatus is what is known of one device at a moment.
 type DeviceStatus struct {
-	Mode devsw.Mode
-	Dev  devsw.Dev
+	Mode devsw.Mode // block or character
+	Dev  devsw.Dev  // its number
 	// Opens is the number of opens, of all nodes, those in progress included.
 	Opens int
 	// Opening is the number of opens in progress among them.

@@ -50,11 +50,11 @@ func (k Kind) String() string {
 
 // Event is one step of a device's life.
 type Event struct {
-	Time time.Time // with the monotonic clock
-	Mode devsw.Mode
-	Dev  devsw.Dev
-	Kind Kind
-	Err  error // what the driver answered; nil for success and for other steps
+	Time time.Time  // with the monotonic clock
+	Mode devsw.Mode // of the device: block or character
+	Dev  devsw.Dev  // its number
+	Kind Kind       // the step
+	Err  error      // what the driver answered; nil for success and for other steps
 }
 
 // String gives the event on one line, without its time.

@@ -44,11 +44,12 @@ const (
 
 // BrokenError says why a ring is broken. It is made once for a ring, and returned from then on.
 type BrokenError struct {
-	Reason Reason
+	Reason Reason // what was wrong
 	Detail string // the numbers: indices, addresses, lengths; may be empty
 	Err    error  // the cause, where there is one beneath
 }
 
+// Error gives the reason, and the details and the cause where there are some.
 func (e *BrokenError) Error() string {
 	s := "virtq: ring broken: " + string(e.Reason)
 	if e.Detail != "" {
@@ -60,6 +61,7 @@ func (e *BrokenError) Error() string {
 	return s
 }
 
+// Unwrap returns the cause, nil for none.
 func (e *BrokenError) Unwrap() error { return e.Err }
 
 // ErrClosed is what a closed Queue returns.
@@ -68,14 +70,16 @@ var ErrClosed = errors.New("virtq: queue is closed")
 // ConfigError says which part of a Config was refused.
 type ConfigError struct {
 	Field string // as in Config
-	Value uint64
-	Err   error
+	Value uint64 // what is wrong with it: its own value, or that of a number in it
+	Err   error  // ErrSize, ErrAlign, ErrMemory or ErrFeature; ErrInflight is wrapped
 }
 
+// Error names the field, the value and what is wrong with it.
 func (e *ConfigError) Error() string {
 	return fmt.Sprintf("virtq: %s %#x: %v", e.Field, e.Value, e.Err)
 }
 
+// Unwrap returns Err.
 func (e *ConfigError) Unwrap() error { return e.Err }
 
 // What a ConfigError can hold.

@@ -25,8 +25,8 @@ const DescSize = 16
 type Desc struct {
 	Addr  uint64 // guest physical
 	Len   uint32 // bytes
-	Flags uint16
-	Next  uint16
+	Flags uint16 // DescNext, DescWrite, DescIndirect
+	Next  uint16 // index in the same table of the descriptor that follows, with DescNext
 }
 
 // Put writes d to the start of b.
