@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"sync"
 	"sync/atomic"
 )
 
@@ -73,66 +72,34 @@ func (m *Memory) Retain() {
 	}
 }
 
-// Release drops a reference. With the last one, regions that no other Memory has and whose creator has let go are
-// unmapped, on the caller's goroutine.
+// Release drops a reference. With the last one, regions that no other Memory has and whose creator
+// has let go are unmapped, on the caller's goroutine.
 func (m *Memory) Release() {
-	switch n := m.refs.Add(-1); {
-	case n > 0:
-		return
-	case n < 0:
-		panic("guestmem: memory released too often")
+	if last(&m.refs) {
+		for _, r := range m.regions {
+			r.Release()
+		}
 	}
-	m.free()
 }
 
 // ReleaseSoon is Release for a caller that must not wait, such as an event loop. Where it drops the
 // last reference, another goroutine unmaps. That takes as long as the host takes to free the
-// memory: seconds, for all of a guest's memory.
+// memory: seconds, for all of a guest's memory. Regions of other Spaces do not wait for it.
 func (m *Memory) ReleaseSoon() {
-	switch n := m.refs.Add(-1); {
-	case n > 0:
-		return
-	case n < 0:
-		panic("guestmem: memory released too often")
-	}
-	later.mu.Lock()
-	defer later.mu.Unlock()
-	later.list = append(later.list, m)
-	if !later.running {
-		later.running = true
-		go freeLater()
-	}
-}
-
-// later has what ReleaseSoon has left. One goroutine frees it, whatever the number. It has no bound
-// of its own: the mappings in it count in their Space until then.
-var later struct {
-	mu      sync.Mutex
-	list    []*Memory
-	running bool // there is a goroutine
-}
-
-// freeLater frees what is in later, and ends.
-func freeLater() {
-	later.mu.Lock()
-	defer later.mu.Unlock()
-	for len(later.list) > 0 {
-		list := later.list
-		later.list = nil
-		later.mu.Unlock()
-		for _, m := range list {
-			m.free()
+	if last(&m.refs) {
+		for _, r := range m.regions {
+			r.releaseSoon()
 		}
-		later.mu.Lock()
 	}
-	later.running = false
 }
 
-// free is what the last reference's end does.
-func (m *Memory) free() {
-	for _, r := range m.regions {
-		r.Release()
+// last drops one of refs, and tells whether it was the last one.
+func last(refs *atomic.Int64) bool {
+	n := refs.Add(-1)
+	if n < 0 {
+		panic("guestmem: released too often")
 	}
+	return n == 0
 }
 
 // find returns the region that has the byte at gpa, or nil.

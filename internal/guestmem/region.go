@@ -109,15 +109,23 @@ func (r *Region) retain() {
 	}
 }
 
-// Release drops a reference: the creator calls it once. The last one unmaps the memory and closes the descriptor,
-// on the caller's goroutine.
+// Release drops a reference: the creator calls it once. The last one unmaps the memory and closes the
+// descriptor, on the caller's goroutine.
 func (r *Region) Release() {
-	switch n := r.refs.Add(-1); {
-	case n > 0:
-		return
-	case n < 0:
-		panic("guestmem: region released too often")
+	if last(&r.refs) {
+		r.free()
 	}
+}
+
+// releaseSoon is Release for a caller that must not wait.
+func (r *Region) releaseSoon() {
+	if last(&r.refs) {
+		r.space.later.put(r)
+	}
+}
+
+// free is what the last reference's end does.
+func (r *Region) free() {
 	r.space.unmap(r.mapping)
 	r.mapping, r.mem = nil, nil
 	r.fd.Close()

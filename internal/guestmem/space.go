@@ -22,7 +22,8 @@ type Space struct {
 	// thread, and with it the whole process. AnyFiles does not change while the Space is in use.
 	AnyFiles bool
 
-	held held // guarded by mappings.mu
+	held  held // guarded by mappings.mu
+	later later
 }
 
 // held is what mappings take.

@@ -1,15 +1,18 @@
 package guestmem
 
 import (
+	"context"
 	"errors"
 	"math"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"vdev/internal/sys"
+	"vdev/internal/test/hangfs"
 )
 
 func TestWhatMayBeMappedIsAShareOfTheAddressSpace(t *testing.T) {
@@ -205,4 +208,62 @@ func TestMemoryIsUnmappedElsewhere(t *testing.T) {
 			t.Fatalf("%d mappings are left", held())
 		}
 	}
+}
+
+// TestNoSpaceWaitsForAnothersMemory where that takes long to be unmapped: here for a file whose
+// server does not answer the close.
+func TestNoSpaceWaitsForAnothersMemory(t *testing.T) {
+	dir, point := t.TempDir(), t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "memory"), make([]byte, 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fs, err := hangfs.Mount(dir, point, hangfs.Config{})
+	if errors.Is(err, hangfs.ErrUnavailable) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fs.Close()
+	slow, err := sys.OpenFile(filepath.Join(point, "memory"), sys.OpenFlags{Write: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fast, err := sys.NewMemfd("guest", 4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := func(s *Space) uint64 {
+		mappings.mu.Lock()
+		defer mappings.mu.Unlock()
+		return s.held.count
+	}
+	spaces := [2]Space{{AnyFiles: true}, {}}
+	var all [2]*Memory
+	for i, fd := range []*sys.FD{slow, fast} {
+		r, err := spaces[i].Map(0, 4096, 0, 0, fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all[i], err = New(r); err != nil {
+			t.Fatal(err)
+		}
+		r.Release()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	fs.Hold(hangfs.Flush)
+	all[0].ReleaseSoon()
+	if err := fs.Await(ctx, hangfs.Flush, 1); err != nil {
+		t.Fatal(err)
+	}
+	all[1].ReleaseSoon()
+	for count(&spaces[1]) > 0 {
+		if ctx.Err() != nil {
+			t.Error("it waits for the other one's")
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	fs.Release(hangfs.Flush)
 }

@@ -114,6 +114,12 @@ var _ = add("vhostuser", []mutant{
 		by:   tests{in: "./internal/guestmem", run: "TestWhatIsMappedAgainHasRoomBeyondTheBound$"},
 	},
 	{
+		what: "one goroutine unmaps the memory of all", file: "internal/guestmem/region.go",
+		from: "r.space.later.put(r)", to: "all.put(r)",
+		and: []edit{{"internal/guestmem/later.go", "// put has r freed soon.\n", "var all later\n\n// put has r freed soon.\n"}},
+		by:  tests{in: "./internal/guestmem", run: "TestNoSpaceWaitsForAnothersMemory$"},
+	},
+	{
 		what: "regions do not count for their device", file: memoryGo,
 		from: "\treturn s.b.space.Map(",
 		to:   "\treturn new(guestmem.Space).Map(",
