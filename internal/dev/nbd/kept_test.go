@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"vdev/devsw"
+	"vdev/internal/test/disktest"
 )
 
 // untouched starts a program for the length of the test, which nobody connects to before the test
@@ -67,8 +68,8 @@ func TestServerThatEndsWithItsLastClientStaysFromTheStartToTheEnd(t *testing.T) 
 			dev := r.createWhenThere(Config{URI: s.uri(), Connections: 1})
 			r.softc(dev).patience = 300 * time.Millisecond
 			want, got := pattern(4096, 1), make([]byte, 4096)
-			for i := range 3 {
-				d := r.resume(dev)
+			for i, open := range []func(devsw.Dev) *disktest.Disk{r.open, r.open, r.resume, r.open} {
+				d := open(dev)
 				if i == 0 {
 					if b := d.Transfer(devsw.BWrite, 0, 0, want); b.Error != 0 {
 						t.Fatalf("write: %v", b.Error)
