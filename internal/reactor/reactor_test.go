@@ -3,10 +3,12 @@ package reactor
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -17,6 +19,7 @@ import (
 
 	"vdev/devsw"
 	"vdev/internal/sys"
+	"vdev/internal/uring"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -155,6 +158,7 @@ func TestCancelEndsAReadThatWouldNeverEnd(t *testing.T) {
 		b := &devsw.Buf{Data: [][]byte{make([]byte, 512)}, Bcount: 512}
 		fd := int(rd.Fd())
 		r.Do(func() { r.ReadAt(b, fd, -1, d) })
+		awaitPolled(t, r)
 		if how == "all" {
 			r.CancelAll(d)
 		} else {
@@ -164,6 +168,26 @@ func TestCancelEndsAReadThatWouldNeverEnd(t *testing.T) {
 		if d.err != syscall.ECANCELED {
 			t.Fatalf("%s: %v", how, d.err)
 		}
+	}
+}
+
+// awaitPolled returns when a read waits in the kernel's poll. Until it has come there the host may
+// not find it.
+func awaitPolled(t *testing.T, r *Reactor) {
+	t.Helper()
+	info := fmt.Sprintf("/proc/self/fdinfo/%d", r.eng.(*uringEngine).ring.FD())
+	for {
+		text, err := os.ReadFile(info)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, polled, _ := strings.Cut(string(text), "PollList:")
+		for _, op := range []uring.Op{uring.OpRead, uring.OpReadv} {
+			if strings.Contains(polled, fmt.Sprintf("op=%d,", op)) {
+				return
+			}
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 
