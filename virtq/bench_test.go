@@ -6,9 +6,10 @@ import (
 	"vdev/virtq"
 )
 
-// BenchmarkDevice is the device's own part for one chain: Pop, Push and its share of Publish. Entries of the
-// available ring are offered once, and from then on only avail.idx moves, so that hardly any driver's work is
-// measured. With inflight there is an in-flight region, with logged a dirty log.
+// BenchmarkDevice is the device's own part for one chain: Pop, Push and its share of Publish.
+// Entries of the available ring are offered once, and from then on only avail.idx moves, so that
+// hardly any driver's work is measured. With inflight there is an in-flight region, with logged a
+// dirty log.
 func BenchmarkDevice(b *testing.B) {
 	for _, bc := range []struct {
 		name     string

@@ -12,7 +12,8 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// The memory of the tests of malformed rings: two regions that follow one another, a hole, and a third.
+// The memory of the tests of malformed rings: two regions that follow one another, a hole, and a
+// third.
 var badRanges = []virtqtest.Range{{GuestPhys: 0, Size: 0x10000}, {GuestPhys: 0x10000, Size: 0x10000}, {GuestPhys: 0x40000, Size: 0x10000}}
 
 // table writes an indirect table of these descriptors to addr.
@@ -288,8 +289,8 @@ func TestAChainOfMoreThan4GiBBreaksTheRing(t *testing.T) {
 }
 
 func TestAChainInTooManyPiecesBreaksTheRing(t *testing.T) {
-	// Regions of 16 bytes, and buffers that each lie in 64 of them: 1024 buffers are more pieces than a chain of
-	// buffers that do not overlap can have.
+	// Regions of 16 bytes, and buffers that each lie in 64 of them: 1024 buffers are more pieces
+	// than a chain of buffers that do not overlap can have.
 	var ranges []virtqtest.Range
 	for i := range uint64(64) {
 		ranges = append(ranges, virtqtest.Range{GuestPhys: 16 * i, Size: 16})

@@ -133,8 +133,8 @@ func TestAHugeTableOverTwoRegionsIsReadAsFarAsNextReaches(t *testing.T) {
 	const border = 1 << 20
 	mem := newMem(t, virtqtest.Range{Size: border}, virtqtest.Range{GuestPhys: border, Size: 2 << 20})
 	r := start(t, mem, virtqtest.New(mem, 8, virtq.FeatureIndirectDesc))
-	// More entries than next can name. The first entry lies across the regions; the second is the last that next
-	// can name.
+	// More entries than next can name. The first entry lies across the regions; the second is the
+	// last that next can name.
 	const at, entries = border - 8, 65536 + 100
 	put := func(i int, d virtqtest.Desc) { d.Put(mem.Bytes(uint64(at+16*i), 16)) }
 	put(0, virtqtest.Desc{Addr: border + 8, Len: 8, Flags: next, Next: 65535})

@@ -15,7 +15,8 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// signal sends a notification as writing to an eventfd does: any number of them before the next wait are one.
+// signal sends a notification as writing to an eventfd does: any number of them before the next
+// wait are one.
 func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -23,9 +24,10 @@ func signal(c chan struct{}) {
 	}
 }
 
-// TestOneSideSeesTheOther holds the two pairs of store and load against each other that notifications rest on, again
-// and again at the same moment: whoever comes second must see what the first did. It ends after a number of rounds,
-// or early where the host is too busy to run both sides at once.
+// TestOneSideSeesTheOther holds the two pairs of store and load against each other that
+// notifications rest on, again and again at the same moment: whoever comes second must see what the
+// first did. It ends after a number of rounds, or early where the host is too busy to run both
+// sides at once.
 func TestOneSideSeesTheOther(t *testing.T) {
 	const rounds = 100_000
 	for _, features := range []uint64{0, modern} {
@@ -99,9 +101,10 @@ func TestOneSideSeesTheOther(t *testing.T) {
 	}
 }
 
-// TestNoWakeUpIsLost lets a driver and a device run against each other, each sleeping whenever it has nothing to do
-// and being woken only by notifications that were asked for. A lost one leaves both asleep, which the bubble reports
-// as a deadlock. Each request carries a number, and comes back with it.
+// TestNoWakeUpIsLost lets a driver and a device run against each other, each sleeping whenever it
+// has nothing to do and being woken only by notifications that were asked for. A lost one leaves
+// both asleep, which the bubble reports as a deadlock. Each request carries a number, and comes
+// back with it.
 func TestNoWakeUpIsLost(t *testing.T) {
 	total := 100_000
 	if testing.Short() {
@@ -148,7 +151,8 @@ func (r *ring) drive(t *testing.T, total int, kick, call chan struct{}, kicks *i
 			var head uint16
 			var ok bool
 			if size == 1 {
-				// One descriptor is not enough for both ways: the number goes and comes in one writable buffer.
+				// One descriptor is not enough for both ways: the number goes and comes in one
+				// writable buffer.
 				head, ok = r.driver.Add(nil, []virtqtest.Seg{{Addr: at, Len: 16}})
 			} else {
 				head, ok = r.driver.Add(segs[:1], segs[1:])

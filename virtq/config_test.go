@@ -106,8 +106,8 @@ func TestNewRefusesARingThatIsMisalignedInOurMemory(t *testing.T) {
 	}
 }
 
-// TestRingsMayEndWithTheirRegion puts each ring at the very end of its region, where the words around its last field
-// reach beyond, and the available ring at addresses that are even only.
+// TestRingsMayEndWithTheirRegion puts each ring at the very end of its region, where the words
+// around its last field reach beyond, and the available ring at addresses that are even only.
 func TestRingsMayEndWithTheirRegion(t *testing.T) {
 	for _, features := range []uint64{0, virtq.FeatureEventIdx} {
 		for _, size := range []int{1, 2, 4, 64} {

@@ -21,8 +21,9 @@ type entry struct {
 	head uint16
 }
 
-// life is a ring whose device side is killed again and again, between any two of its stores, and what must be true of it. At each
-// store the test also looks what a successor would find, on a copy.
+// life is a ring whose device side is killed again and again, between any two of its stores, and
+// what must be true of it. At each store the test also looks what a successor would find, on a
+// copy.
 type life struct {
 	t      *rapid.T
 	mem    *virtqtest.Mem
@@ -71,8 +72,9 @@ func newGrave(t *rapid.T, region int) *grave {
 	return &grave{mem, memory, make([]byte, region)}
 }
 
-// TestAKillBetweenAnyTwoStoresLosesAndRepeatsNothing: whenever the device side ends, each head that the driver has made available
-// and has not got back is popped again by the next one, once, in the order of the driver, and no other is.
+// TestAKillBetweenAnyTwoStoresLosesAndRepeatsNothing: whenever the device side ends, each head that
+// the driver has made available and has not got back is popped again by the next one, once, in the
+// order of the driver, and no other is.
 func TestAKillBetweenAnyTwoStoresLosesAndRepeatsNothing(t *testing.T) {
 	for _, size := range []int{1, 2, 4, 16} {
 		t.Run(fmt.Sprintf("size=%d", size), func(t *testing.T) { testLives(t, size) })
@@ -213,8 +215,8 @@ func (l *life) stored() {
 	}
 }
 
-// inquest looks what a successor finds if the process ends here. Being killed itself, in the midst of its recovery, it must leave
-// the same to the next one.
+// inquest looks what a successor finds if the process ends here. Being killed itself, in the midst
+// of its recovery, it must leave the same to the next one.
 func (l *life) inquest(depth int, mem *virtqtest.Mem, region []byte) {
 	if depth >= len(l.graves) {
 		return
@@ -279,8 +281,8 @@ func (l *life) usedBytes(g *grave) []byte {
 	return g.mem.Bytes(layout.Used-base, 4)
 }
 
-// recoverBySpecification is the specification's "When reconnecting", word by word, as any other back-end has it. It returns the
-// heads to resubmit.
+// recoverBySpecification is the specification's "When reconnecting", word by word, as any other
+// back-end has it. It returns the heads to resubmit.
 func recoverBySpecification(region []byte, usedIdx uint16) []uint16 {
 	field := func(off int) uint16 { return binary.LittleEndian.Uint16(region[off:]) }
 	desc := func(i uint16) []byte { return region[16+16*int(i):][:16] }
@@ -420,7 +422,8 @@ func (l *life) unfetch() {
 	l.do(func() { l.listed -= l.queue.Unfetch(nil) })
 }
 
-// stop is GET_VRING_BASE: some requests are given back or have ended, the others are suspended, in any order.
+// stop is GET_VRING_BASE: some requests are given back or have ended, the others are suspended, in
+// any order.
 func (l *life) stop(t *rapid.T) {
 	l.killAt = 0
 	l.unpop(t)

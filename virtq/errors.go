@@ -18,7 +18,8 @@ const (
 	ReasonHeadInFlight Reason = "head is in flight already"
 	// ReasonNextRange: a descriptor's next is no index into its table.
 	ReasonNextRange Reason = "next out of range"
-	// ReasonChainLength: a chain has more descriptors than are allowed, as one with a loop has (2.7.5.3.1).
+	// ReasonChainLength: a chain has more descriptors than are allowed, as one with a loop has
+	// (2.7.5.3.1).
 	ReasonChainLength Reason = "chain too long or looped"
 	// ReasonChainBytes: a chain has more than 2^32 bytes (2.7.5.2).
 	ReasonChainBytes Reason = "chain of more than 2^32 bytes"

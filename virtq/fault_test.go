@@ -26,7 +26,8 @@ func faults(f func()) (fault bool) {
 	return false
 }
 
-// TestAFaultLeavesTheCountsRight takes the ring's memory away, as a front-end can that truncates its file.
+// TestAFaultLeavesTheCountsRight takes the ring's memory away, as a front-end can that truncates
+// its file.
 func TestAFaultLeavesTheCountsRight(t *testing.T) {
 	for _, tc := range []struct {
 		name     string

@@ -10,9 +10,9 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// The memory of the fuzz target: two regions that follow one another, and one apart. Everything is small, so that
-// chance hits what is there: descriptor table at 0, available ring at 0x200, used ring at 0x280, and the rest for
-// indirect tables and buffers.
+// The memory of the fuzz target: two regions that follow one another, and one apart. Everything is
+// small, so that chance hits what is there: descriptor table at 0, available ring at 0x200, used
+// ring at 0x280, and the rest for indirect tables and buffers.
 var fuzzRanges = []virtqtest.Range{{GuestPhys: 0, Size: 0x800}, {GuestPhys: 0x800, Size: 0x400}, {GuestPhys: 0x1000, Size: 0x400}}
 
 const (
@@ -31,9 +31,9 @@ func snapshot(mem *virtqtest.Mem) []byte {
 	return b
 }
 
-// FuzzQueue lets a device work on memory that is as the fuzzer says, and changes as the fuzzer says: ops are what
-// the device does, or a byte to change. Whatever they are, nothing panics, every walk ends, and every buffer lies in
-// the guest's memory.
+// FuzzQueue lets a device work on memory that is as the fuzzer says, and changes as the fuzzer
+// says: ops are what the device does, or a byte to change. Whatever they are, nothing panics, every
+// walk ends, and every buffer lies in the guest's memory.
 func FuzzQueue(f *testing.F) {
 	mem, err := virtqtest.NewMem(fuzzRanges...)
 	if err != nil {

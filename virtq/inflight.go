@@ -6,8 +6,8 @@ import (
 	"fmt"
 )
 
-// Layout of a QueueRegionSplit, and of the DescStateSplit entries behind its header (vhost-user, "Inflight I/O tracking").
-// All fields are in the host's byte order.
+// Layout of a QueueRegionSplit, and of the DescStateSplit entries behind its header (vhost-user,
+// "Inflight I/O tracking"). All fields are in the host's byte order.
 const (
 	inflightVersion = 1
 
@@ -26,28 +26,31 @@ const (
 	inflightAlign = 64
 )
 
-// InflightSize returns the bytes that one queue of size descriptors takes in an in-flight region, a multiple of 64. The
-// specification leaves it to the back-end; this is what the others do, too.
+// InflightSize returns the bytes that one queue of size descriptors takes in an in-flight region, a
+// multiple of 64. The specification leaves it to the back-end; this is what the others do, too.
 func InflightSize(size int) int {
 	return (inflightHeader + inflightDesc*size + inflightAlign - 1) &^ (inflightAlign - 1)
 }
 
-// tracker records in a region that outlives this process which chains are in flight, for whoever serves the ring next.
+// tracker records in a region that outlives this process which chains are in flight, for whoever
+// serves the ring next.
 //
-// The process may be killed between any two of its stores; what a successor finds is then all that came before in program
-// order, and nothing that came after. The processor sees to that on its own, whatever it reorders towards other
-// processors: a thread ends at an instruction, and all stores before that one are done. The compiler keeps the order of
-// stores to memory. So plain stores do, and their order is the specification's:
+// The process may be killed between any two of its stores; what a successor finds is then all that
+// came before in program order, and nothing that came after. The processor sees to that on its own,
+// whatever it reorders towards other processors: a thread ends at an instruction, and all stores
+// before that one are done. The compiler keeps the order of stores to memory. So plain stores do,
+// and their order is the specification's:
 //
 //   - Pop stores the counter, then the mark.
 //   - Push enters the head into the list of the batch.
-//   - Publish stores used.idx, then clears the marks of the batch, then stores used_idx. Where used.idx and used_idx
-//     differ, the successor clears the marks itself: it has the list.
+//   - Publish stores used.idx, then clears the marks of the batch, then stores used_idx. Where
+//     used.idx and used_idx differ, the successor clears the marks itself: it has the list.
 //   - Suspend stores nothing, and Pop nothing for a chain that was suspended.
 //   - Unpop and Unfetch clear the mark of a chain that goes back to the available ring.
 //
-// At each moment the chains that are marked, less those of a batch that used.idx shows already, are the first that the driver
-// has made available and has not got back. So the next one to fetch is the used index and their number further.
+// At each moment the chains that are marked, less those of a batch that used.idx shows already, are
+// the first that the guest driver has made available and has not seen used. So the next one to
+// fetch is the used index and their number further.
 type tracker struct {
 	region []byte // nil once the ring is broken or closed
 	desc   []byte // the entries in it
@@ -59,8 +62,9 @@ type tracker struct {
 	stored func() // for tests: called after each store that a successor can find; nil otherwise
 }
 
-// newTracker takes over the region as it is found, with the ring's two indices, and returns the chains that are in flight by it. It
-// finishes the last batch where that was cut short. The region is the front-end's to give, and not trusted.
+// newTracker takes over the region as it is found, with the ring's two indices, and returns the
+// chains that are in flight by it. It finishes the last batch where that was cut short. The region
+// is the front-end's to give, and not trusted.
 func newTracker(cfg *Config, used, avail uint16) (*tracker, []suspended, error) {
 	fail := func(value uint64, format string, args ...any) error {
 		return &ConfigError{"Inflight", value, fmt.Errorf("%w: %s", ErrInflight, fmt.Sprintf(format, args...))}
@@ -130,8 +134,8 @@ func (t *tracker) initialise(size int, used uint16) {
 	t.put16(offVersion, inflightVersion)
 }
 
-// finishBatch clears the marks of a batch that the driver has seen, and that the predecessor had no time to clear. Being cut
-// short in turn, it leaves the work to the next one.
+// finishBatch clears the marks of a batch that the guest driver has seen, and that the predecessor
+// had no time to clear. Being cut short in turn, it leaves the work to the next one.
 func (t *tracker) finishBatch(used uint16, size int, fail func(uint64, string, ...any) error) error {
 	known := binary.LittleEndian.Uint16(t.region[offUsedIdx:])
 	n := used - known
@@ -192,7 +196,7 @@ func (t *tracker) push(head uint16) {
 	t.batch = append(t.batch, head)
 }
 
-// landed records a chain that was pushed. Until it is published its head is not the driver's.
+// landed records a chain that was pushed. Until it is published its head is not the guest driver's.
 func (q *Queue) landed(c *Chain) {
 	if q.log != nil {
 		q.markLanded(c)
@@ -220,7 +224,8 @@ func (q *Queue) show(from uint16) {
 	}
 }
 
-// published ends the batch, which used.idx shows from now on. The heads are the driver's again.
+// published ends the batch, which used.idx shows from now on. The heads are the guest driver's
+// again.
 func (q *Queue) published() {
 	t := q.track
 	t.point()
@@ -232,9 +237,10 @@ func (q *Queue) published() {
 	t.put16(offUsedIdx, q.usedIdx)
 }
 
-// Inherited tells whether the in-flight region had been in use before this Queue: then the driver
-// goes on where it was, whatever was in flight. It is false without a region.
+// Inherited tells whether the in-flight region had been in use before this Queue: then the guest
+// driver goes on where it was, whatever was in flight. It is false without a region.
 func (q *Queue) Inherited() bool { return q.track != nil && q.track.inherited }
 
-// ErrInflight is wrapped where the in-flight region is refused. A new one, all zero, is always good.
+// ErrInflight is wrapped where the in-flight region is refused. A new one, all zero, is always
+// good.
 var ErrInflight = errors.New("in-flight region")

@@ -12,7 +12,8 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// restart ends the device side, with whatever it has in flight, and begins a new one with an in-flight region.
+// restart ends the device side, with whatever it has in flight, and begins a new one with an
+// in-flight region.
 func (r *ring) restart(tb testing.TB, region []byte) *ring {
 	tb.Helper()
 	r.queue.Close()
@@ -61,7 +62,8 @@ func TestInflightSizeIsThatOfTheLayout(t *testing.T) {
 
 // The bytes are written down from the specification.
 func TestRegionIsLaidOutByTheSpecification(t *testing.T) {
-	region := bytes.Repeat([]byte{0xee}, virtq.InflightSize(4)) // what is not initialised may be anything
+	// what is not initialised may be anything
+	region := bytes.Repeat([]byte{0xee}, virtq.InflightSize(4))
 	region[8], region[9] = 0, 0
 	r := newRing(t, 8, modern).restartAt(t, 4, 65535, region)
 	le := binary.LittleEndian
@@ -129,7 +131,8 @@ func TestRequestsInFlightComeAgainInTheirOrder(t *testing.T) {
 	if r.queue.Pending() || r.queue.EnableNotify() || r.queue.Suspended() != 0 {
 		t.Error("still something pending")
 	}
-	// Given back, they come again in the same order, and still are what they were for the next life.
+	// Given back, they come again in the same order, and still are what they were for the next
+	// life.
 	for _, c := range slices.Backward(chains) {
 		r.queue.Unpop(c)
 	}
@@ -279,7 +282,8 @@ func TestBadChainInTheRegionBreaksTheRing(t *testing.T) {
 	}
 }
 
-// FuzzInflight takes over any region: New refuses it, or each head comes once, and all can be given back.
+// FuzzInflight takes over any region: New refuses it, or each head comes once, and all can be given
+// back.
 func FuzzInflight(f *testing.F) {
 	mem, err := virtqtest.NewMem(virtqtest.Range{Size: 1 << 14})
 	if err != nil {

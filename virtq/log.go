@@ -7,20 +7,22 @@ import (
 	"vdev/internal/guestmem"
 )
 
-// Log is a dirty log: a bitmap that is shared with the front-end, with a bit for each page of 4096 bytes of guest
-// memory (vhost-user, "Migration"). A vhostuser.Backend makes it of what the front-end sends, and closes it. Queues
-// alone mark in it.
+// Log is a dirty log: a bitmap that is shared with the front-end, with a bit for each page of 4096
+// bytes of guest memory (vhost-user, "Migration"). A vhostuser.Backend makes it of what the
+// front-end sends, and closes it. Queues alone mark in it.
 type Log guestmem.Log
 
 func (l *Log) bitmap() *guestmem.Log { return (*guestmem.Log)(l) }
 
 // DirtyLog says what a Queue writes to guest memory it marks, and where. The zero value is nothing.
 type DirtyLog struct {
-	// Log stays its owner's. It is used until it is replaced, or the Queue closed. With nil nothing is marked.
+	// Log stays its owner's. It is used until it is replaced, or the Queue closed. With nil nothing
+	// is marked.
 	Log *Log
 	// Data is for the chains' writable buffers (VHOST_F_LOG_ALL).
 	Data bool
-	// Used is for the used ring (VHOST_VRING_F_LOG), as it were at the guest physical address UsedAddr.
+	// Used is for the used ring (VHOST_VRING_F_LOG), as it were at the guest physical address
+	// UsedAddr.
 	Used     bool
 	UsedAddr uint64 // of its first byte
 }
@@ -33,18 +35,20 @@ type span struct {
 // logger is the state of a Queue that marks what it writes.
 type logger struct {
 	DirtyLog
-	// early has the writable buffers of the chains that were in flight, by their heads, when Data was switched on.
-	// Those of later ones are kept in the Chain.
+	// early has the writable buffers of the chains that were in flight, by their heads, when Data
+	// was switched on. Those of later ones are kept in the Chain.
 	early map[uint16][]span
 }
 
-// SetLog changes what is marked, also while chains are in flight: what is given back from now on is marked in the new
-// log, and nothing in the old one. All pages of a chain's writable buffers are marked when it lands, written or not, and
-// so before the driver can see it used; those of the used ring, when they are written. Where the used ring was not
-// marked before, all of it is now: whoever had the ring before may have been killed between writing and marking.
+// SetLog changes what is marked, also while chains are in flight: what ends from now on is marked
+// in the new log, and nothing in the old one. All pages of a chain's writable buffers are marked
+// when it lands, written or not, and so before the guest driver can see it used; those of the used
+// ring, when they are written. Where the used ring was not marked before, all of it is now: whoever
+// had the ring before may have been killed between writing and marking.
 //
-// A used ring, or later a buffer, that the log has no room for breaks the ring: the front-end would move the guest
-// without noticing what was written there. So do chains in flight that are too much to look at (maxEarly). The error is a *BrokenError. On a Queue that is broken or closed already
+// A used ring, or later a buffer, that the log has no room for breaks the ring: the front-end would
+// move the guest without noticing what was written there. So do chains in flight that are too much
+// to look at (maxEarly). The error is a *BrokenError. On a Queue that is broken or closed already
 // SetLog marks no more used ring, and returns nil.
 func (q *Queue) SetLog(d DirtyLog) error {
 	old := q.log
@@ -86,14 +90,16 @@ func (q *Queue) usedBytes() uint64 {
 	return n
 }
 
-// maxEarly is how many descriptors the chains in flight may have together when Data is switched on: as many as in the
-// largest queue that QEMU makes, with a table of the greatest length in each place. It bounds the time and the memory that
-// a driver can take by changing descriptors in flight.
+// maxEarly is how many descriptors the chains in flight may have together when Data is switched on:
+// as many as in the largest queue that QEMU makes, with a table of the greatest length in each
+// place. It bounds the time and the memory that a guest driver can take by changing descriptors in
+// flight.
 const maxEarly = 1024 * maxIndirect
 
-// inFlightSpans finds the writable buffers of all chains in flight, as their descriptors say now: a driver does not
-// change those of a chain before it is used. One that does so all the same has wrong pages marked, and nothing else:
-// the walk touches none of the buffers. It reports false where there are more than maxEarly descriptors.
+// inFlightSpans finds the writable buffers of all chains in flight, as their descriptors say now: a
+// guest driver does not change those of a chain before it is used. One that does so all the same
+// has wrong pages marked, and nothing else: the walk touches none of the buffers. It reports false
+// where there are more than maxEarly descriptors.
 func (q *Queue) inFlightSpans() (early map[uint16][]span, ok bool) {
 	early = make(map[uint16][]span)
 	left := maxEarly
@@ -107,8 +113,9 @@ func (q *Queue) inFlightSpans() (early map[uint16][]span, ok bool) {
 	return early, true
 }
 
-// spans walks the chain that starts with head, as walk does, but takes it as it comes, and ends at the first thing that
-// is wrong. It takes the number of descriptors off left, and also ends when that falls below 0.
+// spans walks the chain that starts with head, as walk does, but takes it as it comes, and ends at
+// the first thing that is wrong. It takes the number of descriptors off left, and also ends when
+// that falls below 0.
 func (q *Queue) spans(head uint16, left *int) (list []span) {
 	at := func(i uint64) []byte { return q.ring.desc[descSize*i:][:descSize] }
 	entries, limit, inTable := uint64(q.cfg.Size), q.cfg.Size, false
@@ -179,8 +186,8 @@ func (q *Queue) noteBuffer(c *Chain, head uint16, addr, n uint64) error {
 	return nil
 }
 
-// markLanded marks the writable buffers of c, which is not in flight any more. What the log has no room for has been
-// taken from the guest since it was popped: log and memory shrink together.
+// markLanded marks the writable buffers of c, which is not in flight any more. What the log has no
+// room for has been taken from the guest since it was popped: log and memory shrink together.
 func (q *Queue) markLanded(c *Chain) {
 	if !q.log.Data {
 		return
@@ -206,7 +213,8 @@ func (q *Queue) markElements(from, to uint16) {
 	q.markUsed(4+8*first, 8*n)
 }
 
-// markUsed marks n bytes of the used ring from off on. SetLog has seen that the log has room for them.
+// markUsed marks n bytes of the used ring from off on. SetLog has seen that the log has room for
+// them.
 func (q *Queue) markUsed(off, n uint64) {
 	if q.log.Used {
 		q.log.Log.bitmap().Mark(q.log.UsedAddr+off, n)

@@ -64,15 +64,14 @@ func (l *bitmap) take() (pages []uint64) {
 // migration is a ring whose guest may be on the way to another host.
 type migration struct {
 	*ring
-	used    uint64 // address of the used ring
-	free    []uint64
-	flight  []*virtq.Chain
-	bufs    map[uint16][]virtqtest.Seg // of what is in flight
-	may     map[uint64]bool            // pages that the device may ever write to
-	log     *bitmap                    // nil before it begins
-	old     []*bitmap                  // replaced ones
-	target  map[uint64][]byte          // what the other host has of those pages
-	suspend bool
+	used   uint64 // address of the used ring
+	free   []uint64
+	flight []*virtq.Chain
+	bufs   map[uint16][]virtqtest.Seg // of what is in flight
+	may    map[uint64]bool            // pages that the device may ever write to
+	log    *bitmap                    // nil before it begins
+	old    []*bitmap                  // replaced ones
+	target map[uint64][]byte          // what the other host has of those pages
 }
 
 const logSlot = 5000 // room for one buffer
@@ -108,8 +107,8 @@ func (m *migration) setLog(t *rapid.T, l *bitmap) {
 	m.log = l
 }
 
-// finish writes to the buffers of chain i, and gives it back.
-func (m *migration) finish(t *rapid.T, i int) {
+// finish writes to the buffers of chain i, and pushes or suspends it.
+func (m *migration) finish(t *rapid.T, i int, suspend bool) {
 	c := m.flight[i]
 	m.flight = append(m.flight[:i], m.flight[i+1:]...)
 	for k := range c.Writable {
@@ -126,7 +125,7 @@ func (m *migration) finish(t *rapid.T, i int) {
 	if rapid.Bool().Draw(t, "drop slices") {
 		c.Writable = nil
 	}
-	if m.suspend {
+	if suspend {
 		m.queue.Suspend(c)
 		return
 	}
@@ -137,8 +136,8 @@ func (m *migration) finish(t *rapid.T, i int) {
 	m.queue.Push(c, uint32(c.WritableLen()))
 }
 
-// What the device writes while its guest is being copied to another host is all there in the end, whatever was in
-// flight when the log began, however often it was looked at, and replaced.
+// What the device writes while its guest is being copied to another host is all there in the end,
+// whatever was in flight when the log began, however often it was looked at, and replaced.
 func TestAMigratedGuestHasAllThatTheDeviceWrote(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		size := 1 << rapid.SampledFrom([]int{0, 2, 5, 9}).Draw(t, "log2 size")
@@ -232,9 +231,15 @@ func TestAMigratedGuestHasAllThatTheDeviceWrote(t *testing.T) {
 			},
 			"finish": func(t *rapid.T) {
 				if n := len(m.flight); n > 0 {
-					m.finish(t, rapid.IntRange(0, n-1).Draw(t, "which"))
+					m.finish(t, rapid.IntRange(0, n-1).Draw(t, "which"), false)
 				}
 			},
+			"suspend": func(t *rapid.T) {
+				if n := len(m.flight); n > 0 {
+					m.finish(t, rapid.IntRange(0, n-1).Draw(t, "which"), true)
+				}
+			},
+			"unfetch": func(t *rapid.T) { q.Unfetch(nil) },
 			"give back": func(t *rapid.T) {
 				if n := len(m.flight); n > 0 && q.CanUnpop(m.flight[n-1]) {
 					q.Unpop(m.flight[n-1])
@@ -279,9 +284,8 @@ func TestAMigratedGuestHasAllThatTheDeviceWrote(t *testing.T) {
 				}
 			},
 		})
-		m.suspend = layout.Inflight != nil
 		for len(m.flight) > 0 {
-			m.finish(t, 0)
+			m.finish(t, 0, layout.Inflight != nil)
 		}
 		q.Publish()
 		q.Close()
@@ -474,8 +478,8 @@ func TestWhatTheLogHasNoRoomForBreaksTheRing(t *testing.T) {
 	})
 }
 
-// The descriptors of what is in flight are the guest's to spoil: the walk that finds their buffers ends, and stays within
-// the guest's memory.
+// The descriptors of what is in flight are the guest's to spoil: the walk that finds their buffers
+// ends, and stays within the guest's memory.
 func TestBadDescriptorsInFlightDoNotDisturbTheLog(t *testing.T) {
 	for what, spoil := range map[string]func(*ring, uint16){
 		"a loop": func(r *ring, head uint16) {
@@ -521,8 +525,8 @@ func TestBadDescriptorsInFlightDoNotDisturbTheLog(t *testing.T) {
 	}
 }
 
-// What a driver makes of its descriptors while they are in flight can be more than it could ever have made available. That is
-// not to keep the reactor busy, nor to fill our memory.
+// What a driver makes of its descriptors while they are in flight can be more than it could ever
+// have made available. That is not to keep the reactor busy, nor to fill our memory.
 func TestSpoiltDescriptorsInFlightAreNotFollowedForEver(t *testing.T) {
 	t.Run("descriptors", func(t *testing.T) {
 		const size = 2048

@@ -24,7 +24,8 @@ type request struct {
 // slotSize is the room for one buffer.
 const slotSize = 256
 
-// machine is a ring, and a model of what its two sides have done: each request is in exactly one of the lists.
+// machine is a ring, and a model of what its two sides have done: each request is in exactly one of
+// the lists.
 type machine struct {
 	mem     *virtqtest.Mem
 	memory  *virtq.Memory
@@ -93,7 +94,8 @@ func TestEveryChainIsUsedOnceWithItsOwnContents(t *testing.T) {
 		size := 1 << rapid.IntRange(0, 5).Draw(t, "log2 size")
 		features := rapid.SampledFrom([]uint64{0, virtq.FeatureVersion1, modern, virtq.FeatureIndirectDesc,
 			virtq.FeatureVersion1 | virtq.FeatureEventIdx}).Draw(t, "features")
-		// Small regions next to one another, so that buffers and tables cross from one into the other.
+		// Small regions next to one another, so that buffers and tables cross from one into the
+		// other.
 		var ranges []virtqtest.Range
 		for i := range uint64(8) {
 			ranges = append(ranges, virtqtest.Range{GuestPhys: 0x10000 + i*0x1010, Size: 0x1010})

@@ -21,64 +21,73 @@ const MaxSize = 32768
 type Config struct {
 	Size uint32 // descriptors: a power of two from 1 to MaxSize
 
-	// Addresses of the three parts in the front-end's own address space (vhost-user, SET_VRING_ADDR), multiples of
-	// 16, 2 and 4, each part within one region of memory.
+	// Addresses of the three parts in the front-end's own address space (vhost-user,
+	// SET_VRING_ADDR), multiples of 16, 2 and 4, each part within one region of memory.
 	Desc, Avail, Used uint64
 
 	Features uint64 // the negotiated ones; FeatureRingPacked is refused
-	Base     uint16 // free-running index of the next entry to take from the available ring; unused with Inflight
+	// free-running index of the next entry to take from the available ring; unused with Inflight
+	Base uint16
 
-	// Inflight is this queue's part of an in-flight region (vhost-user, "Inflight I/O tracking"), of InflightSize bytes,
-	// shared memory that outlives the process and that is not changed by anybody else until the Queue is closed; nil for
-	// none. The Queue records in it what is in flight or suspended. What a predecessor left there is suspended in this
-	// Queue, and the ring is fetched from behind it.
+	// Inflight is this queue's part of an in-flight region (vhost-user, "Inflight I/O tracking"),
+	// of InflightSize bytes, shared memory that outlives the process and that is not changed by
+	// anybody else until the Queue is closed; nil for none. The Queue records in it what is in
+	// flight or suspended. What a predecessor left there is suspended in this Queue, and the ring
+	// is fetched from behind it.
 	Inflight []byte
 
 	stored func() // see tracker
 }
 
-// generation is a Memory with the number of chains in flight whose buffers lie in it. The Queue holds one reference
-// to the Memory for as long as it is the current one or has such chains. Only the Queue's goroutine counts.
+// generation is a Memory with the number of chains in flight whose buffers lie in it. The Queue
+// holds one reference to the Memory for as long as it is the current one or has such chains. Only
+// the Queue's goroutine counts.
 type generation struct {
 	queue    *Queue
 	mem      *guestmem.Memory
 	inFlight int
 }
 
-// Queue is the device side of one split virtqueue. It is not safe for concurrent use: one goroutine owns it.
+// Queue is the device side of one split virtqueue. It is not safe for concurrent use: one goroutine
+// owns it.
 type Queue struct {
 	ring split // where the ring is in our memory; empty once broken or closed
 
-	// next is the number of the next chain to fetch. Its low 16 bits are the free-running index of the entry to take.
+	// next is the number of the next chain to fetch. Its low 16 bits are the free-running index of
+	// the entry to take.
 	next      uint64
 	pops      uint64 // chains that Pop gave out, less those given to Unpop
 	availIdx  uint16 // avail.idx when it was last read
 	usedNext  uint16 // next element to store
-	usedIdx   uint16 // used.idx as the driver sees it
-	told      uint16 // used.idx as of the last Publish, and what the driver was called for
+	usedIdx   uint16 // used.idx as the guest driver sees it
+	told      uint16 // used.idx as of the last Publish, and what the guest driver was called for
 	mask      uint16 // size-1
 	usedFlags uint16 // used.flags as published
 	eventIdx  bool
 	indirect  bool
-	records   bool // track or log is there: one look for both on the way of a request that has neither
-	inFlight  int  // of all generations
+	// track or log is there: one look for both on the way of a request that has neither
+	records  bool
+	inFlight int // of all generations
 
 	suspended []suspended // in order of fetching, unless unsorted
 	unsorted  bool
-	first     uint64 // number of the first chain that this Queue fetched; an inherited one has a lower number
+	// number of the first chain that this Queue fetched; an inherited one has a lower number
+	first uint64
 
-	view   guestmem.View // of gen.mem
-	gen    *generation   // the current one
-	err    error         // why the ring is broken or closed, sticky
-	taken  []uint64      // a bit for each head, set while its chain is in flight; with track until it is published
-	track  *tracker      // nil without an in-flight region; see records
-	log    *logger       // nil unless something is marked; see records
-	pieces [][]byte      // scratch: where an indirect table is that does not lie in one region
+	view guestmem.View // of gen.mem
+	gen  *generation   // the current one
+	err  error         // why the ring is broken or closed, sticky
+	// a bit for each head, set while its chain is in flight; with track until it is published
+	taken  []uint64
+	track  *tracker // nil without an in-flight region; see records
+	log    *logger  // nil unless something is marked; see records
+	pieces [][]byte // scratch: where an indirect table is that does not lie in one region
 	cfg    Config
 }
 
-// New starts a Queue on the ring that cfg describes, in mem, to which it takes a reference. The used index starts as
-// the ring's own used.idx, since SET_VRING_BASE brings only the other one. Errors are *ConfigError.
+// New starts a Queue on the ring that cfg describes, in mem, to which it takes a reference. The
+// used index starts as the ring's own used.idx, since SET_VRING_BASE brings only the other one.
+// Errors are *ConfigError.
 func New(mem *Memory, cfg Config) (*Queue, error) {
 	if bits.OnesCount32(cfg.Size) != 1 || cfg.Size > MaxSize {
 		return nil, &ConfigError{"Size", uint64(cfg.Size), ErrSize}
@@ -131,8 +140,8 @@ func New(mem *Memory, cfg Config) (*Queue, error) {
 // InFlight returns how many chains were popped and neither pushed, suspended nor given to Unpop.
 func (q *Queue) InFlight() int { return q.inFlight }
 
-// NextAvail returns the free-running index of the next entry to take from the available ring, less the chains that are
-// suspended: what GET_VRING_BASE is answered with once nothing is in flight.
+// NextAvail returns the free-running index of the next entry to take from the available ring, less
+// the chains that are suspended: what GET_VRING_BASE is answered with once nothing is in flight.
 func (q *Queue) NextAvail() uint16 {
 	if q.track != nil && q.err != nil {
 		// All that was fetched and not shown used is still recorded.
@@ -147,9 +156,9 @@ func (q *Queue) UsedIdx() uint16 { return q.usedIdx }
 // Broken returns why the ring is broken or closed, and nil while it is sound.
 func (q *Queue) Broken() error { return q.err }
 
-// Break gives the ring up: from now on nothing is popped and nothing of the ring is touched, and Push, Unpop and
-// the rest only keep count. err is the cause; one that is no *BrokenError is wrapped in one, with ReasonDevice. Only
-// the first break counts.
+// Break gives the ring up: from now on nothing is popped and nothing of the ring is touched, and
+// Push, Unpop and the rest only keep count. err is the cause; one that is no *BrokenError is
+// wrapped in one, with ReasonDevice. Only the first break counts.
 func (q *Queue) Break(err error) {
 	if q.err != nil {
 		return
@@ -169,9 +178,10 @@ func (q *Queue) letGo() {
 	}
 }
 
-// SetMemory goes over to a new generation of the guest's memory, to which it takes a reference. Chains in flight
-// keep the old one until they are pushed, suspended or given to Unpop; suspended ones have none. The ring's addresses are translated anew; where they cannot
-// be, the ring is broken and the error returned, a *BrokenError. A Queue that is broken or closed already returns
+// SetMemory goes over to a new generation of the guest's memory, to which it takes a reference.
+// Chains in flight keep the old one until they are pushed, suspended or given to Unpop; suspended
+// ones have none. The ring's addresses are translated anew; where they cannot be, the ring is
+// broken and the error returned, a *BrokenError. A Queue that is broken or closed already returns
 // that error.
 func (q *Queue) SetMemory(mem *Memory) error {
 	if q.err == ErrClosed {
@@ -196,7 +206,8 @@ func (q *Queue) SetMemory(mem *Memory) error {
 	return nil
 }
 
-// Memory returns the memory that the buffers of c, a chain in flight, lie in, with a reference to it that is the caller's.
+// Memory returns the memory that the buffers of c, a chain in flight, lie in, with a reference to
+// it that is the caller's.
 func (q *Queue) Memory(c *Chain) *Memory {
 	if c.gen == nil || c.gen.queue != q {
 		panic("virtq: chain is not in flight in this queue")
@@ -205,10 +216,12 @@ func (q *Queue) Memory(c *Chain) *Memory {
 	return (*Memory)(c.gen.mem)
 }
 
-// Rehome makes the buffers of c, a chain in flight, lie in the queue's current memory, where SetMemory had left them in the one
-// before. The lists of c are new ones, of as many slices as the owner has left in them; the old lists and buffers stay as they are, for
-// whoever still uses them and holds a reference to their memory (see Memory). also are other slices of the old buffers, and what is
-// returned is where they are now. It fails, with c as it was, where the guest has taken some of that memory away.
+// Rehome makes the buffers of c, a chain in flight, lie in the queue's current memory, where
+// SetMemory had left them in the one before. The lists of c are new ones, of as many slices as the
+// owner has left in them; the old lists and buffers stay as they are, for whoever still uses them
+// and holds a reference to their memory (see Memory). also are other slices of the old buffers, and
+// what is returned is where they are now. It fails, with c as it was, where the guest has taken
+// some of that memory away.
 func (q *Queue) Rehome(c *Chain, also [][]byte) (moved [][]byte, ok bool) {
 	if c.gen == nil || c.gen.queue != q || q.gen == nil {
 		panic("virtq: chain is not in flight in this queue")
@@ -242,7 +255,8 @@ func moveAll(bufs [][]byte, from, to *guestmem.Memory) ([][]byte, bool) {
 	return moved, true
 }
 
-// LiesIn tells whether SetMemory can go over to mem: whether the ring is in it. A broken or closed ring always can.
+// LiesIn tells whether SetMemory can go over to mem: whether the ring is in it. A broken or closed
+// ring always can.
 func (q *Queue) LiesIn(mem *Memory) bool {
 	if q.err != nil {
 		return true
@@ -251,8 +265,9 @@ func (q *Queue) LiesIn(mem *Memory) bool {
 	return err == nil
 }
 
-// Close drops the Queue's hold on guest memory. Chains still in flight keep theirs until they are pushed, suspended or
-// given to Unpop, which touches neither the ring nor the in-flight region. Further calls do nothing.
+// Close drops the Queue's hold on guest memory. Chains still in flight keep theirs until they are
+// pushed, suspended or given to Unpop, which touches neither the ring nor the in-flight region.
+// Further calls do nothing.
 func (q *Queue) Close() {
 	if q.err == ErrClosed {
 		return

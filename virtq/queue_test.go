@@ -160,8 +160,8 @@ func TestMisuseByTheDevicePanics(t *testing.T) {
 	}
 }
 
-// needEvent is what 2.7.7.2 and 2.7.10 of virtio 1.2 say in words: a notification is due when one of the entries
-// written was at the index event.
+// needEvent is what 2.7.7.2 and 2.7.10 of virtio 1.2 say in words: a notification is due when one
+// of the entries written was at the index event.
 func needEvent(event, to, from uint16) bool {
 	for i := from; i != to; i++ {
 		if i == event {

@@ -11,14 +11,16 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// moving is a ring with chains in flight whose queue has gone over to another mapping of the same memory, but for what is missing.
+// moving is a ring with chains in flight whose queue has gone over to another mapping of the same
+// memory, but for what is missing.
 type moving struct {
 	*ring
 	seg virtqtest.Seg
 	old string // an address of the old mapping
 }
 
-// flight pops n chains of two buffers, and goes over to new memory, which lacks the buffers if missing is set.
+// flight pops n chains of two buffers, and goes over to new memory, which lacks the buffers if
+// missing is set.
 func flight(t *testing.T, n int, missing bool) (m *moving, chains []virtq.Chain) {
 	t.Helper()
 	r, first := twoRegions(t)
@@ -111,7 +113,8 @@ func TestARehomedChainLiesInTheCurrentMemory(t *testing.T) {
 	}
 }
 
-// TestRehomingOneChainLeavesTheOthers: the last one that ends in the old memory releases it, rehomed or not.
+// TestRehomingOneChainLeavesTheOthers: the last one that ends in the old memory releases it,
+// rehomed or not.
 func TestRehomingOneChainLeavesTheOthers(t *testing.T) {
 	m, chains := flight(t, 3, false)
 	defer m.queue.Close()

@@ -19,9 +19,10 @@ const (
 	usedNoNotify     = 1 // VIRTQ_USED_F_NO_NOTIFY
 )
 
-// maxIndirect is how many descriptors a chain with an indirect table may have where the queue is smaller. By the
-// specification no chain is longer than the queue (2.7.5.3.1), but Linux heeds that only without indirect
-// tables, and QEMU takes up to 1024 (VIRTQUEUE_MAX_SIZE), the number of buffers preadv(2) takes.
+// maxIndirect is how many descriptors a chain with an indirect table may have where the queue is
+// smaller. By the specification no chain is longer than the queue (2.7.5.3.1), but Linux heeds that
+// only without indirect tables, and QEMU takes up to 1024 (VIRTQUEUE_MAX_SIZE), the number of
+// buffers preadv(2) takes.
 const maxIndirect = 1024
 
 // maxBytes is how many bytes a chain may have (2.7.5.2).
@@ -40,8 +41,8 @@ type split struct {
 	availEvent guestmem.Uint16 // only with FeatureEventIdx
 }
 
-// newSplit finds the ring of cfg in mem. The event fields belong to the rings only where they were negotiated: an
-// old driver may have none at all.
+// newSplit finds the ring of cfg in mem. The event fields belong to the rings only where they were
+// negotiated: an old guest driver may have none at all.
 func newSplit(mem *guestmem.Memory, cfg *Config) (split, error) {
 	size := uint64(cfg.Size)
 	event := uint64(0)
@@ -71,8 +72,8 @@ func newSplit(mem *guestmem.Memory, cfg *Config) (split, error) {
 	}
 
 	r := split{desc: desc, avail: avail[4 : 4+2*size], used: used[4 : 4+8*size]}
-	// Where the front-end's own addresses of a region are out of step with the file's offsets, an aligned
-	// address may be misaligned here.
+	// Where the front-end's own addresses of a region are out of step with the file's offsets, an
+	// aligned address may be misaligned here.
 	if r.availFlags, ok = guestmem.AtUint16(avail); !ok {
 		return split{}, &ConfigError{"Avail", cfg.Avail, ErrAlign}
 	}
@@ -87,9 +88,9 @@ func newSplit(mem *guestmem.Memory, cfg *Config) (split, error) {
 	return r, nil
 }
 
-// Pop takes the oldest chain that is suspended into c, or else fetches the next one from the available ring. It returns
-// false when there is none. An error is sticky: the ring is broken (a *BrokenError) or closed. c must not be in flight.
-// Each descriptor is read once.
+// Pop takes the oldest chain that is suspended into c, or else fetches the next one from the
+// available ring. It returns false when there is none. An error is sticky: the ring is broken (a
+// *BrokenError) or closed. c must not be in flight. Each descriptor is read once.
 func (q *Queue) Pop(c *Chain) (bool, error) {
 	if len(q.suspended) > 0 {
 		return q.popSuspended(c)
@@ -223,8 +224,8 @@ func (q *Queue) walk(c *Chain, head uint16) error {
 	return nil
 }
 
-// appendSlices is for the buffers that do not lie in one region, which hardly a guest ever has: it appends one to
-// list, a list of c.
+// appendSlices is for the buffers that do not lie in one region, which hardly a guest ever has: it
+// appends one to list, a list of c.
 func (q *Queue) appendSlices(list *[][]byte, c *Chain, head uint16, addr, size uint64) error {
 	var err error
 	if *list, err = q.view.Memory().AppendSlices(*list, addr, size); err != nil {
@@ -239,8 +240,8 @@ func (q *Queue) appendSlices(list *[][]byte, c *Chain, head uint16, addr, size u
 
 // indirectTable returns the table that a descriptor refers to, or nil for one that lies across
 // regions, and the number of pieces that it is in then: descAt finds its descriptors. It is not
-// copied: a driver says that it has 4 GiB of them for a chain of one. VIRTQ_DESC_F_WRITE in flags
-// means nothing (2.7.5.3.2).
+// copied: a guest driver says that it has 4 GiB of them for a chain of one. VIRTQ_DESC_F_WRITE in
+// flags means nothing (2.7.5.3.2).
 func (q *Queue) indirectTable(head uint16, addr, size uint64, flags uint16) (
 	table []byte, pieces int, err error,
 ) {
@@ -271,10 +272,11 @@ func (q *Queue) brokenBy(err error, reason Reason, format string, args ...any) e
 	return q.err
 }
 
-// Push gives c back used: it stores the used element, which the driver does not see before Publish. written is how
-// many bytes were written at the start of the writable buffers (used.ring[].len). c and its buffers are not to be
-// used any more, but c may be popped into again. On a broken or closed ring only the count is kept. It panics if c
-// is not in flight in q, or written is more than there is room for: the device's own defects.
+// Push ends c: it stores the used element, which the guest driver does not see before Publish.
+// written is how many bytes were written at the start of the writable buffers (used.ring[].len). c
+// and its buffers are not to be used any more, but c may be popped into again. On a broken or
+// closed ring only the count is kept. It panics if c is not in flight in q, or written is more than
+// there is room for: the device's own defects.
 func (q *Queue) Push(c *Chain, written uint32) {
 	if int(written) > c.writableLen {
 		panic("virtq: more written than the chain has room for")
@@ -290,8 +292,9 @@ func (q *Queue) Push(c *Chain, written uint32) {
 	q.usedNext++
 }
 
-// Show shows the driver all that was pushed, with one store. A driver that looks sees it; one that waits to be called does not until
-// Publish says so. Without anything new, or on a broken or closed ring, it does nothing.
+// Show shows the guest driver all that was pushed, with one store. A guest driver that looks sees
+// it; one that waits to be called does not until Publish says so. Without anything new, or on a
+// broken or closed ring, it does nothing.
 func (q *Queue) Show() {
 	from, to := q.usedIdx, q.usedNext
 	if from == to || q.err != nil {
@@ -305,9 +308,10 @@ func (q *Queue) Show() {
 	}
 }
 
-// Publish is Show, and tells whether the driver wants a call for what was shown since the last Publish: by used_event where
-// VIRTIO_F_EVENT_IDX was negotiated, else by avail.flags (virtio 1.2, 2.7.7.2). Without anything new, or on a broken or closed ring,
-// it does nothing and returns false.
+// Publish is Show, and tells whether the guest driver wants a call for what was shown since the
+// last Publish: by used_event where VIRTIO_F_EVENT_IDX was negotiated, else by avail.flags (virtio
+// 1.2, 2.7.7.2). Without anything new, or on a broken or closed ring, it does nothing and returns
+// false.
 func (q *Queue) Publish() (call bool) {
 	q.Show()
 	from := q.told
@@ -334,13 +338,14 @@ func (q *Queue) storeUsedFlags() {
 	}
 }
 
-// needEvent tells whether the entry event is among those from from to to-1: then whoever set it wants to be notified
-// of the move of the index (vring_need_event in virtio 1.2, appendix A).
+// needEvent tells whether the entry event is among those from from to to-1: then whoever set it
+// wants to be notified of the move of the index (vring_need_event in virtio 1.2, appendix A).
 func needEvent(event, to, from uint16) bool {
 	return to-event-1 < to-from
 }
 
-// Pending tells whether there is something to pop, or an avail.idx that will break the ring. It is at most one load.
+// Pending tells whether there is something to pop, or an avail.idx that will break the ring. It is
+// at most one load.
 func (q *Queue) Pending() bool {
 	if q.err != nil {
 		return false
@@ -349,9 +354,9 @@ func (q *Queue) Pending() bool {
 	return q.availIdx != next || len(q.suspended) > 0 || q.ring.availIdx.Load() != next
 }
 
-// EnableNotify asks the driver for a kick when it makes the next chain available, and then looks whether it has
-// done so already: pending says that there is something to pop, for which no kick may come. On a broken or closed
-// ring it returns false.
+// EnableNotify asks the guest driver for a kick when it makes the next chain available, and then
+// looks whether it has done so already: pending says that there is something to pop, for which no
+// kick may come. On a broken or closed ring it returns false.
 func (q *Queue) EnableNotify() (pending bool) {
 	if q.err != nil {
 		return false
@@ -375,8 +380,8 @@ func (q *Queue) EnableNotify() (pending bool) {
 	return q.ring.availIdx.Load() != next
 }
 
-// DisableNotify tells the driver that kicks are not needed. It may kick all the same. With VIRTIO_F_EVENT_IDX there
-// is nothing to do: avail_event stays behind.
+// DisableNotify tells the guest driver that kicks are not needed. It may kick all the same. With
+// VIRTIO_F_EVENT_IDX there is nothing to do: avail_event stays behind.
 func (q *Queue) DisableNotify() {
 	if q.err != nil || q.eventIdx || q.usedFlags == usedNoNotify {
 		return

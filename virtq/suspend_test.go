@@ -93,7 +93,8 @@ func TestUnfetchStopsAtWhatMayNotGoBack(t *testing.T) {
 	r.mustPop(t, heads...)
 }
 
-// What was pushed before the region was handed on shows in used.idx alone: a chain that is left may have been overtaken.
+// What was pushed before the region was handed on shows in used.idx alone: a chain that is left may
+// have been overtaken.
 func TestInheritedChainsAreNotGivenBackToTheRing(t *testing.T) {
 	region := make([]byte, virtq.InflightSize(8))
 	r := newRing(t, 8, modern).restart(t, region)

@@ -82,8 +82,6 @@ var stillWide = []string{
 	"vhostuser",
 	"vhostuser/vhostusertest",
 	"vhostuser/virtioblk",
-	"virtq",
-	"virtq/virtqtest",
 }
 
 // narrow reports comments that are too wide.

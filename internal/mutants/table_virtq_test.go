@@ -42,6 +42,12 @@ var _ = add("virtq", []mutant{
 		by:   tests{in: "./virtq", run: "TestAKillBetweenAnyTwoStoresLosesAndRepeatsNothing$"},
 	},
 	{
+		what: "what was written to a chain that is suspended is not marked", file: suspendGo,
+		from: "\tif q.log != nil {\n\t\tq.markLanded(c)\n\t}\n",
+		to:   "",
+		by:   tests{in: "./virtq", run: "TestAMigratedGuestHasAllThatTheDeviceWrote$"},
+	},
+	{
 		what: "the base has what is suspended behind it", file: "virtq/queue.go",
 		from: "return uint16(q.next) - uint16(len(q.suspended))",
 		to:   "return uint16(q.next)",

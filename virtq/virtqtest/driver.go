@@ -8,7 +8,8 @@ import (
 	"vdev/virtq"
 )
 
-// Flags of a descriptor, of the available and of the used ring (virtio 1.2, 2.7.5, 2.7.6 and 2.7.8).
+// Flags of a descriptor, of the available and of the used ring (virtio 1.2, 2.7.5, 2.7.6 and
+// 2.7.8).
 const (
 	DescNext     = 1 // VIRTQ_DESC_F_NEXT
 	DescWrite    = 2 // VIRTQ_DESC_F_WRITE
@@ -79,8 +80,8 @@ func New(mem *Mem, size int, features uint64) *Driver {
 		mem.Alloc(DescSize*n, 16), mem.Alloc(6+2*n, 2), mem.Alloc(6+8*n, 4))
 }
 
-// NewAt is New with the guest physical addresses of the parts given. Without FeatureEventIdx the last two bytes of
-// the available and of the used ring are not touched and need not be there.
+// NewAt is New with the guest physical addresses of the parts given. Without FeatureEventIdx the
+// last two bytes of the available and of the used ring are not touched and need not be there.
 func NewAt(mem *Mem, size int, features uint64, desc, avail, used uint64) *Driver {
 	n := uint64(size)
 	d := &Driver{
@@ -118,8 +119,8 @@ func field(b []byte) guestmem.Uint16 {
 
 func (d *Driver) eventIdx() bool { return d.features&virtq.FeatureEventIdx != 0 }
 
-// Layout describes the ring to a device, or to a back-end: it is a front-end's SET_VRING_NUM, SET_VRING_ADDR,
-// SET_FEATURES and SET_VRING_BASE.
+// Layout describes the ring to a device, or to a back-end: it is a front-end's SET_VRING_NUM,
+// SET_VRING_ADDR, SET_FEATURES and SET_VRING_BASE.
 func (d *Driver) Layout() virtq.Config {
 	return virtq.Config{
 		Size:     uint32(d.size),
@@ -131,7 +132,8 @@ func (d *Driver) Layout() virtq.Config {
 	}
 }
 
-// UsedPhys returns the guest physical address of the used ring, as the log field of SET_VRING_ADDR has it.
+// UsedPhys returns the guest physical address of the used ring, as the log field of SET_VRING_ADDR
+// has it.
 func (d *Driver) UsedPhys() uint64 { return d.usedAddr }
 
 // StartAt makes all indices start at idx, as after that many requests. It is for a Driver that has
@@ -158,9 +160,9 @@ func (d *Driver) Room() int { return len(d.free) }
 // InFlight returns how many descriptors are in use.
 func (d *Driver) InFlight() int { return d.size - len(d.free) }
 
-// Add makes a chain of one descriptor for each buffer and enters it into the available ring; the device sees it
-// after Kick. It returns the chain's head, and false, having done nothing, when there is no room. A chain has at
-// least one buffer.
+// Add makes a chain of one descriptor for each buffer and enters it into the available ring; the
+// device sees it after Kick. It returns the chain's head, and false, having done nothing, when
+// there is no room. A chain has at least one buffer.
 func (d *Driver) Add(readable, writable []Seg) (head uint16, ok bool) {
 	n := len(readable) + len(writable)
 	if n == 0 {
@@ -225,8 +227,9 @@ func (d *Driver) AddIndirect(readable, writable []Seg) (head uint16, ok bool) {
 	return head, true
 }
 
-// Kick shows the device everything added since the last Kick, and tells whether the device wants a notification for
-// it: by avail_event where FeatureEventIdx was negotiated, else by the used ring's flags.
+// Kick shows the device everything added since the last Kick, and tells whether the device wants a
+// notification for it: by avail_event where FeatureEventIdx was negotiated, else by the used ring's
+// flags.
 func (d *Driver) Kick() bool {
 	from, to := d.published, d.added
 	if from == to {
@@ -243,8 +246,8 @@ func (d *Driver) Kick() bool {
 // PendingUsed tells whether Used has something to return.
 func (d *Driver) PendingUsed() bool { return d.usedIdx.Load() != d.lastUsed }
 
-// Used takes the next used element, and false when there is none: the head that Add returned, whose descriptors are
-// free from now on, and the number of bytes the device says it wrote.
+// Used takes the next used element, and false when there is none: the head that Add returned, whose
+// descriptors are free from now on, and the number of bytes the device says it wrote.
 func (d *Driver) Used() (head uint16, written uint32, ok bool) {
 	if !d.PendingUsed() {
 		return 0, 0, false
@@ -269,8 +272,8 @@ func (d *Driver) Used() (head uint16, written uint32, ok bool) {
 	return head, written, true
 }
 
-// EnableCalls asks the device for a call when it publishes the next used element, and then looks whether it has
-// done so already: pending says that Used has something, for which no call may come.
+// EnableCalls asks the device for a call when it publishes the next used element, and then looks
+// whether it has done so already: pending says that Used has something, for which no call may come.
 func (d *Driver) EnableCalls() (pending bool) {
 	if d.eventIdx() {
 		store(d.usedEvent, d.lastUsed)
@@ -280,7 +283,8 @@ func (d *Driver) EnableCalls() (pending bool) {
 	return d.PendingUsed()
 }
 
-// DisableCalls tells the device that calls are not needed. With FeatureEventIdx used_event just stays behind.
+// DisableCalls tells the device that calls are not needed. With FeatureEventIdx used_event just
+// stays behind.
 func (d *Driver) DisableCalls() {
 	if !d.eventIdx() {
 		store(d.availFlags, AvailNoInterrupt)
@@ -304,8 +308,8 @@ func (d *Driver) UsedFlags() uint16 { return d.usedFlags.Load() }
 // SetDesc writes descriptor i of the ring, whoever uses it.
 func (d *Driver) SetDesc(i int, desc Desc) { desc.Put(d.desc[DescSize*i:]) }
 
-// Offer enters head into the available ring, whatever it is. The device sees it after Kick. Used knows nothing of
-// such a head.
+// Offer enters head into the available ring, whatever it is. The device sees it after Kick. Used
+// knows nothing of such a head.
 func (d *Driver) Offer(head uint16) {
 	binary.LittleEndian.PutUint16(d.avail[4+2*(int(d.added)%d.size):], head)
 	d.added++

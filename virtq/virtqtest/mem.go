@@ -2,8 +2,8 @@
 // fuzz targets and benchmarks of devices. It trusts neither side: misuse by the test and
 // misbehaviour of the device both panic, with a message that says which.
 //
-// Nothing here locks. A Mem may be read by any goroutine, but Alloc is for one at a time; a Driver belongs to one
-// goroutine, while the device works on the same ring.
+// Nothing here locks. A Mem may be read by any goroutine, but Alloc is for one at a time; a Driver
+// belongs to one goroutine, while the device works on the same ring.
 package virtqtest
 
 import (
@@ -14,25 +14,29 @@ import (
 	"vdev/virtq"
 )
 
-// userBase is where the guest's memory lies in the make-believe front-end's address space. Nothing reads there.
+// userBase is where the guest's memory lies in the make-believe front-end's address space. Nothing
+// reads there.
 const userBase = 0x7e00_0000_0000
 
-// Range is a range of guest physical memory to make. Both numbers are best multiples of the page size.
+// Range is a range of guest physical memory to make. Both numbers are best multiples of the page
+// size.
 type Range struct {
 	GuestPhys uint64 // guest physical address of its first byte
 	Size      uint64 // bytes
 }
 
-// Region is a region of a Mem, as a front-end describes it to a back-end (vhost-user, "Single memory region
-// description").
+// Region is a region of a Mem, as a front-end describes it to a back-end (vhost-user, "Single
+// memory region description").
 type Region struct {
-	GuestPhys  uint64 // guest physical address of its first byte
-	Size       uint64 // bytes
-	UserAddr   uint64 // address of its first byte in the front-end's own address space, as ring addresses are given
+	GuestPhys uint64 // guest physical address of its first byte
+	Size      uint64 // bytes
+	// address of its first byte in the front-end's own address space, as ring addresses are given
+	UserAddr   uint64
 	MmapOffset uint64 // where it begins in the memory file, bytes
 }
 
-// Mem is a guest's memory: one memory file, zero at first, in which the regions lie one after another.
+// Mem is a guest's memory: one memory file, zero at first, in which the regions lie one after
+// another.
 type Mem struct {
 	fd      *sys.FD
 	bytes   []byte
@@ -103,8 +107,8 @@ func (m *Mem) Memory() (*virtq.Memory, error) {
 	return (*virtq.Memory)(mem), err
 }
 
-// Alloc returns the guest physical address of n bytes, a multiple of align (a power of two), in the first region
-// with room for them. Nothing is ever freed. It panics when no region has room.
+// Alloc returns the guest physical address of n bytes, a multiple of align (a power of two), in the
+// first region with room for them. Nothing is ever freed. It panics when no region has room.
 func (m *Mem) Alloc(n, align uint64) uint64 {
 	for i := range m.regions {
 		if gpa, ok := m.alloc(i, n, align); ok {
@@ -143,8 +147,8 @@ func (m *Mem) offset(gpa uint64) uint64 {
 	panic(fmt.Sprintf("virtqtest: gpa %#x is not in memory", gpa))
 }
 
-// Bytes returns the n bytes at gpa, shared with the device. They may lie in several regions that follow one another.
-// It panics when they are not all in memory.
+// Bytes returns the n bytes at gpa, shared with the device. They may lie in several regions that
+// follow one another. It panics when they are not all in memory.
 func (m *Mem) Bytes(gpa, n uint64) []byte {
 	if n == 0 {
 		return nil
