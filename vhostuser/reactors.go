@@ -46,19 +46,33 @@ type Reactors struct{ pool *reactor.Pool }
 // for it (ENOSYS, EPERM), or is short of memory or descriptors. A Mode that does not exist is an
 // error, too.
 func NewReactors(c ReactorConfig) (*Reactors, error) {
-	host := reactor.Config{Reactors: c.Reactors, Mode: reactor.Mode(c.Mode), PollMax: c.PollMax, MaxStuck: c.MaxStuck}
-	if c.Mode == "" {
-		host.Mode = reactor.ModeURing
+	r, _, err := NewReactorsFor(c.Mode, func(Mode) ReactorConfig { return c })
+	return r, err
+}
+
+// NewReactorsFor is NewReactors for a caller whose choice depends on the Mode. It calls config with
+// each Mode that it tries, and starts what that returns, whatever its own Mode. refused is why the
+// host has refused io_uring: mode was empty, and ModeThreads was tried instead.
+func NewReactorsFor(mode Mode, config func(Mode) ReactorConfig) (r *Reactors, refused, err error) {
+	start := func(mode Mode) (*Reactors, error) {
+		c := config(mode)
+		pool, err := reactor.NewPool(reactor.Config{
+			Reactors: c.Reactors, Mode: reactor.Mode(mode), PollMax: c.PollMax, MaxStuck: c.MaxStuck,
+		})
+		if err != nil {
+			return nil, err
+		}
+		return &Reactors{pool}, nil
 	}
-	pool, err := reactor.NewPool(host)
-	if err != nil && c.Mode == "" {
-		host.Mode = reactor.ModeThreads
-		pool, err = reactor.NewPool(host)
+	if mode != "" {
+		r, err = start(mode)
+		return r, nil, err
 	}
-	if err != nil {
-		return nil, err
+	if r, refused = start(ModeURing); refused == nil {
+		return r, nil, nil
 	}
-	return &Reactors{pool}, nil
+	r, err = start(ModeThreads)
+	return r, refused, err
 }
 
 // Mode tells how the reactors work: never "".
