@@ -13,7 +13,7 @@ import (
 // Span is something that took time. With Instant it is something that happened at once: End equals
 // Start.
 type Span struct {
-	Row        string // what it is about: "front-end", "device", "revoke", "control", "ring 3"
+	Row        string // what it is about: "front-end", "control", "revoke block 14,0", "block 14,0", "ring 3"
 	Name       string
 	Start, End time.Duration // since the Log was made
 	Instant    bool
@@ -23,21 +23,20 @@ type Span struct {
 	Err        error
 }
 
-// rows are the names of the rows that are not rings, in the order they are shown in.
-var rows = []string{"front-end", "control", "revoke", "device"}
-
+// The rows that are not rings, in the order they are shown in. Those of a device that has a name
+// have it in theirs.
 const (
-	rowFrontEnd = iota
-	rowControl
-	rowRevoke
-	rowDevice
+	rowFrontEnd = "front-end"
+	rowControl  = "control"
+	rowRevoke   = "revoke"
+	rowDevice   = "device" // or the device's name
 )
 
 // Spans turns a device's events into what a timeline shows:
 //
 //   - on the row front-end, how long one was connected, and, within, how long it waited for the answer to a message (in, out);
-//   - on the row device, the state of the device: d_open, open, d_cancel, drain, d_close, one after the other;
-//   - on the row revoke, each revoke, and on the row control, the commands that came (ctl);
+//   - on a row for each device, its state: d_open, open, d_cancel, drain, d_close, one after the other;
+//   - on another row for each device, each revoke, and on the row control, the commands that came (ctl);
 //   - on a row for each ring: running, disabled, draining, stopping, broken.
 //
 // Other events are instants: what the device model has said (log) on the row device, and unknown
@@ -90,7 +89,8 @@ func (b *builder) pop(row string) int {
 	return last
 }
 
-// end ends the innermost span of the row if it has that name ("" is any), and tells whether there was one.
+// end ends the innermost span of the row if it has that name ("" is any), and tells whether there
+// was one.
 func (b *builder) end(row, name string, e Event) bool {
 	stack := b.open[row]
 	if len(stack) == 0 || name != "" && b.spans[stack[len(stack)-1]].Name != name {
@@ -141,7 +141,10 @@ func (b *builder) ring(row string, e Event) {
 
 // whole takes an event of the whole device, or a message.
 func (b *builder) whole(e Event) {
-	front, dev, revoke := rows[rowFrontEnd], rows[rowDevice], rows[rowRevoke]
+	front, dev, revoke := rowFrontEnd, cmp.Or(e.Device, rowDevice), rowRevoke
+	if e.Device != "" {
+		revoke += " " + e.Device
+	}
 	switch e.Kind {
 	case "connect":
 		b.become(front, "connected", e)
@@ -179,11 +182,11 @@ func (b *builder) whole(e Event) {
 	case "revoked":
 		b.end(revoke, "revoke", e)
 	case "log":
-		b.instant(dev, Event{Time: e.Time, Kind: e.Note, Err: e.Err})
+		b.instant(rowDevice, Event{Time: e.Time, Kind: e.Note, Err: e.Err})
 	case "ctl":
-		b.instant(rows[rowControl], Event{Time: e.Time, Kind: e.Note, Err: e.Err})
+		b.instant(rowControl, Event{Time: e.Time, Kind: e.Note, Err: e.Err})
 	default:
-		b.instant(rows[rowControl], e)
+		b.instant(rowControl, e)
 	}
 }
 
@@ -196,8 +199,8 @@ func message(e Event) string {
 	return name
 }
 
-// chromeEvent is an event of Chrome's trace format ("Trace Event Format", JSON Object Format), which Perfetto reads as well.
-// Times are in microseconds.
+// chromeEvent is an event of Chrome's trace format ("Trace Event Format", JSON Object Format),
+// which Perfetto reads as well. Times are in microseconds.
 type chromeEvent struct {
 	Name  string         `json:"name"`
 	Phase string         `json:"ph"` // X: with a duration; i: an instant; M: about a process or a thread
@@ -221,7 +224,7 @@ func WriteChrome(w io.Writer, spans []Span, process string, pid int, start time.
 			names = append(names, s.Row)
 		}
 	}
-	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(rowOrder(a), rowOrder(b)) })
+	slices.SortFunc(names, func(a, b string) int { return cmp.Or(cmp.Compare(rowOrder(a), rowOrder(b)), strings.Compare(a, b)) })
 	list := []chromeEvent{{Name: "process_name", Phase: "M", PID: pid, Args: map[string]any{"name": process}}}
 	for i, name := range names {
 		threads[name] = i + 1
@@ -261,12 +264,19 @@ func WriteChrome(w io.Writer, spans []Span, process string, pid int, start time.
 
 // rowOrder puts the rings behind the other rows, by number.
 func rowOrder(row string) int {
-	if i := slices.Index(rows, row); i >= 0 {
-		return i
-	}
 	var n int
-	_, _ = fmt.Sscanf(row, "ring %d", &n)
-	return len(rows) + n
+	switch {
+	case row == rowFrontEnd:
+		return 0
+	case row == rowControl:
+		return 1
+	case strings.HasPrefix(row, rowRevoke):
+		return 2
+	}
+	if _, err := fmt.Sscanf(row, "ring %d", &n); err == nil {
+		return 4 + n
+	}
+	return 3
 }
 
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }

@@ -11,7 +11,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// life makes events, one each second, of lines such as "stop 3 why=base !boom": kind, queue or -, note, error.
+// life makes events, one each second, of lines such as "stop 3 why=base !boom": kind, queue or -,
+// note, error.
 func life(text string) []Event {
 	var events []Event
 	for line := range strings.Lines(text) {
@@ -178,7 +179,46 @@ func TestSpansOfADevicesLife(t *testing.T) {
 	}
 }
 
-// A viewer shows spans of one row as a stack: they must follow each other, or lie within each other.
+// TestDevicesHaveRowsOfTheirOwn: what is served may have several, which open and close at the same
+// time.
+func TestDevicesHaveRowsOfTheirOwn(t *testing.T) {
+	var events []Event
+	for _, kind := range []string{"open", "opened", "revoke", "close"} {
+		for _, device := range []string{"char 5,1", "char 5,0"} {
+			events = append(events, Event{Time: time.Duration(len(events)) * time.Second, Kind: kind, Device: device, Queue: WholeDevice})
+		}
+	}
+	events = append(events, Event{Time: 8 * time.Second, Kind: "log", Note: "it smokes", Queue: WholeDevice})
+	const want = `char 5,1: d_open 0-2
+char 5,0: d_open 1-3
+char 5,1: open 2-6
+char 5,0: open 3-7
+revoke char 5,1: revoke 4-9 and on
+revoke char 5,0: revoke 5-9 and on
+char 5,1: d_close 6-9 and on
+char 5,0: d_close 7-9 and on
+device: it smokes at 8
+`
+	spans := Spans(events, 9*time.Second)
+	if got := text(spans); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	var b strings.Builder
+	if err := WriteChrome(&b, spans, "vdev", 1, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	rest := b.String()
+	for _, row := range []string{"revoke char 5,0", "revoke char 5,1", `"char 5,0"`, `"char 5,1"`} {
+		_, after, found := strings.Cut(rest, row)
+		if !found {
+			t.Fatalf("there is no row %s, or it comes too early:\n%s", row, b.String())
+		}
+		rest = after
+	}
+}
+
+// A viewer shows spans of one row as a stack: they must follow each other, or lie within each
+// other.
 func TestSpansOfARowNeverCross(t *testing.T) {
 	kinds := []string{"connect", "disconnect", "in", "out", "session", "open", "opened", "cancel", "canceled", "drain", "drained", "close",
 		"closed", "revoke", "revoked", "start", "stop", "stopping", "enable", "disable", "break", "ctl"}
@@ -261,7 +301,7 @@ func TestChromeTraceHasARowForEachRing(t *testing.T) {
 func TestEventsComeThroughJSON(t *testing.T) {
 	for _, e := range []Event{
 		{Seq: 7, Time: 1234567890123, Kind: "stop", Queue: 0, Note: "why=base", Err: errors.New("boom")},
-		{Time: 1, Kind: "open", Queue: WholeDevice},
+		{Time: 1, Kind: "open", Device: "block 14,0", Queue: WholeDevice},
 	} {
 		b, err := json.Marshal(e)
 		if err != nil {
@@ -271,7 +311,7 @@ func TestEventsComeThroughJSON(t *testing.T) {
 		if err := json.Unmarshal(b, &got); err != nil {
 			t.Fatal(err)
 		}
-		if got.String() != e.String() || got.Seq != e.Seq || got.Time != e.Time || got.Queue != e.Queue {
+		if got.String() != e.String() || got.Seq != e.Seq || got.Time != e.Time || got.Queue != e.Queue || got.Device != e.Device {
 			t.Errorf("%s becomes %+v, want %+v", b, got, e)
 		}
 	}

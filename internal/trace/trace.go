@@ -3,7 +3,8 @@
 // the events. A user can print them, follow them as they come, or see them as a timeline (Spans,
 // WriteChrome).
 //
-// A Log is meant for events that happen a few times in a guest's life, never for each request: it has a mutex.
+// A Log is meant for events that happen a few times in a guest's life, never for each request: it
+// has a mutex.
 package trace
 
 import (
@@ -22,17 +23,25 @@ const WholeDevice = -1
 
 // Event is one thing that happened to a device.
 type Event struct {
-	Seq   uint64        // counts from 0 over the Log's life, so that a gap shows what was overwritten
-	Time  time.Duration // since the Log was made, on the monotonic clock
-	Kind  string        // the step's name, as the package has it that took it: "open", "cancel", "stop"
-	Queue int           // the ring's index, or WholeDevice
-	Note  string        // what else is worth knowing; may be empty
-	Err   error         // why it failed; nil where it did not
+	Seq  uint64        // counts from 0 over the Log's life, so that a gap shows what was overwritten
+	Time time.Duration // since the Log was made, on the monotonic clock
+	Kind string        // the step's name, as the package has it that took it: "open", "cancel", "stop"
+	// Device is the block or character device that it is about, such as "block 14,0": what is
+	// served may have several. Empty where it is about none of them.
+	Device string
+	Queue  int    // the ring's index, or WholeDevice
+	Note   string // what else is worth knowing; may be empty
+	Err    error  // why it failed; nil where it did not
 }
 
-// String returns the event on one line, such as "    2.636412 stop queue=0: broken".
+// String returns the event on one line, such as " 2.636412 stop queue=0: broken" or " 2.636419
+// block 14,0 cancel".
 func (e Event) String() string {
-	s := fmt.Sprintf("%12.6f %s", e.Time.Seconds(), e.Kind)
+	s := fmt.Sprintf("%12.6f ", e.Time.Seconds())
+	if e.Device != "" {
+		s += e.Device + " "
+	}
+	s += e.Kind
 	if e.Queue != WholeDevice {
 		s += fmt.Sprintf(" queue=%d", e.Queue)
 	}
@@ -50,14 +59,16 @@ type eventJSON struct {
 	Seq     uint64  `json:"seq"`
 	Seconds float64 `json:"seconds"`
 	Kind    string  `json:"kind"`
+	Device  string  `json:"device,omitempty"`
 	Queue   *int    `json:"queue,omitempty"`
 	Note    string  `json:"note,omitempty"`
 	Error   string  `json:"error,omitempty"`
 }
 
-// MarshalJSON gives the event as an object with seq, seconds, kind and, where there are such, queue, note and error.
+// MarshalJSON gives the event as an object with seq, seconds, kind and, where there are such,
+// device, queue, note and error.
 func (e Event) MarshalJSON() ([]byte, error) {
-	j := eventJSON{Seq: e.Seq, Seconds: e.Time.Seconds(), Kind: e.Kind, Note: e.Note}
+	j := eventJSON{Seq: e.Seq, Seconds: e.Time.Seconds(), Kind: e.Kind, Device: e.Device, Note: e.Note}
 	if e.Queue != WholeDevice {
 		j.Queue = &e.Queue
 	}
@@ -73,7 +84,7 @@ func (e *Event) UnmarshalJSON(b []byte) error {
 	if err := json.Unmarshal(b, &j); err != nil {
 		return err
 	}
-	*e = Event{Seq: j.Seq, Time: time.Duration(math.Round(j.Seconds * 1e9)), Kind: j.Kind, Queue: WholeDevice, Note: j.Note}
+	*e = Event{Seq: j.Seq, Time: time.Duration(math.Round(j.Seconds * 1e9)), Kind: j.Kind, Device: j.Device, Queue: WholeDevice, Note: j.Note}
 	if j.Queue != nil {
 		e.Queue = *j.Queue
 	}
@@ -83,8 +94,8 @@ func (e *Event) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// Log holds the newest events of one device in a ring of fixed size. All its methods may be called from any
-// goroutine.
+// Log holds the newest events of one device in a ring of fixed size. All its methods may be called
+// from any goroutine.
 type Log struct {
 	start time.Time
 	cheap map[string]bool // kinds that are kept in a ring of their own; does not change
@@ -126,7 +137,8 @@ func (r *ring) add(e Event) {
 // newest gives the i-th newest event, from 0 on.
 func (r *ring) newest(i int) *Event { return &r.events[(r.added-1-uint64(i))%r.size] }
 
-// frozen is an error with the text that it had at a moment: some tell how long something has lasted until they are asked.
+// frozen is an error with the text that it had at a moment: some tell how long something has lasted
+// until they are asked.
 type frozen struct {
 	text string
 	err  error
