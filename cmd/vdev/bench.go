@@ -21,16 +21,6 @@ import (
 	"vdev/internal/spec"
 )
 
-// benchConfig is a command line of `vdev bench` that was found right.
-type benchConfig struct {
-	targets []load.Target // one, or two that are compared
-	jobs    []load.Job    // one for each case
-	rounds  int
-	json    bool
-	output  string // a file, or empty: the standard output
-	svg     string // a file, or empty: no picture
-}
-
 // benchFlags are the flags of `vdev bench`, as they are given.
 type benchFlags struct {
 	pattern     several[string]
@@ -55,9 +45,6 @@ type benchFlags struct {
 	output      string
 	svg         string
 }
-
-// The two kinds of clients.
-const clientEvent, clientPoll = "event", "poll"
 
 func newBenchCommand() *cobra.Command {
 	f := newBenchFlags()

@@ -17,8 +17,21 @@ import (
 	"vdev/internal/spec"
 )
 
-// benchReport is what `vdev bench` has measured. Its JSON is what --format json prints: members may be added, and one that changes
-// its meaning makes it another Format.
+// benchConfig is a command line of `vdev bench` that was found right.
+type benchConfig struct {
+	targets []load.Target // one, or two that are compared
+	jobs    []load.Job    // one for each case
+	rounds  int
+	json    bool
+	output  string // a file, or empty: the standard output
+	svg     string // a file, or empty: no picture
+}
+
+// The two kinds of clients.
+const clientEvent, clientPoll = "event", "poll"
+
+// benchReport is what `vdev bench` has measured. Its JSON is what --format json prints: members may
+// be added, and one that changes its meaning makes it another Format.
 type benchReport struct {
 	Format        int           `json:"format"` // 1
 	Time          time.Time     `json:"time"`   // when it began
@@ -95,7 +108,8 @@ type benchQuantile struct {
 	Latency    int64   `json:"latency_ns"`
 }
 
-// benchRatios are figures of the first target divided by the second one's; not there where one of them is not known, or nothing.
+// benchRatios are figures of the first target divided by the second one's; not there where one of
+// them is not known, or nothing.
 type benchRatios struct {
 	IOPS *benchRatio `json:"iops,omitempty"`
 	P50  *benchRatio `json:"latency_p50,omitempty"`
@@ -310,7 +324,8 @@ func bound(cpus cpuList) string {
 	return "processors " + cpus.String()
 }
 
-// ended tells why there is no more, and how many rounds there are of the last case where there are fewer.
+// ended tells why there is no more, and how many rounds there are of the last case where there are
+// fewer.
 func (r *benchReport) ended() string {
 	s := "It ended early: " + r.Error
 	if n := len(r.Cases[len(r.Cases)-1].Results[0].Rounds); n < r.Rounds {
@@ -398,7 +413,8 @@ func (r *benchReport) text(w io.Writer) error {
 	return t.err
 }
 
-// figure draws the report: for each kind of load bars of IOPS and, of two targets, of their ratios, and beside them the latencies.
+// figure draws the report: for each kind of load bars of IOPS and, of two targets, of their ratios,
+// and beside them the latencies.
 func (r *benchReport) figure() *chart.Figure {
 	var names []string
 	for _, t := range r.Targets {

@@ -87,15 +87,15 @@ its status as well. With --control, 'vdev ctl' does the same and more.`,
       -device vhost-user-blk-pci,chardev=disk0`,
 		Args: noArguments("; the image is given with --blk-file"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			disk, err := f.Config(cmd.Flags().Changed)
+			device, err := f.Config(cmd.Flags().Changed)
 			if err != nil {
 				return err
 			}
-			c, err := p.Config(cmd.Flags().Changed, disk)
+			c, err := p.Config(cmd.Flags().Changed, device)
 			if err != nil {
 				return err
 			}
-			if err := serve(cmd.Context(), c, cmd.ErrOrStderr()); err != nil {
+			if err := serveDevices(cmd.Context(), c, cmd.ErrOrStderr()); err != nil {
 				return &failure{err}
 			}
 			return nil
@@ -116,29 +116,4 @@ func completeDisk(cmd *cobra.Command, f *spec.DiskFlags) {
 	must(cmd.RegisterFlagCompletionFunc("driver", cobra.FixedCompletions(
 		[]string{"vnd,file=", "md,size=", "nbd,uri=", "qemu,file=", "null,size=", "fault,rule="}, cobra.ShellCompDirectiveNoSpace|cobra.ShellCompDirectiveNoFileComp)))
 	completeNothing(cmd, "fd", "num-queues", "seg-max", "serial", "cancel-after")
-}
-
-// completeProcess completes the flags that are about all of vdev.
-func completeProcess(cmd *cobra.Command, p *spec.ProcessFlags) {
-	completeChoices(cmd, p.Choices())
-	completeNothing(cmd, "reactors", "poll-us")
-}
-
-func completeChoices(cmd *cobra.Command, choices map[string]*spec.Choice) {
-	for name, c := range choices {
-		must(cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(c.Of, cobra.ShellCompDirectiveNoFileComp)))
-	}
-}
-
-func completeNothing(cmd *cobra.Command, flags ...string) {
-	for _, name := range flags {
-		must(cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions))
-	}
-}
-
-// must panics with an error that only a mistake in this program can cause.
-func must(err error) {
-	if err != nil {
-		panic(err)
-	}
 }

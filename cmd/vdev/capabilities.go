@@ -32,13 +32,6 @@ func printCapabilities(w io.Writer) error {
 	return printJSON(w, capabilities{Type: "block", Features: []string{"read-only", "blk-file"}})
 }
 
-func printJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	e.SetEscapeHTML(false)
-	return e.Encode(v)
-}
-
 // description is the file from which management software learns that vdev is installed, and where.
 type description struct {
 	Description string `json:"description"`

@@ -235,7 +235,7 @@ been started with --driver fault; 'vdev blk --help' describes the rules.`,
 		Args: func(_ *cobra.Command, rules []string) error {
 			for _, r := range rules {
 				if _, err := fault.ParseRule(r); err != nil {
-					return errors.New(withoutEINVAL(err))
+					return errors.New(fault.Reason(err))
 				}
 			}
 			return nil

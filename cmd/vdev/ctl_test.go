@@ -99,7 +99,7 @@ func TestStatusTellsWhatAStopWaitsFor(t *testing.T) {
 	p := serving(t, nil, "blk", "--socket-path", socket, "--control", ctl, "--num-queues", "3", "--serial", "S1",
 		"--driver", "fault,lower=vnd,file="+image(t, 8))
 	if st := p.status(ctl); st.FrontEnd != nil || st.State != "closed" || st.PID != p.cmd.Process.Pid || st.Disk.Driver != "fault on vnd" ||
-		st.Disk.Bytes != 8*512 || st.Disk.Serial != "S1" || st.Disk.CancelAfter != 30 || !st.Disk.Migratable || st.LogLevel != "info" {
+		st.Disk.Bytes != 8*512 || st.Disk.Serial != "S1" || st.CancelAfter != 30 || !st.Migratable || st.LogLevel != "info" {
 		t.Errorf("without a front-end the status is %+v", st)
 	}
 	if got := p.told(ctl, "fault", "hang:read:blocks=5", "delay:open:time=1ms"); got != "1 hang:read:blocks=5\n2 delay:open:time=1ms\n" {
@@ -402,7 +402,7 @@ func TestNotMigratableMeansToWaitLess(t *testing.T) {
 		t.Run(fmt.Sprint(tt.args), func(t *testing.T) {
 			socket, ctl := sockets(t)
 			p := serving(t, nil, append([]string{"blk", "--socket-path", socket, "--control", ctl, "--driver", "md,size=1M"}, tt.args...)...)
-			if d := p.status(ctl).Disk; d.CancelAfter != tt.after || d.Migratable != tt.logs {
+			if d := p.status(ctl); d.CancelAfter != tt.after || d.Migratable != tt.logs {
 				t.Errorf("the status says %v s, migratable %v", d.CancelAfter, d.Migratable)
 			}
 			g := connect(t, socket)

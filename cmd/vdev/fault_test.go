@@ -71,8 +71,8 @@ func TestWhatStorageFailsIsTold(t *testing.T) {
 	if status := g.flushed(); status != 1 {
 		t.Errorf("a flush has status %d, want 1", status)
 	}
-	if st := p.status(ctl); st.Failed == nil || st.Failed.Requests != 41 || !strings.Contains(st.Failed.Last, "flush") {
-		t.Errorf("after a flush that failed the status has %+v", st.Failed)
+	if st := p.status(ctl); st.Disk.Failed == nil || st.Disk.Failed.Requests != 41 || !strings.Contains(st.Disk.Failed.Last, "flush") {
+		t.Errorf("after a flush that failed the status has %+v", st.Disk.Failed)
 	}
 	if text, _ := p.stderr.read(); strings.Count(text, "storage has failed a request") > 2*lineBurst {
 		t.Errorf("%d lines of the log for 41 requests", strings.Count(text, "storage has failed a request"))

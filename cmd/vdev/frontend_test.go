@@ -1,14 +1,12 @@
 package main
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"vdev/internal/control"
 	"vdev/internal/sys"
@@ -67,28 +65,6 @@ func TestAFrontEndDoesNotFillTheLog(t *testing.T) {
 		t.Errorf("%d lines of the log for 2000 messages", strings.Count(text, "a message was refused"))
 	}
 	p.endsCleanly()
-}
-
-func TestCommandsThatWaitForTheDiskHaveABound(t *testing.T) {
-	var s served
-	hold := make(chan struct{})
-	over, cancel := context.WithCancel(t.Context())
-	cancel()
-	for range maxCommands {
-		if err := s.wait(over, func() error { <-hold; return nil }); !errors.Is(err, context.Canceled) {
-			t.Fatal(err)
-		}
-	}
-	if err := s.wait(t.Context(), func() error { return nil }); err == nil || !strings.Contains(err.Error(), "8 commands are in progress") {
-		t.Errorf("one command more: %v", err)
-	}
-	close(hold)
-	for s.commands.Load() > 0 {
-		time.Sleep(time.Millisecond)
-	}
-	if err := s.wait(t.Context(), func() error { return nil }); err != nil {
-		t.Error(err)
-	}
 }
 
 func TestAVdevThatEndsLeavesTheSocketsOfANewerOne(t *testing.T) {

@@ -96,7 +96,7 @@ func TestAGuestGoesOnAfterAKillWhereNothingIsLost(t *testing.T) {
 		for _, pid := range p.children() {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
-		p.until(ctl, func(s control.Status) bool { return s.Unflushed })
+		p.until(ctl, func(s control.Status) bool { return s.Disk.Unflushed })
 		alone(p, ctl)
 	}
 	told := func(p *process, _ string) { p.signal(syscall.SIGTERM) }
@@ -144,7 +144,7 @@ func TestAGuestGoesOnAfterAKillWhereNothingIsLost(t *testing.T) {
 			if write, flush := o.written(0), o.flushed(); read != c.status || write != c.status || flush != c.status {
 				t.Errorf("read, write and flush have statuses %d, %d, %d; want %d", read, write, flush, c.status)
 			}
-			if lost := p.status(ctl).Unflushed; lost != (c.status != 0) {
+			if lost := p.status(ctl).Disk.Unflushed; lost != (c.status != 0) {
 				t.Errorf("the status says that writes are lost: %v", lost)
 			}
 			p.endsCleanly()

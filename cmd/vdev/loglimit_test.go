@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -10,12 +9,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"vdev/devsw"
-	"vdev/internal/dev/nbd"
-	"vdev/internal/spec"
-	"vdev/specfs"
-	"vdev/vhostuser"
 )
 
 // lockedBuffer is written to by timers, too.
@@ -115,35 +108,33 @@ func TestTheKindsOfLinesHaveABound(t *testing.T) {
 	})
 }
 
-// TestWhatIsSaidOfADiskGetsThrough what all the others say, and its own front-end, and has a bound as
-// well.
-func TestWhatIsSaidOfADiskGetsThrough(t *testing.T) {
+// TestWhatIsSaidOfADeviceItselfGetsThrough what all the others say, and what others do to it, and has a bound as well.
+func TestWhatIsSaidOfADeviceItselfGetsThrough(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out lockedBuffer
-		limit := newLogLimit()
-		log := slog.New(slog.NewTextHandler(&out, nil))
-		rep := newReporter(spec.Config{}, "d", time.Now(), log.With("device", "d"), limit, nil, newLife())
+		p := &printer{log: slog.New(slog.NewTextHandler(&out, nil)), limit: newLogLimit()}
+		log := p.logs("d")
 		flood := func() {
 			for i := range 200 {
-				d := limit.logger(log.With("device", i))
+				d := p.logs(fmt.Sprint(i)).Found
 				for j := range 100 {
 					d.Warn(strings.Repeat("x", j))
 				}
 			}
 			for range 100 {
-				rep.vhostuser(vhostuser.Event{Kind: vhostuser.EventFail, Err: devsw.EINVAL})
+				log.Found.Error("a message was refused")
 			}
 			out.take()
 		}
 		say := func() []string {
-			rep.virtioblk("a flush has failed", devsw.EIO)
-			rep.vhostuser(vhostuser.Event{Kind: vhostuser.EventBreak, Err: devsw.EINVAL})
-			rep.server(&nbd.LostError{Writes: 1})
-			rep.server(errors.New("connection refused"))
+			log.Vital.Warn("a flush has failed")
+			log.Vital.Error("a ring is broken")
+			log.Vital.Error("the disk's server has lost writes")
+			log.Vital.Warn("the disk's server is gone")
 			return out.take()
 		}
 		flood()
-		if lines := say(); len(lines) != 4 {
+		if lines := say(); len(lines) != 4 || !strings.Contains(lines[0], "device=d") {
 			t.Errorf("%d lines, want 4: %q", len(lines), lines)
 		}
 		for range 100 {
@@ -158,8 +149,8 @@ func TestWhatIsSaidOfADiskGetsThrough(t *testing.T) {
 		}
 		// However many kinds there are.
 		for i := range 1000 {
-			rep.virtioblk(strings.Repeat("y", i), nil)
-			rep.virtioblk(fmt.Sprintf("%d writes are late", i), nil)
+			log.Vital.Warn(strings.Repeat("y", i))
+			log.Vital.Warn(fmt.Sprintf("%d writes are late", i))
 		}
 		if n := len(out.take()); n == 0 || n > maxVitalKinds+1 {
 			t.Errorf("%d lines of a thousand kinds, want at most %d", n, maxVitalKinds+1)
@@ -177,31 +168,6 @@ func TestLinesThatDifferInNumbersAreOfOneKind(t *testing.T) {
 		}
 		if n := len(out.take()); n != lineBurst {
 			t.Errorf("%d lines, want %d", n, lineBurst)
-		}
-		time.Sleep(time.Hour)
-	})
-}
-
-// TestAFrontEndPushesNothingOutOfADevicesLife, which it can talk to as much as it likes.
-func TestAFrontEndPushesNothingOutOfADevicesLife(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var out lockedBuffer
-		rep := newReporter(spec.Config{}, "", time.Now(), slog.New(slog.NewTextHandler(&out, nil)), newLogLimit(), nil, newLife())
-		rep.specfs(specfs.Event{Kind: specfs.EventOpen})
-		rep.virtioblk("a flush has failed", devsw.EIO)
-		stop := vhostuser.GetVringBase.String()
-		for range 3 * lifeEvents {
-			for _, e := range []vhostuser.Event{
-				{Kind: vhostuser.EventConnect}, {Kind: vhostuser.EventFail, Err: devsw.EINVAL}, {Kind: vhostuser.EventSession},
-				{Kind: vhostuser.EventIn, Message: stop}, {Kind: vhostuser.EventOut, Message: stop},
-				{Kind: vhostuser.EventRefuse}, {Kind: vhostuser.EventShort, Err: devsw.EIO}, {Kind: vhostuser.EventDisconnect},
-			} {
-				rep.vhostuser(e)
-			}
-		}
-		events := rep.life.Snapshot()
-		if len(events) < 2+lifeEvents/4 || events[0].Kind != "open" || events[1].Note != "a flush has failed" {
-			t.Errorf("%d events are left, from %v on", len(events), events[0])
 		}
 		time.Sleep(time.Hour)
 	})

@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/binary"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,7 +10,6 @@ import (
 	"vdev/devsw"
 	"vdev/internal/control"
 	"vdev/internal/dev/vnd"
-	"vdev/internal/spec"
 	"vdev/internal/sys"
 	"vdev/vhostuser"
 	"vdev/virtq/virtqtest"
@@ -56,7 +54,7 @@ func TestAFailedFlushIsShownUntilItIsCleared(t *testing.T) {
 	}
 	p, ctl, g := serve()
 	p.waitFor("a flush has failed: writes that were acknowledged are lost")
-	p.until(ctl, func(s control.Status) bool { return s.FailedFlush == devsw.ENOSPC.Error() })
+	p.until(ctl, func(s control.Status) bool { return s.Disk.FailedFlush == devsw.ENOSPC.Error() })
 	if got := p.told(ctl, "status"); !strings.Contains(got, "a flush has failed (no space left on device), and all fail since") {
 		t.Errorf("the status does not tell:\n%s", got)
 	}
@@ -88,8 +86,8 @@ func TestAFailedFlushIsShownUntilItIsCleared(t *testing.T) {
 	p.endsCleanly()
 
 	p, ctl, g = serve()
-	if s := p.status(ctl); s.FailedFlush != "" {
-		t.Errorf("the next vdev knows of %q", s.FailedFlush)
+	if s := p.status(ctl); s.Disk.FailedFlush != "" {
+		t.Errorf("the next vdev knows of %q", s.Disk.FailedFlush)
 	}
 	if status := g.flushed(); status != 0 {
 		t.Errorf("the next vdev's flush has status %d, want 0", status)
@@ -149,20 +147,4 @@ func TestAFrontEndThatComesIsToldOfANewSize(t *testing.T) {
 		t.Errorf("the back-end's message is %v, %v", req, err)
 	}
 	p.endsCleanly()
-}
-
-// TestADiskBelowFaultsKeepsWhatItKnows: what the driver has found out of lost writes is not the faults'.
-func TestADiskBelowFaultsKeepsWhatItKnows(t *testing.T) {
-	driver, err := spec.ParseDriver("fault,lower=vnd,file=" + image(t, 8))
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := openDisk(t.Context(), devsw.NewTable(), driver, 512, nil, nil, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.driver.Detach()
-	if d.keeper() == nil {
-		t.Error("nobody asks the disk what it knows")
-	}
 }

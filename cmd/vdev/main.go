@@ -1,7 +1,8 @@
-// Command vdev serves a virtual machine's devices over vhost-user: QEMU, or another front-end, connects to its
-// socket and shares the guest's memory with it.
+// Command vdev serves a virtual machine's devices over vhost-user: QEMU, or another front-end,
+// connects to its socket and shares the guest's memory with it.
 //
-// It follows the "Backend program conventions" of the vhost-user specification. `vdev --help` tells the rest.
+// It follows the "Backend program conventions" of the vhost-user specification. `vdev --help` tells
+// the rest.
 package main
 
 import (
@@ -19,16 +20,10 @@ import (
 	"vdev/internal/dev/qemunbd"
 )
 
-// Exit statuses.
-const (
-	exitOK      = 0
-	exitFailure = 1 // what was asked for cannot be done: a missing file, a socket in use
-	exitUsage   = 2 // the command line is wrong
-)
-
-// The kernel offers a signal for the process to its main thread first, and wakes no other one where that takes it. A main
-// thread that is in the midst of a call on storage which does not answer (FUSE, a network's) would keep it, and SIGTERM would
-// not be heard. So the main thread is the main goroutine's, which makes no such call: see serve.
+// The kernel offers a signal for the process to its main thread first, and wakes no other one where
+// that takes it. A main thread that is in the midst of a call on storage which does not answer
+// (FUSE, a network's) would keep it, and SIGTERM would not be heard. So the main thread is the main
+// goroutine's, which makes no such call: see serveDevices.
 func init() { runtime.LockOSThread() }
 
 func main() {
@@ -36,7 +31,8 @@ func main() {
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// run carries out one command line and returns its exit status. It returns early, and cleanly, when ctx ends.
+// run carries out one command line and returns its exit status. It returns early, and cleanly, when
+// ctx ends.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if wantsCapabilities(args) {
 		if err := printCapabilities(stdout); err != nil {
@@ -63,17 +59,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitUsage
 }
 
-// failure is an error of a command whose command line was right.
-type failure struct{ err error }
-
-func (f *failure) Error() string { return f.err.Error() }
-func (f *failure) Unwrap() error { return f.err }
-
-// oneLine returns the text of err without line breaks, which joined errors have in them.
-func oneLine(err error) string {
-	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
-}
-
 func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "vdev",
@@ -95,21 +80,8 @@ can start it.`,
 	return root
 }
 
-// noArguments refuses arguments that are no flags, with a hint at what may have been meant.
-func noArguments(hint string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return nil
-		}
-		if !cmd.HasParent() {
-			return fmt.Errorf("there is no command %q", args[0])
-		}
-		return fmt.Errorf("unexpected argument %q%s", args[0], hint)
-	}
-}
-
-// withDefaultCommand puts blk before arguments that begin with one of its flags. The specification's conventions
-// know no commands: a management program gives nothing but flags.
+// withDefaultCommand puts blk before arguments that begin with one of its flags. The
+// specification's conventions know no commands: a management program gives nothing but flags.
 func withDefaultCommand(root *cobra.Command, args []string) []string {
 	if len(args) == 0 || !strings.HasPrefix(args[0], "-") {
 		return args

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -14,7 +13,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"vdev/vhostuser"
@@ -270,35 +268,6 @@ func exists(t *testing.T, name string) bool {
 		t.Fatal(err)
 	}
 	return err == nil
-}
-
-func TestEndDoesNotWaitForStuckStorage(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		served := make(chan error, 1)
-		result := make(chan error, 1)
-		go func() { result <- await(ctx, served) }()
-		time.Sleep(time.Hour)
-		select {
-		case err := <-result:
-			t.Fatalf("vdev ended by itself: %v", err)
-		default:
-		}
-		cancel()
-		synctest.Wait()
-		before := time.Now()
-		if err := <-result; err == nil || time.Since(before) != endPatience {
-			t.Errorf("after %v: %v; want an error after %v", time.Since(before), err, endPatience)
-		}
-
-		// Storage that comes back in time ends it as usual.
-		go func() { result <- await(ctx, served) }()
-		time.Sleep(endPatience / 2)
-		served <- nil
-		if err := <-result; err != nil {
-			t.Errorf("await = %v", err)
-		}
-	})
 }
 
 func TestServesAnImageAndEndsCleanlyOnSIGTERM(t *testing.T) {

@@ -55,11 +55,11 @@ Signals are those of 'vdev blk', for all disks.`,
   vdev serve --control /run/vdev.ctl --device socket-path=a.sock,blk-file=a.img --device socket-path=b.sock,blk-file=b.img`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := severalDisks(cmd.Flags(), p, args, devices)
+			c, err := severalDevices(cmd.Flags(), p, args, devices)
 			if err != nil {
 				return err
 			}
-			if err := serve(cmd.Context(), c, cmd.ErrOrStderr()); err != nil {
+			if err := serveDevices(cmd.Context(), c, cmd.ErrOrStderr()); err != nil {
 				return &failure{err}
 			}
 			return nil
@@ -75,17 +75,17 @@ Signals are those of 'vdev blk', for all disks.`,
 	return cmd
 }
 
-// severalDisks is what the command line, with the file that it may name, comes to.
-func severalDisks(fs *pflag.FlagSet, p *spec.ProcessFlags, files, devices []string) (spec.Config, error) {
-	var disks []spec.Disk
+// severalDevices is what the command line, with the file that it may name, comes to.
+func severalDevices(fs *pflag.FlagSet, p *spec.ProcessFlags, files, devices []string) (spec.Config, error) {
+	var all []spec.Device
 	for _, path := range files {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			return spec.Config{}, &failure{err} // it has the path in it
 		}
-		if disks, err = spec.ParseFile(fs, path, string(text)); err != nil {
+		if all, err = spec.ParseFile(fs, path, string(text)); err != nil {
 			return spec.Config{}, err
 		}
 	}
-	return spec.Several(fs, p, disks, devices)
+	return spec.Several(fs, p, all, devices)
 }

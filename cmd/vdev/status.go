@@ -18,12 +18,13 @@ func writeStatus(w io.Writer, st control.Status) error {
 	if st.Name != "" {
 		t.row("device", "%s", st.Name)
 	}
-	d := &st.Disk
-	t.row("disk", "%s", describeDisk(d))
-	for _, text := range d.Warnings {
-		t.row("warning", "%s", text)
+	if d := st.Disk; d != nil {
+		t.row("disk", "%s", describeDisk(d, st.AIO))
+		for _, text := range d.Warnings {
+			t.row("warning", "%s", text)
+		}
 	}
-	t.row("socket", "%s", d.Socket)
+	t.row("socket", "%s", st.Socket)
 	state := st.State
 	if st.Error != "" {
 		state += ": " + st.Error
@@ -32,21 +33,8 @@ func writeStatus(w io.Writer, st control.Status) error {
 	if st.RetryIn != nil {
 		t.row("", "is not served; it is tried again in %s, or at once after SIGHUP", age(*st.RetryIn))
 	}
-	if st.FailedFlush != "" {
-		t.row("", "a flush has failed (%s), and all fail since: acknowledged writes are lost; 'vdev ctl clear-failure' ends it", st.FailedFlush)
-	}
-	if st.Unflushed {
-		t.row("", "what the guest has written is lost: every request fails until the guest is reset")
-	}
-	if f := st.Failed; f != nil {
-		t.row("failed", "%s, the last %s ago: %s", count(int(f.Requests), "request"), age(f.Seconds), f.Last)
-	}
-	if st.Cache != "" {
-		cache := st.Cache
-		if st.StableWrites {
-			cache += ", each write is made stable"
-		}
-		t.row("cache mode", "%s", cache)
+	if st.Disk != nil {
+		describeLosses(t, st.Disk)
 	}
 	if st.CancelIn != nil {
 		if in := *st.CancelIn; in > 0 {
@@ -58,8 +46,8 @@ func writeStatus(w io.Writer, st control.Status) error {
 	if st.Fenced > 0 {
 		t.row("", "waits for %s that storage has not given back, fenced from the guest's memory", count(st.Fenced, "transfer"))
 	}
-	stop := "requests in flight are cancelled after " + age(d.CancelAfter)
-	if !d.Migratable {
+	stop := "requests in flight are cancelled after " + age(st.CancelAfter)
+	if !st.Migratable {
 		stop += ", not migratable"
 	}
 	t.row("on a stop", "%s", stop)
@@ -104,12 +92,12 @@ func (t *table) row(name, format string, args ...any) {
 	}
 }
 
-func describeDisk(d *control.Disk) string {
+func describeDisk(d *control.Disk, aio string) string {
 	words := []string{d.Driver}
 	if d.File != "" {
 		words = append(words, d.File)
 	}
-	words = append(words, fmt.Sprintf("%d bytes in blocks of %d", d.Bytes, d.BlockSize), d.AIO)
+	words = append(words, fmt.Sprintf("%d bytes in blocks of %d", d.Bytes, d.BlockSize), aio)
 	if d.ReadOnly {
 		words = append(words, "read-only")
 	}
@@ -117,6 +105,26 @@ func describeDisk(d *control.Disk) string {
 		words = append(words, "serial "+d.Serial)
 	}
 	return strings.Join(words, ", ")
+}
+
+// describeLosses writes what storage has failed, and what has come of that.
+func describeLosses(t *table, d *control.Disk) {
+	if d.FailedFlush != "" {
+		t.row("", "a flush has failed (%s), and all fail since: acknowledged writes are lost; 'vdev ctl clear-failure' ends it", d.FailedFlush)
+	}
+	if d.Unflushed {
+		t.row("", "what the guest has written is lost: every request fails until the guest is reset")
+	}
+	if f := d.Failed; f != nil {
+		t.row("failed", "%s, the last %s ago: %s", count(int(f.Requests), "request"), age(f.Seconds), f.Last)
+	}
+	if d.Cache != "" {
+		cache := d.Cache
+		if d.StableWrites {
+			cache += ", each write is made stable"
+		}
+		t.row("cache mode", "%s", cache)
+	}
 }
 
 func describeBits(b control.Bits) string {

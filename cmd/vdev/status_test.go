@@ -14,9 +14,11 @@ func TestStatusIsReadable(t *testing.T) {
 	in := 4.0
 	st := control.Status{
 		PID: 42, Version: "v1", Seconds: 3725, LogLevel: "info",
-		Disk: control.Disk{Driver: "fault on vnd", File: "disk.img", Bytes: 1 << 20, BlockSize: 4096, ReadOnly: true, Serial: "S1",
-			Socket: "/run/vm1.sock", AIO: "threads", CancelAfter: 1,
-			Warnings: []string{"it burns", "it smokes"}},
+		Socket: "/run/vm1.sock", AIO: "threads", CancelAfter: 1,
+		Disk: &control.Disk{
+			Driver: "fault on vnd", File: "disk.img", Bytes: 1 << 20, BlockSize: 4096, ReadOnly: true, Serial: "S1",
+			Warnings: []string{"it burns", "it smokes"},
+		},
 		FrontEnd: &control.FrontEnd{PID: 7, UID: 1000, Seconds: 61.4, Features: control.Bits{Value: "0x200", Names: []string{"FLUSH"}},
 			Protocol: control.Bits{Value: "0x9", Names: []string{"MQ", "REPLY_ACK"}}, Regions: 2, Memory: 4096, Inflight: true,
 			WaitsFor: "GET_VRING_BASE", WaitSeconds: 1.2345},

@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"vdev/internal/spec"
 	"vdev/internal/test/loopfs"
 	"vdev/vhostuser/vhostusertest"
 	"vdev/virtq"
@@ -399,20 +398,5 @@ func TestTooFewTasksAreToldAtTheStart(t *testing.T) {
 		if exists(t, socket) || exists(t, commands) {
 			t.Errorf("pids.max=%d: a socket is left", most)
 		}
-	}
-}
-
-// TestEachServerOfAnImageIsCounted though its format is only found out.
-func TestEachServerOfAnImageIsCounted(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "x.qcow2")
-	if err := os.WriteFile(name, append([]byte("QFI\xfb\x00\x00\x00\x03"), make([]byte, 1<<16)...), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	raw := spec.Driver{Name: "vnd", File: image(t, 1), Detect: true}
-	found := spec.Driver{Name: "vnd", File: name, Detect: true}
-	said := spec.Driver{Name: "qemu", File: name}
-	missing := spec.Driver{Name: "vnd", File: name + ".not", Detect: true}
-	if n := servers([]spec.Disk{{Driver: raw}, {Driver: found}, {Driver: said}, {Driver: missing}}); n != 2 {
-		t.Errorf("%d servers, want 2", n)
 	}
 }

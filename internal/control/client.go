@@ -28,7 +28,8 @@ type Client struct {
 	http   http.Client
 }
 
-// NewClient makes a Client for the socket at path. Nothing is connected yet, and nothing stays connected.
+// NewClient makes a Client for the socket at path. Nothing is connected yet, and nothing stays
+// connected.
 func NewClient(path string) *Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,7 +27,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // patience bounds what comes long before.
 const patience = 30 * time.Second
 
-// fake is a Target that notes what it is asked for.
+// fake is a Process with one Target, and that one's model, that notes what it is asked for.
 type fake struct {
 	life *trace.Log
 	hold chan struct{} // Revoke waits for it to be closed
@@ -41,6 +42,9 @@ type fake struct {
 func newFake() *fake {
 	return &fake{life: trace.New(16), hold: make(chan struct{}), in: make(chan struct{}), level: "info"}
 }
+
+func (f *fake) Name() string        { return "" }
+func (f *fake) Model() (any, error) { return f, nil }
 
 func (f *fake) note(format string, args ...any) error {
 	f.mu.Lock()
@@ -110,7 +114,8 @@ func (f *fake) SetLogLevel(level string) error {
 	return nil
 }
 
-// serve serves f on a socket and returns its path. end, which the test's end calls as well, ends the server.
+// serve serves f on a socket and returns its path. end, which the test's end calls as well, ends
+// the server.
 func serve(t *testing.T, f *fake) (path string, end func()) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "ctl")
@@ -118,7 +123,7 @@ func serve(t *testing.T, f *fake) (path string, end func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := control.NewServer([]control.Served{{Target: f}}, nil)
+	s := control.NewServer(f, []control.Target{f}, nil)
 	s.Start(ln)
 	end = sync.OnceFunc(s.Close)
 	t.Cleanup(end)
@@ -206,6 +211,39 @@ func TestWhatTheTargetRefusesIsToldAsItSaysIt(t *testing.T) {
 	}
 	if _, err := c.SetFaults(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "there are none") {
 		t.Errorf("no rules: %v", err)
+	}
+}
+
+// plain is a device with nothing but what every device has.
+type plain struct {
+	*fake
+	absent error // why it is not served
+}
+
+func (p plain) Model() (any, error) { return struct{}{}, p.absent }
+
+func TestADeviceIsAskedOnlyForWhatItsKindHas(t *testing.T) {
+	f := newFake()
+	for want, absent := range map[string]error{"the device is none that can be asked for ": nil, "not yet": control.Impossible("not yet")} {
+		s := control.NewServer(f, []control.Target{plain{f, absent}}, nil)
+		t.Cleanup(s.Close)
+		for _, what := range []string{"GET /v1/faults", "POST /v1/faults", "POST /v1/faults/clear", "POST /v1/faults/release", "POST /v1/faults/crash",
+			"POST /v1/resize", "POST /v1/clear-failure"} {
+			method, path, _ := strings.Cut(what, " ")
+			answer := httptest.NewRecorder()
+			s.Handler().ServeHTTP(answer, httptest.NewRequest(method, path, nil))
+			if answer.Code != http.StatusConflict || !strings.Contains(answer.Body.String(), want) {
+				t.Errorf("%s: %d %s, want a conflict: %s", what, answer.Code, answer.Body, want)
+			}
+		}
+		answer := httptest.NewRecorder()
+		s.Handler().ServeHTTP(answer, httptest.NewRequest("GET", "/v1/status", nil))
+		if answer.Code != http.StatusOK {
+			t.Errorf("its status: %d %s", answer.Code, answer.Body)
+		}
+	}
+	if len(f.calls) != 0 {
+		t.Errorf("the target was asked %q", f.calls)
 	}
 }
 

@@ -21,6 +21,14 @@ func (c calm) Revoke(context.Context) error { return c.note("revoke") }
 
 func (c calm) SetLogLevel(level string) error { return c.note("log-level %q", level) }
 
+// named is one of several.
+type named struct {
+	calm
+	name string
+}
+
+func (n named) Name() string { return n.name }
+
 // endless is a body that repeats itself.
 type endless struct {
 	text []byte
@@ -61,8 +69,9 @@ func (a *answered) Write(p []byte) (int, error) {
 
 func (a *answered) Flush() { a.WriteHeader(http.StatusOK) }
 
-// FuzzRequests asks for anything in any way. It is answered in JSON: with 200, after the target was asked at most once, or with 4xx
-// and a reason, after it was not asked to do anything. No more of a body is read than is allowed.
+// FuzzRequests asks for anything in any way. It is answered in JSON: with 200, after the target was
+// asked at most once, or with 4xx and a reason, after it was not asked to do anything. No more of a
+// body is read than is allowed.
 func FuzzRequests(f *testing.F) {
 	for _, s := range []struct{ method, target, body string }{
 		{"GET", "/v1/status", ""},
@@ -97,8 +106,8 @@ func FuzzRequests(f *testing.F) {
 		f.Add(false, true, s.method, s.target, []byte(s.body+" "))
 	}
 	target := calm{newFake()}
-	one := control.NewServer([]control.Served{{Target: target}}, nil)
-	two := control.NewServer([]control.Served{{Name: "a", Target: target}, {Name: "b", Target: target}}, nil)
+	one := control.NewServer(target, []control.Target{target}, nil)
+	two := control.NewServer(target, []control.Target{named{target, "a"}, named{target, "b"}}, nil)
 	f.Cleanup(one.Close)
 	f.Cleanup(two.Close)
 	over, cancel := context.WithCancel(context.Background())

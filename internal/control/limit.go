@@ -5,7 +5,8 @@ import (
 	"sync"
 )
 
-// limitedListener accepts no more than a number of connections at once; others wait in the kernel's queue.
+// limitedListener accepts no more than a number of connections at once; others wait in the kernel's
+// queue.
 type limitedListener struct {
 	net.Listener
 	conns  chan struct{} // has one for each

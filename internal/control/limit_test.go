@@ -26,7 +26,7 @@ func serveWith(t *testing.T, f *fake, patience time.Duration) (path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := control.NewServer([]control.Served{{Target: f}}, nil)
+	s := control.NewServer(f, []control.Target{f}, nil)
 	s.SetPatience(patience)
 	s.Start(ln)
 	t.Cleanup(sync.OnceFunc(s.Close))

@@ -20,13 +20,15 @@ import (
 )
 
 const (
-	// clientPatience is how long a client may take to say what it wants, header and body, and then for each piece of the answer.
+	// clientPatience is how long a client may take to say what it wants, header and body, and then
+	// for each piece of the answer.
 	clientPatience = 10 * time.Second
 	// maxBody bounds what a client may send, in bytes.
 	maxBody = 1 << 20
 	// maxConns is how many clients are connected at once. Others wait until one has gone.
 	maxConns = 64
-	// maxFollowers is how many of them may follow the trace: all others go of themselves, or are made to.
+	// maxFollowers is how many of them may follow the trace: all others go of themselves, or are
+	// made to.
 	maxFollowers = maxConns / 2
 	// statusPatience is how long a status waits for event loops that are busy.
 	statusPatience = 500 * time.Millisecond
@@ -34,7 +36,8 @@ const (
 	endPatience = time.Second
 )
 
-// Listen makes a control socket at path, which its owner alone may use. A socket that a killed process has left is replaced.
+// Listen makes a control socket at path, which its owner alone may use. A socket that a killed
+// process has left is replaced.
 func Listen(path string) (net.Listener, error) {
 	ln, err := sys.ListenUnix(path, 0o600)
 	if err != nil {
@@ -48,7 +51,8 @@ func Listen(path string) (net.Listener, error) {
 
 // Server answers the clients of one control socket. Make one with NewServer.
 type Server struct {
-	all       []Served // does not change
+	all       []Target // does not change
+	process   Process
 	http      http.Server
 	followers chan struct{} // has one for each of them
 	quit      chan struct{} // closed: those who follow are told the rest, and let go
@@ -57,13 +61,13 @@ type Server struct {
 	patience  time.Duration // clientPatience, but in tests
 }
 
-// NewServer makes a Server over these devices, at least one. errors gets a line for what goes wrong
-// with a connection; it may be nil.
-func NewServer(all []Served, errors *log.Logger) *Server {
+// NewServer makes a Server over these devices, at least one, and the process that serves them.
+// errors gets a line for what goes wrong with a connection; it may be nil.
+func NewServer(process Process, all []Target, errors *log.Logger) *Server {
 	if errors == nil {
 		errors = log.New(io.Discard, "", 0)
 	}
-	s := &Server{all: all, followers: make(chan struct{}, maxFollowers), quit: make(chan struct{})}
+	s := &Server{all: all, process: process, followers: make(chan struct{}, maxFollowers), quit: make(chan struct{})}
 	s.http = http.Server{Handler: s.withBody(s.routes()), MaxHeaderBytes: 16 << 10, ErrorLog: errors}
 	s.setPatience(clientPatience)
 	return s
@@ -75,7 +79,8 @@ func (s *Server) setPatience(d time.Duration) {
 	s.http.ReadHeaderTimeout, s.http.ReadTimeout, s.http.IdleTimeout = d, d, d
 }
 
-// withBody has a request's body read before next is asked for the answer, which may take long: only the client's part has an end.
+// withBody has a request's body read before next is asked for the answer, which may take long: only
+// the client's part has an end.
 func (s *Server) withBody(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
@@ -149,27 +154,25 @@ func (s *Server) routes() http.Handler {
 	for _, prefix := range prefixes {
 		mux.HandleFunc("GET "+prefix+"/trace/follow", s.follow)
 	}
-	device(s, mux, "GET", "/faults", func(_ context.Context, t Target, _ nothing) (Faults, error) { return t.Faults() })
-	device(s, mux, "POST", "/faults", func(_ context.Context, t Target, r Rules) (IDs, error) {
+	model(s, mux, "GET", "/faults", func(_ context.Context, d Faulty, _ nothing) (Faults, error) { return d.Faults() })
+	model(s, mux, "POST", "/faults", func(_ context.Context, d Faulty, r Rules) (IDs, error) {
 		if len(r.Rules) == 0 {
 			return IDs{}, Wrong("rules: there are none")
 		}
-		ids, err := t.SetFaults(r.Rules)
+		ids, err := d.SetFaults(r.Rules)
 		return IDs{ids}, err
 	})
-	device(s, mux, "POST", "/faults/clear", func(_ context.Context, t Target, r IDs) (nothing, error) { return nothing{}, t.ClearFaults(r.IDs) })
-	device(s, mux, "POST", "/faults/release", func(_ context.Context, t Target, r IDs) (nothing, error) { return nothing{}, t.ReleaseFaults(r.IDs) })
-	device(s, mux, "POST", "/faults/crash", func(ctx context.Context, t Target, o Outage) (Losses, error) { return t.Crash(ctx, o) })
+	model(s, mux, "POST", "/faults/clear", func(_ context.Context, d Faulty, r IDs) (nothing, error) { return nothing{}, d.ClearFaults(r.IDs) })
+	model(s, mux, "POST", "/faults/release", func(_ context.Context, d Faulty, r IDs) (nothing, error) { return nothing{}, d.ReleaseFaults(r.IDs) })
+	model(s, mux, "POST", "/faults/crash", func(ctx context.Context, d Faulty, o Outage) (Losses, error) { return d.Crash(ctx, o) })
+	model(s, mux, "POST", "/resize", func(ctx context.Context, d Sized, _ nothing) (Size, error) { return d.Resize(ctx) })
+	model(s, mux, "POST", "/clear-failure", func(ctx context.Context, d Failing, _ nothing) (Cleared, error) { return d.ClearFailure(ctx) })
 	device(s, mux, "POST", "/revoke", func(ctx context.Context, t Target, _ nothing) (nothing, error) { return nothing{}, t.Revoke(ctx) })
-	device(s, mux, "POST", "/resize", func(ctx context.Context, t Target, _ nothing) (Size, error) { return t.Resize(ctx) })
-	device(s, mux, "POST", "/clear-failure", func(ctx context.Context, t Target, _ nothing) (Cleared, error) { return t.ClearFailure(ctx) })
 
-	// What is all devices' is any one's.
-	t := s.all[0].Target
-	handle(mux, "GET /v1/log-level", func(*http.Request, nothing) (Level, error) { return Level{t.LogLevel()}, nil })
+	handle(mux, "GET /v1/log-level", func(*http.Request, nothing) (Level, error) { return Level{s.process.LogLevel()}, nil })
 	handle(mux, "PUT /v1/log-level", func(_ *http.Request, l Level) (Level, error) {
-		err := t.SetLogLevel(l.Level)
-		return Level{t.LogLevel()}, err
+		err := s.process.SetLogLevel(l.Level)
+		return Level{s.process.LogLevel()}, err
 	})
 	handle(mux, "GET /v1/devices", func(*http.Request, nothing) (Devices, error) { return Devices{s.names()}, nil })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -194,6 +197,21 @@ func device[In, Out any](s *Server, mux *http.ServeMux, method, path string, f f
 	}
 }
 
+// model is device for what only some devices can be asked: those whose model is a Part.
+func model[Part, In, Out any](s *Server, mux *http.ServeMux, method, path string, f func(context.Context, Part, In) (Out, error)) {
+	device(s, mux, method, path, func(ctx context.Context, t Target, in In) (out Out, err error) {
+		m, err := t.Model()
+		if err != nil {
+			return out, err
+		}
+		part, ok := m.(Part)
+		if !ok {
+			return out, Impossible("the device is none that can be asked for %s", strings.TrimPrefix(path, "/"))
+		}
+		return f(ctx, part, in)
+	})
+}
+
 // target finds the device that a request is about.
 func (s *Server) target(r *http.Request) (Target, error) {
 	name := r.PathValue("device")
@@ -201,8 +219,8 @@ func (s *Server) target(r *http.Request) (Target, error) {
 		return nil, Impossible("there are %d devices, and one has to be named (--device): %s", len(s.all), strings.Join(s.names(), ", "))
 	}
 	for _, d := range s.all {
-		if name == "" || d.Name == name {
-			return d.now(), nil
+		if name == "" || d.Name() == name {
+			return d, nil
 		}
 	}
 	return nil, &Error{http.StatusNotFound, fmt.Sprintf("there is no device %q; there are: %s", name, strings.Join(s.names(), ", "))}
@@ -211,8 +229,8 @@ func (s *Server) target(r *http.Request) (Target, error) {
 func (s *Server) names() []string {
 	names := []string{}
 	for _, d := range s.all {
-		if d.Name != "" {
-			names = append(names, d.Name)
+		if d.Name() != "" {
+			names = append(names, d.Name())
 		}
 	}
 	return names
@@ -221,7 +239,8 @@ func (s *Server) names() []string {
 // nothing is a body without content.
 type nothing struct{}
 
-// handle has requests that match the pattern answered by f, from the JSON object in their body, which may be missing.
+// handle has requests that match the pattern answered by f, from the JSON object in their body,
+// which may be missing.
 func handle[In, Out any](mux *http.ServeMux, pattern string, f func(*http.Request, In) (Out, error)) {
 	mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		var in In
@@ -264,8 +283,8 @@ func answer(w http.ResponseWriter, status int, v any) {
 	_ = e.Encode(v)
 }
 
-// follow sends the events from since on, one a line, and goes on with those that come, until the client or the Server has
-// enough.
+// follow sends the events from since on, one a line, and goes on with those that come, until the
+// client or the Server has enough.
 func (s *Server) follow(w http.ResponseWriter, r *http.Request) {
 	t, err := s.target(r)
 	if err != nil {

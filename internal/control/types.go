@@ -1,5 +1,5 @@
 // Package control is how a person, or a program, looks at a running vdev and intervenes: HTTP with
-// JSON over a Unix socket that only its owner can use. Server is vdev's side, over a Target. Client
+// JSON over a Unix socket that only its owner can use. Server is vdev's side, over Targets. Client
 // is the side of `vdev ctl`.
 //
 //	GET  /v1/devices                     Devices
@@ -35,40 +35,34 @@ import (
 	"vdev/internal/trace"
 )
 
-// Status is all there is to know of a vdev at a moment.
+// Status is all there is to know of a device at a moment, and of its vdev. What only a device of
+// one kind has stands below that kind's name.
 type Status struct {
 	Name     string    `json:"name,omitempty"` // of the device, where there are several
 	PID      int       `json:"pid"`
 	Version  string    `json:"version"`
-	Seconds  float64   `json:"seconds"` // since it was started
+	Seconds  float64   `json:"seconds"` // since vdev was started
 	LogLevel string    `json:"log_level"`
-	Disk     Disk      `json:"disk"`
+	Socket   string    `json:"socket"`
+	AIO      string    `json:"aio"`
 	FrontEnd *FrontEnd `json:"front_end"` // null: none is connected
 	Waiting  bool      `json:"front_end_waiting,omitempty"`
-	State    string    `json:"state"`           // of the disk: closed, opening, open, failed, revoked, closing
+	State    string    `json:"state"`           // of the device: closed, opening, open, failed, revoked, closing
 	Error    string    `json:"error,omitempty"` // why it could not be opened
 	// RetryIn is when that is tried again, where the device is not served because of it; 0: now.
 	RetryIn *float64 `json:"retry_in_seconds,omitempty"`
-	// FailedFlush is why a flush has failed. Since then all fail: acknowledged writes are lost.
-	// Empty: none has.
-	FailedFlush string `json:"failed_flush,omitempty"`
-	// Unflushed: what held the guest's writes has ended. Every request fails until the guest is
-	// reset.
-	Unflushed bool `json:"lost_unflushed,omitempty"`
-	// Cache is what the guest takes the disk's cache for, writeback, writethrough or unknown; empty where no ring has started. StableWrites says that therefore each write
-	// is made stable before it is answered.
-	Cache        string `json:"cache,omitempty"`
-	StableWrites bool   `json:"stable_writes,omitempty"`
+	// Migratable and CancelAfter are --migratable and --cancel-after.
+	Migratable  bool    `json:"migratable"`
+	CancelAfter float64 `json:"cancel_after_seconds"`
 	// CancelIn is in how many seconds the stop that is under way cancels the requests in flight;
 	// negative where it has done so.
 	CancelIn *float64 `json:"cancel_in_seconds,omitempty"`
 	// Fenced is how many fenced reads and writes storage has not completed. The next start waits
 	// for them.
-	Fenced int `json:"fenced,omitempty"`
-	// Failed is what storage has failed since vdev was started; null: nothing.
-	Failed  *Failed  `json:"failed,omitempty"`
+	Fenced  int      `json:"fenced,omitempty"`
 	Rings   []Ring   `json:"rings"`
 	Devices []Device `json:"devices"` // those that are open, or being opened or closed
+	Disk    *Disk    `json:"disk,omitempty"`
 	Faults  *Faults  `json:"faults,omitempty"`
 }
 
@@ -84,7 +78,7 @@ type Devices struct {
 	Devices []string `json:"devices"`
 }
 
-// Disk is what is served.
+// Disk is what a disk has beside what every device has.
 type Disk struct {
 	Driver    string `json:"driver"`
 	File      string `json:"file,omitempty"`
@@ -92,13 +86,21 @@ type Disk struct {
 	BlockSize uint32 `json:"block_size"`
 	ReadOnly  bool   `json:"read_only,omitempty"`
 	Serial    string `json:"serial,omitempty"`
-	Socket    string `json:"socket"`
-	AIO       string `json:"aio"`
-	// Migratable and CancelAfter are --migratable and --cancel-after.
-	Migratable  bool    `json:"migratable"`
-	CancelAfter float64 `json:"cancel_after_seconds"`
 	// Warnings are what the operator should know of the disk, one line each.
 	Warnings []string `json:"warnings,omitempty"`
+	// Failed is what storage has failed since vdev was started; null: nothing.
+	Failed *Failed `json:"failed,omitempty"`
+	// FailedFlush is why a flush has failed. Since then all fail: acknowledged writes are lost.
+	// Empty: none has.
+	FailedFlush string `json:"failed_flush,omitempty"`
+	// Unflushed: what held the guest's writes has ended. Every request fails until the guest is
+	// reset.
+	Unflushed bool `json:"lost_unflushed,omitempty"`
+	// Cache is what the guest takes the disk's cache for: writeback, writethrough or unknown. It
+	// is empty where no ring has started. StableWrites: each write is therefore made stable
+	// before it is answered.
+	Cache        string `json:"cache,omitempty"`
+	StableWrites bool   `json:"stable_writes,omitempty"`
 }
 
 // FrontEnd is the connection that is served.
@@ -191,7 +193,8 @@ type Held struct {
 
 // Trace is the record of the device's life.
 type Trace struct {
-	Process string        `json:"process"` // a name for the timeline
+	Name    string        `json:"name,omitempty"` // of the device, where there are several
+	Process string        `json:"process"`        // a name for the timeline
 	PID     int           `json:"pid"`
 	Start   time.Time     `json:"start"`   // the zero of the events' times
 	Seconds float64       `json:"seconds"` // since then
@@ -244,42 +247,44 @@ type Failure struct {
 	Message string `json:"error"`
 }
 
-// Target is what a Server shows and changes of a device; the log level is that of all devices. Its
-// methods are called on any goroutine. Those with a context stop waiting when it is done; what they
-// have begun goes on. An *Error is answered with its own status, any other error with 500.
+// Process is what a Server shows and changes of all of vdev. Its methods are called on any
+// goroutine.
+type Process interface {
+	LogLevel() string
+	SetLogLevel(level string) error
+}
+
+// Target is a device that a Server shows and changes. Its methods are called on any goroutine.
+// Those with a context stop waiting when it is done; what they have begun goes on. An *Error is
+// answered with its own status, any other error with 500. The same holds for what Model returns.
 type Target interface {
+	Name() string // may be empty where the device is the only one
 	Status(ctx context.Context) Status
 	Trace() (about Trace, log *trace.Log)
+	// Revoke takes the device from the guest. It returns when the device is closed.
+	Revoke(ctx context.Context) error
+	// Model returns what only a device of its kind can be asked for: a Sized, a Failing or a
+	// Faulty, or several of them. Its error says why the device is not served.
+	Model() (any, error)
+}
+
+// Sized is a device with a size that may change.
+type Sized interface {
+	Resize(ctx context.Context) (Size, error)
+}
+
+// Failing is a device that keeps in mind what it has lost.
+type Failing interface {
+	ClearFailure(ctx context.Context) (Cleared, error)
+}
+
+// Faulty is a device that may have the driver fault.
+type Faulty interface {
 	Faults() (Faults, error)
 	SetFaults(rules []string) (ids []int, err error)
 	ClearFaults(ids []int) error
 	ReleaseFaults(ids []int) error
 	Crash(ctx context.Context, o Outage) (Losses, error)
-	Revoke(ctx context.Context) error
-	Resize(ctx context.Context) (Size, error)
-	ClearFailure(ctx context.Context) (Cleared, error)
-	LogLevel() string
-	SetLogLevel(level string) error
-}
-
-// Served is a device that a Server shows and changes. Its name may be empty where it is the only one.
-type Served struct {
-	Name   string
-	Target Target
-}
-
-// Replaced is a Target whose place another one may take at any time.
-type Replaced interface {
-	Target
-	Now() Target // the Target itself before that
-}
-
-// now gives what acts for the device.
-func (s Served) now() Target {
-	if r, ok := s.Target.(Replaced); ok {
-		return r.Now()
-	}
-	return s.Target
 }
 
 // Error says what a Server has refused, or failed to do.

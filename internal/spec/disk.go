@@ -22,8 +22,8 @@ import (
 // connected.
 const maxQueues = 256
 
-// MaxSocketPath is the longest path of a Unix socket in bytes, which struct sockaddr_un has with a zero after it, less
-// what listen may put before it.
+// MaxSocketPath is the longest path of a Unix socket in bytes, which struct sockaddr_un has with a
+// zero after it, less what listen may put before it.
 const MaxSocketPath = 107 - len("./")
 
 // The defaults of --cancel-after. A guest that is never saved or moved loses nothing when its
@@ -33,26 +33,31 @@ const (
 	cancelAfterPinned = time.Second
 )
 
-// Disk is one disk that is to be served, checked.
+// Device is one device that is to be served, checked.
+type Device struct {
+	Name        string // what it is called where there are several; empty where there is one
+	SocketPath  string // where to listen, or empty
+	FD          int    // the inherited socket, where SocketPath is empty
+	Migratable  bool
+	AnyMemory   bool          // guest memory may be any file
+	CancelAfter time.Duration // how long a stop waits for requests before it cancels them
+	Disk        Disk          // what it is
+}
+
+// Disk is what a Device has that is a disk.
 type Disk struct {
-	Name       string // what it is called where there are several; empty where there is one
-	SocketPath string // where to listen, or empty
-	FD         int    // the inherited socket, where socketPath is empty
-	Driver     Driver
-	DiskFlag   string // the flag that driver came from, for errors
-	NumQueues  int
-	SegMax     int // 0: virtioblk's default
-	Serial     string
-	BlockSize  uint32 // bytes; 0: as the disk has it
-	Migratable bool
-	AnyMemory  bool          // guest memory may be any file
-	Incoming   bool          // the guest comes from where the image is still in use
-	CancelWait time.Duration // how long a stop waits for requests before it cancels them
+	Driver    Driver
+	Flag      string // the flag that Driver came from, for errors
+	NumQueues int
+	SegMax    int // 0: virtioblk's default
+	Serial    string
+	BlockSize uint32 // bytes; 0: as the disk has it
+	Incoming  bool   // the guest comes from where the image is still in use
 }
 
 // Config is what a command line asks for, checked.
 type Config struct {
-	Disks    []Disk
+	Devices  []Device
 	AIO      string // "io_uring" or "threads"; empty: io_uring where the host has it
 	Reactors int    // 0: chosen
 	Poll     time.Duration
@@ -62,7 +67,7 @@ type Config struct {
 	Trace    bool
 	LogLevel slog.Level
 	LogJSON  bool
-	Strict   bool // a disk that cannot be opened ends vdev, whatever others there are
+	Strict   bool // a device that cannot be opened ends vdev, whatever others there are
 }
 
 // DiskFlags are the flags that describe a disk, as they are given.
@@ -167,7 +172,8 @@ func (f *ProcessFlags) Register(fs *pflag.FlagSet) {
 	fs.Var(&f.logFormat, "log-format", "how the log is written")
 }
 
-// defaultStateDir is a folder that goes when the host is started anew, as what the host has in its page cache does.
+// defaultStateDir is a folder that goes when the host is started anew, as what the host has in its
+// page cache does.
 func defaultStateDir() string {
 	if os.Getuid() == 0 {
 		return "/run/vdev"
@@ -183,10 +189,10 @@ func TooLong(flag, path string) error {
 	return fmt.Errorf("--%s %s: is %d bytes long, and a socket's path has at most %d", flag, path, len(path), MaxSocketPath)
 }
 
-// Config checks the flags together, for these disks. given tells whether a flag was given.
-func (f *ProcessFlags) Config(given func(flag string) bool, disks ...Disk) (Config, error) {
+// Config checks the flags together, for these devices. given tells whether a flag was given.
+func (f *ProcessFlags) Config(given func(flag string) bool, devices ...Device) (Config, error) {
 	c := Config{
-		Disks:    disks,
+		Devices:  devices,
 		AIO:      f.aio.Value,
 		Reactors: f.reactors.Value,
 		Poll:     time.Duration(f.pollUS.Value) * time.Microsecond,
@@ -208,7 +214,7 @@ func (f *ProcessFlags) Config(given func(flag string) bool, disks ...Disk) (Conf
 	case !given("state-dir"):
 		c.StateDir = defaultStateDir()
 	}
-	for _, d := range disks {
+	for _, d := range devices {
 		if given("control") && f.control == d.SocketPath {
 			return c, fmt.Errorf("--control %s: is the front-end's socket", f.control)
 		}
@@ -217,18 +223,13 @@ func (f *ProcessFlags) Config(given func(flag string) bool, disks ...Disk) (Conf
 }
 
 // Config checks the flags together. given tells whether a flag was given.
-func (f *DiskFlags) Config(given func(flag string) bool) (Disk, error) {
-	c := Disk{
-		SocketPath: f.socketPath,
-		FD:         f.fd.Value,
-		NumQueues:  f.numQueues.Value,
-		SegMax:     f.segMax.Value,
-		Serial:     string(f.serial),
-		Migratable: f.migratable.Value == "on",
-		AnyMemory:  f.memory.Value == "any",
-		Incoming:   f.incoming,
-		CancelWait: f.cancel,
+func (f *DiskFlags) Config(given func(flag string) bool) (Device, error) {
+	c := Device{
+		SocketPath: f.socketPath, FD: f.fd.Value,
+		Migratable: f.migratable.Value == "on", AnyMemory: f.memory.Value == "any", CancelAfter: f.cancel,
+		Disk: Disk{NumQueues: f.numQueues.Value, SegMax: f.segMax.Value, Serial: string(f.serial), Incoming: f.incoming},
 	}
+	d := &c.Disk
 	switch {
 	case given("socket-path") && given("fd"):
 		return c, errors.New("--socket-path and --fd exclude each other")
@@ -252,38 +253,38 @@ func (f *DiskFlags) Config(given func(flag string) bool) (Disk, error) {
 		return c, fmt.Errorf("--cancel-after %v: must not be negative", f.cancel)
 	}
 	if !c.Migratable && !given("cancel-after") {
-		c.CancelWait = cancelAfterPinned
+		c.CancelAfter = cancelAfterPinned
 	}
 	if given("blk-file") {
-		c.Driver, c.DiskFlag = Driver{Name: "vnd", File: f.blkFile, Detect: true}, "blk-file"
-		c.Driver.QEMU.Snapshot = f.snapshot
+		d.Driver, d.Flag = Driver{Name: "vnd", File: f.blkFile, Detect: true}, "blk-file"
+		d.Driver.QEMU.Snapshot = f.snapshot
 		if given("backing-chain") {
-			c.Driver.QEMU.Chain = qemunbd.Chain(f.chain.Value)
+			d.Driver.QEMU.Chain = qemunbd.Chain(f.chain.Value)
 		}
 		if given("format") {
 			var err error
-			if c.Driver.QEMU.Format, err = parseFormat(f.format); err != nil {
+			if d.Driver.QEMU.Format, err = parseFormat(f.format); err != nil {
 				return c, fmt.Errorf("--format: %w", err)
 			}
 		}
 	} else {
-		c.DiskFlag = "driver"
+		d.Flag = "driver"
 		var err error
-		if c.Driver, err = ParseDriver(f.driver); err != nil {
+		if d.Driver, err = ParseDriver(f.driver); err != nil {
 			return c, fmt.Errorf("--driver %s: %w", f.driver, err)
 		}
 	}
 	for flag, on := range map[string]bool{"direct": f.direct, "bounce": f.bounce, "no-discard": f.noDiscard, "incoming": f.incoming} {
-		if on && c.Driver.Name != "vnd" && c.Driver.Name != "qemu" {
-			return c, fmt.Errorf("--%s: driver %s has no use for it", flag, c.Driver.Name)
+		if on && d.Driver.Name != "vnd" && d.Driver.Name != "qemu" {
+			return c, fmt.Errorf("--%s: driver %s has no use for it", flag, d.Driver.Name)
 		}
 	}
-	c.Driver.ReadOnly = c.Driver.ReadOnly || f.readOnly
-	c.Driver.Direct = c.Driver.Direct || f.direct
-	c.Driver.Bounce = c.Driver.Bounce || f.bounce
-	c.Driver.NoDiscard = c.Driver.NoDiscard || f.noDiscard
-	if err := c.Driver.check(); err != nil {
-		return c, fmt.Errorf("--%s: %w", c.DiskFlag, err)
+	d.Driver.ReadOnly = d.Driver.ReadOnly || f.readOnly
+	d.Driver.Direct = d.Driver.Direct || f.direct
+	d.Driver.Bounce = d.Driver.Bounce || f.bounce
+	d.Driver.NoDiscard = d.Driver.NoDiscard || f.noDiscard
+	if err := d.Driver.check(); err != nil {
+		return c, fmt.Errorf("--%s: %w", d.Flag, err)
 	}
 	size := uint64(512) // where nothing else is known
 	if f.blockSize.Value != "auto" {
@@ -292,10 +293,10 @@ func (f *DiskFlags) Config(given func(flag string) bool) (Disk, error) {
 		if err != nil {
 			panic(err) // the choices are numbers
 		}
-		c.BlockSize = uint32(size)
+		d.BlockSize = uint32(size)
 	}
-	if c.Driver.Size%int64(size) != 0 {
-		return c, fmt.Errorf("--logical-block-size %d: size %d of driver %s is not a multiple of it", size, c.Driver.Size, c.Driver.Name)
+	if d.Driver.Size%int64(size) != 0 {
+		return c, fmt.Errorf("--logical-block-size %d: size %d of driver %s is not a multiple of it", size, d.Driver.Size, d.Driver.Name)
 	}
 	return c, nil
 }

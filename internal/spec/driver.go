@@ -62,8 +62,8 @@ var faultOptions = []string{"rule", "cache", "no-cancel", "lower"}
 // driverNames is the order in which help and errors list the drivers.
 var driverNames = []string{"vnd", "md", "nbd", "qemu", "null", "fault"}
 
-// ParseDriver reads a driver with its options: NAME[,option[=value]]..., where a comma that belongs to a value is
-// written twice, as on QEMU's command line.
+// ParseDriver reads a driver with its options: NAME[,option[=value]]..., where a comma that belongs
+// to a value is written twice, as on QEMU's command line.
 func ParseDriver(s string) (Driver, error) {
 	fields := splitOptions(s)
 	if fields[0] == "fault" {

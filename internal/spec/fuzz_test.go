@@ -72,20 +72,20 @@ func blockSize(c Disk) string {
 	return strconv.Itoa(int(c.BlockSize))
 }
 
-// table writes a disk as a table of a configuration file.
-func (c Disk) table() map[string]any {
+// table writes a device as a table of a configuration file.
+func (c Device) table() map[string]any {
 	t := map[string]any{
-		"name": c.Name, "num-queues": c.NumQueues, "seg-max": c.SegMax, "serial": c.Serial,
-		"logical-block-size": blockSize(c),
-		"migratable":         map[bool]string{true: "on", false: "off"}[c.Migratable], "incoming": c.Incoming, "cancel-after": c.CancelWait.String(),
-		"bounce": c.Driver.Bounce,
+		"name": c.Name, "num-queues": c.Disk.NumQueues, "seg-max": c.Disk.SegMax, "serial": c.Disk.Serial,
+		"logical-block-size": blockSize(c.Disk),
+		"migratable":         map[bool]string{true: "on", false: "off"}[c.Migratable], "incoming": c.Disk.Incoming, "cancel-after": c.CancelAfter.String(),
+		"bounce": c.Disk.Driver.Bounce,
 	}
 	if c.SocketPath != "" {
 		t["socket-path"] = c.SocketPath
 	} else {
 		t["fd"] = c.FD
 	}
-	d := c.Driver
+	d := c.Disk.Driver
 	if !d.Detect {
 		t["driver"] = d.text()
 		return t
@@ -100,8 +100,8 @@ func (c Disk) table() map[string]any {
 	return t
 }
 
-// text writes a disk as --device has it.
-func (c Disk) text() string {
+// text writes a device as --device has it.
+func (c Device) text() string {
 	var fields []string
 	for key, value := range c.table() {
 		fields = append(fields, strings.ReplaceAll(fmt.Sprintf("%s=%v", key, value), ",", ",,"))
@@ -155,24 +155,25 @@ func FuzzDriver(f *testing.F) {
 	})
 }
 
-// checkDisks fails if disks were taken that cannot be, or that are not the same when they were written and read again.
-func checkDisks(t *testing.T, disks []Disk) {
+// checkDevices fails if devices were taken that cannot be, or that are not the same when they were
+// written and read again.
+func checkDevices(t *testing.T, devices []Device) {
 	t.Helper()
 	tables := map[string]any{"device": []map[string]any{}}
-	for _, d := range disks {
-		checkDriver(t, d.Driver)
+	for _, d := range devices {
+		checkDriver(t, d.Disk.Driver)
 		switch {
-		case !deviceName.MatchString(d.Name), d.SocketPath == "" && d.FD < 0, len(d.SocketPath) > MaxSocketPath, len(d.Serial) > serialMax,
-			d.NumQueues < 1, d.BlockSize != 0 && d.BlockSize != 512 && d.BlockSize != 4096, d.CancelWait < 0,
-			d.Driver.Size%max(int64(d.BlockSize), 512) != 0:
+		case !deviceName.MatchString(d.Name), d.SocketPath == "" && d.FD < 0, len(d.SocketPath) > MaxSocketPath, len(d.Disk.Serial) > serialMax,
+			d.Disk.NumQueues < 1, d.Disk.BlockSize != 0 && d.Disk.BlockSize != 512 && d.Disk.BlockSize != 4096, d.CancelAfter < 0,
+			d.Disk.Driver.Size%max(int64(d.Disk.BlockSize), 512) != 0:
 			t.Errorf("%+v", d)
 		}
 		if again, err := parseDevice(d.text()); err != nil || !reflect.DeepEqual(again, d) {
-			t.Errorf("written as %q, a disk is read as %+v, %v; want %+v", d.text(), again, err, d)
+			t.Errorf("written as %q, a device is read as %+v, %v; want %+v", d.text(), again, err, d)
 		}
 		tables["device"] = append(tables["device"].([]map[string]any), d.table())
 	}
-	if len(disks) == 0 {
+	if len(devices) == 0 {
 		return
 	}
 	var text bytes.Buffer
@@ -183,8 +184,8 @@ func checkDisks(t *testing.T, disks []Disk) {
 		return // a path that cannot stand in a file
 	}
 	again, err := ParseFile(pflag.NewFlagSet("", pflag.ContinueOnError), "again.toml", text.String())
-	if err != nil || !reflect.DeepEqual(again, disks) {
-		t.Errorf("written as\n%s\ndisks are read as %+v, %v; want %+v", text.Bytes(), again, err, disks)
+	if err != nil || !reflect.DeepEqual(again, devices) {
+		t.Errorf("written as\n%s\ndevices are read as %+v, %v; want %+v", text.Bytes(), again, err, devices)
 	}
 }
 
@@ -214,9 +215,9 @@ func FuzzDevices(f *testing.F) {
 			checkRefusal(t, err, text)
 			return
 		}
-		checkDisks(t, c.Disks)
+		checkDevices(t, c.Devices)
 		seen := map[string]bool{}
-		for _, d := range c.Disks {
+		for _, d := range c.Devices {
 			place := fmt.Sprintf("socket %s %d", d.SocketPath, d.FD)
 			if seen[d.Name] || seen[place] {
 				t.Errorf("there are two of %s, %s", d.Name, place)
@@ -248,7 +249,7 @@ func FuzzConfigFile(f *testing.F) {
 			}
 			return
 		}
-		checkDisks(t, disks)
+		checkDevices(t, disks)
 		// What it says beside is in the flags.
 		keys := map[string]any{}
 		fs.Visit(func(flag *pflag.Flag) {

@@ -13,21 +13,22 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Several gives the disks and the setting that a command line asks for. disks are those of the
-// configuration file, and devices the values of --device. fs has the flags of p.
-func Several(fs *pflag.FlagSet, p *ProcessFlags, disks []Disk, devices []string) (Config, error) {
-	for _, text := range devices {
+// Several gives the devices and the settings that a command line asks for. devices are those of the
+// configuration file, and texts the values of --device. fs has the flags of p.
+func Several(fs *pflag.FlagSet, p *ProcessFlags, devices []Device, texts []string) (Config, error) {
+	for _, text := range texts {
 		d, err := parseDevice(text)
 		if err != nil {
 			return Config{}, fmt.Errorf("--device %s: %w", text, err)
 		}
-		disks = append(disks, d)
+		devices = append(devices, d)
 	}
-	if len(disks) == 0 {
+	if len(devices) == 0 {
 		return Config{}, errors.New("there is no disk to serve: a file or --device is missing")
 	}
-	for i, d := range disks {
-		for _, other := range disks[:i] {
+	for i, d := range devices {
+		for _, other := range devices[:i] {
+			mine, its := &d.Disk, &other.Disk
 			switch {
 			case d.Name == other.Name:
 				return Config{}, fmt.Errorf("two devices are called %s: name one of them otherwise", d.Name)
@@ -35,40 +36,41 @@ func Several(fs *pflag.FlagSet, p *ProcessFlags, disks []Disk, devices []string)
 				return Config{}, fmt.Errorf("devices %s and %s have the same socket-path %s", other.Name, d.Name, d.SocketPath)
 			case d.SocketPath == "" && other.SocketPath == "" && d.FD == other.FD:
 				return Config{}, fmt.Errorf("devices %s and %s have the same fd %d", other.Name, d.Name, d.FD)
-			case d.locks() && other.locks() && filepath.Clean(d.Driver.File) == filepath.Clean(other.Driver.File) &&
-				!(d.Driver.ReadOnly && other.Driver.ReadOnly) && !d.Incoming && !other.Incoming:
-				return Config{}, fmt.Errorf("devices %s and %s have the same image %s, and one of them may write to it", other.Name, d.Name, d.Driver.File)
+			case mine.locks() && its.locks() && filepath.Clean(mine.Driver.File) == filepath.Clean(its.Driver.File) &&
+				!(mine.Driver.ReadOnly && its.Driver.ReadOnly) && !mine.Incoming && !its.Incoming:
+				return Config{}, fmt.Errorf("devices %s and %s have the same image %s, and one of them may write to it", other.Name, d.Name, mine.Driver.File)
 			}
 		}
 	}
-	return p.Config(fs.Changed, disks...)
+	return p.Config(fs.Changed, devices...)
 }
 
-// locks tells whether the image is locked while the disk is open: from others if the guest may write to it, or from those who may.
-func (c *Disk) locks() bool {
-	return (c.Driver.Name == "vnd" || c.Driver.Name == "qemu") && !c.Driver.QEMU.Snapshot
+// locks tells whether the image is locked while the disk is open: from others if the guest may
+// write to it, or from those who may.
+func (d *Disk) locks() bool {
+	return (d.Driver.Name == "vnd" || d.Driver.Name == "qemu") && !d.Driver.QEMU.Snapshot
 }
 
 // parseDevice reads the value of --device.
-func parseDevice(text string) (Disk, error) {
+func parseDevice(text string) (Device, error) {
 	d := newDevice()
 	for _, field := range splitOptions(text) {
 		key, value, hasValue := strings.Cut(field, "=")
 		if !hasValue && d.isSwitch(key) {
 			value = "true"
 		} else if !hasValue {
-			return Disk{}, fmt.Errorf("%q is not key=value", field)
+			return Device{}, fmt.Errorf("%q is not key=value", field)
 		}
 		if err := d.set(key, value); err != nil {
-			return Disk{}, err
+			return Device{}, err
 		}
 	}
 	return d.config()
 }
 
-// ParseFile reads the text of the configuration file path. It returns the disks that the file
+// ParseFile reads the text of the configuration file path. It returns the devices that the file
 // describes, and sets those of the flags fs that the file has and the command line has not.
-func ParseFile(fs *pflag.FlagSet, path, text string) ([]Disk, error) {
+func ParseFile(fs *pflag.FlagSet, path, text string) ([]Device, error) {
 	var all map[string]any
 	if _, err := toml.Decode(text, &all); err != nil {
 		var syntax toml.ParseError
@@ -103,7 +105,7 @@ func ParseFile(fs *pflag.FlagSet, path, text string) ([]Disk, error) {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
 	}
-	var disks []Disk
+	var devices []Device
 	for i, table := range tables {
 		d, err := readDevice(table)
 		if err != nil {
@@ -113,23 +115,23 @@ func ParseFile(fs *pflag.FlagSet, path, text string) ([]Disk, error) {
 			}
 			return nil, fmt.Errorf("%s: device %s: %w", path, which, err)
 		}
-		disks = append(disks, d)
+		devices = append(devices, d)
 	}
-	return disks, nil
+	return devices, nil
 }
 
-func readDevice(table map[string]any) (Disk, error) {
+func readDevice(table map[string]any) (Device, error) {
 	d := newDevice()
 	for _, key := range sortedKeys(table) {
 		if err := d.known(key); err != nil {
-			return Disk{}, err
+			return Device{}, err
 		}
 		value, err := scalar(d.keys.Lookup(key), table[key])
 		if err != nil {
-			return Disk{}, fmt.Errorf("%s: %w", key, err)
+			return Device{}, fmt.Errorf("%s: %w", key, err)
 		}
 		if err := d.set(key, value); err != nil {
-			return Disk{}, err
+			return Device{}, err
 		}
 	}
 	return d.config()
@@ -176,7 +178,7 @@ func scalar(f *pflag.Flag, v any) (string, error) {
 	return "", errors.New("must be " + want)
 }
 
-// deviceKeys collects the keys of one disk.
+// deviceKeys collects the keys of one device.
 type deviceKeys struct {
 	flags *DiskFlags
 	keys  *pflag.FlagSet
@@ -241,7 +243,7 @@ func setFlag(fs *pflag.FlagSet, key, value string) error {
 	return err
 }
 
-func (d *deviceKeys) config() (Disk, error) {
+func (d *deviceKeys) config() (Device, error) {
 	c, err := d.flags.Config(d.keys.Changed)
 	if err != nil {
 		return c, err

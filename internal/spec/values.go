@@ -55,8 +55,8 @@ func OneOf(words []string) string {
 	return strings.Join(words[:last], ", ") + " or " + words[last]
 }
 
-// serialMax is the longest serial number in bytes: VIRTIO_BLK_ID_BYTES, which need no terminating zero when they
-// are all used (virtio 1.3, section 5.2.6).
+// serialMax is the longest serial number in bytes: VIRTIO_BLK_ID_BYTES, which need no terminating
+// zero when they are all used (virtio 1.3, section 5.2.6).
 const serialMax = 20
 
 // serial is the disk's serial number, as a guest reads it with VIRTIO_BLK_T_GET_ID.

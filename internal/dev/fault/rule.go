@@ -98,6 +98,9 @@ type Rule struct {
 	Off           bool          // Crash: see Outage
 }
 
+// Reason is the text of an error of Check or ParseRule without the words of EINVAL behind it, which say less than what stands before.
+func Reason(err error) string { return strings.TrimSuffix(err.Error(), ": "+devsw.EINVAL.Error()) }
+
 // Check looks whether the rule makes sense: an error that wraps EINVAL where it does not.
 func (r Rule) Check() error {
 	bad := func(format string, args ...any) error {

@@ -1,4 +1,4 @@
-package main
+package blk
 
 import (
 	"bytes"
@@ -15,15 +15,16 @@ import (
 const (
 	// lockPause is how often a lock is tried while it is waited for.
 	lockPause = 20 * time.Millisecond
-	// aliveWait is how long a process that has the image, and does not seem to be ending, is waited for. It may have been
-	// killed a moment ago.
+	// aliveWait is how long a process that has the image, and does not seem to be ending, is waited
+	// for. It may have been killed a moment ago.
 	aliveWait = 200 * time.Millisecond
 )
 
-// checkImage looks, with check, whether an image can be opened, and has its lock. It waits for a predecessor that was killed:
-// the kernel keeps the locks of a dead process until its last transfer has ended, when no process can be seen that has them.
-// An image that is in use by one that lives is an error, a *vnd.LockError; or, where inUse is not nil, none, but inUse is told:
-// the guest comes from there, and will have given the image up when it starts here.
+// checkImage looks, with check, whether an image can be opened, and has its lock. It waits for a
+// predecessor that was killed: the kernel keeps the locks of a dead process until its last transfer
+// has ended, when no process can be seen that has them. An image that is in use by one that lives
+// is an error, a *vnd.LockError; or, where inUse is not nil, none, but inUse is told: the guest
+// comes from there, and will have given the image up when it starts here.
 func checkImage(ctx context.Context, check func() error, ending func(pid int) bool, inUse func(error)) error {
 	// To look who has it may take longer than to wait.
 	for begun := time.Now(); ; {
@@ -60,8 +61,8 @@ func ending(pid int) bool {
 	return endingStat(stat)
 }
 
-// endingStat reads it off the process's line (proc_pid_stat(5)): "pid (comm) state ppid pgrp session tty_nr tpgid flags ...",
-// where comm may have anything in it.
+// endingStat reads it off the process's line (proc_pid_stat(5)): "pid (comm) state ppid pgrp
+// session tty_nr tpgid flags ...", where comm may have anything in it.
 func endingStat(stat []byte) bool {
 	const exiting = 0x4 // PF_EXITING of the kernel
 	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])

@@ -1,4 +1,4 @@
-package main
+package blk
 
 import (
 	"context"
@@ -81,7 +81,7 @@ func TestAProcessThatHasEndedIsEnding(t *testing.T) {
 	if ending(os.Getpid()) {
 		t.Error("this one is ending")
 	}
-	cmd := exec.Command("vdev", "version")
+	cmd := exec.Command("true")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
