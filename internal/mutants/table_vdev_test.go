@@ -237,7 +237,7 @@ var _ = add("vdev", []mutant{
 	{
 		what: "--seg-max is not heard",
 		file: "internal/serve/blk/open.go",
-		from: "SegMax: d.SegMax, ",
+		from: "SegMax: d.SegMax,",
 		to:   "",
 		by:   tests{in: "./cmd/vdev", run: "^TestASegMaxThatIsChosenReachesTheGuest$"},
 	},

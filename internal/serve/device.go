@@ -77,7 +77,6 @@ func (d *Device) ofDevice(err error) error {
 
 // stack is all that stands behind a device's socket, and the socket.
 type stack struct {
-	device   *Device
 	table    *devsw.Table
 	fs       *specfs.FS
 	model    Model
@@ -117,7 +116,7 @@ func (d *Device) awaitFirst(patience context.Context) (a attempt, ended bool) {
 
 // open makes all that stands behind the socket. That takes as long as storage does.
 func (d *Device) open(ctx context.Context) (_ *stack, err error) {
-	s := &stack{device: d, table: devsw.NewTable()}
+	s := &stack{table: devsw.NewTable()}
 	s.fs = specfs.New(s.table, specfs.WithTrace(d.report.specfs))
 	p := Parts{
 		Table: s.table, FS: s.fs, Pool: d.host.pool, Log: d.report.log, Commands: &d.commands, Warn: d.warn, Note: d.report.model,
