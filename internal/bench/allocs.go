@@ -14,7 +14,8 @@ import (
 	"vdev/internal/bench/child"
 )
 
-// allocTests are the tests that a read or a write allocates nothing on its way, layer by layer and all together, by their packages.
+// allocTests are the tests that a read or a write allocates nothing on its way, layer by layer and
+// all together, by their packages.
 var allocTests = map[string][]string{
 	"vdev/virtq":               {"TestARequestDoesNotAllocate"},
 	"vdev/vhostuser":           {"TestRequestsDoNotAllocate"},
@@ -41,7 +42,8 @@ func checkAllocs(ctx context.Context) (bar, error) {
 	return allocBar(out.Bytes(), err)
 }
 
-// allocBar judges what go test -json has printed, and how it ended: each test must have passed, and none of its parts been skipped.
+// allocBar judges what go test -json has printed, and how it ended: each test must have passed, and
+// none of its parts been skipped.
 func allocBar(out []byte, ended error) (bar, error) {
 	ends := map[string]string{} // of a package's test
 	for d := json.NewDecoder(bytes.NewReader(out)); ; {

@@ -14,7 +14,8 @@ import (
 	"testing"
 )
 
-// goTest is what go test -json says where each test of allocTests passes, but that what is named says something else, or nothing.
+// goTest is what go test -json says where each test of allocTests passes, but that what is named
+// says something else, or nothing.
 func goTest(but map[string]string) []byte {
 	var out strings.Builder
 	for pkg, tests := range allocTests {

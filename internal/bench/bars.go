@@ -78,7 +78,8 @@ func barOf(what string, checks []check) []bar {
 		}
 		got = append(got, text)
 	}
-	// What is missed in one place is missed, whatever the others would be; and surely where it surely is in one.
+	// What is missed in one place is missed, whatever the others would be; and surely where it
+	// surely is in one.
 	if b.Met = len(missed) == 0; b.Met {
 		b.Unsure = slices.Contains(met, true)
 	} else {

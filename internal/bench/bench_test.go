@@ -307,7 +307,8 @@ func TestServersAreStoppedAndTheirEndIsNoticed(t *testing.T) {
 	}
 }
 
-// rounds makes results of the back-end's so many thousand requests per second, µs of CPU for each, and µs of latency.
+// rounds makes results of the back-end's so many thousand requests per second, µs of CPU for each,
+// and µs of latency.
 func rounds(iops, cpu, latency float64, spread ...float64) []load.Result {
 	var rs []load.Result
 	for _, f := range spread {

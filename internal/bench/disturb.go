@@ -15,18 +15,20 @@ import (
 )
 
 const (
-	// tick is the unit of /proc/stat and /proc/PID/stat (USER_HZ), to which each figure there is rounded.
+	// tick is the unit of /proc/stat and /proc/PID/stat (USER_HZ), to which each figure there is
+	// rounded.
 	tick = 10 * time.Millisecond
 	// unclear is what can come of rounding alone: less counts as nothing.
 	unclear = 5 * tick
-	// tolerated is how much of the cores' time may be others', or the host's, in a round that counts.
+	// tolerated is how much of the cores' time may be others', or the host's, in a round that
+	// counts.
 	tolerated = 0.03
 )
 
 // disturbance is what there was on the cores besides the run, in parts of their time.
 type disturbance struct {
-	// Others is the user time of processes that are not the run's. System time says nothing: the kernel's threads write back what
-	// was written, whoever wrote it. NaN where it is not known.
+	// Others is the user time of processes that are not the run's. System time says nothing: the
+	// kernel's threads write back what was written, whoever wrote it. NaN where it is not known.
 	Others float64
 	Steal  float64 // when the host had something else to do
 }
@@ -57,9 +59,11 @@ func (d disturbance) mark() string {
 // watch looks at what works on the machine.
 type watch struct {
 	cores []int // nil: all
-	// pids are the run's processes, besides this one and its children that have ended and were waited for, which count with it.
+	// pids are the run's processes, besides this one and its children that have ended and were
+	// waited for, which count with it.
 	pids []int
-	// unseen: the run has more, of which it is not known which they are. Others' work cannot be told from theirs, and is not known.
+	// unseen: the run has more, of which it is not known which they are. Others' work cannot be
+	// told from theirs, and is not known.
 	unseen bool
 }
 
@@ -149,7 +153,8 @@ func parseStat(text string, cores []int) (look, error) {
 	return l, nil
 }
 
-// parseUserTime reads what /proc/PID/stat has of user time: the process's own, and that of its children that were waited for.
+// parseUserTime reads what /proc/PID/stat has of user time: the process's own, and that of its
+// children that were waited for.
 func parseUserTime(text string) (time.Duration, error) {
 	// The program's name is in brackets, and may have any in it.
 	t, err := ticks(strings.Fields(text[strings.LastIndexByte(text, ')')+1:]), 11, 13)
@@ -174,9 +179,10 @@ func ticks(fields []string, which ...int) (ts []time.Duration, err error) {
 	return ts, nil
 }
 
-// since tells what there was between two looks. Others' work is found in two ways, of which each misses some. What is left of the
-// cores' time lacks what the clock's ticks miss of processes that sleep often, as an event client's back-end does; and not each
-// process can be seen, or has a parent that waits for it.
+// since tells what there was between two looks. Others' work is found in two ways, of which each
+// misses some. What is left of the cores' time lacks what the clock's ticks miss of processes that
+// sleep often, as an event client's back-end does; and not each process can be seen, or has a
+// parent that waits for it.
 func (l look) since(before look) disturbance {
 	share := func(t time.Duration, cores int) float64 {
 		if t < unclear {
@@ -191,8 +197,9 @@ func (l look) since(before look) disturbance {
 // watched is watch.undisturbed.
 type watched func(spare *int, work func() error) (disturbance, error)
 
-// undisturbed does work, and again while it was disturbed, as often as there are spare tries, which it counts down. It tells what
-// there was in the last one. Where nothing came of a try because it was disturbed, that is no other.
+// undisturbed does work, and again while it was disturbed, as often as there are spare tries, which
+// it counts down. It tells what there was in the last one. Where nothing came of a try because it
+// was disturbed, that is no other.
 func (w watch) undisturbed(spare *int, work func() error) (disturbance, error) {
 	for {
 		before, err := w.look()

@@ -23,7 +23,8 @@ intr 303177999 0 0
 ctxt 1101534869
 `
 
-// statAfter has 250 ticks more of user and nice on cpu0, 100 on cpu1, 50 on cpu10, and 8 of steal on cpu1.
+// statAfter has 250 ticks more of user and nice on cpu0, 100 on cpu1, 50 on cpu10, and 8 of steal
+// on cpu1.
 const statAfter = `cpu  300 30 200 5000 100 0 10 7 50 0
 cpu0 300 60 900 2500 50 0 5 3 90 0
 cpu1 300 20 100 2500 50 0 5 12 0 0
@@ -38,13 +39,17 @@ func TestOthersWorkIsWhatTheRunHasNotDoneOnItsCores(t *testing.T) {
 		want         disturbance
 	}{
 		{[]int{0, 1}, 3500 * time.Millisecond, 0, disturbance{0, 0.008}},
-		{[]int{0, 1}, 4 * time.Second, 1500 * time.Millisecond, disturbance{0.1, 0.008}}, // of all three cores
+		// of all three cores
+		{[]int{0, 1}, 4 * time.Second, 1500 * time.Millisecond, disturbance{0.1, 0.008}},
 		{[]int{0, 1}, 3 * time.Second, 30 * time.Millisecond, disturbance{0.05, 0.008}},
-		{[]int{0, 1}, 3500 * time.Millisecond, -time.Second, disturbance{0, 0.008}}, // whose parent has not waited
+		// whose parent has not waited
+		{[]int{0, 1}, 3500 * time.Millisecond, -time.Second, disturbance{0, 0.008}},
 		{[]int{0, 1}, 3 * time.Second, 0, disturbance{0.05, 0.008}},
 		{[]int{1, 0}, 0, 0, disturbance{0.35, 0.008}},
-		{[]int{1, 0}, 4 * time.Second, 0, disturbance{0, 0.008}},                             // ours have worked on other cores, or between ticks
-		{[]int{0, 1}, 3460 * time.Millisecond, 40 * time.Millisecond, disturbance{0, 0.008}}, // that may be rounding
+		// ours have worked on other cores, or between ticks
+		{[]int{1, 0}, 4 * time.Second, 0, disturbance{0, 0.008}},
+		// that may be rounding
+		{[]int{0, 1}, 3460 * time.Millisecond, 40 * time.Millisecond, disturbance{0, 0.008}},
 		{[]int{0}, 0, 0, disturbance{0.5, 0}},
 		{nil, 3500 * time.Millisecond, 0, disturbance{0.5 / 15, 0.08 / 15}},
 	} {
@@ -108,7 +113,8 @@ func TestWhatProcHasIsUnderstoodOrRefused(t *testing.T) {
 	}
 }
 
-// What a process has used goes to its parent when it has ended, or nowhere: of the machine's own, two looks would differ.
+// What a process has used goes to its parent when it has ended, or nowhere: of the machine's own,
+// two looks would differ.
 func TestTheRunsProcessesAreTakenForNobodyElses(t *testing.T) {
 	proc := t.TempDir()
 	write := func(name, text string) {

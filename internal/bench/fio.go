@@ -14,8 +14,9 @@ import (
 	"vdev/internal/bench/load"
 )
 
-// fioArgs are what has fio do on a file what j has a front-end do. Invalidating the page cache before would take away what is
-// held there, and a map of the blocks that were done would cost time that the front-end does not spend either.
+// fioArgs are what has fio do on a file what j has a front-end do. Invalidating the page cache
+// before would take away what is held there, and a map of the blocks that were done would cost time
+// that the front-end does not spend either.
 func fioArgs(engine, file string, direct bool, j load.Job) []string {
 	args := []string{"--name=bench", "--filename=" + file, "--rw=" + string(j.Pattern), fmt.Sprintf("--bs=%d", j.BlockSize),
 		"--ioengine=" + engine, fmt.Sprintf("--iodepth=%d", j.Depth), "--norandommap", "--invalidate=0",
@@ -47,10 +48,11 @@ func runFio(ctx context.Context, o options, engine, file string, direct bool, j 
 // fioOutput is what is needed of fio's --output-format=json+.
 type fioOutput struct {
 	Jobs []struct {
-		Error    int     `json:"error"`
-		Read     fioSide `json:"read"`
-		Write    fioSide `json:"write"`
-		UserCPU  float64 `json:"usr_cpu"` // per cent of the job's time; the kernel's own threads do not count
+		Error int     `json:"error"`
+		Read  fioSide `json:"read"`
+		Write fioSide `json:"write"`
+		// per cent of the job's time; the kernel's own threads do not count
+		UserCPU  float64 `json:"usr_cpu"`
 		SysCPU   float64 `json:"sys_cpu"`
 		Switches uint64  `json:"ctx"`
 	} `json:"jobs"`

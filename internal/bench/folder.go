@@ -10,7 +10,8 @@ import (
 	"vdev/internal/sys"
 )
 
-// folder is where a run has its images and sockets. A file in it is locked as long as the run lasts, however it ends.
+// folder is where a run has its images and sockets. A file in it is locked as long as the run
+// lasts, however it ends.
 type folder struct {
 	path string
 	held *os.File
@@ -52,7 +53,8 @@ func newFolder(parent string) (_ *folder, err error) {
 	return d, nil
 }
 
-// removeKilled removes a run's folder if nobody holds it any more, and it can be removed: somebody else's cannot.
+// removeKilled removes a run's folder if nobody holds it any more, and it can be removed: somebody
+// else's cannot.
 func removeKilled(path string) {
 	name := filepath.Join(path, heldName)
 	if info, err := os.Lstat(name); err != nil || !info.Mode().IsRegular() {

@@ -11,8 +11,9 @@ import (
 
 // newImage makes a file of size bytes full of noise, so that none of it is a hole, and on the disk.
 //
-// It is written in pages, so that each is by itself in the page cache: larger writes make larger folios (ext4 has them since
-// Linux 6.16), and in these a write of a page looks at the state of each block of the folio.
+// It is written in pages, so that each is by itself in the page cache: larger writes make larger
+// folios (ext4 has them since Linux 6.16), and in these a write of a page looks at the state of
+// each block of the folio.
 func newImage(name string, size int64) (*os.File, error) {
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {

@@ -1,4 +1,5 @@
-// Command bench compares vdev with qemu-storage-daemon and with the bare file, side by side in one run.
+// Command bench compares vdev with qemu-storage-daemon and with the bare file, side by side in one
+// run.
 //
 // Each back-end serves its disk from one core, to a front-end on another core (package load):
 // vhost-user without a virtual machine. fio works on the bare file, on the back-ends' core: the
@@ -183,7 +184,8 @@ func parse(args []string) (options, error) {
 	return o, checkSockets(o)
 }
 
-// checkSockets looks whether the disks behind -socket would be written to unasked, and whether they take part at all.
+// checkSockets looks whether the disks behind -socket would be written to unasked, and whether they
+// take part at all.
 func checkSockets(o options) error {
 	for _, t := range o.sockets {
 		part := false
@@ -238,8 +240,8 @@ func numbersOf(to *[]int, unit, most int) func(string) error {
 // selected tells whether name is to be measured.
 func selected(list []string, name string) bool { return list == nil || slices.Contains(list, name) }
 
-// bench measures what is selected, and tells out of each case at once. What it starts and makes is gone when it returns. After an
-// error it tells which bars were met until then.
+// bench measures what is selected, and tells out of each case at once. What it starts and makes is
+// gone when it returns. After an error it tells which bars were met until then.
 func bench(ctx context.Context, o options, out io.Writer) (err error) {
 	folder, err := newFolder(o.dir)
 	if err != nil {

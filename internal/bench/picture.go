@@ -76,8 +76,8 @@ func (r *report) notes() []string {
 	return notes
 }
 
-// panels adds a row for each disk of 4 KiB requests, with a panel for each client, which draw makes of its cases and of those who
-// have a part in all of them.
+// panels adds a row for each disk of 4 KiB requests, with a panel for each client, which draw makes
+// of its cases and of those who have a part in all of them.
 func (r *report) panels(f *chart.Figure, draw func(title string, names []string, cases []*measured) chart.Panel) {
 	for _, target := range []string{"null", "cached", "direct"} {
 		var row []chart.Panel

@@ -104,8 +104,8 @@ func (b *bar) verdict() string {
 	return verdict
 }
 
-// thousands is how many thousand requests there were in a second, by the median of the rounds, with a mark where the front-end,
-// and not the back-end, was the limit.
+// thousands is how many thousand requests there were in a second, by the median of the rounds, with
+// a mark where the front-end, and not the back-end, was the limit.
 func thousands(results []load.Result) string {
 	return number(load.MedianOf(results, (*load.Result).IOPS)/1e3) + limitMark(results)
 }

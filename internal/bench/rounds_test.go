@@ -106,7 +106,8 @@ func TestADisturbedCaseHasTheLeastRoundsAndSaysSo(t *testing.T) {
 	}
 }
 
-// The rule ends a case by looking at the interval, which makes it hold the median less often than it says: by how much is seen here.
+// The rule ends a case by looking at the interval, which makes it hold the median less often than
+// it says: by how much is seen here.
 func TestTheIntervalHoldsTheMedianAboutAsOftenAsIsSaid(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	o := options{rounds: 5, maxRounds: 13}

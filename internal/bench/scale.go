@@ -18,9 +18,11 @@ import (
 const (
 	manyDevices = 1000
 	busyTime    = 3 * time.Second
-	// manyBar is the most memory that manyDevices idle devices may take beyond their guests', in bytes.
+	// manyBar is the most memory that manyDevices idle devices may take beyond their guests', in
+	// bytes.
 	manyBar = 100 << 20
-	// fairBar is the most that the device which got most may have of what the one got that got least.
+	// fairBar is the most that the device which got most may have of what the one got that got
+	// least.
 	fairBar = 1.5
 
 	startRounds = 31
@@ -29,8 +31,8 @@ const (
 	terabyte    = 1 << 40
 )
 
-// scaleSections measures what needs many devices, or a whole start or stop, and tells of each case at once. dir is an empty folder. With
-// an error it returns the bars of what was measured before.
+// scaleSections measures what needs many devices, or a whole start or stop, and tells of each case
+// at once. dir is an empty folder. With an error it returns the bars of what was measured before.
 func scaleSections(ctx context.Context, o options, dir string, say func(format string, args ...any)) ([]section, []bar, error) {
 	r := &scaleRun{o: o, dir: dir, say: say, c: scale.Config{VDev: o.vdev, Dir: dir, ServerCPU: o.serverCPU, ClientCPU: o.clientCPU}}
 	if err := r.makeBackends(); err != nil {
@@ -38,7 +40,8 @@ func scaleSections(ctx context.Context, o options, dir string, say func(format s
 	}
 	var sections []section
 	for _, part := range []func(context.Context) (section, error){r.idle, r.busy, r.stop, r.start, r.huge} {
-		// What it starts has ended when it returns, so that it counts with this process. Some of it is not bound to a core.
+		// What it starts has ended when it returns, so that it counts with this process. Some of it
+		// is not bound to a core.
 		var s section
 		spare, before := tries, len(r.bars)
 		seen, err := watch{}.undisturbed(&spare, func() (err error) {
@@ -121,7 +124,8 @@ type backend struct {
 	command    []string
 }
 
-// makeBackends says whose start and stop are measured: vdev and qemu-storage-daemon, and vdev alone with md, which the other has not.
+// makeBackends says whose start and stop are measured: vdev and qemu-storage-daemon, and vdev alone
+// with md, which the other has not.
 func (r *scaleRun) makeBackends() error {
 	file := filepath.Join(r.dir, "image")
 	f, err := newImage(file, 16<<20)
@@ -149,8 +153,8 @@ func (r *scaleRun) makeBackends() error {
 	return nil
 }
 
-// unwrapped gives the command that the script which setup makes for QEMU's programs comes to: how long the script itself takes is nobody's
-// start.
+// unwrapped gives the command that the script which setup makes for QEMU's programs comes to: how
+// long the script itself takes is nobody's start.
 func unwrapped(command string) []string {
 	path, err := exec.LookPath(command)
 	if err != nil {

@@ -16,7 +16,8 @@ type server struct {
 	*child.Process
 }
 
-// startServer starts a server on one core, or on any where cpu is negative, and waits until its socket is there.
+// startServer starts a server on one core, or on any where cpu is negative, and waits until its
+// socket is there.
 func startServer(ctx context.Context, cpu int, name, socket string, command ...string) (*server, error) {
 	// Not everybody removes their own.
 	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -44,7 +45,8 @@ func startServer(ctx context.Context, cpu int, name, socket string, command ...s
 	}
 }
 
-// stop ends the server and waits for it. Where it has ended by itself, that is an error. What it has written, if anything, is shown.
+// stop ends the server and waits for it. Where it has ended by itself, that is an error. What it
+// has written, if anything, is shown.
 func (s *server) stop(ctx context.Context) error {
 	if err := s.Stop(ctx); err != nil {
 		return fmt.Errorf("%s: %w", s.name, err)

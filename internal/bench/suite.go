@@ -20,7 +20,8 @@ import (
 	"vdev/internal/sys"
 )
 
-// Clients: a front-end that sleeps until it is called, and one that looks at its rings all the time.
+// Clients: a front-end that sleeps until it is called, and one that looks at its rings all the
+// time.
 const (
 	event = "event"
 	poll  = "poll"
@@ -49,7 +50,8 @@ const (
 // known are all of them.
 var known = []string{ours, oursMD, qsd, qsdURing, qsdThreads, fioURing, fioPsync, nbdcopy}
 
-// The back-ends among them, of vdev and of qemu-storage-daemon. What is at -socket may have a name that begins like theirs.
+// The back-ends among them, of vdev and of qemu-storage-daemon. What is at -socket may have a name
+// that begins like theirs.
 var (
 	vdevs = []string{ours, oursMD}
 	qsds  = []string{qsd, qsdURing, qsdThreads}
@@ -188,7 +190,8 @@ func with(disk string, j *load.Job, o options) []string {
 		names = []string{ours, qsdURing}
 	case nbd:
 		names = []string{ours, qsd}
-		if n := j.BlockSize; j.Pattern == load.Read && n >= 4<<10 && n&(n-1) == 0 { // what it can do
+		// what it can do
+		if n := j.BlockSize; j.Pattern == load.Read && n >= 4<<10 && n&(n-1) == 0 {
 			names = append(names, nbdcopy)
 		}
 		return names
@@ -332,7 +335,8 @@ func (u *idleUse) cpu() string {
 	return fmt.Sprintf("%.1f", ms(u.Use.CPU))
 }
 
-// watch looks at the cores of the back-ends and of the front-end, where whatever works is bound to them, and else at all.
+// watch looks at the cores of the back-ends and of the front-end, where whatever works is bound to
+// them, and else at all.
 func (s *suite) watch(d *disks, bound bool) watch {
 	w := watch{pids: slices.Clone(s.pids), unseen: s.unseen}
 	for _, server := range d.servers {
@@ -344,8 +348,8 @@ func (s *suite) watch(d *disks, bound bool) watch {
 	return w
 }
 
-// measure measures one case, in as many rounds as it takes, and looks whether the files were in memory all the time. With an error it
-// returns the rounds before it; nil where they tell nothing.
+// measure measures one case, in as many rounds as it takes, and looks whether the files were in
+// memory all the time. With an error it returns the rounds before it; nil where they tell nothing.
 func (s *suite) measure(ctx context.Context, d *disks, p plan) (*measured, error) {
 	var targets []load.Target
 	for _, name := range p.With {
@@ -380,8 +384,9 @@ func (p *plan) bound(o options) bool {
 	return p.Disk != nbd && !slices.ContainsFunc(o.sockets, func(t load.Target) bool { return slices.Contains(p.With, t.Name) })
 }
 
-// measureRounds measures the rounds of a case, in an order that turns round, until they say enough. A round that is disturbed is
-// measured again; where the tries for that are used up, the case is disturbed, which more rounds do not mend.
+// measureRounds measures the rounds of a case, in an order that turns round, until they say enough.
+// A round that is disturbed is measured again; where the tries for that are used up, the case is
+// disturbed, which more rounds do not mend.
 func (s *suite) measureRounds(ctx context.Context, undisturbed watched, m *measured, targets []load.Target) error {
 	all := tries * s.o.rounds
 	spare := all
@@ -437,7 +442,8 @@ func measureIdle(ctx context.Context, o options, disk string, targets []load.Tar
 	return uses, errors.Join(errs...)
 }
 
-// line tells what came of a case: thousands of requests in a second, and how vdev stands to the others.
+// line tells what came of a case: thousands of requests in a second, and how vdev stands to the
+// others.
 func (m *measured) line() string {
 	var b strings.Builder
 	b.WriteString(m.name() + m.Seen.mark() + ":")
@@ -484,7 +490,8 @@ func (d *disks) close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// serve starts what serves disks of one kind. What it returns is to be closed, after an error as well.
+// serve starts what serves disks of one kind. What it returns is to be closed, after an error as
+// well.
 func (s *suite) serve(ctx context.Context, disk string) (*disks, error) {
 	d := &disks{}
 	switch disk {
@@ -505,8 +512,9 @@ func (s *suite) serve(ctx context.Context, disk string) (*disks, error) {
 	return d, nil
 }
 
-// serveFiles has all serve one image, in turn. Images of the same make are not equally fast: it matters where in the machine's memory
-// their pages are, by a quarter. vdev locks an image only while a front-end uses it, and qemu-storage-daemon is told not to.
+// serveFiles has all serve one image, in turn. Images of the same make are not equally fast: it
+// matters where in the machine's memory their pages are, by a quarter. vdev locks an image only
+// while a front-end uses it, and qemu-storage-daemon is told not to.
 func (s *suite) serveFiles(ctx context.Context, d *disks, disk string) error {
 	size := int64(s.o.fileMiB) << 20
 	path := filepath.Join(s.dir, strings.ReplaceAll(disk, " ", "-")+".img")
@@ -550,7 +558,8 @@ func (s *suite) serveFiles(ctx context.Context, d *disks, disk string) error {
 	return nil
 }
 
-// serveNBD has both serve what an nbdkit has, whose disk is written before, so that all of it is there.
+// serveNBD has both serve what an nbdkit has, whose disk is written before, so that all of it is
+// there.
 func (s *suite) serveNBD(ctx context.Context, d *disks) error {
 	socket := filepath.Join(s.dir, "nbd.sock")
 	tiny := filepath.Join(s.dir, "nbd-tiny.sock")
@@ -589,8 +598,8 @@ func (s *suite) startNBDKit(ctx context.Context, d *disks, socket string, bytes 
 // starts is how often nbdcopy's start is measured for each copy.
 const starts = 3
 
-// runCopy reads all that an NBD server has once with nbdcopy, which has no other way to do it. What its start takes is not in the
-// result: that is seen on the tiny disk.
+// runCopy reads all that an NBD server has once with nbdcopy, which has no other way to do it. What
+// its start takes is not in the result: that is seen on the tiny disk.
 func (s *suite) runCopy(ctx context.Context, uri, tiny string, j load.Job) (load.Result, error) {
 	var little []load.Result
 	for range starts {

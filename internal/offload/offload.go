@@ -56,8 +56,8 @@ type Pool struct {
 	places  sync.WaitGroup
 	closed  bool
 
-	// Shares with Jobs that wait, each in one list at most: those with nothing running, and those that have something running and
-	// may have more.
+	// Shares with Jobs that wait, each in one list at most: those with nothing running, and those
+	// that have something running and may have more.
 	first, more list.List
 }
 
@@ -135,7 +135,8 @@ func (s *Share) Close() {
 	}
 }
 
-// forgetLocked takes a closed Share that has nothing running out of the count: its place is for all.
+// forgetLocked takes a closed Share that has nothing running out of the count: its place is for
+// all.
 func (p *Pool) forgetLocked() {
 	p.shares--
 	p.resting--
@@ -215,7 +216,8 @@ func (s *Share) placeLocked() {
 	}
 }
 
-// takeLocked takes the next Job that may begin, or nil. Each Share that is resting has a place kept for it.
+// takeLocked takes the next Job that may begin, or nil. Each Share that is resting has a place kept
+// for it.
 func (p *Pool) takeLocked() *Job {
 	var s *Share
 	switch {
@@ -279,14 +281,15 @@ func (p *Pool) run(j *Job) {
 			j = p.await(w)
 		}
 	}
-	// The runtime never ends a thread but that of a goroutine which ends locked to it. As many as there were places were blocked at once at
-	// most, so that as many threads are too many now.
+	// The runtime never ends a thread but that of a goroutine which ends locked to it. As many as
+	// there were places were blocked at once at most, so that as many threads are too many now.
 	if !p.config.Keep {
 		runtime.LockOSThread()
 	}
 }
 
-// endLocking ends a piece, and gives what the place is to do next. Where that is nil, the place is idle.
+// endLocking ends a piece, and gives what the place is to do next. Where that is nil, the place is
+// idle.
 func (p *Pool) endLocking(j *Job, more bool, w *place) *Job {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -23,7 +23,8 @@ func newStall() *stall { return &stall{make(chan struct{})} }
 
 func (s *stall) job() *Job { return &Job{Piece: func() bool { <-s.end; return false }} }
 
-// TestSharesThatStallLeaveAPlaceToEachOther has each of several Shares ask for far more than there is.
+// TestSharesThatStallLeaveAPlaceToEachOther has each of several Shares ask for far more than there
+// is.
 func TestSharesThatStallLeaveAPlaceToEachOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := New(Config{Places: 10, Each: 4})
@@ -32,7 +33,8 @@ func TestSharesThatStallLeaveAPlaceToEachOther(t *testing.T) {
 		for range 5 {
 			shares = append(shares, p.Share())
 		}
-		// The first has as many as one may, the second what then is left without the places of the other three.
+		// The first has as many as one may, the second what then is left without the places of the
+		// other three.
 		for i, want := range []int{4, 3, 1, 1, 1} {
 			for range 1000 {
 				shares[i].Add(stalled.job())
@@ -53,7 +55,8 @@ func TestSharesThatStallLeaveAPlaceToEachOther(t *testing.T) {
 	})
 }
 
-// TestMoreSharesThanPlacesAreServedInTurn is what is left of that where there are not even places for each.
+// TestMoreSharesThanPlacesAreServedInTurn is what is left of that where there are not even places
+// for each.
 func TestMoreSharesThanPlacesAreServedInTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := New(Config{Places: 2})
@@ -252,7 +255,8 @@ func within(t *testing.T, what string, is func() bool) {
 	}
 }
 
-// TestPool adds, removes and ends Jobs in any order, and looks after each step whether the Pool is as it must be.
+// TestPool adds, removes and ends Jobs in any order, and looks after each step whether the Pool is
+// as it must be.
 func TestPool(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		synctest.Test(t, func(*testing.T) { anyOrder(rt) })

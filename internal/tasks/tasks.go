@@ -57,8 +57,9 @@ func find(root string, uid int, nproc uint64, read func(name string) ([]byte, er
 // looks is how often two counts are read at most, until they agree.
 const looks = 20
 
-// others is how many tasks others have of those that all counts. The two counts are read one after the other, and this process may make
-// a thread, or end one, between them: they are read until two looks agree.
+// others is how many tasks others have of those that all counts. The two counts are read one after
+// the other, and this process may make a thread, or end one, between them: they are read until two
+// looks agree.
 func others(root string, all func() (int, error), read func(name string) ([]byte, error)) (int, error) {
 	last := -1
 	for range looks {
@@ -75,7 +76,8 @@ func others(root string, all func() (int, error), read func(name string) ([]byte
 	return max(last, 0), nil
 }
 
-// groups gives the directories of the control groups that limit tasks, of both versions, the outer ones as well.
+// groups gives the directories of the control groups that limit tasks, of both versions, the outer
+// ones as well.
 func groups(root string) (dirs []string) {
 	text, _ := os.ReadFile(filepath.Join(root, "proc/self/cgroup"))
 	for line := range strings.Lines(string(text)) {
@@ -92,7 +94,8 @@ func groups(root string) (dirs []string) {
 			at = []string{"sys/fs/cgroup/pids", "sys/fs/cgroup/" + f[1]}
 		}
 		for _, mount := range at {
-			// In a container the path may be the host's, of which only the last part is to be seen here, as the root.
+			// In a container the path may be the host's, of which only the last part is to be seen
+			// here, as the root.
 			for p := path.Join("/", f[2]); ; p = path.Dir(p) {
 				dirs = append(dirs, filepath.Join(root, mount, p))
 				if p == "/" {
@@ -153,7 +156,8 @@ func Reserve(n int) {
 	made.Add(max(n, 0))
 	for range n {
 		gone.Go(func() {
-			// Nobody else can have the thread of a goroutine that is locked to it, though it sleeps.
+			// Nobody else can have the thread of a goroutine that is locked to it, though it
+			// sleeps.
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
 			made.Done()

@@ -80,7 +80,8 @@ func TestTheLowestLimitCounts(t *testing.T) {
 	}
 }
 
-// TestAThreadThatComesBetweenTwoCountsIsNotOfOthers nor one that ends there: Go's runtime makes threads while the limit is found.
+// TestAThreadThatComesBetweenTwoCountsIsNotOfOthers nor one that ends there: Go's runtime makes
+// threads while the limit is found.
 func TestAThreadThatComesBetweenTwoCountsIsNotOfOthers(t *testing.T) {
 	for name, change := range map[string]int{"one comes": 1, "one ends": -1} {
 		t.Run(name, func(t *testing.T) {

@@ -44,7 +44,8 @@ func main() {
 	os.Exit(status)
 }
 
-// run runs the command and gives its status. What the command writes to its standard error is left alone.
+// run runs the command and gives its status. What the command writes to its standard error is left
+// alone.
 func run(args []string, record string, live bool, out io.Writer) (status int, err error) {
 	f, err := os.OpenFile(record, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -202,8 +203,8 @@ func (r *report) output(p *results, e event) error {
 	return err
 }
 
-// progress tells the lines that the guest tests write while they run (main_test.go and deafness there): those of a test's log
-// are further left or further right.
+// progress tells the lines that the guest tests write while they run (main_test.go and deafness
+// there): those of a test's log are further left or further right.
 func progress(line string) bool {
 	for _, p := range []string{"    ok   ", "    FAIL ", "    skip ", "         "} {
 		if rest, ok := strings.CutPrefix(line, p); ok && !strings.HasPrefix(rest, "--- ") {
@@ -266,7 +267,8 @@ func why(lines []string) string {
 		if line == "" || strings.HasPrefix(line, "--- SKIP") || strings.HasPrefix(line, "=== ") {
 			continue
 		}
-		if command, reason, ok := strings.Cut(line, "skip '"); ok && strings.HasPrefix(command, "> ") { // a guest test's script
+		// a guest test's script
+		if command, reason, ok := strings.Cut(line, "skip '"); ok && strings.HasPrefix(command, "> ") {
 			return strings.TrimSuffix(reason, "'")
 		}
 		if place, reason, ok := strings.Cut(line, ": "); ok && strings.Contains(place, ".go:") {
@@ -277,8 +279,9 @@ func why(lines []string) string {
 	return "no reason given"
 }
 
-// printList prints what was skipped in all runs of the record, by reason. What one run has skipped and another one has run
-// was run. The status is 1 where no test was run, as with a -run that names none.
+// printList prints what was skipped in all runs of the record, by reason. What one run has skipped
+// and another one has run was run. The status is 1 where no test was run, as with a -run that names
+// none.
 func printList(record string, out io.Writer) (status int, err error) {
 	f, err := os.Open(record)
 	if err != nil {

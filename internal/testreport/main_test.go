@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// events has one test that passes, one that fails with one below that is skipped, a package that is not built, one without
-// tests, and one that is fine.
+// events has one test that passes, one that fails with one below that is skipped, a package that is
+// not built, one without tests, and one that is fine.
 const events = `{"ImportPath":"m/b [m/b.test]","Action":"build-output","Output":"# m/b [m/b.test]\n"}
 {"ImportPath":"m/b [m/b.test]","Action":"build-fail"}
 {"Action":"start","Package":"m"}

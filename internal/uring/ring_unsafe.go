@@ -173,7 +173,8 @@ func (r *Ring) SetWorkers(n uint32) error {
 // FD is the ring's descriptor; it stays the ring's.
 func (r *Ring) FD() int { return r.fd }
 
-// Get returns the next free submission entry, cleared, or nil while the queue is full: Submit makes room.
+// Get returns the next free submission entry, cleared, or nil while the queue is full: Submit makes
+// room.
 func (r *Ring) Get() *SQE {
 	if r.tail-atomic.LoadUint32(r.sqHead) > r.sqMask {
 		return nil
@@ -197,7 +198,8 @@ func (r *Ring) TakeBack() int {
 	return n
 }
 
-// NeedsEnter tells that completions wait in the kernel until Enter is called, though none is to be waited for.
+// NeedsEnter tells that completions wait in the kernel until Enter is called, though none is to be
+// waited for.
 func (r *Ring) NeedsEnter() bool {
 	return atomic.LoadUint32(r.sqFlags)&(sqFlagTaskrun|sqFlagCQOverflow) != 0
 }
@@ -213,12 +215,14 @@ type geteventsArg struct {
 	ts        uint64
 }
 
-// Submit shows the kernel what was got since the last call, and runs completions that wait in the kernel. It does not wait
-// for completions. EINTR, EAGAIN and EBUSY are not errors: what was not taken stays pending.
+// Submit shows the kernel what was got since the last call, and runs completions that wait in the
+// kernel. It does not wait for completions. EINTR, EAGAIN and EBUSY are not errors: what was not
+// taken stays pending.
 func (r *Ring) Submit() error { return r.enter(0, false) }
 
-// Wait submits and sleeps until there is at least one completion, or timeout has passed (negative: no limit), or a signal
-// arrived. It enters the Go scheduler's syscall path: other goroutines run meanwhile.
+// Wait submits and sleeps until there is at least one completion, or timeout has passed (negative:
+// no limit), or a signal arrived. It enters the Go scheduler's syscall path: other goroutines run
+// meanwhile.
 func (r *Ring) Wait(timeout time.Duration) error {
 	if timeout < 0 {
 		return r.enter(1, false)
@@ -242,7 +246,8 @@ func (r *Ring) enter(min uint32, timed bool) error {
 		arg, size = uintptr(unsafe.Pointer(&r.arg)), unsafe.Sizeof(r.arg)
 	}
 	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(r.tail-r.shown), uintptr(min), flags, arg, size)
-	// The result tells either what was taken or how the wait ended; the queue's head always tells what was taken.
+	// The result tells either what was taken or how the wait ended; the queue's head always tells
+	// what was taken.
 	r.shown = atomic.LoadUint32(r.sqHead)
 	switch errno {
 	case 0, unix.EINTR, unix.EAGAIN, unix.EBUSY, unix.ETIME:
@@ -251,7 +256,8 @@ func (r *Ring) enter(min uint32, timed bool) error {
 	return os.NewSyscallError("io_uring_enter", errno)
 }
 
-// Peek returns the oldest completion that was not yet seen, in the ring's own memory: valid until Seen.
+// Peek returns the oldest completion that was not yet seen, in the ring's own memory: valid until
+// Seen.
 func (r *Ring) Peek() *CQE {
 	head := *r.cqHead // only this side writes it
 	if head == atomic.LoadUint32(r.cqTail) {
@@ -275,14 +281,15 @@ func (r *Ring) Close() {
 	*r = Ring{fd: -1}
 }
 
-// SetBuffer points e at p: the request's address and length. p must not be Go memory that nothing else keeps alive until
-// the request's end.
+// SetBuffer points e at p: the request's address and length. p must not be Go memory that nothing
+// else keeps alive until the request's end.
 func (e *SQE) SetBuffer(p []byte) {
 	e.Addr = uint64(uintptr(unsafe.Pointer(unsafe.SliceData(p))))
 	e.Len = uint32(len(p))
 }
 
-// SetIovecs points e at v. The array is read by Submit and free after it; what it points at must stay until the request's end.
+// SetIovecs points e at v. The array is read by Submit and free after it; what it points at must
+// stay until the request's end.
 func (e *SQE) SetIovecs(v []Iovec) {
 	e.Addr = uint64(uintptr(unsafe.Pointer(unsafe.SliceData(v))))
 	e.Len = uint32(len(v))

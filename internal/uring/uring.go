@@ -1,9 +1,9 @@
-// Package uring is a thin binding of Linux's io_uring (io_uring(7)): one ring, its submission queue entries and its
-// completions, and nothing that waits, retries or allocates on its own.
+// Package uring is a thin binding of Linux's io_uring (io_uring(7)): one ring, its submission queue
+// entries and its completions, and nothing that waits, retries or allocates on its own.
 //
-// A Ring belongs to one goroutine that is locked to one thread, from New to Close: where the kernel can
-// (IORING_SETUP_SINGLE_ISSUER, DEFER_TASKRUN, Linux 6.1), completions are run only when that thread enters the kernel,
-// so no other work is interrupted by them.
+// A Ring belongs to one goroutine that is locked to one thread, from New to Close: where the kernel
+// can (IORING_SETUP_SINGLE_ISSUER, DEFER_TASKRUN, Linux 6.1), completions are run only when that
+// thread enters the kernel, so no other work is interrupted by them.
 package uring
 
 import "vdev/internal/sys"
@@ -33,7 +33,8 @@ const (
 	CQEMore uint32 = 1 << 1 // a multishot request goes on
 )
 
-// PollMultishot, in SQE.Len of OpPollAdd, asks for a completion at every wake-up (IORING_POLL_ADD_MULTI).
+// PollMultishot, in SQE.Len of OpPollAdd, asks for a completion at every wake-up
+// (IORING_POLL_ADD_MULTI).
 const PollMultishot = 1 << 0
 
 // The events of OpPollAdd that vdev asks for (poll(2)).

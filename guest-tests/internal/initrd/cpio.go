@@ -17,7 +17,8 @@ const (
 type device struct{ major, minor uint32 }
 
 // archive is a cpio archive in the "newc" format (Linux, Documentation/driver-api/early-userspace/
-// buffer-format.rst). Every file belongs to root and has no date, so that equal contents give equal archives.
+// buffer-format.rst). Every file belongs to root and has no date, so that equal contents give equal
+// archives.
 type archive struct {
 	buf bytes.Buffer
 	ino uint32

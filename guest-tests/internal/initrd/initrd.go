@@ -1,5 +1,5 @@
-// Package initrd makes the initramfs of a Linux test guest: the agent as /init, a busybox, and the kernel modules
-// that the disks need, in the order in which they must be loaded.
+// Package initrd makes the initramfs of a Linux test guest: the agent as /init, a busybox, and the
+// kernel modules that the disks need, in the order in which they must be loaded.
 package initrd
 
 import (
@@ -18,8 +18,8 @@ import (
 // wanted are the modules a test guest uses. What a kernel has built in needs no file.
 var wanted = []string{"virtio_pci", "virtio_blk", "ext4", "virtio_rng"}
 
-// Build returns an initramfs for the Linux kernel that scripts/setup put into linuxDir: vmlinuz, busybox, and its
-// modules below modules/. agent is the file of the agent, built for that kernel.
+// Build returns an initramfs for the Linux kernel that scripts/setup put into linuxDir: vmlinuz,
+// busybox, and its modules below modules/. agent is the file of the agent, built for that kernel.
 func Build(linuxDir, agent string) ([]byte, error) {
 	modules, err := findModules(filepath.Join(linuxDir, "modules"))
 	if err != nil {

@@ -33,7 +33,8 @@ func TestCpioUnpacksWhatTheArchiveHolds(t *testing.T) {
 	}
 }
 
-// TestModulesComeAfterWhatTheyNeed uses objects that the assembler makes: all that counts is their .modinfo.
+// TestModulesComeAfterWhatTheyNeed uses objects that the assembler makes: all that counts is their
+// .modinfo.
 func TestModulesComeAfterWhatTheyNeed(t *testing.T) {
 	as, err := exec.LookPath("as")
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 // InteractiveFile is the file in the root whose presence has the agent talk to a person.
 const InteractiveFile = "interactive"
 
-// MakeRoot makes image, a root of 32 MiB with the agent as /sbin/init, by mke2fs and debugfs. interactive makes the
-// agent talk to a person instead of to a test.
+// MakeRoot makes image, a root of 32 MiB with the agent as /sbin/init, by mke2fs and debugfs.
+// interactive makes the agent talk to a person instead of to a test.
 func MakeRoot(image, agent string, interactive bool) error {
 	tree := image + ".tree"
 	defer os.RemoveAll(tree)
@@ -42,8 +42,9 @@ func MakeRoot(image, agent string, interactive bool) error {
 	return run(nodes(), "debugfs", "-w", "-f", "-", image)
 }
 
-// nodes are debugfs commands for the device nodes of a NetBSD root. A disk's minor number is 16 times the unit plus
-// the partition, of which d is the whole disk on amd64. (NetBSD, sys/conf/majors, sys/arch/amd64/conf/majors.amd64)
+// nodes are debugfs commands for the device nodes of a NetBSD root. A disk's minor number is 16
+// times the unit plus the partition, of which d is the whole disk on amd64. (NetBSD,
+// sys/conf/majors, sys/arch/amd64/conf/majors.amd64)
 func nodes() string {
 	var b strings.Builder
 	fmt.Fprintln(&b, "cd /dev")

@@ -1,6 +1,6 @@
-// Package pattern makes data that tells where it belongs. Each 512-byte block of a pattern depends on a seed and on
-// the block's own place, so that a block which was lost, went to the wrong place, is older than it should be or
-// is partly overwritten is found, and can be named.
+// Package pattern makes data that tells where it belongs. Each 512-byte block of a pattern depends
+// on a seed and on the block's own place, so that a block which was lost, went to the wrong place,
+// is older than it should be or is partly overwritten is found, and can be named.
 package pattern
 
 import (
@@ -11,8 +11,9 @@ import (
 // BlockSize is the unit of a pattern in bytes.
 const BlockSize = 512
 
-// A block begins with its number and the pattern's seed, so that a wrong one can say where it comes from. The
-// rest is a Weyl sequence that starts from a hash of both: cheap, because the guest computes it under emulation.
+// A block begins with its number and the pattern's seed, so that a wrong one can say where it comes
+// from. The rest is a Weyl sequence that starts from a hash of both: cheap, because the guest
+// computes it under emulation.
 func start(seed, block uint64) uint64 {
 	x := (block + 0x9e3779b97f4a7c15) ^ seed*0xd6e8feb86659fd93
 	x ^= x >> 32
@@ -23,8 +24,8 @@ func start(seed, block uint64) uint64 {
 
 const step = 0x9e3779b97f4a7c15
 
-// Fill writes the pattern of seed for the bytes from offset off on into p. Both off and the length of p are
-// multiples of BlockSize.
+// Fill writes the pattern of seed for the bytes from offset off on into p. Both off and the length
+// of p are multiples of BlockSize.
 func Fill(p []byte, seed uint64, off int64) {
 	check(p, off)
 	block := uint64(off) / BlockSize
@@ -41,8 +42,8 @@ func Fill(p []byte, seed uint64, off int64) {
 	}
 }
 
-// Verify says where p differs from the pattern of seed at offset off, and what is there instead. Both off and the
-// length of p are multiples of BlockSize.
+// Verify says where p differs from the pattern of seed at offset off, and what is there instead.
+// Both off and the length of p are multiples of BlockSize.
 func Verify(p []byte, seed uint64, off int64) error {
 	check(p, off)
 	block := uint64(off) / BlockSize

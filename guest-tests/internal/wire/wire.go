@@ -1,9 +1,10 @@
-// Package wire is the line protocol between the tests and the agent in the guest. It runs over the guest's console,
-// where the kernel prints too, at any moment and in the middle of anybody else's line.
+// Package wire is the line protocol between the tests and the agent in the guest. It runs over the
+// guest's console, where the kernel prints too, at any moment and in the middle of anybody else's
+// line.
 //
-// The host sends a line "TOKEN COMMAND ARG...". The agent answers with one line, the frame, that repeats the
-// token and carries a checksum. A frame that kernel messages have torn apart does not parse; the host then sends
-// "TOKEN again", and the agent repeats its last answer.
+// The host sends a line "TOKEN COMMAND ARG...". The agent answers with one line, the frame, that
+// repeats the token and carries a checksum. A frame that kernel messages have torn apart does not
+// parse; the host then sends "TOKEN again", and the agent repeats its last answer.
 package wire
 
 import (
@@ -20,8 +21,8 @@ const (
 
 	// Again asks for the last answer once more.
 	Again = "again"
-	// Hello is the token of the frame that an agent sends on its own when it has started. The text is the
-	// system it runs on.
+	// Hello is the token of the frame that an agent sends on its own when it has started. The text
+	// is the system it runs on.
 	Hello = "hello"
 )
 
@@ -45,8 +46,8 @@ func Encode(a Answer) []byte {
 	return fmt.Appendf(nil, "\n%s%s %08x%s\n", mark, body, crc32.ChecksumIEEE([]byte(body)), end)
 }
 
-// Decode reads one line of the console. found is false for a line that has nothing to do with frames; err is
-// ErrTorn for one that has, but cannot be used.
+// Decode reads one line of the console. found is false for a line that has nothing to do with
+// frames; err is ErrTorn for one that has, but cannot be used.
 func Decode(line string) (a Answer, found bool, err error) {
 	_, rest, begins := strings.Cut(line, mark)
 	body, _, ends := strings.Cut(rest, end)

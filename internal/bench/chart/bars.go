@@ -1,13 +1,15 @@
 package chart
 
-// Bars is a panel of bars from left to right, in groups one below the other, with a bar for each series in each group.
+// Bars is a panel of bars from left to right, in groups one below the other, with a bar for each
+// series in each group.
 type Bars struct {
 	Title  string
 	Series []string // what each bar of a group stands for
 	Groups []Group
 	// Format makes the text beside a bar from its value.
 	Format func(float64) string
-	// Line, where it is not 0, is a value that is marked: what all the others are to be compared with.
+	// Line, where it is not 0, is a value that is marked: what all the others are to be compared
+	// with.
 	Line float64
 }
 

@@ -146,8 +146,8 @@ func dashed(dash string) string {
 	return ` stroke-dasharray="` + dash + `"`
 }
 
-// legend draws entries in lines of the panel's width, the first at y, and returns how many lines there are. Without a canvas it
-// only counts. mark draws what stands before a name.
+// legend draws entries in lines of the panel's width, the first at y, and returns how many lines
+// there are. Without a canvas it only counts. mark draws what stands before a name.
 func legend(c *canvas, x, y float64, names []string, mark func(i int, x, y float64)) (lines int) {
 	const markWidth, between = 28.0, 18.0
 	at := 0.0

@@ -28,7 +28,8 @@ func (e element) number(t *testing.T, name string) float64 {
 	return v
 }
 
-// drawn writes a figure, which must be well-formed XML without a coordinate that is none, and returns its elements.
+// drawn writes a figure, which must be well-formed XML without a coordinate that is none, and
+// returns its elements.
 func drawn(t *testing.T, f *Figure) (all []element) {
 	t.Helper()
 	var b strings.Builder

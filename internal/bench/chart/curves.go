@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// Curves is a panel of latencies by the share of the requests that took no longer. From left to right each step is a tenth of the
-// requests that are left, so that the few slow ones have as much room as the many others; upwards it is a logarithm, too.
+// Curves is a panel of latencies by the share of the requests that took no longer. From left to
+// right each step is a tenth of the requests that are left, so that the few slow ones have as much
+// room as the many others; upwards it is a logarithm, too.
 type Curves struct {
 	Title  string
 	Curves []Curve
@@ -21,7 +22,8 @@ type Curve struct {
 	Points []Point
 }
 
-// Point says that a share of the requests, from 0 to less than 1, took no longer than Latency, which is more than 0.
+// Point says that a share of the requests, from 0 to less than 1, took no longer than Latency,
+// which is more than 0.
 type Point struct {
 	Share   float64
 	Latency time.Duration
@@ -81,8 +83,8 @@ func (p *Curves) axes() axes {
 // steps are the logarithms of 1, 2 and 5.
 var steps = [...]float64{0, math.Log10(2), math.Log10(5)}
 
-// floorStep rounds a logarithm down to that of 1, 2 or 5 times a power of ten; -floorStep(-v) rounds it up, as 1/2 and 1/5 are of
-// that kind.
+// floorStep rounds a logarithm down to that of 1, 2 or 5 times a power of ten; -floorStep(-v)
+// rounds it up, as 1/2 and 1/5 are of that kind.
 func floorStep(v float64) float64 {
 	const slack = 1e-9
 	whole := math.Floor(v + slack)

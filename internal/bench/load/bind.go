@@ -11,8 +11,8 @@ import (
 	"vdev/internal/sys"
 )
 
-// setAffinity binds a thread to processors, which must all be there; tid 0 is the calling one. Where they are not, it is left bound to
-// others than before.
+// setAffinity binds a thread to processors, which must all be there; tid 0 is the calling one.
+// Where they are not, it is left bound to others than before.
 func setAffinity(tid int, cpus []int) error {
 	if err := sys.SetAffinity(tid, cpus...); err != nil && !errors.Is(err, syscall.EINVAL) {
 		return err
@@ -74,8 +74,9 @@ type binding struct {
 	former map[int][]int // by thread
 }
 
-// bind binds all threads of a process to processors, and with them those that they will start. The kernel's own, which io_uring
-// has beside them, cannot be bound from outside. Where it fails, nothing is bound.
+// bind binds all threads of a process to processors, and with them those that they will start. The
+// kernel's own, which io_uring has beside them, cannot be bound from outside. Where it fails,
+// nothing is bound.
 func bind(pid int, cpus []int) (*binding, error) {
 	if pid == 0 {
 		return nil, errors.New("the back-end cannot be bound to processors: which process it is cannot be seen from here")
@@ -109,7 +110,8 @@ func bind(pid int, cpus []int) (*binding, error) {
 	return b, nil
 }
 
-// undo lets the threads run where they could before, and those that were started since where the first one can.
+// undo lets the threads run where they could before, and those that were started since where the
+// first one can.
 func (b *binding) undo() error {
 	done := map[int]bool{}
 	// A thread that is bound yet may start another one meanwhile.

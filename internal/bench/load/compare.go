@@ -52,7 +52,8 @@ func Compare(ctx context.Context, targets []Target, j Job, rounds int, each func
 	return results, nil
 }
 
-// Median returns the middle of values in order of size, or the mean of the two in the middle. There must be one.
+// Median returns the middle of values in order of size, or the mean of the two in the middle. There
+// must be one.
 func Median(values []float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	n := len(sorted)
@@ -64,8 +65,8 @@ func MedianOf(results []Result, figure func(*Result) float64) float64 {
 	return Median(figures(results, figure))
 }
 
-// LimitedByLoad tells whether the load itself was what went slowest in most of the results, so that the back-end can do more than
-// is seen in them.
+// LimitedByLoad tells whether the load itself was what went slowest in most of the results, so that
+// the back-end can do more than is seen in them.
 func LimitedByLoad(results []Result) bool {
 	return MedianOf(results, func(r *Result) float64 { return r.Waited }) < 0.05
 }
@@ -86,7 +87,8 @@ type Ratio struct {
 	Least, Most    float64 // of the rounds'
 }
 
-// Ratios compares a figure of a's results with that of b's, of as many rounds, of which there must be one.
+// Ratios compares a figure of a's results with that of b's, of as many rounds, of which there must
+// be one.
 func Ratios(a, b []Result, figure func(*Result) float64) Ratio {
 	x, y := figures(a, figure), figures(b, figure)
 	of := Ratio{OfMedians: Median(x) / Median(y)}

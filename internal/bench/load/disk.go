@@ -22,10 +22,11 @@ import (
 
 // Of a block device (virtio 1.2, section 5.2).
 const (
-	featReadOnly = 1 << 5  // VIRTIO_BLK_F_RO
-	featBlkSize  = 1 << 6  // VIRTIO_BLK_F_BLK_SIZE
-	featFlush    = 1 << 9  // VIRTIO_BLK_F_FLUSH: without it each write would have to be stable when it completes
-	featMQ       = 1 << 12 // VIRTIO_BLK_F_MQ
+	featReadOnly = 1 << 5 // VIRTIO_BLK_F_RO
+	featBlkSize  = 1 << 6 // VIRTIO_BLK_F_BLK_SIZE
+	// VIRTIO_BLK_F_FLUSH: without it each write would have to be stable when it completes
+	featFlush = 1 << 9
+	featMQ    = 1 << 12 // VIRTIO_BLK_F_MQ
 
 	configSize   = 36 // up to the end of num_queues
 	offBlkSize   = 20
@@ -173,7 +174,8 @@ func (d *disk) affords(j *Job, available uint64) error {
 	return nil
 }
 
-// available is how many bytes of memory can be had without swapping, by what /proc/meminfo says; all there could be, where it does not.
+// available is how many bytes of memory can be had without swapping, by what /proc/meminfo says;
+// all there could be, where it does not.
 func available(meminfo []byte) uint64 {
 	for line := range strings.Lines(string(meminfo)) {
 		if f := strings.Fields(line); len(f) == 3 && f[0] == "MemAvailable:" && f[2] == "kB" {

@@ -11,7 +11,8 @@ import (
 // Pattern is a kind of load, by the names that fio has for them.
 type Pattern string
 
-// The patterns. A sequential one has a part of the disk for each queue, which it begins again at its end.
+// The patterns. A sequential one has a part of the disk for each queue, which it begins again at
+// its end.
 const (
 	Read      Pattern = "read"      // sequential
 	Write     Pattern = "write"     // sequential
@@ -52,11 +53,14 @@ type Job struct {
 	Poll bool
 	// CPUs are the processors of the queues' threads, in turn; none: wherever the host puts them.
 	CPUs []int
-	// BackendCPUs are the processors that the back-end's process is bound to meanwhile; none: wherever it may run.
+	// BackendCPUs are the processors that the back-end's process is bound to meanwhile; none:
+	// wherever it may run.
 	BackendCPUs []int
 
 	Warmup time.Duration // not counted
-	Length time.Duration // counted; 0 with Verify: the disk is written, read and looked at, and nothing is measured, Idle neither
+	// counted; 0 with Verify: the disk is written, read and looked at, and nothing is measured,
+	// Idle neither
+	Length time.Duration
 
 	// Idle is how long the connection stays, with nothing to do, from a second after the end of the
 	// last request on. Result.Idle is measured in that time. 0: it is not measured.

@@ -7,11 +7,13 @@ import (
 	"math"
 )
 
-// ledger is what a queue knows of its part of the disk where all that is read is looked at (Job.Verify): how often each block was
-// written, and what is in flight for it. Blocks count from the disk's beginning.
+// ledger is what a queue knows of its part of the disk where all that is read is looked at
+// (Job.Verify): how often each block was written, and what is in flight for it. Blocks count from
+// the disk's beginning.
 //
-// A sector's data is: a number that the run has drawn, the sector's own, how often it was written (eight bytes each, little-endian),
-// and what follows from these. So it can be told from anything else, and whence it is.
+// A sector's data is: a number that the run has drawn, the sector's own, how often it was written
+// (eight bytes each, little-endian), and what follows from these. So it can be told from anything
+// else, and whence it is.
 type ledger struct {
 	run       uint64
 	first     int64 // block of the part
@@ -31,8 +33,9 @@ func newLedger(run uint64, first, blocks, blockSize int64) *ledger {
 	return &ledger{run: run, first: first, blockSize: blockSize, writes: make([]uint32, blocks), busy: make([]uint16, blocks)}
 }
 
-// claim returns a block for a request, block or one of those after it, which is that request's until it is released: nothing else is
-// in flight for it, or both are reads. There is one where fewer requests are in flight than there are blocks, or no writes.
+// claim returns a block for a request, block or one of those after it, which is that request's
+// until it is released: nothing else is in flight for it, or both are reads. There is one where
+// fewer requests are in flight than there are blocks, or no writes.
 func (l *ledger) claim(block int64, read bool) int64 {
 	for i := block - l.first; ; i++ {
 		if i == int64(len(l.busy)) {
@@ -98,7 +101,8 @@ func (l *ledger) stamp(p []byte, sector, writes uint64) {
 	}
 }
 
-// mismatch says how got, which was read from a sector, differs from want, and what it is if that can be told.
+// mismatch says how got, which was read from a sector, differs from want, and what it is if that
+// can be told.
 func (l *ledger) mismatch(got, want []byte, sector, writes uint64) error {
 	word := func(p []byte, at int) uint64 { return binary.LittleEndian.Uint64(p[at:]) }
 	at := 0

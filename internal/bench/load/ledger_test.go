@@ -32,7 +32,8 @@ type memory struct {
 	mu            sync.Mutex
 	reads, writes int
 	former        map[int][]byte // for a test
-	// transfer returns what is moved from or to in place of at, the bytes of the disk from off on; nil: nothing is.
+	// transfer returns what is moved from or to in place of at, the bytes of the disk from off on;
+	// nil: nothing is.
 	transfer func(op devsw.Op, off int, at []byte) []byte
 }
 
@@ -168,7 +169,8 @@ func TestADiskThatKeepsNothingIsFoundOut(t *testing.T) {
 func TestADiskThatDoesNotKeepWhatIsWrittenIsFoundOut(t *testing.T) {
 	const older, another = "an older write's data, that of write [0-9]+ of [0-9]+$", "another block's data, that of sector [0-9]+$"
 	for name, fault := range map[string]struct {
-		// act is transfer for every 16th block, when all blocks have been written. It is told how often that one was, this time included.
+		// act is transfer for every 16th block, when all blocks have been written. It is told how
+		// often that one was, this time included.
 		act  func(m *memory, op devsw.Op, off int, at []byte, written int) []byte
 		want string
 	}{

@@ -31,7 +31,8 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// listening is set for a process that is to listen on the socket that is its descriptor 3, and then does a little of something else.
+// listening is set for a process that is to listen on the socket that is its descriptor 3, and then
+// does a little of something else.
 const listening = "VDEV_LOAD_TEST_LISTENS"
 
 func TestMain(m *testing.M) {
@@ -76,7 +77,8 @@ func serveOn(t *testing.T, ln net.Listener, conf md.Config) (end func()) {
 	return serveDisk(t, ln, table, dev, func() (devsw.DiskInfo, error) { return driver.Info(0) }, driver.Detach)
 }
 
-// serveDisk serves a disk with four queues, until end is called or the test ends; detach takes it away.
+// serveDisk serves a disk with four queues, until end is called or the test ends; detach takes it
+// away.
 func serveDisk(t *testing.T, ln net.Listener, table *devsw.Table, dev devsw.Dev, info func() (devsw.DiskInfo, error), detach func() error) (end func()) {
 	t.Helper()
 	device, err := virtioblk.New(virtioblk.Config{FS: specfs.New(table), Dev: dev, NumQueues: 4, Info: info})
@@ -111,7 +113,8 @@ func job(pattern Pattern) Job {
 	return Job{Pattern: pattern, BlockSize: 4096, Depth: 8, Queues: 2, Length: 30 * time.Millisecond, Warmup: 5 * time.Millisecond, ReadPercent: 50}
 }
 
-// patiently has a job of some length done, and of more where nothing was counted in it: on a busy machine that may take a while.
+// patiently has a job of some length done, and of more where nothing was counted in it: on a busy
+// machine that may take a while.
 func patiently(j Job, do func(j Job) error) error {
 	for ; ; j.Length *= 4 {
 		if err := do(j); err == nil || !strings.Contains(err.Error(), "a longer length is needed") || j.Length > time.Minute {
@@ -405,8 +408,8 @@ func TestABackEndThatStallsIsFoundOut(t *testing.T) {
 	looks(0, "broken")
 }
 
-// unserved makes a queue of depth 2 for a pass over the first blocks of 512 bytes, which a test serves itself. Two requests are
-// issued.
+// unserved makes a queue of depth 2 for a pass over the first blocks of 512 bytes, which a test
+// serves itself. Two requests are issued.
 func unserved(t *testing.T, pass int, blocks int64) *queue {
 	t.Helper()
 	f, peer, err := vhostusertest.Pair()
@@ -539,7 +542,8 @@ func TestTheBackEndIsBoundAndLetGo(t *testing.T) {
 	if _, err := bind(0, former); err == nil || !strings.Contains(err.Error(), "cannot be seen from here") {
 		t.Error(err)
 	}
-	// Who serves here is this process: all of it is bound for the time of the load, and none of it afterwards.
+	// Who serves here is this process: all of it is bound for the time of the load, and none of it
+	// afterwards.
 	socket := serve(t, md.Config{Size: 4 << 20})
 	j := job(RandRead)
 	j.BackendCPUs = former[len(former)-1:]

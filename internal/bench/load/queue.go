@@ -36,8 +36,8 @@ const (
 	checking        // read all of it
 )
 
-// maxDirect is the largest ring whose requests are three descriptors in it; a larger one has them in indirect tables.
-// QEMU's back-ends take no more.
+// maxDirect is the largest ring whose requests are three descriptors in it; a larger one has them
+// in indirect tables. QEMU's back-ends take no more.
 const maxDirect = 1024
 
 // never is later than anything.
@@ -49,7 +49,8 @@ const notInFlight = time.Duration(-1)
 // noStatus is what the driver makes a request's status, which is no status that a device gives.
 const noStatus = 0xff
 
-// queue is one virtqueue, its driver and its requests. But for what says otherwise all of it is the queue's own thread's.
+// queue is one virtqueue, its driver and its requests. But for what says otherwise all of it is the
+// queue's own thread's.
 type queue struct {
 	d     *disk
 	j     *Job
@@ -92,18 +93,20 @@ type queue struct {
 	next        int64   // of the part
 	ledger      *ledger // nil but with Job.Verify
 	rng         *rand.PCG
-	start       time.Time     // what times count from
-	state       atomic.Int32  // set by whoever runs the Job
-	window      time.Duration // since when requests that are issued have a latency that is told; never, before that
+	start       time.Time    // what times count from
+	state       atomic.Int32 // set by whoever runs the Job
+	// since when requests that are issued have a latency that is told; never, before that
+	window time.Duration
 
 	// Of the one who looks whether the queue stalls: its used index, and since when it is that.
 	seen  uint16
 	since time.Time
 
 	// What came of it, to be read when the thread has ended.
-	hist          *hdrhistogram.Histogram
-	done          uint64 // requests counted
-	turns, waited uint64 // looks at the used ring that found something, and those of them that had to look again
+	hist *hdrhistogram.Histogram
+	done uint64 // requests counted
+	// looks at the used ring that found something, and those of them that had to look again
+	turns, waited uint64
 }
 
 // newQueue makes queue i, and starts its ring.
@@ -181,7 +184,8 @@ func (q *queue) attach(n int) {
 	}
 }
 
-// layOut makes the descriptors of all slots, whose addresses and lengths do not change. ctx's end ends it.
+// layOut makes the descriptors of all slots, whose addresses and lengths do not change. ctx's end
+// ends it.
 func (q *queue) layOut(ctx context.Context) error {
 	m, depth, bs := q.d.mem, uint64(q.j.Depth), uint64(q.j.BlockSize)
 	headers, status, data := m.Alloc(depth*headerSize, 64), m.Alloc(depth, 64), m.Alloc(depth*bs, 4096)
@@ -218,7 +222,8 @@ func (q *queue) set(state int32) {
 	}
 }
 
-// run is the queue's thread. It calls ready when it could begin, begins when begin is closed, and ends when it was told to.
+// run is the queue's thread. It calls ready when it could begin, begins when begin is closed, and
+// ends when it was told to.
 func (q *queue) run(cpus []int, ready func(), begin <-chan struct{}) error {
 	// Not unlocked: a thread that was bound to a processor must not serve anybody else.
 	runtime.LockOSThread()
@@ -241,8 +246,9 @@ func (q *queue) run(cpus []int, ready func(), begin <-chan struct{}) error {
 	return q.work(checking)
 }
 
-// work makes a pass: it keeps as many requests in flight as there are to be, until the queue is to stop, or all of the part was
-// passed over, and none is left: as take lets none end twice, each of them has ended then.
+// work makes a pass: it keeps as many requests in flight as there are to be, until the queue is to
+// stop, or all of the part was passed over, and none is left: as take lets none end twice, each of
+// them has ended then.
 func (q *queue) work(pass int) error {
 	q.pass, q.next, q.window = pass, 0, never
 	now := time.Since(q.start)
@@ -303,14 +309,16 @@ func (q *queue) listen() {
 	}
 }
 
-// hush says that no call is needed. With VIRTIO_F_EVENT_IDX there is nothing to do: used_event stays behind.
+// hush says that no call is needed. With VIRTIO_F_EVENT_IDX there is nothing to do: used_event
+// stays behind.
 func (q *queue) hush() {
 	if !q.eventIdx {
 		q.avail.Store(virtqtest.AvailNoInterrupt | uint32(q.shown)<<16)
 	}
 }
 
-// take takes what has completed up to used, and asks for more. looked says that the one look before found nothing.
+// take takes what has completed up to used, and asks for more. looked says that the one look before
+// found nothing.
 func (q *queue) take(used uint16, looked bool) error {
 	now, state := time.Since(q.start), q.state.Load()
 	measure, more := state == measuring, q.goesOn(state)
@@ -348,7 +356,8 @@ func (q *queue) take(used uint16, looked bool) error {
 		if measure {
 			q.done++
 		}
-		// Also of what ends after the time that counts: else a stall at its end would be told nowhere.
+		// Also of what ends after the time that counts: else a stall at its end would be told
+		// nowhere.
 		if issued >= q.window {
 			// In range by the bounds, so it does not fail.
 			_ = q.hist.RecordValue(min(max(int64(now-issued), 1), maxLatency))
@@ -371,8 +380,9 @@ func (q *queue) take(used uint16, looked bool) error {
 	return nil
 }
 
-// issueEnded issues a request for each slot in ended. How long it took to look at what these have read, and to make what is to be
-// written now, is not the back-end's latency: they are issued when all that is done.
+// issueEnded issues a request for each slot in ended. How long it took to look at what these have
+// read, and to make what is to be written now, is not the back-end's latency: they are issued when
+// all that is done.
 func (q *queue) issueEnded() {
 	for _, s := range q.ended {
 		q.issue(s, 0)
@@ -385,7 +395,8 @@ func (q *queue) issueEnded() {
 	}
 }
 
-// issue enters the request of slot s into the available ring, for the block that comes next; none where all were passed over.
+// issue enters the request of slot s into the available ring, for the block that comes next; none
+// where all were passed over.
 func (q *queue) issue(s int, now time.Duration) {
 	var read bool
 	var block int64
@@ -451,7 +462,8 @@ func (q *queue) show() {
 	_ = sys.EventfdWrite(q.ring.KickFD())
 }
 
-// prepare returns a block that slot s may be used for, which is block if possible, and makes the slot's memory ready for that.
+// prepare returns a block that slot s may be used for, which is block if possible, and makes the
+// slot's memory ready for that.
 func (q *queue) prepare(s int, block int64, read bool) int64 {
 	block = q.ledger.claim(block, read)
 	if read {

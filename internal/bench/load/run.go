@@ -16,8 +16,9 @@ type Result struct {
 	Length   time.Duration
 	Requests uint64
 	Bytes    uint64
-	// Latency has a request's time from when it was shown to the back-end until it was found complete, in nanoseconds, for the
-	// requests that were shown in Length, also where they ended later; NewLatency makes one.
+	// Latency has a request's time from when it was shown to the back-end until it was found
+	// complete, in nanoseconds, for the requests that were shown in Length, also where they ended
+	// later; NewLatency makes one.
 	Latency *hdrhistogram.Histogram
 	// Waited is, of the turns in which a queue found completions, the share in which it had looked
 	// in vain before: from 0 to 1. Near 0 the load, and not the back-end, is the limit. NaN where
@@ -26,7 +27,8 @@ type Result struct {
 	Backend Usage // the back-end's process
 	Own     Usage // this process
 	Idle    Usage // the back-end's process, in the time of Job.Idle
-	// PID is the back-end's process, which has this end's counterpart; 0 where it cannot be seen from here.
+	// PID is the back-end's process, which has this end's counterpart; 0 where it cannot be seen
+	// from here.
 	PID int
 }
 
@@ -41,7 +43,8 @@ func (r *Result) Percentile(p float64) time.Duration {
 	return time.Duration(r.Latency.ValueAtQuantile(p))
 }
 
-// NewLatency makes a histogram for Result.Latency: from a nanosecond to a minute (its HighestTrackableValue), to three digits.
+// NewLatency makes a histogram for Result.Latency: from a nanosecond to a minute (its
+// HighestTrackableValue), to three digits.
 func NewLatency() *hdrhistogram.Histogram { return hdrhistogram.New(1, maxLatency, 3) }
 
 // maxLatency is what a latency that is longer counts as.
@@ -199,7 +202,8 @@ func closedAfter(wait func()) <-chan struct{} {
 	return done
 }
 
-// watch has failed told when the back-end hangs up, which has nothing to say while its rings run, until unwatch is called.
+// watch has failed told when the back-end hangs up, which has nothing to say while its rings run,
+// until unwatch is called.
 func (d *disk) watch(failed chan<- error) (unwatch func()) {
 	conn, done := d.f.Conn(), make(chan struct{})
 	conn.SetReadDeadline(time.Time{})
@@ -220,8 +224,8 @@ func (d *disk) watch(failed chan<- error) (unwatch func()) {
 	}
 }
 
-// stalled returns an error where a queue has broken, or completed nothing of what it was asked for since too long. It is called now
-// and then.
+// stalled returns an error where a queue has broken, or completed nothing of what it was asked for
+// since too long. It is called now and then.
 func (d *disk) stalled(now time.Time) error {
 	for _, q := range d.queues {
 		used := q.usedIdx.Load()
@@ -237,8 +241,8 @@ func (d *disk) stalled(now time.Time) error {
 	return nil
 }
 
-// await waits until done is closed, or, where that is nil, for that time. A queue that fails or stalls, or the end of ctx, ends it with
-// an error.
+// await waits until done is closed, or, where that is nil, for that time. A queue that fails or
+// stalls, or the end of ctx, ends it with an error.
 func (d *disk) await(ctx context.Context, failed <-chan error, done <-chan struct{}, length time.Duration) error {
 	var timeout <-chan time.Time
 	if done == nil {

@@ -9,8 +9,9 @@ import (
 	"vdev/internal/sys"
 )
 
-// serverOf returns the process that serves a connection, which must have been accepted: it has the socket at the other end. That need
-// not be who began to listen (SO_PEERCRED): a service manager may do that for others. 0 where it cannot be seen from here.
+// serverOf returns the process that serves a connection, which must have been accepted: it has the
+// socket at the other end. That need not be who began to listen (SO_PEERCRED): a service manager
+// may do that for others. 0 where it cannot be seen from here.
 func serverOf(c *net.UnixConn) int {
 	inode, err := sys.PeerInode(c)
 	if err != nil || inode == 0 {
@@ -23,8 +24,9 @@ func serverOf(c *net.UnixConn) int {
 	return holder(inode, peer.PID)
 }
 
-// holder returns the process that has a socket: probable, where that has it (0 is nobody), or else the only one that has it, among
-// those that can be looked at; 0 where there is none, or there are several.
+// holder returns the process that has a socket: probable, where that has it (0 is nobody), or else
+// the only one that has it, among those that can be looked at; 0 where there is none, or there are
+// several.
 func holder(inode uint32, probable int) int {
 	if probable != 0 && holds(probable, inode) {
 		return probable

@@ -12,8 +12,9 @@ import (
 
 // Usage is what a process has used of the machine. The zero value is: not known.
 type Usage struct {
-	Known bool          // else the process cannot be seen, or has ended
-	CPU   time.Duration // of all its threads, those that have ended and the kernel's on its behalf included
+	Known bool // else the process cannot be seen, or has ended
+	// of all its threads, those that have ended and the kernel's on its behalf included
+	CPU time.Duration
 
 	SwitchesKnown bool   // else a thread has ended, and how often it was switched is gone with it
 	Switches      uint64 // of context, of the threads it has
@@ -68,7 +69,8 @@ func usedBy(pid int) sample {
 	return s
 }
 
-// Field gives what a file of lines "name: value", such as /proc/cpuinfo, says first of name; nothing where it does not.
+// Field gives what a file of lines "name: value", such as /proc/cpuinfo, says first of name;
+// nothing where it does not.
 func Field(file, name string) string {
 	text, _ := os.ReadFile(file)
 	for line := range strings.Lines(string(text)) {

@@ -41,8 +41,8 @@ func dial(ctx context.Context, p *child.Process, socket string) (*net.UnixConn, 
 	}
 }
 
-// memory is what a process has of the machine's memory, in bytes: private is what nobody else maps, which is all but guest memory, and
-// anonymous what no file is behind (/proc/PID/smaps_rollup).
+// memory is what a process has of the machine's memory, in bytes: private is what nobody else maps,
+// which is all but guest memory, and anonymous what no file is behind (/proc/PID/smaps_rollup).
 func memory(pid int) (private, anonymous int64, err error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
@@ -65,15 +65,16 @@ func entries(pid int, of string) (int, error) {
 	return len(names), err
 }
 
-// fleet is vdev with many disks, each with a guest of its own. The end of the context that it was made with hangs up all of them.
+// fleet is vdev with many disks, each with a guest of its own. The end of the context that it was
+// made with hangs up all of them.
 type fleet struct {
 	p      *child.Process
 	guests []*guest
 	hear   []func() bool // what hangUp has returned
 }
 
-// newFleet has vdev serve n disks of a kind, on one processor or on any where cpu is negative, and connects a guest to each, with so many
-// slots, which has read once.
+// newFleet has vdev serve n disks of a kind, on one processor or on any where cpu is negative, and
+// connects a guest to each, with so many slots, which has read once.
 func (c *Config) newFleet(ctx context.Context, cpu, n int, driver string, depth func(i int) int) (_ *fleet, err error) {
 	socket := func(i int) string { return filepath.Join(c.Dir, fmt.Sprintf("%d.sock", i)) }
 	var conf strings.Builder
@@ -118,7 +119,8 @@ func (f *fleet) connect(ctx context.Context, socket string, depth int) error {
 	return g.read(ctx)
 }
 
-// close ends it all. It returns err, if there is one, as one of the back-end's; the end of ctx is its cause.
+// close ends it all. It returns err, if there is one, as one of the back-end's; the end of ctx is
+// its cause.
 func (f *fleet) close(ctx context.Context, err error) error {
 	for _, g := range f.guests {
 		g.f.Close()
@@ -130,7 +132,8 @@ func (f *fleet) close(ctx context.Context, err error) error {
 	return stop(ctx, f.p, err)
 }
 
-// stop ends a back-end. It returns err, if there is one, as one of the back-end's; the end of ctx is its cause.
+// stop ends a back-end. It returns err, if there is one, as one of the back-end's; the end of ctx
+// is its cause.
 func stop(ctx context.Context, p *child.Process, err error) error {
 	if ctx.Err() != nil {
 		err = context.Cause(ctx) // whatever else that has led to
@@ -143,7 +146,8 @@ func stop(ctx context.Context, p *child.Process, err error) error {
 	return err
 }
 
-// hangUp hangs up when ctx ends, so that nobody waits for a back-end's answer any more, until done is called.
+// hangUp hangs up when ctx ends, so that nobody waits for a back-end's answer any more, until done
+// is called.
 func hangUp(ctx context.Context, conn net.Conn) (done func() bool) {
 	return context.AfterFunc(ctx, func() { conn.Close() })
 }

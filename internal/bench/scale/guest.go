@@ -27,13 +27,15 @@ type slot struct {
 	status       []byte
 }
 
-// guestBlock is how much a guest's request reads, in bytes. All are of the disk's start, which has that much for each slot.
+// guestBlock is how much a guest's request reads, in bytes. All are of the disk's start, which has
+// that much for each slot.
 const guestBlock = 4096
 
 // guestMemory is the size of a guest's memory, in bytes.
 const guestMemory = 2 << 20
 
-// newGuest makes guest memory for f, which stays the caller's, and starts a ring with room for depth requests.
+// newGuest makes guest memory for f, which stays the caller's, and starts a ring with room for
+// depth requests.
 func newGuest(f *vhostusertest.Frontend, depth int) (_ *guest, err error) {
 	g := &guest{f: f, of: make(map[uint16]int, depth)}
 	defer func() {
@@ -127,7 +129,8 @@ func (g *guest) answered(head uint16) error {
 	return nil
 }
 
-// read does one request, with all others answered, and sleeps meanwhile, unless ctx ends, whose cause it then returns.
+// read does one request, with all others answered, and sleeps meanwhile, unless ctx ends, whose
+// cause it then returns.
 func (g *guest) read(ctx context.Context) error {
 	g.issue(0)
 	if err := g.ring.Notify(); err != nil {

@@ -32,19 +32,20 @@ type Config struct {
 	ClientCPU int    // that of the guests then
 }
 
-// Idle is what devices cost that have nothing to do: each has a front-end, guest memory and a started ring, and has read once. Sizes are
-// in bytes.
+// Idle is what devices cost that have nothing to do: each has a front-end, guest memory and a
+// started ring, and has read once. Sizes are in bytes.
 type Idle struct {
-	CPU         time.Duration // of the process
-	Private     int64         // mapped by nobody else: all but guest memory, with what is loaded of the program's file
-	Anonymous   int64         // of it, what no file is behind
-	PerDevice   int64         // what Private grows by with each further device
+	CPU time.Duration // of the process
+	// mapped by nobody else: all but guest memory, with what is loaded of the program's file
+	Private     int64
+	Anonymous   int64 // of it, what no file is behind
+	PerDevice   int64 // what Private grows by with each further device
 	Descriptors int
 	Threads     int
 }
 
-// MeasureIdle has vdev serve n disks, at least two, of a kind (a value of --driver), and looks at it for the time length, from one second
-// after the last request on.
+// MeasureIdle has vdev serve n disks, at least two, of a kind (a value of --driver), and looks at
+// it for the time length, from one second after the last request on.
 func MeasureIdle(ctx context.Context, c Config, driver string, n int, length time.Duration) (Idle, error) {
 	one, err := c.idle(ctx, driver, 1, 0)
 	if err != nil {
@@ -87,15 +88,16 @@ func (c *Config) idle(ctx context.Context, driver string, n int, length time.Dur
 	return r, err
 }
 
-// Busy is how devices that are all busy share a process: the requests of the first one, and the least, the median and the most of any
-// other.
+// Busy is how devices that are all busy share a process: the requests of the first one, and the
+// least, the median and the most of any other.
 type Busy struct {
 	IOPS                       float64 // of all
 	First, Least, Median, Most uint64
 }
 
-// MeasureBusy keeps n disks busy, the first one with depth requests in flight and each of the others, of which there are some, with one.
-// The guests are one thread, which looks at one after the other.
+// MeasureBusy keeps n disks busy, the first one with depth requests in flight and each of the
+// others, of which there are some, with one. The guests are one thread, which looks at one after
+// the other.
 func MeasureBusy(ctx context.Context, c Config, driver string, n, depth int, length time.Duration) (r Busy, err error) {
 	f, err := c.newFleet(ctx, c.ServerCPU, n, driver, func(i int) int {
 		if i == 0 {
@@ -200,7 +202,8 @@ func (c *Config) listen() (_ *os.File, _ *net.UnixConn, err error) {
 	return file, conn, err
 }
 
-// serve starts a back-end on one processor, or on any where cpu is negative, calls do with its front-end, and ends both.
+// serve starts a back-end on one processor, or on any where cpu is negative, calls do with its
+// front-end, and ends both.
 func (c *Config) serve(ctx context.Context, cpu int, command []string, do func(*child.Process, *vhostusertest.Frontend) error) (err error) {
 	socket, conn, err := c.listen()
 	if err != nil {
@@ -311,7 +314,8 @@ func MeasureStop(ctx context.Context, c Config, command []string, depth, rounds 
 	return all, err
 }
 
-// MeasureStopAll stops n disks at once, each with depth requests in flight, and returns when each has been, in order.
+// MeasureStopAll stops n disks at once, each with depth requests in flight, and returns when each
+// has been, in order.
 func MeasureStopAll(ctx context.Context, c Config, driver string, n, depth int) (took []time.Duration, err error) {
 	f, err := c.newFleet(ctx, c.ServerCPU, n, driver, func(int) int { return max(depth, 1) })
 	if err != nil {

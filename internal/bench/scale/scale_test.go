@@ -39,7 +39,8 @@ func TestEverythingIsMeasured(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The socket, the connection, guest memory, three descriptors of the ring and the back-end's channel, for each.
+	// The socket, the connection, guest memory, three descriptors of the ring and the back-end's
+	// channel, for each.
 	if idle.Private < idle.Anonymous || idle.Anonymous <= 0 || idle.Descriptors < 7*20 || idle.Threads < 2 {
 		t.Errorf("idle: %+v", idle)
 	}
@@ -119,8 +120,8 @@ func TestTheEndOfTheContextEndsIt(t *testing.T) {
 	}
 }
 
-// TestTheEndOfTheContextIsHeardBesideAMuteBackEnd looks at what a guest is told: that it has given up by itself, after a while, does not
-// show in what is measured.
+// TestTheEndOfTheContextIsHeardBesideAMuteBackEnd looks at what a guest is told: that it has given
+// up by itself, after a while, does not show in what is measured.
 func TestTheEndOfTheContextIsHeardBesideAMuteBackEnd(t *testing.T) {
 	c := config(t)
 	enough := errors.New("enough")

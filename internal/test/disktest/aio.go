@@ -10,13 +10,14 @@ import (
 	"vdev/internal/sys"
 )
 
-// AIO is a devsw.AIO that does what it is told when it is told: transfers wait until Step or Drain carries them out, on the
-// goroutine that calls it. CancelAll may be called on any goroutine, everything else on one.
+// AIO is a devsw.AIO that does what it is told when it is told: transfers wait until Step or Drain
+// carries them out, on the goroutine that calls it. CancelAll may be called on any goroutine,
+// everything else on one.
 type AIO struct {
 	Inline bool // transfers are carried out before ReadAt or WriteAt return
 
-	// Fault, where it is set, decides how a transfer ends: e other than 0 is its error after n bytes, without I/O; n of -1 lets
-	// it go as it goes.
+	// Fault, where it is set, decides how a transfer ends: e other than 0 is its error after n
+	// bytes, without I/O; n of -1 lets it go as it goes.
 	Fault func(b *devsw.Buf, off int64) (n int64, e devsw.Errno)
 
 	mu      sync.Mutex
@@ -70,7 +71,8 @@ func (a *AIO) Cancel(b *devsw.Buf) {
 	}
 }
 
-// CancelAll implements devsw.AIO: what waits with this done ends with ECANCELED when its turn comes.
+// CancelAll implements devsw.AIO: what waits with this done ends with ECANCELED when its turn
+// comes.
 func (a *AIO) CancelAll(done devsw.AIODone) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

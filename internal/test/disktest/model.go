@@ -14,17 +14,19 @@ import (
 
 // Disk is a disk under test, open for reading and writing.
 type Disk struct {
-	Table     *devsw.Table
-	Dev       devsw.Dev
-	AIO       devsw.AIO    // of the Bufs; nil: none
-	Run       func(func()) // runs a function in the context of AIO; nil: here
-	Want      []byte       // what the disk holds; Check starts from it, and leaves it as the disk is
-	Sector    int64        // bytes
-	NoDiscard bool         // d_discard answers ENODEV or EOPNOTSUPP
-	Undefined bool         // what was discarded may read as anything
+	Table *devsw.Table
+	Dev   devsw.Dev
+	AIO   devsw.AIO    // of the Bufs; nil: none
+	Run   func(func()) // runs a function in the context of AIO; nil: here
+	// what the disk holds; Check starts from it, and leaves it as the disk is
+	Want      []byte
+	Sector    int64 // bytes
+	NoDiscard bool  // d_discard answers ENODEV or EOPNOTSUPP
+	Undefined bool  // what was discarded may read as anything
 }
 
-// Check does random transfers, several at a time where they do not overlap, and compares the disk with an array of bytes.
+// Check does random transfers, several at a time where they do not overlap, and compares the disk
+// with an array of bytes.
 func (d *Disk) Check(t *rapid.T) {
 	t.Repeat(map[string]func(*rapid.T){
 		"transfers": d.transfers,
@@ -75,7 +77,8 @@ func (d *Disk) Issue(b *devsw.Buf) {
 	d.Run(func() { d.Table.BdevStrategy(b) })
 }
 
-// Wait waits until a Buf has ended, and carries out what its AIO has been given where that is one of this package.
+// Wait waits until a Buf has ended, and carries out what its AIO has been given where that is one
+// of this package.
 func (d *Disk) Wait(done chan struct{}) {
 	if a, ok := d.AIO.(*AIO); ok {
 		a.Drain()

@@ -2,7 +2,8 @@ package disktest
 
 import "vdev/devsw"
 
-// Turns is an AIO with turns (devsw.Turner) for drivers that copy: they get theirs from Next. It is for one goroutine.
+// Turns is an AIO with turns (devsw.Turner) for drivers that copy: they get theirs from Next. It is
+// for one goroutine.
 type Turns struct {
 	AIO
 	waiting []turn

@@ -7,8 +7,9 @@
 // until the Kind is released. Only then is it carried out. So a read that was held gives what the
 // file has when it is released, and a write has the data that the kernel sent with the request.
 //
-// What the server sees is what the kernel makes of a transfer: the reads of the page cache, with its reading ahead, but for
-// Config.Direct; writes as large as Config.MaxWrite, and with Config.Writeback those of the page cache, later.
+// What the server sees is what the kernel makes of a transfer: the reads of the page cache, with
+// its reading ahead, but for Config.Direct; writes as large as Config.MaxWrite, and with
+// Config.Writeback those of the page cache, later.
 //
 // # In the same process
 //
@@ -67,7 +68,8 @@ func Kinds() []Kind {
 	return all
 }
 
-// ParseKind gives the Kind of this name: "look", "open", "read", "write", "fsync", "flush" or "fallocate".
+// ParseKind gives the Kind of this name: "look", "open", "read", "write", "fsync", "flush" or
+// "fallocate".
 func ParseKind(name string) (Kind, error) {
 	if i := slices.Index(kindNames[:], name); i >= 0 {
 		return Kind(i), nil
@@ -77,9 +79,12 @@ func ParseKind(name string) (Kind, error) {
 
 // Config says what the file system is like.
 type Config struct {
-	Direct    bool // each file is opened with FOPEN_DIRECT_IO: transfers pass the page cache by, and use their memory's pages
+	// each file is opened with FOPEN_DIRECT_IO: transfers pass the page cache by, and use their
+	// memory's pages
+	Direct    bool
 	Writeback bool // writes end in the page cache (FUSE_WRITEBACK_CACHE)
-	Interrupt bool // a request that is held ends with EINTR when the kernel asks for it (FUSE_INTERRUPT)
+	// a request that is held ends with EINTR when the kernel asks for it (FUSE_INTERRUPT)
+	Interrupt bool
 	MaxWrite  int  // the longest read or write, in bytes; 0: 128 KiB
 	Rigid     bool // there is no FALLOCATE: it ends with ENOSYS
 }
@@ -114,7 +119,8 @@ type FS struct {
 	closed  bool
 }
 
-// ErrUnavailable is wrapped by Mount's errors where this host or this user cannot mount a FUSE file system at all.
+// ErrUnavailable is wrapped by Mount's errors where this host or this user cannot mount a FUSE file
+// system at all.
 var ErrUnavailable = errors.New("no FUSE file system can be mounted here")
 
 // Mount shows the files of folder dir in the empty folder point until Close.
@@ -132,8 +138,8 @@ func Mount(dir, point string, conf Config) (*FS, error) {
 	silent := log.New(io.Discard, "", 0)
 	opts := &fusefs.Options{
 		EntryTimeout: &second, AttrTimeout: &second, Logger: silent,
-		// More in the background than a disk has in flight, so that what holds requests up is who was told to. Splicing would
-		// leave pipes behind.
+		// More in the background than a disk has in flight, so that what holds requests up is who
+		// was told to. Splicing would leave pipes behind.
 		MountOptions: fuse.MountOptions{MaxBackground: 1024, MaxWrite: conf.MaxWrite, DisableSplice: true, Logger: silent},
 	}
 	if conf.Writeback {
@@ -238,7 +244,8 @@ func (f *FS) Waiting(k Kind) int {
 	return f.waiting[k]
 }
 
-// Await returns when at least n requests of kind k are held, or with the context's error, which it wraps.
+// Await returns when at least n requests of kind k are held, or with the context's error, which it
+// wraps.
 func (f *FS) Await(ctx context.Context, k Kind, n int) error {
 	for {
 		f.mu.Lock()
@@ -345,7 +352,8 @@ func (n *node) Getattr(ctx context.Context, h fusefs.FileHandle, out *fuse.AttrO
 func (n *node) Open(ctx context.Context, flags uint32) (fusefs.FileHandle, uint32, syscall.Errno) {
 	flags &^= syscall.O_DIRECT // is between the kernel and its user
 	if n.f.conf.Writeback && flags&syscall.O_ACCMODE == syscall.O_WRONLY {
-		flags ^= syscall.O_WRONLY | syscall.O_RDWR // the page cache reads what it has of a page to write
+		// the page cache reads what it has of a page to write
+		flags ^= syscall.O_WRONLY | syscall.O_RDWR
 	}
 	h := &handle{f: n.f, path: n.path()}
 	errno := n.f.do(ctx, Event{Kind: Open, Path: h.path}, func() syscall.Errno {
@@ -379,7 +387,8 @@ type file interface {
 	fusefs.FileReleaser
 }
 
-// handle is an open file. It does not show all of what it stands on, which offers the kernel to go past the server.
+// handle is an open file. It does not show all of what it stands on, which offers the kernel to go
+// past the server.
 type handle struct {
 	f     *FS
 	path  string

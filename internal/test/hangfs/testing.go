@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// New mounts a file system for the length of the test, and skips the test where that cannot be done. It returns the folder whose
-// files are shown, an empty one, and the folder where they are.
+// New mounts a file system for the length of the test, and skips the test where that cannot be
+// done. It returns the folder whose files are shown, an empty one, and the folder where they are.
 func New(t testing.TB, conf Config) (f *FS, dir, point string) {
 	t.Helper()
 	dir, point = t.TempDir(), t.TempDir()
