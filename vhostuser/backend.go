@@ -27,6 +27,11 @@ type Config struct {
 	// StopGap is how long after one ring another one may be disabled or stopped and pass for a part
 	// of the same stop, whose time is CancelAfter in all. 0 is a second.
 	StopGap time.Duration
+	// Decline has protocol features not offered that the Device has no use for, such as
+	// ProtocolInflightSHMFD for one that never suspends. What needs a declined feature is not offered
+	// either: GET_VRING_BASE_INFLIGHT without INFLIGHT_SHMFD, BACKEND_SEND_FD without BACKEND_REQ,
+	// and VHOST_F_LOG_ALL without LOG_SHMFD.
+	Decline ProtocolFeatures
 	// AnyMemoryFiles has guest memory, in-flight region and log accepted in any kind of file. Otherwise they must be memfds or files of
 	// tmpfs or hugetlbfs (ErrMemoryFile): with another file, storage or a server that does not answer holds up the whole process, and with
 	// it all other devices.
@@ -47,6 +52,7 @@ type Backend struct {
 	notMigratable bool
 	cancelAfter   time.Duration
 	stopGap       time.Duration
+	decline       ProtocolFeatures
 	closer        closer
 	space         guestmem.Space // of all front-ends, one after the other: what one leaves in use counts for the next
 
@@ -69,7 +75,7 @@ func New(cfg Config) (*Backend, error) {
 	b := &Backend{
 		dev: cfg.Device, reactors: cfg.Reactors, trace: cfg.Trace,
 		numQueues: cfg.Device.NumQueues(), configSize: cfg.Device.ConfigSize(),
-		notMigratable: cfg.NotMigratable, cancelAfter: cfg.CancelAfter, stopGap: cfg.StopGap,
+		notMigratable: cfg.NotMigratable, cancelAfter: cfg.CancelAfter, stopGap: cfg.StopGap, decline: cfg.Decline,
 	}
 	if b.stopGap == 0 {
 		b.stopGap = defaultStopGap

@@ -218,22 +218,31 @@ func (s *session) restart() {
 // offered returns the features that GET_FEATURES answers with.
 func (s *session) offered() uint64 {
 	features := s.dev.Features()&^(FProtocolFeatures|FLogAll) | FProtocolFeatures
-	if !s.b.notMigratable {
+	if s.offeredProtocol()&ProtocolLogSHMFD != 0 {
 		features |= FLogAll
 	}
 	return features
 }
 
-// offeredProtocol returns what GET_PROTOCOL_FEATURES answers with. Without a configuration space CONFIG is not offered: QEMU
-// warns about it then.
+// offeredProtocol returns what GET_PROTOCOL_FEATURES answers with. Without a configuration space
+// CONFIG is not offered: QEMU warns about it then.
 func (s *session) offeredProtocol() ProtocolFeatures {
 	p := ProtocolMQ | ProtocolReplyAck | ProtocolBackendReq | ProtocolBackendSendFD | ProtocolInflightSHMFD |
-		ProtocolResetDevice | ProtocolConfigureMemSlots | ProtocolStatus | ProtocolGetVringBaseInflight
-	if len(s.configSpace) > 0 {
-		p |= ProtocolConfig
+		ProtocolResetDevice | ProtocolConfigureMemSlots | ProtocolStatus | ProtocolGetVringBaseInflight |
+		ProtocolLogSHMFD | ProtocolConfig
+	if len(s.configSpace) == 0 {
+		p &^= ProtocolConfig
 	}
-	if !s.b.notMigratable {
-		p |= ProtocolLogSHMFD
+	if s.b.notMigratable {
+		p &^= ProtocolLogSHMFD
+	}
+	p &^= s.b.decline
+	// Without the one the other says nothing.
+	if p&ProtocolInflightSHMFD == 0 {
+		p &^= ProtocolGetVringBaseInflight
+	}
+	if p&ProtocolBackendReq == 0 {
+		p &^= ProtocolBackendSendFD
 	}
 	return p
 }

@@ -45,7 +45,11 @@ func serve(ctx context.Context, path string) error {
 		return err
 	}
 	defer reactors.Close()
-	backend, err := vhostuser.New(vhostuser.Config{Device: &rng{}, Reactors: reactors})
+	backend, err := vhostuser.New(vhostuser.Config{
+		Device: &rng{}, Reactors: reactors,
+		// Process answers each request before it takes the next one.
+		Decline: vhostuser.ProtocolInflightSHMFD,
+	})
 	if err != nil {
 		return err
 	}

@@ -193,6 +193,20 @@ var _ = add("vhostuser", []mutant{
 		by:   tests{in: "./cmd/vdev", run: "TestAsManyQueuesAreOfferedAsThereCanBe$"},
 	},
 
+	// Declined protocol features.
+	{
+		what: "what is declined is offered", file: sessionGo,
+		from: "\tp &^= s.b.decline\n",
+		to:   "",
+		by:   tests{in: "./vhostuser", run: "TestWhatIsDeclinedCannotBeNegotiated$"},
+	},
+	{
+		what: "what needs a declined feature is offered", file: sessionGo,
+		from: "\tif p&ProtocolInflightSHMFD == 0 {\n",
+		to:   "\tif false {\n",
+		by:   tests{in: "./vhostuser", run: "TestWhatIsDeclinedCannotBeNegotiated$"},
+	},
+
 	// A disable waits for what is in flight.
 	{
 		what: "a disable is answered before what has just ended is shown", file: ringGo,
