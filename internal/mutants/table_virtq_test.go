@@ -4,6 +4,9 @@ import "time"
 
 const suspendGo = "virtq/suspend.go"
 
+// noShrink lets a test of rapid's end at its first failure, and leave no file about it in the tree.
+const noShrink = "-rapid.nofailfile -rapid.shrinktime=1ms"
+
 var _ = add("virtq", []mutant{
 	{
 		what: "suspended chains come again in the order of their suspension", file: suspendGo,
@@ -39,13 +42,13 @@ var _ = add("virtq", []mutant{
 		what: "a chain that goes back to the available ring stays recorded", file: suspendGo,
 		from: "\tif q.track != nil && q.err == nil {\n",
 		to:   "\tif false {\n",
-		by:   tests{in: "./virtq", run: "TestAKillBetweenAnyTwoStoresLosesAndRepeatsNothing$"},
+		by:   tests{in: "./virtq", run: "TestAKillBetweenAnyTwoStoresLosesAndRepeatsNothing$", args: noShrink},
 	},
 	{
 		what: "what was written to a chain that is suspended is not marked", file: suspendGo,
 		from: "\tif q.log != nil {\n\t\tq.markLanded(c)\n\t}\n",
 		to:   "",
-		by:   tests{in: "./virtq", run: "TestAMigratedGuestHasAllThatTheDeviceWrote$"},
+		by:   tests{in: "./virtq", run: "TestAMigratedGuestHasAllThatTheDeviceWrote$", args: noShrink},
 	},
 	{
 		what: "the base has what is suspended behind it", file: "virtq/queue.go",
