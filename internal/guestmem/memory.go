@@ -73,7 +73,7 @@ func (m *Memory) Retain() {
 }
 
 // Release drops a reference. With the last one, regions that no other Memory has and whose creator
-// has let go are unmapped, on the caller's goroutine.
+// has released them are unmapped, on the caller's goroutine.
 func (m *Memory) Release() {
 	if last(&m.refs) {
 		for _, r := range m.regions {

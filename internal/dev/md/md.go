@@ -136,7 +136,7 @@ func (m *medium) AIODone(b *devsw.Buf, _ int64, e devsw.Errno) { m.Continue(b, e
 // Discard implements disk.Medium. What is discarded reads as zeroes.
 func (m *medium) Discard(pos, n int64) error { return m.WriteZeroes(pos, n, true) }
 
-// WriteZeroes makes a range zero and gives its whole pages back to the host.
+// WriteZeroes makes a range zero and discards its whole pages.
 func (m *medium) WriteZeroes(pos, n int64, _ bool) error {
 	page := int64(sys.PageSize())
 	end := pos + n
@@ -147,7 +147,7 @@ func (m *medium) WriteZeroes(pos, n int64, _ bool) error {
 	}
 	clear(m.mem[pos:lo])
 	if err := sys.Discard(m.mem[lo:hi]); err != nil {
-		// Memory that is locked (mlockall(2)) cannot be given back.
+		// Memory that is locked (mlockall(2)) cannot be discarded.
 		clear(m.mem[lo:hi])
 	}
 	clear(m.mem[hi:end])

@@ -125,7 +125,7 @@ func (r *ranges) leave(o *op) {
 	r.of.Ended(o.b)
 }
 
-// unlock gives the blocks of o back, and resumes who waited for them.
+// unlock unlocks the blocks of o, and resumes whoever waited for them.
 func (r *ranges) unlock(o *op) {
 	r.mu.Lock()
 	r.resumeUnlock(r.release(o))

@@ -69,7 +69,7 @@ func (im *image) inner(pos, n int64) (lo, hi int64) {
 // zeroBlocks has the host zero a range.
 func (im *image) zeroBlocks(pos, n int64, unmap bool) devsw.Errno {
 	if unmap {
-		// Of a block device this gives blocks back only where they read as zeroes then.
+		// Of a block device this discards blocks only where they read as zeroes then.
 		if e := sys.PunchHole(im.fd, pos, n); !unsupported(e) {
 			return e
 		}
