@@ -7,8 +7,9 @@ import (
 	"vdev/devsw"
 )
 
-// Base is what every Medium has in it, as an embedded *Base: what the disk is like, where it ends, and
-// what a Medium answers that has no function of its own. Its methods may be called on any goroutine.
+// Base is what every Medium has in it, as an embedded *Base: what the disk is like, where it ends,
+// and what a Medium answers that has no function of its own. Its methods may be called on any
+// goroutine.
 type Base struct {
 	info devsw.DiskInfo // without the size
 
@@ -51,8 +52,8 @@ func (m *Base) Resize(size int64) int64 {
 	return size
 }
 
-// Cancelled tells whether the device was cancelled (d_cancel): it is so before Medium.Cancel is called,
-// and stays so. What begins afterwards is to end with ECANCELED.
+// Cancelled tells whether the device was cancelled (d_cancel): it is so before Medium.Cancel is
+// called, and stays so. What begins afterwards is to end with ECANCELED.
 func (m *Base) Cancelled() bool { return m.cancelled.Load() }
 
 // Info returns what NewBase was given, with the size of now.
@@ -62,8 +63,8 @@ func (m *Base) Info() devsw.DiskInfo {
 	return info
 }
 
-// CancelBuf has the Buf's AIO interrupt the transfer, which is all where transfers are done there, or
-// by Base.CopyTurns.
+// CancelBuf has the Buf's AIO interrupt the transfer, which is all where transfers are done there,
+// or by Base.CopyTurns.
 func (m *Base) CancelBuf(b *devsw.Buf) {
 	if b.AIO != nil {
 		b.AIO.Cancel(b)

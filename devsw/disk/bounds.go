@@ -20,13 +20,13 @@ type Bounds struct {
 //
 // It does what NetBSD's vndstrategy and bounds_check_with_mediasize do (sys/dev/vnd.c,
 // sys/kern/subr_disk.c). EINVAL: b is not made of whole sectors, begins before the start, or begins
-// beyond the end. What begins exactly at the end transfers nothing and is no error. What crosses the
-// end is cut off there, and the driver's Resid tells.
+// beyond the end. What begins exactly at the end transfers nothing and is no error. What crosses
+// the end is cut off there, and the driver's Resid tells.
 //
-// It differs from NetBSD in three ways. A write to a read-only disk is EROFS (vnd says EACCES). Blkno
-// must be a multiple of the sector size too. And on a disk that has shrunk under its user, whatever
-// reaches beyond the new end but not beyond the old one is EIO, with nothing transferred: to that
-// user it is no mistake, and it must not look like success either.
+// It differs from NetBSD in three ways. A write to a read-only disk is EROFS (vnd says EACCES).
+// Blkno must be a multiple of the sector size too. And on a disk that has shrunk under its user,
+// whatever reaches beyond the new end but not beyond the old one is EIO, with nothing transferred:
+// to that user it is no mistake, and it must not look like success either.
 func Check(b *devsw.Buf, m Bounds) (off, n int64, ok bool) {
 	b.Error, b.Resid = 0, 0
 	n = b.Bcount
@@ -62,9 +62,9 @@ func Check(b *devsw.Buf, m Bounds) (off, n int64, ok bool) {
 	return 0, 0, false
 }
 
-// checkRange looks at the range of a d_discard or a DIOCWRITEZEROES: EINVAL unless it is made of whole
-// sectors and lies within the disk, EROFS where nothing may be written, EIO where the disk has shrunk
-// (as for Check).
+// checkRange looks at the range of a d_discard or a DIOCWRITEZEROES: EINVAL unless it is made of
+// whole sectors and lies within the disk, EROFS where nothing may be written, EIO where the disk
+// has shrunk (as for Check).
 func checkRange(pos, n int64, m Bounds) error {
 	switch {
 	case pos < 0 || n < 0 || pos&(m.Sector-1) != 0 || n&(m.Sector-1) != 0:
@@ -79,8 +79,8 @@ func checkRange(pos, n int64, m Bounds) error {
 	return devsw.EINVAL
 }
 
-// CheckSector looks at a configured sector size in bytes, of which 0 means 512, and returns it: EINVAL
-// unless it is 512 or 4096.
+// CheckSector looks at a configured sector size in bytes, of which 0 means 512, and returns it:
+// EINVAL unless it is 512 or 4096.
 func CheckSector(size uint32) (int64, error) {
 	switch size {
 	case 0, 512:

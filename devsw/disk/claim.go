@@ -9,8 +9,8 @@ import (
 	"vdev/devsw"
 )
 
-// claim says which of a disk's two devices has it, and holds what was opened: at most one device has
-// the disk, from its first d_open until that fails or until d_close. It is closed at first. Its
+// claim says which of a disk's two devices has it, and holds what was opened: at most one device
+// has the disk, from its first d_open until that fails or until d_close. It is closed at first. Its
 // methods may be called on any goroutine.
 type claim struct {
 	// medium is there while the disk is open. It is changed under mu and read by anybody: what the
@@ -47,8 +47,8 @@ func (c *claim) claimed() bool {
 
 // open is d_open. The first one calls open, without a lock. Others of the same device wait for its
 // end. The context is done when d_cancel has been: open is to return soon then, and what it has
-// opened all the same is closed. Errors: ECANCELED in that case; EBUSY where the disk is open through
-// its other device; ENXIO once the disk is retired; else what open gives.
+// opened all the same is closed. Errors: ECANCELED in that case; EBUSY where the disk is open
+// through its other device; ENXIO once the disk is retired; else what open gives.
 func (c *claim) open(mode devsw.Mode, open func(ctx context.Context) (*opened, error)) error {
 	for {
 		o, first, err := c.enter(mode)
@@ -70,8 +70,8 @@ func (c *claim) open(mode devsw.Mode, open func(ctx context.Context) (*opened, e
 
 var errInterrupted = fmt.Errorf("open interrupted: %w", devsw.ECANCELED)
 
-// enter gives an opener its part: to be the first; to wait for the first, which it gets; or nothing,
-// since the disk is open.
+// enter gives an opener its part: to be the first; to wait for the first, which it gets; or
+// nothing, since the disk is open.
 func (c *claim) enter(mode devsw.Mode) (o *opening, first bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -118,9 +118,9 @@ func (c *claim) openFirst(o *opening, open func(ctx context.Context) (*opened, e
 	return errInterrupted
 }
 
-// cancel is d_cancel: it ends the opens of the device that wait, and makes those fail that come before
-// d_close. What it returns is the caller's to cancel. It is nil where the device does not have the
-// disk open. It may come more than once.
+// cancel is d_cancel: it ends the opens of the device that wait, and makes those fail that come
+// before d_close. What it returns is the caller's to cancel. It is nil where the device does not
+// have the disk open. It may come more than once.
 func (c *claim) cancel(mode devsw.Mode) *opened {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -132,9 +132,9 @@ func (c *claim) cancel(mode devsw.Mode) *opened {
 	return c.medium.Load()
 }
 
-// close is d_close. What it returns is the caller's to close. It is nil where the device does not have
-// the disk open, or where its open has not ended yet, which fails then. Another open may come before
-// the caller has closed it.
+// close is d_close. What it returns is the caller's to close. It is nil where the device does not
+// have the disk open, or where its open has not ended yet, which fails then. Another open may come
+// before the caller has closed it.
 func (c *claim) close(mode devsw.Mode) *opened {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -147,7 +147,8 @@ func (c *claim) close(mode devsw.Mode) *opened {
 	return c.medium.Swap(nil)
 }
 
-// retire makes later opens fail. EBUSY, and nothing changed, while the disk is open or being opened.
+// retire makes later opens fail. EBUSY, and nothing changed, while the disk is open or being
+// opened.
 func (c *claim) retire() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -2,12 +2,13 @@ package disk
 
 import "vdev/devsw"
 
-// turnBytes is how much of a transfer a driver that copies does at once on the goroutine of a context,
-// which has others to serve.
+// turnBytes is how much of a transfer a driver that copies does at once on the goroutine of a
+// context, which has others to serve.
 const turnBytes = 1 << 20
 
 // Copier is a Medium whose transfers are copies that it makes itself, without waiting for anything,
-// such as those of a disk in memory. Its Transfer calls Base.CopyTurns, and its AIODone Base.Continue.
+// such as those of a disk in memory. Its Transfer calls Base.CopyTurns, and its AIODone
+// Base.Continue.
 type Copier interface {
 	Medium
 	devsw.AIODone
@@ -16,9 +17,9 @@ type Copier interface {
 	Copy(b *devsw.Buf, off, n int64) devsw.Errno
 }
 
-// CopyTurns makes the first n bytes of a transfer by c, which is this Medium, and ends it. What is longer
-// than a MiB is made in several turns where the Buf's context has them (devsw.Turner), so that it
-// holds up nobody else there.
+// CopyTurns makes the first n bytes of a transfer by c, which is this Medium, and ends it. What is
+// longer than a MiB is made in several turns where the Buf's context has them (devsw.Turner), so
+// that it holds up nobody else there.
 func (m *Base) CopyTurns(b *devsw.Buf, n int64, c Copier) {
 	b.InContext = true
 	b.Resid = b.Bcount

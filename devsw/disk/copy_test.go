@@ -11,8 +11,8 @@ import (
 	"vdev/internal/test/disktest"
 )
 
-// TestALongCopyTakesTurns: the context is never held for more than a MiB of it, it ends as a short one does, and it is given up in
-// between.
+// TestALongCopyTakesTurns: the context is never held for more than a MiB of it, it ends as a short
+// one does, and it is given up in between.
 func TestALongCopyTakesTurns(t *testing.T) {
 	const (
 		size = 8 << 20

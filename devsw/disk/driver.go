@@ -10,10 +10,10 @@ import (
 // Disk is one unit of a driver, open or not. Its methods may be called on any goroutine.
 type Disk interface {
 	// Open opens what the disk is made of, at the first d_open of one of its devices. It may wait.
-	// ctx is done when d_cancel, or a d_close under it, has been: Open is to return soon then.
-	// flag has FREAD, FWRITE and FRESUME of that d_open. The Medium is the caller's, who closes it.
-	// EROFS where it cannot be opened for writing. There is no other Open of the disk until this one
-	// has failed or the Medium's Close has begun.
+	// ctx is done when d_cancel, or a d_close under it, has been: Open is to return soon then. flag
+	// has FREAD, FWRITE and FRESUME of that d_open. The Medium is the caller's, who closes it.
+	// EROFS where it cannot be opened for writing. There is no other Open of the disk until this
+	// one has failed or the Medium's Close has begun.
 	Open(ctx context.Context, flag devsw.Flag) (Medium, error)
 
 	// Info describes the disk while it is not open. While it is, the Medium is asked.
@@ -25,25 +25,26 @@ type Disk interface {
 }
 
 // Medium is a disk that is open: from Disk.Open to Close. Every one embeds a *Base, which has all
-// functions but Transfer. They may be called on any goroutine, also at the same time, but for Close.
+// functions but Transfer. They may be called on any goroutine, also at the same time, but for
+// Close.
 //
-// The order at the end is NetBSD's: Cancel, then everything in progress ends (drain), then Close, which
-// is alone.
+// The order at the end is NetBSD's: Cancel, then everything in progress ends (drain), then Close,
+// which is alone.
 type Medium interface {
 	// Transfer starts b, a read or a write of n bytes from byte off of the disk on, and returns
 	// without waiting. The range lies within the disk and is made of whole sectors; n is more than
-	// 0, and less than b.Bcount where the disk's end cuts the transfer. b is the driver's from now on.
-	// It ends b by setting Error and Resid (b.Bcount less what was transferred) and calling Biodone,
-	// exactly once, on any goroutine. If that is this one, b.InContext is set before. With BMediaFUA
-	// in b.Flags a write is on stable storage then.
+	// 0, and less than b.Bcount where the disk's end cuts the transfer. b is the driver's from now
+	// on. It ends b by setting Error and Resid (b.Bcount less what was transferred) and calling
+	// Biodone, exactly once, on any goroutine. If that is this one, b.InContext is set before. With
+	// BMediaFUA in b.Flags a write is on stable storage then.
 	Transfer(b *devsw.Buf, off, n int64)
 
 	// CancelBuf interrupts one transfer, where it is in progress: see devsw.Bdevsw.CancelBuf.
 	CancelBuf(b *devsw.Buf)
 
 	// Cancel is d_cancel: it interrupts everything in progress, which ends with ECANCELED where it
-	// can be interrupted, and makes what begins from now on end so. It does not wait. It may be called
-	// more than once. Base.Cancelled is true from before the call.
+	// can be interrupted, and makes what begins from now on end so. It does not wait. It may be
+	// called more than once. Base.Cancelled is true from before the call.
 	Cancel()
 
 	// Close closes what Open has opened. Nothing of the Medium is in progress, nor comes any more.
@@ -70,8 +71,8 @@ type Medium interface {
 }
 
 // Driver is a disk driver that is attached to a table: the functions of its two devices, its units,
-// and who has which of them open. Of a disk's two devices one can be open at a time: EBUSY else. Its
-// methods may be called on any goroutine.
+// and who has which of them open. Of a disk's two devices one can be open at a time: EBUSY else.
+// Its methods may be called on any goroutine.
 type Driver struct {
 	s    Switch[unit]
 	name string
@@ -124,8 +125,8 @@ func (d *Driver) Create(number int, v Disk) (devsw.Dev, error) {
 // Destroy takes disk unit away. EBUSY while it is open or being opened, ENXIO where there is none.
 func (d *Driver) Destroy(unit int) error { return d.s.Destroy(unit) }
 
-// Unit returns disk unit and, while it is open, its Medium, which is nil else. It may be closed at any
-// time. ENXIO where there is no such unit.
+// Unit returns disk unit and, while it is open, its Medium, which is nil else. It may be closed at
+// any time. ENXIO where there is no such unit.
 func (d *Driver) Unit(unit int) (Disk, Medium, error) {
 	u, err := d.s.Unit(unit)
 	if err != nil {
@@ -163,8 +164,8 @@ func (u *unit) info() (devsw.DiskInfo, error) {
 	return u.disk.Info()
 }
 
-// open is d_open. The first one opens the disk; others of the same device wait for it. EROFS to open a
-// read-only disk for writing.
+// open is d_open. The first one opens the disk; others of the same device wait for it. EROFS to
+// open a read-only disk for writing.
 func (d *Driver) open(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error {
 	u := d.s.Get(dev)
 	if u == nil {
@@ -266,7 +267,8 @@ func (d *Driver) cancelBuf(b *devsw.Buf) {
 	}
 }
 
-// ioctl is d_ioctl. EINVAL where data is not what the command wants, ENOTTY for a command there is not.
+// ioctl is d_ioctl. EINVAL where data is not what the command wants, ENOTTY for a command there is
+// not.
 func (d *Driver) ioctl(dev devsw.Dev, cmd devsw.Cmd, data any, _ devsw.Flag) error {
 	o := d.opened(dev)
 	if o == nil {

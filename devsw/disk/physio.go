@@ -8,8 +8,9 @@ import (
 const maxPhys = 1 << 20
 
 // physio is d_read and d_write of a disk's character device: it moves u to or from the disk, in
-// transfers of its own that strategy gets and whose end it waits for. Offset and lengths must be made
-// of whole sectors, as strategy sees to. A read that reaches the end is short. NetBSD: physio(9).
+// transfers of its own that strategy gets and whose end it waits for. Offset and lengths must be
+// made of whole sectors, as strategy sees to. A read that reaches the end is short. NetBSD:
+// physio(9).
 func physio(strategy func(*devsw.Buf), dev devsw.Dev, u *devsw.Uio) error {
 	if u.Offset < 0 || u.Offset%devsw.DEVBSIZE != 0 {
 		return devsw.EINVAL

@@ -8,17 +8,17 @@ import (
 	"vdev/devsw"
 )
 
-// Storage is where a disk keeps its bytes, for a driver whose functions may block: NewDisk makes a Disk
-// of it. All are called on goroutines that belong to nobody else, never on an event loop's, and all but
-// Open and Close also at the same time.
+// Storage is where a disk keeps its bytes, for a driver whose functions may block: NewDisk makes a
+// Disk of it. All are called on goroutines that belong to nobody else, never on an event loop's,
+// and all but Open and Close also at the same time.
 //
-// The context of a call is done when the device is cancelled, or the one transfer. The function is to
-// return soon then, with any error: the device is not closed before it has, and the next open waits
-// for that. An error that wraps a devsw.Errno is that for the transfer; others are EIO, and those of
-// package context ECANCELED and ETIMEDOUT.
+// The context of a call is done when the device is cancelled, or the one transfer. The function is
+// to return soon then, with any error: the device is not closed before it has, and the next open
+// waits for that. An error that wraps a devsw.Errno is that for the transfer; others are EIO, and
+// those of package context ECANCELED and ETIMEDOUT.
 type Storage interface {
-	// Info describes the disk, open or not: Size (bytes), and what else is known of it. A SectorSize
-	// of 0 means 512. Discard and WriteZeroes need not be set: see Discarder and Zeroer.
+	// Info describes the disk, open or not: Size (bytes), and what else is known of it. A
+	// SectorSize of 0 means 512. Discard and WriteZeroes need not be set: see Discarder and Zeroer.
 	Info() (devsw.DiskInfo, error)
 
 	// Open is the first open, Close what comes after the last close: one Close for each Open that
@@ -48,11 +48,11 @@ type Zeroer interface {
 }
 
 const (
-	// maxWorkers is how many transfers of a disk on a Storage are in progress at once. More wait: they
-	// cost no goroutine.
+	// maxWorkers is how many transfers of a disk on a Storage are in progress at once. More wait:
+	// they cost no goroutine.
 	maxWorkers = 16
-	// pieceBytes is how much of a transfer goes to a Storage at a time, and what memory a transfer in
-	// progress takes.
+	// pieceBytes is how much of a transfer goes to a Storage at a time, and what memory a transfer
+	// in progress takes.
 	pieceBytes = 1 << 20
 )
 

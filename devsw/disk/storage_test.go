@@ -16,8 +16,8 @@ import (
 
 const rw = devsw.FREAD | devsw.FWRITE
 
-// box is a Storage in memory that notes what is asked of it. While gate is not nil, ReadAt, WriteAt,
-// Discard and Flush wait for it, or for the end of their context.
+// box is a Storage in memory that notes what is asked of it. While gate is not nil, ReadAt,
+// WriteAt, Discard and Flush wait for it, or for the end of their context.
 type box struct {
 	mem      []byte
 	info     devsw.DiskInfo
@@ -506,7 +506,8 @@ func TestADriversUnitIsWhatItWasGiven(t *testing.T) {
 	}
 }
 
-// late is a Medium whose transfers end when they are told, as those of a driver that has devsw.BufSet.
+// late is a Medium whose transfers end when they are told, as those of a driver that has
+// devsw.BufSet.
 type late struct {
 	*Base
 	begun []*devsw.Buf

@@ -17,9 +17,9 @@ type Funcs struct {
 	Discard             func(dev devsw.Dev, pos, n int64) error
 }
 
-// Switch is a disk driver's place in a device switch: its two devices there, and its units. A Driver
-// stands on one. It is for a driver that needs all functions of its own, as one that stands on another
-// driver's device may. Its methods may be called on any goroutine.
+// Switch is a disk driver's place in a device switch: its two devices there, and its units. A
+// Driver stands on one. It is for a driver that needs all functions of its own, as one that stands
+// on another driver's device may. Its methods may be called on any goroutine.
 type Switch[T any] struct {
 	units  units[T]
 	table  *devsw.Table
@@ -29,10 +29,11 @@ type Switch[T any] struct {
 	retire func(*T) error
 }
 
-// Attach attaches the driver to t, as one that needs no lock. Reads and writes of its character device
-// are transfers by f.Strategy. A Cancel that is nil stays so. Majors may be devsw.NODEVMAJOR: the
-// table chooses. retire is called when a unit is to go. It makes later opens fail; or it answers EBUSY,
-// and changes nothing, while the unit is open. Errors are those of devsw.Table.Attach.
+// Attach attaches the driver to t, as one that needs no lock. Reads and writes of its character
+// device are transfers by f.Strategy. A Cancel that is nil stays so. Majors may be
+// devsw.NODEVMAJOR: the table chooses. retire is called when a unit is to go. It makes later opens
+// fail; or it answers EBUSY, and changes nothing, while the unit is open. Errors are those of
+// devsw.Table.Attach.
 func (s *Switch[T]) Attach(t *devsw.Table, name string, bmajor, cmajor int, f Funcs, retire func(*T) error) error {
 	rw := func(dev devsw.Dev, u *devsw.Uio, _ devsw.Flag) error { return physio(f.Strategy, dev, u) }
 	s.table, s.retire = t, retire

@@ -29,7 +29,8 @@ func (u *units[T]) get(dev devsw.Dev) *T {
 	return nil
 }
 
-// add puts v at number unit: EINVAL where there can be no such unit, EEXIST where the number is taken.
+// add puts v at number unit: EINVAL where there can be no such unit, EEXIST where the number is
+// taken.
 func (u *units[T]) add(unit int, v *T) error {
 	if unit < 0 || unit > maxUnit {
 		return fmt.Errorf("unit %d: must be 0 to %d: %w", unit, maxUnit, devsw.EINVAL)
