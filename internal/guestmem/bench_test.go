@@ -7,7 +7,8 @@ import (
 	"vdev/internal/guestmem"
 )
 
-// BenchmarkSlice translates addresses of one region after another, as a queue does it, and by search.
+// BenchmarkSlice translates addresses of one region after another, as a queue does it, and by
+// search.
 func BenchmarkSlice(b *testing.B) {
 	for _, regions := range []uint64{1, 8} {
 		fd := file(b, "slice", page)

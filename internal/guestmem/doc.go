@@ -1,4 +1,5 @@
-// Package guestmem maps the memory of a guest that a vhost-user front-end shares, and translates addresses into it.
+// Package guestmem maps the memory of a guest that a vhost-user front-end shares, and translates
+// addresses into it.
 //
 // A Region is one mapping, with the descriptor it was made from. A Memory is an immutable set of
 // regions: one generation of the guest's memory. When the memory changes, a new Memory is made, and

@@ -10,8 +10,8 @@ import (
 	"vdev/internal/sys"
 )
 
-// TestAFencedRegionIsPrivate: its content goes over, as far as it is kept, the other mapping and the file are the guest's as before,
-// and all of it is unmapped with the last reference.
+// TestAFencedRegionIsPrivate: its content goes over, as far as it is kept, the other mapping and
+// the file are the guest's as before, and all of it is unmapped with the last reference.
 func TestAFencedRegionIsPrivate(t *testing.T) {
 	fd := file(t, "fenced", 8*page)
 	old := mustMap(t, 0x10000, 4*page+100, 0x70000, page+8, fd)

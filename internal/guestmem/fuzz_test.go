@@ -13,7 +13,8 @@ import (
 	"vdev/internal/sys"
 )
 
-// The file behind all regions of FuzzGenerations: each of its 8-byte words is the word's own number.
+// The file behind all regions of FuzzGenerations: each of its 8-byte words is the word's own
+// number.
 const (
 	fuzzFile = 16 * page
 	fuzzMaps = 6  // regions that an execution makes at most
@@ -22,13 +23,14 @@ const (
 
 // Steps of FuzzGenerations. Each has its arguments behind it.
 const (
-	opAdd       = iota // a region, described by four words
-	opRemove           // the region of that number
-	opReplace          // all regions: those whose bits are set
-	opHold             // a chain: an address and a length, translated in the current generation, which it holds
-	opEnd              // of the chain of that number
-	opTranslate        // an address and a length, in each way
-	opMiss             // removes what is not there
+	opAdd     = iota // a region, described by four words
+	opRemove         // the region of that number
+	opReplace        // all regions: those whose bits are set
+	// a chain: an address and a length, translated in the current generation, which it holds
+	opHold
+	opEnd       // of the chain of that number
+	opTranslate // an address and a length, in each way
+	opMiss      // removes what is not there
 	opCount
 )
 
@@ -279,9 +281,9 @@ func (g *fuzzGuest) verify() {
 	}
 }
 
-// FuzzGenerations changes a guest's memory while chains are held in it. A translation gives what is in the regions, all of it and
-// nothing else; a chain's buffers stay what they were; a region is mapped for as long as a generation has it that somebody holds,
-// and unmapped then, once.
+// FuzzGenerations changes a guest's memory while chains are held in it. A translation gives what is
+// in the regions, all of it and nothing else; a chain's buffers stay what they were; a region is
+// mapped for as long as a generation has it that somebody holds, and unmapped then, once.
 func FuzzGenerations(f *testing.F) {
 	const near = 0xff00
 	add := func(gpa, size, uva, off uint16) []byte {
@@ -344,7 +346,8 @@ func FuzzGenerations(f *testing.F) {
 			return v
 		}
 		word := func() uint16 { return uint16(byte1()) | uint16(byte1())<<8 }
-		// Addresses and lengths are in units that are no whole number of pages, and near either end of what there is.
+		// Addresses and lengths are in units that are no whole number of pages, and near either end
+		// of what there is.
 		number := func() uint64 {
 			v := word()
 			if v >= near {

@@ -22,7 +22,8 @@ import (
 
 const page = 4096
 
-// file returns a memory file of size bytes, in which the first byte of each page is the page's number.
+// file returns a memory file of size bytes, in which the first byte of each page is the page's
+// number.
 func file(t interface{ Fatal(...any) }, name string, size int64) *sys.FD {
 	fd, err := sys.NewMemfd(name, size)
 	if err != nil {
@@ -341,8 +342,8 @@ func TestEmptyMemoryTranslatesNothing(t *testing.T) {
 	}
 }
 
-// TestTranslationAgreesWithAByteByByteModel compares every way of translating with a table that knows for each byte
-// of a small address space which file's byte it is.
+// TestTranslationAgreesWithAByteByByteModel compares every way of translating with a table that
+// knows for each byte of a small address space which file's byte it is.
 func TestTranslationAgreesWithAByteByByteModel(t *testing.T) {
 	const space = 12 // pages
 	rapid.Check(t, func(t *rapid.T) {

@@ -12,7 +12,8 @@ import (
 	"vdev/internal/sys"
 )
 
-// residentOf is how much of the mappings of the memory file of that name this process has in memory, in KiB.
+// residentOf is how much of the mappings of the memory file of that name this process has in
+// memory, in KiB.
 func residentOf(t *testing.T, name string) (kib int) {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/smaps")

@@ -7,7 +7,8 @@ import (
 	"vdev/internal/sys"
 )
 
-// LogPage is how many bytes of guest memory one bit of a Log stands for (VHOST_LOG_PAGE; vhost-user, "Migration").
+// LogPage is how many bytes of guest memory one bit of a Log stands for (VHOST_LOG_PAGE;
+// vhost-user, "Migration").
 const LogPage = 4096
 
 // Log is a dirty log: a bitmap in memory that is shared with a front-end, with a bit for each page
@@ -15,7 +16,8 @@ const LogPage = 4096
 // bits of its pages. The front-end clears those it has seen. All methods but Close may be called
 // from any goroutine; other processes may mark in the same log at the same time.
 //
-// A front-end that cuts off the file behind the log causes faults in Mark, as it does with guest memory.
+// A front-end that cuts off the file behind the log causes faults in Mark, as it does with guest
+// memory.
 type Log struct {
 	space   *Space
 	mapping []byte
@@ -23,7 +25,8 @@ type Log struct {
 	pages   uint64   // bits of the bitmap
 }
 
-// LogError says which log was refused, and why: ErrSize, ErrAlign, ErrOverflow, ErrShort, ErrFile, ErrSpace, or an error of a system call.
+// LogError says which log was refused, and why: ErrSize, ErrAlign, ErrOverflow, ErrShort, ErrFile,
+// ErrSpace, or an error of a system call.
 type LogError struct {
 	Size, Offset uint64
 	Err          error
@@ -54,7 +57,8 @@ func (s *Space) NewLog(fd *sys.FD, size, offset uint64) (*Log, error) {
 	return &Log{space: s, mapping: mapping, words: words(mem), pages: 8 * size}, nil
 }
 
-// Covers tells whether the log has a bit for each page of the n bytes from the guest physical address addr on.
+// Covers tells whether the log has a bit for each page of the n bytes from the guest physical
+// address addr on.
 func (l *Log) Covers(addr, n uint64) bool {
 	end := addr + n
 	return end >= addr && (n == 0 || (end-1)/LogPage < l.pages)
@@ -79,8 +83,8 @@ func (l *Log) Mark(addr, n uint64) bool {
 		if w == last/32 {
 			mask &= ^uint32(0) >> (31 - last%32)
 		}
-		// Also where the bits are set already: the front-end may be about to clear them, and to read the pages
-		// before what was written has got there.
+		// Also where the bits are set already: the front-end may be about to clear them, and to
+		// read the pages before what was written has got there.
 		atomic.OrUint32(&l.words[w], mask)
 	}
 	return true

@@ -31,8 +31,8 @@ func Mapped(addr uintptr) bool {
 	return false
 }
 
-// mapFile maps size bytes of fd from offset on, shared and writable: mem, within mapping, which is whole pages around
-// it and what unmap needs. It counts in s, within l.
+// mapFile maps size bytes of fd from offset on, shared and writable: mem, within mapping, which is
+// whole pages around it and what unmap needs. It counts in s, within l.
 func (s *Space) mapFile(fd *sys.FD, size, offset uint64, l limits) (mapping, mem []byte, err error) {
 	if size == 0 {
 		return nil, nil, ErrSize
@@ -105,7 +105,8 @@ func (s *Space) unmap(mapping []byte) {
 		panic(fmt.Sprintf("guestmem: %v", err))
 	}
 	if err != nil {
-		// The kernel had joined the mapping with a neighbour and may not split it. Then it stays, unused, and counts.
+		// The kernel had joined the mapping with a neighbour and may not split it. Then it stays,
+		// unused, and counts.
 		return
 	}
 	mappings.mu.Lock()

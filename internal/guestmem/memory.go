@@ -11,8 +11,8 @@ import (
 // GET_MAX_MEM_SLOTS, and the number of memory slots that QEMU uses.
 const MaxRegions = 509
 
-// Memory is one generation of a guest's memory. It does not change. All methods may be called from any goroutine.
-// What they return is valid while the caller holds a reference to the Memory.
+// Memory is one generation of a guest's memory. It does not change. All methods may be called from
+// any goroutine. What they return is valid while the caller holds a reference to the Memory.
 type Memory struct {
 	regions []*Region // by guest physical address
 	refs    atomic.Int64
@@ -47,13 +47,14 @@ func New(regions ...*Region) (*Memory, error) {
 	return m, nil
 }
 
-// With returns a new generation that also has r. The caller holds a reference to it; m stays as it is.
+// With returns a new generation that also has r. The caller holds a reference to it; m stays as it
+// is.
 func (m *Memory) With(r *Region) (*Memory, error) {
 	return New(append(slices.Clone(m.regions), r)...)
 }
 
-// Without returns a new generation that lacks the region so described, or a *RegionError with ErrUnknown. The
-// caller holds a reference to it; m stays as it is.
+// Without returns a new generation that lacks the region so described, or a *RegionError with
+// ErrUnknown. The caller holds a reference to it; m stays as it is.
 func (m *Memory) Without(guestPhys, size, userAddr uint64) (*Memory, error) {
 	i := slices.IndexFunc(m.regions, func(r *Region) bool { return r.Is(guestPhys, size, userAddr) })
 	if i < 0 {
@@ -137,8 +138,8 @@ func (m *Memory) Slice(gpa, n uint64) ([]byte, bool) {
 // UserSlice is Slice for an address of the front-end's own address space, as ring addresses are.
 func (m *Memory) UserSlice(uva, n uint64) ([]byte, bool) {
 	for _, r := range m.regions {
-		// Below the region the difference wraps round to a number too large: a region does not reach the
-		// end of the address space.
+		// Below the region the difference wraps round to a number too large: a region does not
+		// reach the end of the address space.
 		off := uva - r.UserAddr
 		if off < r.Size && n <= r.Size-off {
 			return r.mem[off : off+n : off+n], true
@@ -147,9 +148,9 @@ func (m *Memory) UserSlice(uva, n uint64) ([]byte, bool) {
 	return nil, false
 }
 
-// AppendSlices appends the n bytes at gpa to dst, in one slice for each region they lie in. Regions that follow one
-// another in guest physical addresses count as one range. Where a byte is not mapped, it returns dst as it was and
-// a *RangeError.
+// AppendSlices appends the n bytes at gpa to dst, in one slice for each region they lie in. Regions
+// that follow one another in guest physical addresses count as one range. Where a byte is not
+// mapped, it returns dst as it was and a *RangeError.
 func (m *Memory) AppendSlices(dst [][]byte, gpa, n uint64) ([][]byte, error) {
 	out := dst
 	// Each turn is for a region further on, so there are at most MaxRegions.
@@ -167,7 +168,8 @@ func (m *Memory) AppendSlices(dst [][]byte, gpa, n uint64) ([][]byte, error) {
 	return out, nil
 }
 
-// RangeError says that the guest has no memory at some of the Len bytes from the guest physical address Addr.
+// RangeError says that the guest has no memory at some of the Len bytes from the guest physical
+// address Addr.
 type RangeError struct {
 	Addr, Len uint64
 }
@@ -176,8 +178,9 @@ func (e *RangeError) Error() string {
 	return fmt.Sprintf("guestmem: no memory at some of the %#x bytes from gpa %#x", e.Len, e.Addr)
 }
 
-// View translates guest physical addresses of one Memory for one goroutine. Most requests of a guest stay within
-// one region, so a View tries that of its last hit first. It holds no reference of its own.
+// View translates guest physical addresses of one Memory for one goroutine. Most requests of a
+// guest stay within one region, so a View tries that of its last hit first. It holds no reference
+// of its own.
 type View struct {
 	base uint64 // of the region last hit
 	mem  []byte

@@ -9,8 +9,8 @@ import (
 	"vdev/internal/sys"
 )
 
-// Region is one range of guest memory, mapped shared and writable. The fields are the front-end's description of
-// it (vhost-user, "Single memory region description") and do not change.
+// Region is one range of guest memory, mapped shared and writable. The fields are the front-end's
+// description of it (vhost-user, "Single memory region description") and do not change.
 type Region struct {
 	GuestPhys  uint64 // guest physical address of the first byte
 	Size       uint64 // bytes, not 0
@@ -91,11 +91,12 @@ func (r *Region) error(err error) error {
 	return &RegionError{r.GuestPhys, r.Size, r.UserAddr, r.MmapOffset, err}
 }
 
-// FD returns the descriptor the region was mapped from. It stays the region's, and is closed with it.
+// FD returns the descriptor the region was mapped from. It stays the region's, and is closed with
+// it.
 func (r *Region) FD() *sys.FD { return r.fd }
 
-// Bytes returns the region's memory, which is shared with the guest and changes under the reader. It is valid
-// while the caller holds a reference to the region or to a Memory that has it.
+// Bytes returns the region's memory, which is shared with the guest and changes under the reader.
+// It is valid while the caller holds a reference to the region or to a Memory that has it.
 func (r *Region) Bytes() []byte { return r.mem }
 
 // Is tells whether the front-end describes r by these numbers.
@@ -109,8 +110,8 @@ func (r *Region) retain() {
 	}
 }
 
-// Release drops a reference: the creator calls it once. The last one unmaps the memory and closes the
-// descriptor, on the caller's goroutine.
+// Release drops a reference: the creator calls it once. The last one unmaps the memory and closes
+// the descriptor, on the caller's goroutine.
 func (r *Region) Release() {
 	if last(&r.refs) {
 		r.free()

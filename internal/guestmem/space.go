@@ -39,11 +39,12 @@ func (h held) minus(o held) held { return held{h.bytes - o.bytes, h.count - o.co
 // limits are what a Space and all of them together may hold.
 type limits struct{ one, all held }
 
-// The shares of what there is. Of 128 TiB, which is what a process has on most hosts, a device's front-end may have 16, and all of them 96:
-// the largest guests have a few, each disk of a guest maps all of it, and one that changes its memory has the old and the new for a while.
-// The last quarter is for vdev itself, and for mapping memory again when it has to be fenced (Again), which takes half of that at most.
-// Of the mappings that the kernel allows (vm.max_map_count, 65530), a front-end may have 1024, which is twice MaxRegions and some, and all
-// of them half.
+// The shares of what there is. Of 128 TiB, which is what a process has on most hosts, a device's
+// front-end may have 16, and all of them 96: the largest guests have a few, each disk of a guest
+// maps all of it, and one that changes its memory has the old and the new for a while. The last
+// quarter is for vdev itself, and for mapping memory again when it has to be fenced (Again), which
+// takes half of that at most. Of the mappings that the kernel allows (vm.max_map_count, 65530), a
+// front-end may have 1024, which is twice MaxRegions and some, and all of them half.
 const (
 	oneOf, allOf = 8, 4 // 1/8; all but 1/4
 	oneMappings  = 2*MaxRegions + 6
@@ -55,8 +56,9 @@ var hostLimits = sync.OnceValue(func() limits {
 	return limitsOf(sys.AddressSpace(), sys.AddressLimit(), sys.MaxMappings())
 })
 
-// limitsOf gives the limits for the bytes of address space that the process's architecture has, those that it may use (RLIMIT_AS), and the
-// number of mappings. Who sets RLIMIT_AS knows his guests: one of them may use it all.
+// limitsOf gives the limits for the bytes of address space that the process's architecture has,
+// those that it may use (RLIMIT_AS), and the number of mappings. Who sets RLIMIT_AS knows his
+// guests: one of them may use it all.
 func limitsOf(space, limit, mappings uint64) limits {
 	use := min(space, limit)
 	all := held{use - use/allOf, mappings / allMappings}
@@ -69,10 +71,12 @@ func (l limits) again() limits {
 	return limits{one: l.one.plus(l.one), all: all}
 }
 
-// ErrSpace is wrapped by errors that say that a front-end, or all of them, would have more mapped than they may.
+// ErrSpace is wrapped by errors that say that a front-end, or all of them, would have more mapped
+// than they may.
 var ErrSpace = errors.New("too much memory is shared")
 
-// takeLocked adds h to what s, and all together, hold, unless that is more than they may. mappings.mu is held.
+// takeLocked adds h to what s, and all together, hold, unless that is more than they may.
+// mappings.mu is held.
 func (s *Space) takeLocked(h held, l limits) error {
 	one, all := s.held.plus(h), mappings.held.plus(h)
 	for _, c := range []struct {

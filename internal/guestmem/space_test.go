@@ -134,7 +134,8 @@ func TestARefusedMappingDoesNotCount(t *testing.T) {
 	}
 }
 
-// TestWhatIsMappedAgainHasRoomBeyondTheBound: a front-end that has all that it may have can be fenced.
+// TestWhatIsMappedAgainHasRoomBeyondTheBound: a front-end that has all that it may have can be
+// fenced.
 func TestWhatIsMappedAgainHasRoomBeyondTheBound(t *testing.T) {
 	page := uint64(sys.PageSize())
 	was := hostLimits

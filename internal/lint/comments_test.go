@@ -59,7 +59,6 @@ var stillWide = []string{
 	"internal/dev/null",
 	"internal/dev/qemunbd",
 	"internal/dev/vnd",
-	"internal/guestmem",
 	"internal/mutants",
 	"internal/spec",
 	"internal/sys",
