@@ -61,7 +61,6 @@ var stillWide = []string{
 	"internal/dev/vnd",
 	"internal/mutants",
 	"internal/spec",
-	"internal/sys",
 	"internal/trace",
 	"vhostuser",
 	"vhostuser/vhostusertest",

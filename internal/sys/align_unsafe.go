@@ -10,7 +10,8 @@ func Aligned(b []byte, align int64) bool {
 // addressOf returns where b begins.
 func addressOf(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
 
-// AlignedBuffer allocates n bytes, at least one, that begin at an address that is a multiple of align, a power of two.
+// AlignedBuffer allocates n bytes, at least one, that begin at an address that is a multiple of
+// align, a power of two.
 func AlignedBuffer(n int, align int64) []byte {
 	b := make([]byte, n+int(align)-1)
 	skip := -uintptr(unsafe.Pointer(unsafe.SliceData(b))) & uintptr(align-1)

@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MmapAnon maps size bytes of private anonymous memory, all zero, readable and writable. Pages are taken when they are first
-// written, and no swap is reserved (MAP_NORESERVE), so that a large sparse mapping costs nothing. It ends with Munmap; its
-// memory is not Go's.
+// MmapAnon maps size bytes of private anonymous memory, all zero, readable and writable. Pages are
+// taken when they are first written, and no swap is reserved (MAP_NORESERVE), so that a large
+// sparse mapping costs nothing. It ends with Munmap; its memory is not Go's.
 func MmapAnon(size int) ([]byte, error) {
 	b, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {

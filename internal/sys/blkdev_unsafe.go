@@ -41,7 +41,8 @@ func BlockOptIO(fd int) (uint32, error) {
 // blkGetDiskSeq is BLKGETDISKSEQ of linux/fs.h.
 const blkGetDiskSeq = 2<<30 | 8<<16 | 0x12<<8 | 128
 
-// diskSequence gives the number of a block device among all that the kernel has had: 0 where it does not say.
+// diskSequence gives the number of a block device among all that the kernel has had: 0 where it
+// does not say.
 func diskSequence(fd int) (n uint64) {
 	if errno := ioctl(fd, blkGetDiskSeq, unsafe.Pointer(&n)); errno != 0 {
 		return 0

@@ -23,7 +23,8 @@ func NewEpoll() (*Epoll, error) {
 	return &Epoll{fd: NewFD(fd)}, nil
 }
 
-// Add watches fd; tag comes back from Wait. fd stays the caller's, who calls Remove before closing it.
+// Add watches fd; tag comes back from Wait. fd stays the caller's, who calls Remove before closing
+// it.
 func (e *Epoll) Add(fd int, tag uint64) error {
 	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(tag), Pad: int32(tag >> 32)}
 	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(e.fd.Int(), unix.EPOLL_CTL_ADD, fd, &ev))
@@ -34,8 +35,9 @@ func (e *Epoll) Remove(fd int) error {
 	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(e.fd.Int(), unix.EPOLL_CTL_DEL, fd, nil))
 }
 
-// Wait calls woken with the tag of each descriptor that was woken, after waiting for one for at most timeout (0: not at
-// all, negative: without limit). A signal ends the wait without an error. One goroutine at a time.
+// Wait calls woken with the tag of each descriptor that was woken, after waiting for one for at
+// most timeout (0: not at all, negative: without limit). A signal ends the wait without an error.
+// One goroutine at a time.
 func (e *Epoll) Wait(timeout time.Duration, woken func(tag uint64)) error {
 	ms := -1
 	if timeout >= 0 {

@@ -36,8 +36,8 @@ func EventfdWrite(fd int) error {
 	}
 }
 
-// EventfdRead takes the eventfd's counter and sets it to 0. The error is EAGAIN when it was 0 already and the
-// descriptor is NONBLOCK.
+// EventfdRead takes the eventfd's counter and sets it to 0. The error is EAGAIN when it was 0
+// already and the descriptor is NONBLOCK.
 func EventfdRead(fd int) (uint64, error) {
 	var b [8]byte
 	for {

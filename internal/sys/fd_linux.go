@@ -57,8 +57,8 @@ func Dup(fd int) (*FD, error) {
 	return NewFD(fd), nil
 }
 
-// Replace makes the number fd stand for what by refers to, in one step (dup3(2)): there is no moment in which it is free. What it stood
-// for is closed. CLOEXEC is set.
+// Replace makes the number fd stand for what by refers to, in one step (dup3(2)): there is no
+// moment in which it is free. What it stood for is closed. CLOEXEC is set.
 func Replace(fd, by int) error {
 	for {
 		err := unix.Dup3(by, fd, unix.O_CLOEXEC)
@@ -68,8 +68,8 @@ func Replace(fd, by int) error {
 	}
 }
 
-// Size returns the length in bytes of the file behind the descriptor, as fstat(2) gives it, and whether it is a
-// regular file: for others the length means nothing.
+// Size returns the length in bytes of the file behind the descriptor, as fstat(2) gives it, and
+// whether it is a regular file: for others the length means nothing.
 func (f *FD) Size() (size int64, regular bool, err error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(f.Int(), &st); err != nil {

@@ -19,15 +19,17 @@ const (
 	KindMemfd   Kind = "a memfd"
 	KindPipe    Kind = "a pipe"
 	KindSocket  Kind = "a socket"
-	// KindAnonymous is a file without an inode of its own, such as an eventfd, a timerfd or an epoll instance, where there is no
-	// /proc to tell which.
+	// KindAnonymous is a file without an inode of its own, such as an eventfd, a timerfd or an
+	// epoll instance, where there is no /proc to tell which.
 	KindAnonymous Kind = "an anonymous file"
 )
 
-// anonInode is how /proc names files without an inode of their own (anon_inode_getfile in the kernel).
+// anonInode is how /proc names files without an inode of their own (anon_inode_getfile in the
+// kernel).
 const anonInode = "anon_inode:"
 
-// KindOf tells what is behind fd. It never waits: neither call asks the file system that fd may be a file of.
+// KindOf tells what is behind fd. It never waits: neither call asks the file system that fd may be
+// a file of.
 func KindOf(fd int) (Kind, error) {
 	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
 	if err == nil {
@@ -76,8 +78,8 @@ func kindByMode(fd int) (Kind, error) {
 	return KindFile, nil
 }
 
-// IsEventfd tells whether fd is an eventfd, and otherwise what it is. Where there is no /proc, any file without an inode of its own
-// passes: no other kind of those makes a write of 8 bytes wait.
+// IsEventfd tells whether fd is an eventfd, and otherwise what it is. Where there is no /proc, any
+// file without an inode of its own passes: no other kind of those makes a write of 8 bytes wait.
 func IsEventfd(fd int) (bool, Kind, error) {
 	kind, err := KindOf(fd)
 	return kind == KindEventfd || kind == KindAnonymous, kind, err

@@ -16,8 +16,9 @@ import (
 	"vdev/internal/sys"
 )
 
-// TestAFenceKeepsTheKernelOff: threads read from a file into the mapping, and from the mapping into a file, all the time. From the
-// fence on the memory file does not change, and what is written is what was kept.
+// TestAFenceKeepsTheKernelOff: threads read from a file into the mapping, and from the mapping into
+// a file, all the time. From the fence on the memory file does not change, and what is written is
+// what was kept.
 func TestAFenceKeepsTheKernelOff(t *testing.T) {
 	const size, part = 8 << 20, 1 << 20
 	source := filepath.Join(t.TempDir(), "source")

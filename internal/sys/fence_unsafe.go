@@ -93,7 +93,8 @@ func copyOut(to uintptr, p []byte) {
 
 func address(p []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(p))) }
 
-// mmap maps anonymous memory, without the bookkeeping of unix.Mmap, which knows one mapping for an address.
+// mmap maps anonymous memory, without the bookkeeping of unix.Mmap, which knows one mapping for an
+// address.
 func mmap(addr uintptr, size int, prot, flags int) (uintptr, syscall.Errno) {
 	at, _, errno := unix.Syscall6(unix.SYS_MMAP, addr, uintptr(size), uintptr(prot), uintptr(flags), ^uintptr(0), 0)
 	return at, errno

@@ -30,8 +30,9 @@ var mayBlock = []int64{
 	0x786f4256, // VBOXSF_SUPER_MAGIC
 }
 
-// MayBlock tells whether the file behind fd is on a file system whose every operation may wait for a server or a daemon, without
-// an end. The answer may take as long. fd is not a block device, whose name lies on a file system that it has nothing to do with.
+// MayBlock tells whether the file behind fd is on a file system whose every operation may wait for
+// a server or a daemon, without an end. The answer may take as long. fd is not a block device,
+// whose name lies on a file system that it has nothing to do with.
 func MayBlock(fd int) (bool, error) {
 	var st unix.Statfs_t
 	for n := interrupts(0); ; {

@@ -9,7 +9,8 @@ import (
 	"vdev/internal/sys"
 )
 
-// TestHugePagesAreMappedAndUnmappedWhole stands here and not in guestmem for the system call that makes the file.
+// TestHugePagesAreMappedAndUnmappedWhole stands here and not in guestmem for the system call that
+// makes the file.
 func TestHugePagesAreMappedAndUnmappedWhole(t *testing.T) {
 	n, err := unix.MemfdCreate("huge", unix.MFD_CLOEXEC|unix.MFD_HUGETLB|unix.MFD_HUGE_2MB)
 	if err != nil {
@@ -23,8 +24,8 @@ func TestHugePagesAreMappedAndUnmappedWhole(t *testing.T) {
 	if align, err := sys.MapAlign(n); align != huge || err != nil {
 		t.Fatalf("MapAlign = %d, %v", align, err)
 	}
-	// A region that neither starts nor ends with a huge page, as a hostile front-end may name it. Its memory
-	// is not touched: there may be no huge page to be had.
+	// A region that neither starts nor ends with a huge page, as a hostile front-end may name it.
+	// Its memory is not touched: there may be no huge page to be had.
 	r, err := guestmem.Map(0, 4096, 0, huge-8192, fd)
 	if err != nil {
 		t.Fatal(err)
@@ -35,7 +36,8 @@ func TestHugePagesAreMappedAndUnmappedWhole(t *testing.T) {
 	r.Release() // panics if munmap refuses
 }
 
-// TestHugePagesAreFenced with the whole of their mapping, and without one being touched where nothing is kept.
+// TestHugePagesAreFenced with the whole of their mapping, and without one being touched where
+// nothing is kept.
 func TestHugePagesAreFenced(t *testing.T) {
 	n, err := unix.MemfdCreate("huge", unix.MFD_CLOEXEC|unix.MFD_HUGETLB|unix.MFD_HUGE_2MB)
 	if err != nil {

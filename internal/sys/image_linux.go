@@ -9,9 +9,10 @@ import (
 
 // OpenFlags say how OpenFile opens.
 type OpenFlags struct {
-	Write     bool // for reading and writing; else for reading
-	Direct    bool // O_DIRECT
-	Exclusive bool // O_EXCL: of a block device, EBUSY where the host uses it itself (has it mounted, say)
+	Write  bool // for reading and writing; else for reading
+	Direct bool // O_DIRECT
+	// O_EXCL: of a block device, EBUSY where the host uses it itself (has it mounted, say)
+	Exclusive bool
 }
 
 // OpenFile opens the file at path, which must exist, CLOEXEC. It may block: see open(2) for FIFOs.
@@ -121,7 +122,8 @@ func DirectAlign(fd int) (mem, off int64, known bool, err error) {
 	}
 }
 
-// Fdatasync puts what was written to fd on stable storage (fdatasync(2)); 0 is success. EINTR is tried again, but not for ever.
+// Fdatasync puts what was written to fd on stable storage (fdatasync(2)); 0 is success. EINTR is
+// tried again, but not for ever.
 func Fdatasync(fd int) syscall.Errno {
 	for n := interrupts(0); ; {
 		if err := unix.Fdatasync(fd); !n.again(&err) {
@@ -137,8 +139,9 @@ func PunchHole(fd int, off, n int64) syscall.Errno {
 	return fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 }
 
-// ZeroRange makes the bytes off to off+n of the file read as zeroes and keeps them allotted; the size stays (fallocate(2) with
-// FALLOC_FL_ZERO_RANGE). EOPNOTSUPP where the file system has no such thing. EINTR is tried again, but not for ever.
+// ZeroRange makes the bytes off to off+n of the file read as zeroes and keeps them allotted; the
+// size stays (fallocate(2) with FALLOC_FL_ZERO_RANGE). EOPNOTSUPP where the file system has no such
+// thing. EINTR is tried again, but not for ever.
 func ZeroRange(fd int, off, n int64) syscall.Errno {
 	return fallocate(fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 }
@@ -159,21 +162,23 @@ func toErrno(err error) syscall.Errno {
 	return err.(syscall.Errno)
 }
 
-// SeekData gives the first byte from off on that is data, not a hole: ENXIO where there is none (lseek(2), SEEK_DATA). Where
-// the file system knows of no holes that is off itself. The descriptor's own offset changes.
+// SeekData gives the first byte from off on that is data, not a hole: ENXIO where there is none
+// (lseek(2), SEEK_DATA). Where the file system knows of no holes that is off itself. The
+// descriptor's own offset changes.
 func SeekData(fd int, off int64) (int64, error) {
 	n, err := unix.Seek(fd, off, unix.SEEK_DATA)
 	return n, os.NewSyscallError("lseek", err)
 }
 
-// SeekHole gives the first byte from off on that is in a hole or the end of the file (lseek(2), SEEK_HOLE). The descriptor's
-// own offset changes.
+// SeekHole gives the first byte from off on that is in a hole or the end of the file (lseek(2),
+// SEEK_HOLE). The descriptor's own offset changes.
 func SeekHole(fd int, off int64) (int64, error) {
 	n, err := unix.Seek(fd, off, unix.SEEK_HOLE)
 	return n, os.NewSyscallError("lseek", err)
 }
 
-// MayMakeIn tells why files cannot be made in the folder at path: nil where they can, as far as rights go (access(2)).
+// MayMakeIn tells why files cannot be made in the folder at path: nil where they can, as far as
+// rights go (access(2)).
 func MayMakeIn(path string) error {
 	return os.NewSyscallError("access", unix.Access(path, unix.W_OK|unix.X_OK))
 }

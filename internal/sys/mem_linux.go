@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// NewMemfd returns an anonymous memory file of size bytes, all zero, CLOEXEC, owned by the caller. name is only
-// seen in /proc.
+// NewMemfd returns an anonymous memory file of size bytes, all zero, CLOEXEC, owned by the caller.
+// name is only seen in /proc.
 func NewMemfd(name string, size int64) (*FD, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
@@ -47,8 +47,9 @@ func Munmap(b []byte) error {
 	return os.NewSyscallError("munmap", unix.Munmap(b))
 }
 
-// IsMemory tells whether fd is a file that is nothing but memory, a memfd or a file of tmpfs or hugetlbfs. It asks the kernel for the file's
-// seals (fcntl_linux(2)), which only those have, and never a file system that may not answer.
+// IsMemory tells whether fd is a file that is nothing but memory, a memfd or a file of tmpfs or
+// hugetlbfs. It asks the kernel for the file's seals (fcntl_linux(2)), which only those have, and
+// never a file system that may not answer.
 func IsMemory(fd int) (bool, error) {
 	_, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
 	if err == unix.EINVAL {
@@ -95,8 +96,8 @@ func MaxMappings() uint64 {
 // PageSize is the host's page size in bytes.
 func PageSize() int { return unix.Getpagesize() }
 
-// MapAlign returns what offset and length of a mapping of fd must be multiples of, in bytes: the page size, and on
-// hugetlbfs the size of its huge pages (munmap refuses a part of one).
+// MapAlign returns what offset and length of a mapping of fd must be multiples of, in bytes: the
+// page size, and on hugetlbfs the size of its huge pages (munmap refuses a part of one).
 func MapAlign(fd int) (int, error) {
 	var st unix.Statfs_t
 	for {

@@ -7,9 +7,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MountFUSE mounts a FUSE file system of this process at the folder path, and returns the connection that its server answers
-// on (fuse(4)), CLOEXEC and the caller's. subtype is what the host calls it behind "fuse."; maxRead is the longest read in bytes.
-// ENOENT, EACCES, ENODEV, EPERM: the host has no FUSE, or does not let this user mount it.
+// MountFUSE mounts a FUSE file system of this process at the folder path, and returns the
+// connection that its server answers on (fuse(4)), CLOEXEC and the caller's. subtype is what the
+// host calls it behind "fuse."; maxRead is the longest read in bytes. ENOENT, EACCES, ENODEV,
+// EPERM: the host has no FUSE, or does not let this user mount it.
 func MountFUSE(path, subtype string, maxRead int) (*FD, error) {
 	fd, err := OpenFile("/dev/fuse", OpenFlags{Write: true})
 	if err != nil {
@@ -30,7 +31,8 @@ func MountFUSE(path, subtype string, maxRead int) (*FD, error) {
 func UnmountFUSE(path string) error {
 	err := unix.Unmount(path, 0)
 	if err == unix.EBUSY {
-		// MNT_FORCE ends the connection, and fails while files are open. MNT_DETACH alone would leave them as they are.
+		// MNT_FORCE ends the connection, and fails while files are open. MNT_DETACH alone would
+		// leave them as they are.
 		_ = unix.Unmount(path, unix.MNT_FORCE)
 		err = unix.Unmount(path, unix.MNT_DETACH)
 	}

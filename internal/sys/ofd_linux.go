@@ -16,8 +16,9 @@ func LockShared(fd int, start, n int64) error {
 	return ofd(fd, unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_RDLCK, Whence: io.SeekStart, Start: start, Len: n})
 }
 
-// LockHeld reports whether another open file description, or a process with traditional locks, holds any lock on n bytes
-// of fd from start on. pid is the holder's where the kernel tells, which it does only of traditional locks, and else -1.
+// LockHeld reports whether another open file description, or a process with traditional locks,
+// holds any lock on n bytes of fd from start on. pid is the holder's where the kernel tells, which
+// it does only of traditional locks, and else -1.
 func LockHeld(fd int, start, n int64) (held bool, pid int, err error) {
 	lk := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: start, Len: n}
 	if err := ofd(fd, unix.F_OFD_GETLK, &lk); err != nil {

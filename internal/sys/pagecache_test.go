@@ -30,7 +30,8 @@ func TestCachedCountsWhatWasRead(t *testing.T) {
 			t.Skipf("%s does not work on this file system: %v", name, errno)
 		}
 		if errno != 0 || n == pages {
-			t.Logf("%s: %d pages are there after they were dropped (%v)", name, n, errno) // tmpfs has nowhere else to keep them
+			// tmpfs has nowhere else to keep them
+			t.Logf("%s: %d pages are there after they were dropped (%v)", name, n, errno)
 		}
 		if _, errno := Preadv(fd.Int(), [][]byte{make([]byte, size)}, 0); errno != 0 {
 			t.Fatal(errno)

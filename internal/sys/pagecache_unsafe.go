@@ -13,7 +13,8 @@ import (
 func Cached(fd int, off, n int64) (pages int, errno syscall.Errno) {
 	var stat unix.Cachestat_t
 	err := unix.Cachestat(uint(fd), &unix.CachestatRange{Off: uint64(off), Len: uint64(n)}, &stat, 0)
-	if err == unix.ENOSYS || err == unix.EPERM { // which a container's seccomp says of what it does not know
+	// which a container's seccomp says of what it does not know
+	if err == unix.ENOSYS || err == unix.EPERM {
 		return mapped(fd, off, n)
 	}
 	return int(stat.Cache), toErrno(err)

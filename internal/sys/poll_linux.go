@@ -7,7 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pollNow asks poll(2) for events on fd without waiting, and returns what it found; 0 also when it failed.
+// pollNow asks poll(2) for events on fd without waiting, and returns what it found; 0 also when it
+// failed.
 func pollNow(fd int, events int16) int16 {
 	p := [1]unix.PollFd{{Fd: int32(fd), Events: events}}
 	for {
@@ -22,15 +23,16 @@ func pollNow(fd int, events int16) int16 {
 	}
 }
 
-// Readable tells whether fd has something to read at this moment, so that one read does not block if nobody else
-// reads. It does not wait.
+// Readable tells whether fd has something to read at this moment, so that one read does not block
+// if nobody else reads. It does not wait.
 func Readable(fd int) bool { return pollNow(fd, unix.POLLIN)&unix.POLLIN != 0 }
 
-// Writable tells whether fd takes something at this moment, so that one small write does not block if nobody else
-// writes. It does not wait.
+// Writable tells whether fd takes something at this moment, so that one small write does not block
+// if nobody else writes. It does not wait.
 func Writable(fd int) bool { return pollNow(fd, unix.POLLOUT)&unix.POLLOUT != 0 }
 
-// HungUp tells whether the peer of the socket fd has closed it, or shut down its sending side. It does not wait.
+// HungUp tells whether the peer of the socket fd has closed it, or shut down its sending side. It
+// does not wait.
 func HungUp(fd int) bool {
 	return pollNow(fd, unix.POLLRDHUP)&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
 }

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Yield gives the processor to whoever else wants it (sched_yield(2)), and returns at once where nobody does.
+// Yield gives the processor to whoever else wants it (sched_yield(2)), and returns at once where
+// nobody does.
 func Yield() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
 
 // SetAffinity binds a thread to processors (sched_setaffinity(2)); tid 0 is the calling one.
@@ -23,7 +24,8 @@ func SetAffinity(tid int, cpus ...int) error {
 	return os.NewSyscallError("sched_setaffinity", unix.SchedSetaffinity(tid, &set))
 }
 
-// Affinity returns the processors that a thread may run on (sched_getaffinity(2)); tid 0 is the calling one.
+// Affinity returns the processors that a thread may run on (sched_getaffinity(2)); tid 0 is the
+// calling one.
 func Affinity(tid int) (cpus []int, err error) {
 	var set unix.CPUSet
 	if err := unix.SchedGetaffinity(tid, &set); err != nil {
@@ -37,7 +39,8 @@ func Affinity(tid int) (cpus []int, err error) {
 	return cpus, nil
 }
 
-// ProcessCPU is how much CPU time a process has used, all its threads together, since it began (clock_getcpuclockid(3)).
+// ProcessCPU is how much CPU time a process has used, all its threads together, since it began
+// (clock_getcpuclockid(3)).
 func ProcessCPU(pid int) (time.Duration, error) {
 	const sched = 2 // CPUCLOCK_SCHED
 	var ts unix.Timespec
@@ -47,7 +50,8 @@ func ProcessCPU(pid int) (time.Duration, error) {
 	return time.Duration(ts.Nano()), nil
 }
 
-// ThreadID is the calling thread's number. It is the goroutine's for as long as that is locked to its thread.
+// ThreadID is the calling thread's number. It is the goroutine's for as long as that is locked to
+// its thread.
 func ThreadID() int { return unix.Gettid() }
 
 // Interrupt interrupts the system call that waits in the thread tid of this process, if it can be

@@ -19,9 +19,10 @@ const (
 	unixDiagMsg   = 16  // bytes of struct unix_diag_msg
 )
 
-// PeerInode returns the inode number of the socket at the other end of the connected Unix socket c, by which it is found among the
-// descriptors of whoever has it now: there /proc/PID/fd/N is a link to "socket:[INODE]" (proc_pid_fd(5)). 0 where it has none: nobody
-// has accepted the connection yet, or it is closed. The error is the system's where that does not tell (sock_diag(7)).
+// PeerInode returns the inode number of the socket at the other end of the connected Unix socket c,
+// by which it is found among the descriptors of whoever has it now: there /proc/PID/fd/N is a link
+// to "socket:[INODE]" (proc_pid_fd(5)). 0 where it has none: nobody has accepted the connection
+// yet, or it is closed. The error is the system's where that does not tell (sock_diag(7)).
 func PeerInode(c *net.UnixConn) (uint32, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {

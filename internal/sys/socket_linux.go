@@ -10,13 +10,15 @@ import (
 // MaxRights is how many descriptors one message can carry (SCM_MAX_FD of the kernel).
 const MaxRights = 253
 
-// MsgTruncated is the flag of recvmsg(2) that control data was cut off for want of room, or of free descriptors.
+// MsgTruncated is the flag of recvmsg(2) that control data was cut off for want of room, or of free
+// descriptors.
 const MsgTruncated = unix.MSG_CTRUNC
 
 // RightsSpace returns the room in bytes that a control message with n descriptors needs.
 func RightsSpace(n int) int { return unix.CmsgSpace(4 * n) }
 
-// Nonblocking tells whether O_NONBLOCK is set on the open file behind fd, which other processes may share.
+// Nonblocking tells whether O_NONBLOCK is set on the open file behind fd, which other processes may
+// share.
 func Nonblocking(fd int) (bool, error) {
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
 	if err != nil {
@@ -32,7 +34,8 @@ type SocketInfo struct {
 	Listening bool // listen(2) was called
 }
 
-// Socket describes the socket fd. Its error is ENOTSOCK for another kind of file, EBADF for no file.
+// Socket describes the socket fd. Its error is ENOTSOCK for another kind of file, EBADF for no
+// file.
 func Socket(fd int) (SocketInfo, error) {
 	var s SocketInfo
 	for _, o := range []struct {
@@ -69,8 +72,8 @@ func SendNow(fd int, p []byte) error {
 	}
 }
 
-// Peek looks at the first byte that waits on the stream socket fd, without taking it and without waiting: 1 where there is
-// one, 0 where the peer has hung up, EAGAIN where neither.
+// Peek looks at the first byte that waits on the stream socket fd, without taking it and without
+// waiting: 1 where there is one, 0 where the peer has hung up, EAGAIN where neither.
 func Peek(fd int) (int, error) {
 	var b [1]byte
 	for {

@@ -51,8 +51,8 @@ func NewStream(nc net.Conn) *Stream {
 		return nil
 	}
 	if s.local.Network() == "unix" {
-		// As much as the host allows, which is twice what it gives by itself: a large write goes on for longer until somebody has to
-		// wait. (With TCP the host adapts it.)
+		// As much as the host allows, which is twice what it gives by itself: a large write goes on
+		// for longer until somebody has to wait. (With TCP the host adapts it.)
 		_ = unix.SetsockoptInt(s.fd.Int(), unix.SOL_SOCKET, unix.SO_SNDBUF, 1<<20)
 	}
 	s.in.events, s.in.do = unix.POLLIN, Readv
@@ -104,7 +104,8 @@ func (s *Stream) Close() error {
 		return net.ErrClosed
 	}
 	s.closed = true
-	// The peer is told now, whoever else has the connection open: an io_uring keeps hold of what it watches.
+	// The peer is told now, whoever else has the connection open: an io_uring keeps hold of what it
+	// watches.
 	_ = unix.Shutdown(s.fd.Int(), unix.SHUT_RDWR)
 	_ = EventfdWrite(s.in.wake.Int())
 	_ = EventfdWrite(s.out.wake.Int())
@@ -121,12 +122,14 @@ func (s *Stream) CloseWrite() error {
 	return os.NewSyscallError("shutdown", unix.Shutdown(s.fd.Int(), unix.SHUT_WR))
 }
 
-// Readv reads into iov, at most its first 1024 elements, once, and returns the number of bytes read: 0 and no error at the end of the
-// stream. With nowait the error is EAGAIN where there is nothing to read; else it waits, until the deadline.
+// Readv reads into iov, at most its first 1024 elements, once, and returns the number of bytes
+// read: 0 and no error at the end of the stream. With nowait the error is EAGAIN where there is
+// nothing to read; else it waits, until the deadline.
 func (s *Stream) Readv(iov [][]byte, nowait bool) (int, error) { return s.transfer(&s.in, iov, nowait) }
 
-// Writev writes iov, at most its first 1024 elements, once, and returns the number of bytes written. With nowait the error is EAGAIN
-// where there is no room; else it waits, until the deadline.
+// Writev writes iov, at most its first 1024 elements, once, and returns the number of bytes
+// written. With nowait the error is EAGAIN where there is no room; else it waits, until the
+// deadline.
 func (s *Stream) Writev(iov [][]byte, nowait bool) (int, error) {
 	return s.transfer(&s.out, iov, nowait)
 }

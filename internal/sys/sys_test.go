@@ -150,7 +150,8 @@ func TestMmapSharesTheFileAndOutlivesTheDescriptor(t *testing.T) {
 	}
 }
 
-// receive sends oob over a fresh pair of sockets and returns the control bytes that arrive, at most room of them.
+// receive sends oob over a fresh pair of sockets and returns the control bytes that arrive, at most
+// room of them.
 func receive(t *testing.T, oob []byte, room int) []byte {
 	t.Helper()
 	p, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)

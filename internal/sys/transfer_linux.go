@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Readv reads from fd into iov, once (readv(2)), and returns the number of bytes read, 0 at the end of the stream. It takes at most
-// the first 1024 elements of iov. EINTR is tried again.
+// Readv reads from fd into iov, once (readv(2)), and returns the number of bytes read, 0 at the end
+// of the stream. It takes at most the first 1024 elements of iov. EINTR is tried again.
 func Readv(fd int, iov [][]byte) (int, syscall.Errno) {
 	for {
 		n, err := unix.Readv(fd, iov[:min(len(iov), 1024)])
@@ -21,8 +21,8 @@ func Readv(fd int, iov [][]byte) (int, syscall.Errno) {
 	}
 }
 
-// Writev writes iov to fd, once (writev(2)), and returns the number of bytes written. It takes at most the first 1024 elements of iov.
-// EINTR is tried again.
+// Writev writes iov to fd, once (writev(2)), and returns the number of bytes written. It takes at
+// most the first 1024 elements of iov. EINTR is tried again.
 func Writev(fd int, iov [][]byte) (int, syscall.Errno) {
 	for {
 		n, err := unix.Writev(fd, iov[:min(len(iov), 1024)])
@@ -35,8 +35,9 @@ func Writev(fd int, iov [][]byte) (int, syscall.Errno) {
 	}
 }
 
-// Preadv reads from byte off of fd into iov, once (preadv2(2)), and returns the number of bytes read, 0 at the end of the
-// file. It takes at most the first 1024 elements of iov. EINTR is tried again, but not for ever.
+// Preadv reads from byte off of fd into iov, once (preadv2(2)), and returns the number of bytes
+// read, 0 at the end of the file. It takes at most the first 1024 elements of iov. EINTR is tried
+// again, but not for ever.
 func Preadv(fd int, iov [][]byte, off int64) (int, syscall.Errno) {
 	for n := interrupts(0); ; {
 		k, err := unix.Preadv(fd, iov[:min(len(iov), 1024)], off)

@@ -16,10 +16,11 @@ import (
 // ErrInUse is wrapped by the error of ListenUnix when another process listens on the path already.
 var ErrInUse = errors.New("another process listens on it")
 
-// ListenUnix listens on a Unix stream socket at path. mode, where it is not 0, are the permissions that the socket has
-// from its first moment on, less the process's umask. A socket that nobody listens on any more, left by a process that
-// was killed, is replaced; anything else that is there is an error, ErrInUse for a socket in use. Closing the listener
-// removes the socket, if it is still the one that was made here.
+// ListenUnix listens on a Unix stream socket at path. mode, where it is not 0, are the permissions
+// that the socket has from its first moment on, less the process's umask. A socket that nobody
+// listens on any more, left by a process that was killed, is replaced; anything else that is there
+// is an error, ErrInUse for a socket in use. Closing the listener removes the socket, if it is
+// still the one that was made here.
 func ListenUnix(path string, mode fs.FileMode) (*UnixListener, error) {
 	ln, err := bindUnix(path, mode)
 	if err == nil || !errors.Is(err, syscall.EADDRINUSE) {
@@ -48,8 +49,9 @@ func ListenUnix(path string, mode fs.FileMode) (*UnixListener, error) {
 	return bindUnix(path, mode)
 }
 
-// removeSame removes what is at path if that is still the file that info is of. A file that is put there between the look and the removal
-// is lost: no call of Linux removes a name only where it stands for a certain file.
+// removeSame removes what is at path if that is still the file that info is of. A file that is put
+// there between the look and the removal is lost: no call of Linux removes a name only where it
+// stands for a certain file.
 func removeSame(path string, info fs.FileInfo) error {
 	now, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(now, info) {
@@ -70,8 +72,8 @@ type UnixListener struct {
 	err   error
 }
 
-// Close ends it, and removes the socket's name. A socket that somebody has put in its place, by removing the name or by renaming another one
-// to it, stays.
+// Close ends it, and removes the socket's name. A socket that somebody has put in its place, by
+// removing the name or by renaming another one to it, stays.
 func (l *UnixListener) Close() error {
 	l.close.Do(func() {
 		// While the socket is open its file keeps its number, so that no other one has it.
@@ -83,7 +85,8 @@ func (l *UnixListener) Close() error {
 	return l.err
 }
 
-// SetUnlinkOnClose says whether Close removes the name, which it does unless told otherwise. Before Close.
+// SetUnlinkOnClose says whether Close removes the name, which it does unless told otherwise. Before
+// Close.
 func (l *UnixListener) SetUnlinkOnClose(remove bool) {
 	if !remove {
 		l.made = nil
@@ -93,7 +96,8 @@ func (l *UnixListener) SetUnlinkOnClose(remove bool) {
 func bindUnix(path string, mode fs.FileMode) (*UnixListener, error) {
 	var config net.ListenConfig
 	if mode != 0 {
-		// Linux makes the socket's file with the permissions that the socket itself has when it is bound (unix_bind).
+		// Linux makes the socket's file with the permissions that the socket itself has when it is
+		// bound (unix_bind).
 		config.Control = func(_, _ string, c syscall.RawConn) error {
 			var err error
 			if cerr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), uint32(mode.Perm())) }); cerr != nil {
@@ -115,8 +119,8 @@ func bindUnix(path string, mode fs.FileMode) (*UnixListener, error) {
 	return u, nil
 }
 
-// Peer is the process at the other end of a Unix socket, as it was when it connected (SO_PEERCRED, unix(7)). It may have
-// passed the socket on since.
+// Peer is the process at the other end of a Unix socket, as it was when it connected (SO_PEERCRED,
+// unix(7)). It may have passed the socket on since.
 type Peer struct {
 	PID int // 0 where it is in a process namespace that cannot be seen from here
 	UID int
