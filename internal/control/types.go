@@ -47,8 +47,9 @@ type Status struct {
 	AIO      string    `json:"aio"`
 	FrontEnd *FrontEnd `json:"front_end"` // null: none is connected
 	Waiting  bool      `json:"front_end_waiting,omitempty"`
-	State    string    `json:"state"`           // of the device: closed, opening, open, failed, revoked, closing
-	Error    string    `json:"error,omitempty"` // why it could not be opened
+	// of the device: closed, opening, open, failed, revoked, closing
+	State string `json:"state"`
+	Error string `json:"error,omitempty"` // why it could not be opened
 	// RetryIn is when that is tried again, where the device is not served because of it; 0: now.
 	RetryIn *float64 `json:"retry_in_seconds,omitempty"`
 	// Migratable and CancelAfter are --migratable and --cancel-after.
@@ -114,8 +115,9 @@ type FrontEnd struct {
 	Regions      int     `json:"memory_regions"`
 	Memory       uint64  `json:"memory_bytes"`
 	Inflight     bool    `json:"inflight_region"`
-	WaitsFor     string  `json:"waits_for,omitempty"` // the message that it has sent and that is not answered
-	WaitSeconds  float64 `json:"wait_seconds,omitempty"`
+	// the message that it has sent and that is not answered
+	WaitsFor    string  `json:"waits_for,omitempty"`
+	WaitSeconds float64 `json:"wait_seconds,omitempty"`
 }
 
 // Bits are flags by name, those that have none here as "bit N".
@@ -133,16 +135,19 @@ type Ring struct {
 	Error string `json:"error,omitempty"`
 
 	// Answered: the ring runs, and its event loop has told what follows.
-	Answered bool    `json:"answered"`
-	Next     uint16  `json:"next"`    // free-running index of the next entry to take from the available ring
+	Answered bool `json:"answered"`
+	// free-running index of the next entry to take from the available ring
+	Next     uint16  `json:"next"`
 	Used     uint16  `json:"used"`    // free-running index of the used ring
 	Pending  bool    `json:"pending"` // there is more to take
 	InFlight int     `json:"in_flight"`
 	Oldest   float64 `json:"oldest_seconds,omitempty"` // age of the oldest request in flight
 
-	Resubmitted int `json:"resubmitted,omitempty"` // found in the in-flight region when it was started
-	Suspended   int `json:"suspended,omitempty"`   // left there when it was stopped
-	Kept        int `json:"kept,omitempty"`        // in flight, cancelled, and waiting for the ring to be enabled or stopped
+	// found in the in-flight region when it was started
+	Resubmitted int `json:"resubmitted,omitempty"`
+	Suspended   int `json:"suspended,omitempty"` // left there when it was stopped
+	// in flight, cancelled, and waiting for the ring to be enabled or stopped
+	Kept int `json:"kept,omitempty"`
 }
 
 // Device is a device of the switch that is open, or being opened or closed.

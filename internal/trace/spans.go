@@ -13,7 +13,8 @@ import (
 // Span is something that took time. With Instant it is something that happened at once: End equals
 // Start.
 type Span struct {
-	Row        string // what it is about: "front-end", "control", "revoke block 14,0", "block 14,0", "ring 3"
+	// what it is about: "front-end", "control", "revoke block 14,0", "block 14,0", "ring 3"
+	Row        string
 	Name       string
 	Start, End time.Duration // since the Log was made
 	Instant    bool
@@ -34,9 +35,12 @@ const (
 
 // Spans turns a device's events into what a timeline shows:
 //
-//   - on the row front-end, how long one was connected, and, within, how long it waited for the answer to a message (in, out);
-//   - on a row for each device, its state: d_open, open, d_cancel, drain, d_close, one after the other;
-//   - on another row for each device, each revoke, and on the row control, the commands that came (ctl);
+//   - on the row front-end, how long one was connected, and, within, how long it waited for the
+//     answer to a message (in, out);
+//   - on a row for each device, its state: d_open, open, d_cancel, drain, d_close, one after the
+//     other;
+//   - on another row for each device, each revoke, and on the row control, the commands that came
+//     (ctl);
 //   - on a row for each ring: running, disabled, draining, stopping, broken.
 //
 // Other events are instants: what the device model has said (log) on the row device, and unknown
@@ -202,8 +206,9 @@ func message(e Event) string {
 // chromeEvent is an event of Chrome's trace format ("Trace Event Format", JSON Object Format),
 // which Perfetto reads as well. Times are in microseconds.
 type chromeEvent struct {
-	Name  string         `json:"name"`
-	Phase string         `json:"ph"` // X: with a duration; i: an instant; M: about a process or a thread
+	Name string `json:"name"`
+	// X: with a duration; i: an instant; M: about a process or a thread
+	Phase string         `json:"ph"`
 	Time  float64        `json:"ts"`
 	Dur   *float64       `json:"dur,omitempty"`
 	PID   int            `json:"pid"`

@@ -23,9 +23,11 @@ const WholeDevice = -1
 
 // Event is one thing that happened to a device.
 type Event struct {
-	Seq  uint64        // counts from 0 over the Log's life, so that a gap shows what was overwritten
+	// counts from 0 over the Log's life, so that a gap shows what was overwritten
+	Seq  uint64
 	Time time.Duration // since the Log was made, on the monotonic clock
-	Kind string        // the step's name, as the package has it that took it: "open", "cancel", "stop"
+	// the step's name, as the package has it that took it: "open", "cancel", "stop"
+	Kind string
 	// Device is the block or character device that it is about, such as "block 14,0": what is
 	// served may have several. Empty where it is about none of them.
 	Device string
