@@ -10,13 +10,15 @@ import (
 
 // cache holds what was written and not flushed.
 //
-// Nothing leaves it before it is on the lower device, and what is in it is not changed, only replaced: a reader that looks here
-// first and at the lower device afterwards finds what was written last.
+// Nothing leaves it before it is on the lower device, and what is in it is not changed, only
+// replaced: a reader that looks here first and at the lower device afterwards finds what was
+// written last.
 type cache struct {
 	sector int64 // bytes
 	limit  int64 // bytes
 
-	// writing has room for one: whoever changes the lower device. So an older write cannot overtake a newer one.
+	// writing has room for one: whoever changes the lower device. So an older write cannot overtake
+	// a newer one.
 	writing chan struct{}
 
 	mu      sync.Mutex
@@ -44,7 +46,8 @@ func (c *cache) extent(off, n int64) extent {
 	return extent{off / c.sector, (off + n + c.sector - 1) / c.sector}
 }
 
-// put copies the first n bytes of a write, which belong at off: whole sectors. full: there is now more than there should be.
+// put copies the first n bytes of a write, which belong at off: whole sectors. full: there is now
+// more than there should be.
 func (c *cache) put(b *devsw.Buf, off, n int64) (full bool, e devsw.Errno) {
 	p := make([]byte, n)
 	if e := b.MoveAt(p, 0); e != 0 {
@@ -105,8 +108,8 @@ func (c *cache) size() int {
 	return len(c.sectors)
 }
 
-// writeBack writes a part of the cache out, with these flags, and waits for it. On an error what was not written stays. It is
-// called with the lower device acquired, and may sleep.
+// writeBack writes a part of the cache out, with these flags, and waits for it. On an error what
+// was not written stays. It is called with the lower device acquired, and may sleep.
 func (sc *softc) writeBack(x extent, flags devsw.BufFlag) devsw.Errno {
 	c := sc.cache
 	c.writing <- struct{}{}
@@ -119,7 +122,8 @@ func (sc *softc) writeBack(x extent, flags devsw.BufFlag) devsw.Errno {
 	return 0
 }
 
-// maxWrite bounds a write of writeOut in bytes, and a transfer that is looked up in the cache, or put there, in a context.
+// maxWrite bounds a write of writeOut in bytes, and a transfer that is looked up in the cache, or
+// put there, in a context.
 const maxWrite = 1 << 20
 
 // writeOut writes sectors to the lower device in order, neighbours together, and waits for it.
@@ -151,8 +155,9 @@ func (sc *softc) writeOut(sectors map[int64][]byte, flags devsw.BufFlag) devsw.E
 	return 0
 }
 
-// crash loses what is in the cache, but for what chance has put on the medium before: that is written out now. ENXIO where the
-// lower device is not open, EINVAL without a cache or for a bad Outage.
+// crash loses what is in the cache, but for what chance has put on the medium before: that is
+// written out now. ENXIO where the lower device is not open, EINVAL without a cache or for a bad
+// Outage.
 func (sc *softc) crash(o *Outage) error {
 	c := sc.cache
 	if c == nil || !(o.Keep >= 0 && o.Keep <= 1) {

@@ -118,7 +118,8 @@ func TestAWriteThatFailsStaysInTheCache(t *testing.T) {
 	}
 }
 
-// TestAFlushInProgressHidesAndForgetsNothing has a read and newer writes come while the lower device writes the cache out.
+// TestAFlushInProgressHidesAndForgetsNothing has a read and newer writes come while the lower
+// device writes the cache out.
 func TestAFlushInProgressHidesAndForgetsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &probe{}
@@ -196,8 +197,9 @@ func TestACrashByRuleLosesTheWriteAndTurnsThePowerOff(t *testing.T) {
 	}
 }
 
-// TestACrashTearsExactlyWhatWasNotFlushed compares the disk with a model that knows, for each sector, what is on stable storage
-// and what was written since: a crash leaves one of the two, and the medium has no more than that.
+// TestACrashTearsExactlyWhatWasNotFlushed compares the disk with a model that knows, for each
+// sector, what is on stable storage and what was written since: a crash leaves one of the two, and
+// the medium has no more than that.
 func TestACrashTearsExactlyWhatWasNotFlushed(t *testing.T) {
 	const sectors = 32
 	for _, lower := range lowers {

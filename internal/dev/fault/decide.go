@@ -55,7 +55,8 @@ func (sc *softc) setRule(r Rule) (int, error) {
 	return r.ID, nil
 }
 
-// clearRule takes a rule out of force, or all of them (id 0). What hangs because of it goes on hanging. ENOENT: no such rule.
+// clearRule takes a rule out of force, or all of them (id 0). What hangs because of it goes on
+// hanging. ENOENT: no such rule.
 func (sc *softc) clearRule(id int) error {
 	sc.mu.Lock()
 	defer sc.mu.Unlock()

@@ -51,7 +51,7 @@
 // allocation, if no rule delays it. A goroutine of the driver's own hands on a transfer that was
 // delayed or hung, without an AIO: the issuer's must not be used there.
 //
-// Lock order: the right to write a cache out (cache.writing), then softc.mu, then cache.mu, xferList.mu and the locks of the
-// BufSets. Only the first is held while another driver is called or while anything is waited for. Without rules and cache a
-// transfer takes xferList.mu alone.
+// Lock order: the right to write a cache out (cache.writing), then softc.mu, then cache.mu,
+// xferList.mu and the locks of the BufSets. Only the first is held while another driver is called
+// or while anything is waited for. Without rules and cache a transfer takes xferList.mu alone.
 package fault

@@ -11,14 +11,15 @@ import (
 
 // Config describes a disk.
 type Config struct {
-	// Lower is the block device that the disk stands on, attached to the same table. It is opened and closed with the disk.
+	// Lower is the block device that the disk stands on, attached to the same table. It is opened
+	// and closed with the disk.
 	Lower devsw.Dev
 	// Info describes the lower device, open or not.
 	Info func() (devsw.DiskInfo, error)
 	// Rules are in force from the start. Their IDs are 1, 2 and so on.
 	Rules []Rule
-	// Cache is how many bytes of writes the volatile cache takes, beyond which a write waits until the cache has been written
-	// out; 0: there is no such cache.
+	// Cache is how many bytes of writes the volatile cache takes, beyond which a write waits until
+	// the cache has been written out; 0: there is no such cache.
 	Cache int64
 }
 
@@ -41,8 +42,8 @@ type softc struct {
 	armed atomic.Bool
 	xfers xferList // what the lower device has in progress
 
-	// lower counts the calls of the lower device that have not returned, and twice the transfers that it has not ended. It is
-	// closed while the lower device is not open.
+	// lower counts the calls of the lower device that have not returned, and twice the transfers
+	// that it has not ended. It is closed while the lower device is not open.
 	lower devsw.Localcount
 
 	mu sync.Mutex
@@ -83,7 +84,8 @@ func side(mode devsw.Mode) int {
 // New attaches the driver to t under the name "fault", with majors of the table's choice.
 func New(t *devsw.Table) (*Driver, error) { return attach(t, "fault", true) }
 
-// NewWithoutCancel attaches the driver under the name "fault-nocancel", with a table that has no d_cancel.
+// NewWithoutCancel attaches the driver under the name "fault-nocancel", with a table that has no
+// d_cancel.
 func NewWithoutCancel(t *devsw.Table) (*Driver, error) { return attach(t, "fault-nocancel", false) }
 
 func attach(t *devsw.Table, name string, cancel bool) (*Driver, error) {
@@ -101,8 +103,8 @@ func attach(t *devsw.Table, name string, cancel bool) (*Driver, error) {
 	return d, nil
 }
 
-// Create makes disk unit and returns its block device. Errors: EEXIST where there is one already, EINVAL for a bad rule, and
-// what the Config's Info gives.
+// Create makes disk unit and returns its block device. Errors: EEXIST where there is one already,
+// EINVAL for a bad rule, and what the Config's Info gives.
 func (d *Driver) Create(unit int, conf Config) (devsw.Dev, error) {
 	sc, err := newSoftc(d.table, conf)
 	if err != nil {
@@ -153,8 +155,9 @@ func (d *Driver) Info(unit int) (devsw.DiskInfo, error) {
 	return sc.conf.Info()
 }
 
-// Control runs one of the driver's own commands (FAULTSET and so on) for disk unit, open or not: who tells a hang to end cannot
-// always do so through the device, which may be closing because of it. ENXIO where there is no such unit.
+// Control runs one of the driver's own commands (FAULTSET and so on) for disk unit, open or not:
+// who tells a hang to end cannot always do so through the device, which may be closing because of
+// it. ENXIO where there is no such unit.
 func (d *Driver) Control(unit int, cmd devsw.Cmd, data any) error {
 	sc, err := d.Unit(unit)
 	if err != nil {
@@ -225,7 +228,8 @@ func (d *Driver) discard(dev devsw.Dev, pos, n int64) error {
 	return sc.change(Discard, pos, n, func() error { return sc.table.BdevDiscard(sc.conf.Lower, pos, n) })
 }
 
-// change has the lower device do something to the n bytes from pos on, which makes what the cache has of them obsolete.
+// change has the lower device do something to the n bytes from pos on, which makes what the cache
+// has of them obsolete.
 func (sc *softc) change(op Ops, pos, n int64, do func() error) error {
 	if err := sc.pause(op, pos, n); err != nil {
 		return err

@@ -370,7 +370,8 @@ func TestCancelEndsWhatIsHeld(t *testing.T) {
 	})
 }
 
-// TestOneTransferIsCancelledWhileItIsHeld, and no other one, unless its rule forbids it. The device stays open.
+// TestOneTransferIsCancelledWhileItIsHeld, and no other one, unless its rule forbids it. The device
+// stays open.
 func TestOneTransferIsCancelledWhileItIsHeld(t *testing.T) {
 	for rule, cancellable := range map[string]bool{
 		"hang:write": true, "delay:write:time=1h": true, "hang:write:uncancellable": false,

@@ -55,7 +55,8 @@ func (sc *softc) elapsed(h *hold) {
 	}
 }
 
-// freeLocked looks whether anything still keeps the operation. Where not, it is woken or, a transfer, has to be resumed.
+// freeLocked looks whether anything still keeps the operation. Where not, it is woken or, a
+// transfer, has to be resumed.
 func (sc *softc) freeLocked(h *hold) (resume bool) {
 	if _, ok := sc.holds[h]; !ok || h.delaying || h.hanging {
 		return false
@@ -100,7 +101,8 @@ func (sc *softc) release(rule int) {
 	}()
 }
 
-// pause lets the rules act on an operation that may sleep. It returns when the operation may begin, or the error it ends with.
+// pause lets the rules act on an operation that may sleep. It returns when the operation may begin,
+// or the error it ends with.
 func (sc *softc) pause(op Ops, pos, n int64) error {
 	sc.ops[op.index()].Add(1)
 	if !sc.armed.Load() {

@@ -11,15 +11,17 @@ import (
 
 // The driver's own commands. They work through the open device, and by Driver.Control.
 const (
-	// FAULTSET puts a rule in force, after those that are, and sets its ID. data *Rule. EINVAL for one that makes no sense.
+	// FAULTSET puts a rule in force, after those that are, and sets its ID. data *Rule. EINVAL for
+	// one that makes no sense.
 	FAULTSET devsw.Cmd = devsw.CmdDriver + iota
-	// FAULTCLEAR takes a rule out of force. What hangs because of it goes on hanging. data *int, the rule's ID; nil: all rules.
-	// ENOENT: there is no such rule.
+	// FAULTCLEAR takes a rule out of force. What hangs because of it goes on hanging. data *int,
+	// the rule's ID; nil: all rules. ENOENT: there is no such rule.
 	FAULTCLEAR
-	// FAULTRELEASE ends hangs: the operations go on. Rules are not touched. data *int, the ID of the rule that made them hang;
-	// nil: all.
+	// FAULTRELEASE ends hangs: the operations go on. Rules are not touched. data *int, the ID of
+	// the rule that made them hang; nil: all.
 	FAULTRELEASE
-	// FAULTCRASH loses what is in the cache. data *Outage. EINVAL where the unit has no cache, ENXIO where it is not open.
+	// FAULTCRASH loses what is in the cache. data *Outage. EINVAL where the unit has no cache,
+	// ENXIO where it is not open.
 	FAULTCRASH
 	// FAULTGET tells what is going on. data *State.
 	FAULTGET
@@ -30,7 +32,8 @@ type Outage struct {
 	Seed uint64
 	// Keep is the probability of each sector in the cache to have reached the medium: 0 loses all.
 	Keep float64
-	// Off: the power stays off. Every operation fails with EIO until the device is closed. Else it comes back at once.
+	// Off: the power stays off. Every operation fails with EIO until the device is closed. Else it
+	// comes back at once.
 	Off bool
 
 	// Set by FAULTCRASH: how many sectors have reached the medium, and how many were lost.

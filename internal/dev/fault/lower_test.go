@@ -13,7 +13,8 @@ import (
 	"vdev/internal/test/disktest"
 )
 
-// probe is a lower device that notes what it is asked for. Its transfers end at once, or when the test says so.
+// probe is a lower device that notes what it is asked for. Its transfers end at once, or when the
+// test says so.
 type probe struct {
 	held     bool // transfers and opens wait
 	noCancel bool
@@ -182,8 +183,9 @@ func TestATransferIsPassedOnAsItIs(t *testing.T) {
 	r.close()
 }
 
-// TestAForeignGoroutineUsesNoAIO: what was held is not in its issuer's context any more, whatever the lower device says.
-// TestATransferOfTheLowerDeviceIsCancelledThere, by itself. Its Buf is not used again: whoever was asked to cancel it may be late.
+// TestAForeignGoroutineUsesNoAIO: what was held is not in its issuer's context any more, whatever
+// the lower device says. TestATransferOfTheLowerDeviceIsCancelledThere, by itself. Its Buf is not
+// used again: whoever was asked to cancel it may be late.
 func TestATransferOfTheLowerDeviceIsCancelledThere(t *testing.T) {
 	p := &probe{}
 	r := on(t, p, New)
@@ -301,7 +303,8 @@ func TestAnOpenOfTheLowerDeviceThatSleepsIsEnded(t *testing.T) {
 	}
 }
 
-// The lower open is about to fail for want of a driver when a revoke cancels it. There is nothing to cancel there.
+// The lower open is about to fail for want of a driver when a revoke cancels it. There is nothing
+// to cancel there.
 func TestALowerDeviceWithoutADriverIsNotCancelled(t *testing.T) {
 	r := &rig{t: t, table: devsw.NewTable()}
 	info := func() (devsw.DiskInfo, error) { return devsw.DiskInfo{Size: size, SectorSize: 512}, nil }

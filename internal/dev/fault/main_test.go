@@ -48,7 +48,8 @@ type rig struct {
 	events []specfs.Kind
 }
 
-// newRig makes a disk that is not open, with the Config's Lower and Info filled in, on a driver with or without d_cancel.
+// newRig makes a disk that is not open, with the Config's Lower and Info filled in, on a driver
+// with or without d_cancel.
 func newRig(t testing.TB, lower string, conf Config, attach func(*devsw.Table) (*Driver, error)) *rig {
 	t.Helper()
 	r := &rig{t: t, table: devsw.NewTable()}

@@ -7,8 +7,9 @@ import (
 	"vdev/devsw"
 )
 
-// open is d_open. It opens the lower device, every time: that is idempotent. EBUSY where the unit is open through its other
-// device, ECANCELED where d_cancel ended it, else what a rule or the lower device says.
+// open is d_open. It opens the lower device, every time: that is idempotent. EBUSY where the unit
+// is open through its other device, ECANCELED where d_cancel ended it, else what a rule or the
+// lower device says.
 func (d *Driver) open(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error {
 	sc := d.Get(dev)
 	if sc == nil {
@@ -74,8 +75,9 @@ func (sc *softc) claimLocked(mode devsw.Mode) error {
 	return nil
 }
 
-// cancel is d_cancel: what this driver delays, or lets hang, ends with ECANCELED, and the lower device is cancelled. It answers
-// what the lower device answers. It waits for nothing but what a rule for Cancel says.
+// cancel is d_cancel: what this driver delays, or lets hang, ends with ECANCELED, and the lower
+// device is cancelled. It answers what the lower device answers. It waits for nothing but what a
+// rule for Cancel says.
 func (d *Driver) cancel(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error {
 	sc := d.Get(dev)
 	if sc == nil {
@@ -121,9 +123,10 @@ func (sc *softc) interrupt(flag devsw.Flag, mode devsw.Mode) error {
 	return err
 }
 
-// close is d_close. It takes the lower device down in specfs's order: cancel (where d_cancel has not), drain, close; and where
-// the lower device has no d_cancel, close and drain. After a d_cancel that went well nothing is in progress. Without, it is not
-// alone, and waits for what is in progress in the lower device, but not for what hangs here: specfs does that afterwards.
+// close is d_close. It takes the lower device down in specfs's order: cancel (where d_cancel has
+// not), drain, close; and where the lower device has no d_cancel, close and drain. After a d_cancel
+// that went well nothing is in progress. Without, it is not alone, and waits for what is in
+// progress in the lower device, but not for what hangs here: specfs does that afterwards.
 func (d *Driver) close(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error {
 	sc := d.Get(dev)
 	if sc == nil {

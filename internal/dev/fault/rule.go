@@ -80,10 +80,12 @@ type Rule struct {
 	Action Action
 	Ops    Ops
 
-	// Where: it matches an operation that touches one of Blocks blocks, of devsw.DEVBSIZE bytes, from First on. Blocks 0 is anywhere.
+	// Where: it matches an operation that touches one of Blocks blocks, of devsw.DEVBSIZE bytes,
+	// from First on. Blocks 0 is anywhere.
 	First, Blocks int64
 
-	// When: the first Skip operations that match are let by, then Count of them, at most, are hit; Count 0 is no limit.
+	// When: the first Skip operations that match are let by, then Count of them, at most, are hit;
+	// Count 0 is no limit.
 	Skip, Count uint64
 	// Prob is the probability of each of those to be hit. 0 is always, as is 1.
 	Prob float64
@@ -93,12 +95,14 @@ type Rule struct {
 	Min, Max      time.Duration // Delay: how long, chosen from Min to Max with the same probability
 	Uncancellable bool          // Delay, Hang: d_cancel does not end it
 	Errno         devsw.Errno   // Error: 0 is EIO, for Cancel always ENODEV
-	Bytes         int64         // Short: how much is transferred, a multiple of 512; 0 is random, and less than all
-	Keep          float64       // Crash: see Outage
-	Off           bool          // Crash: see Outage
+	// Short: how much is transferred, a multiple of 512; 0 is random, and less than all
+	Bytes int64
+	Keep  float64 // Crash: see Outage
+	Off   bool    // Crash: see Outage
 }
 
-// Reason is the text of an error of Check or ParseRule without the words of EINVAL behind it, which say less than what stands before.
+// Reason is the text of an error of Check or ParseRule without the words of EINVAL behind it, which
+// say less than what stands before.
 func Reason(err error) string { return strings.TrimSuffix(err.Error(), ": "+devsw.EINVAL.Error()) }
 
 // Check looks whether the rule makes sense: an error that wraps EINVAL where it does not.

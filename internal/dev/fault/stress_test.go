@@ -12,8 +12,9 @@ import (
 	"vdev/devsw"
 )
 
-// TestEverythingAtOnceEnds has users, rules that come and go, releases and closes at the same time, on real goroutines: every
-// transfer ends, with an error that has a reason, and so does every close.
+// TestEverythingAtOnceEnds has users, rules that come and go, releases and closes at the same time,
+// on real goroutines: every transfer ends, with an error that has a reason, and so does every
+// close.
 func TestEverythingAtOnceEnds(t *testing.T) {
 	allowed := map[devsw.Errno]bool{0: true, devsw.EIO: true, devsw.ENXIO: true, devsw.ECANCELED: true}
 	for _, lower := range lowers {

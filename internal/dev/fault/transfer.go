@@ -23,7 +23,8 @@ type xfer struct {
 	pinned     bool // whoever has pinned it may still name it: it is not used again
 }
 
-// xferList is the transfers that the lower device has in progress, for CancelBuf to find them. Its lock is a leaf.
+// xferList is the transfers that the lower device has in progress, for CancelBuf to find them. Its
+// lock is a leaf.
 type xferList struct {
 	mu    sync.Mutex
 	first *xfer
@@ -57,8 +58,8 @@ func (l *xferList) remove(x *xfer) (pinned bool) {
 	return x.pinned
 }
 
-// pin finds the transfer for b, and keeps it from being used again once it has ended: a cancel of it that comes late must not
-// hit another one.
+// pin finds the transfer for b, and keeps it from being used again once it has ended: a cancel of
+// it that comes late must not hit another one.
 func (l *xferList) pin(b *devsw.Buf) *xfer {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -128,8 +129,9 @@ func (sc *softc) slow(op Ops, b *devsw.Buf) {
 	h.buf, h.set = b, set
 }
 
-// cancelBuf is CancelBuf: a transfer that is delayed, or hangs, ends with ECANCELED where a rule does not forbid it, and one that
-// the lower device has is interrupted there. What waits for the cache to be written out ends by itself.
+// cancelBuf is CancelBuf: a transfer that is delayed, or hangs, ends with ECANCELED where a rule
+// does not forbid it, and one that the lower device has is interrupted there. What waits for the
+// cache to be written out ends by itself.
 func (d *Driver) cancelBuf(b *devsw.Buf) {
 	sc := d.Get(b.Dev)
 	if sc == nil {
@@ -155,12 +157,13 @@ func (d *Driver) cancelBuf(b *devsw.Buf) {
 	}
 }
 
-// begin does, or lets the lower device do, what is left of a transfer once it is not held any more. inContext: on the goroutine
-// that issued it.
+// begin does, or lets the lower device do, what is left of a transfer once it is not held any more.
+// inContext: on the goroutine that issued it.
 func (sc *softc) begin(b *devsw.Buf, v verdict, inContext bool) {
 	n := b.Bcount
 	if inContext && sc.cache != nil && n > maxWrite {
-		// The cache is looked through, and copied to and from, at a length that a context does not have for one transfer.
+		// The cache is looked through, and copied to and from, at a length that a context does not
+		// have for one transfer.
 		b.InContext = false
 		go sc.begin(b, v, false)
 		return
@@ -188,7 +191,8 @@ func (sc *softc) begin(b *devsw.Buf, v verdict, inContext bool) {
 	case sc.cache == nil:
 		sc.pass(b, n, nil, inContext)
 	case b.Op == devsw.BRead:
-		// Looked up first: what is written out and forgotten while the lower device reads must not be missed in both places.
+		// Looked up first: what is written out and forgotten while the lower device reads must not
+		// be missed in both places.
 		sc.pass(b, n, sc.cache.overlay(b.Blkno*devsw.DEVBSIZE, n), inContext)
 	default:
 		sc.keep(b, n)
@@ -255,8 +259,8 @@ func passed(l *devsw.Buf) {
 	sc.lower.Release()
 }
 
-// keep writes the first n bytes of a transfer to the cache. With BMediaFUA, or where the cache is full, the transfer ends when
-// they, or all that the cache has, have been written out.
+// keep writes the first n bytes of a transfer to the cache. With BMediaFUA, or where the cache is
+// full, the transfer ends when they, or all that the cache has, have been written out.
 func (sc *softc) keep(b *devsw.Buf, n int64) {
 	if !sc.lower.Acquire() {
 		b.Fail(devsw.ENXIO)
@@ -267,7 +271,8 @@ func (sc *softc) keep(b *devsw.Buf, n int64) {
 	}
 }
 
-// keepAcquired is keep with the lower device acquired. later: a goroutine ends the transfer, and releases the lower device.
+// keepAcquired is keep with the lower device acquired. later: a goroutine ends the transfer, and
+// releases the lower device.
 func (sc *softc) keepAcquired(b *devsw.Buf, n int64) (later bool) {
 	info, err := sc.conf.Info()
 	if err != nil {

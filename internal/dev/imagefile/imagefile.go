@@ -22,8 +22,8 @@ type File struct {
 	MayBlock bool
 }
 
-// Open opens the file at path, which must be a regular file or a block device: EINVAL, naming what it is, for anything
-// else. Errors name the path and the cause.
+// Open opens the file at path, which must be a regular file or a block device: EINVAL, naming what
+// it is, for anything else. Errors name the path and the cause.
 func Open(path string, fl sys.OpenFlags) (*File, error) {
 	// Looking first, since opening a FIFO waits for its other end.
 	st, err := sys.Stat(path)
@@ -84,7 +84,8 @@ func (img *File) Length() (int64, error) {
 	return st.Size, PathError(img.Path, err)
 }
 
-// Load fills p from the image's beginning. Parts of the file that are holes are skipped: p is zero there already.
+// Load fills p from the image's beginning. Parts of the file that are holes are skipped: p is zero
+// there already.
 func (img *File) Load(p []byte) error {
 	for off := int64(0); off < int64(len(p)); {
 		data, err := sys.SeekData(img.FD.Int(), off)

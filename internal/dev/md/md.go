@@ -43,8 +43,9 @@ type softc struct {
 	info devsw.DiskInfo
 }
 
-// Create makes disk unit and returns its block device. Errors: EEXIST where there is one already, EINVAL for a bad size, ENOMEM,
-// EFBIG for a file that does not fit, and what reading the file gives.
+// Create makes disk unit and returns its block device. Errors: EEXIST where there is one already,
+// EINVAL for a bad size, ENOMEM, EFBIG for a file that does not fit, and what reading the file
+// gives.
 func (d *Driver) Create(unit int, conf Config) (devsw.Dev, error) {
 	sc, err := newSoftc(conf)
 	if err != nil {
@@ -114,8 +115,8 @@ func (sc *softc) Open(context.Context, devsw.Flag) (disk.Medium, error) {
 // Destroy implements disk.Disk.
 func (sc *softc) Destroy() { _ = sys.Munmap(sc.mem) }
 
-// medium is a disk that is open. There is no storage more stable than this: flushes and BMediaFUA mean
-// nothing here.
+// medium is a disk that is open. There is no storage more stable than this: flushes and BMediaFUA
+// mean nothing here.
 type medium struct {
 	*disk.Base
 	mem []byte

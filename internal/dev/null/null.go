@@ -1,6 +1,6 @@
 // Package null is a disk that keeps nothing, for measuring what stands above it. Writes vanish.
-// Reads leave the memory as it is or, with Config.ReadZeroes, make it zero. QEMU's null-co is the model;
-// NetBSD has no such disk.
+// Reads leave the memory as it is or, with Config.ReadZeroes, make it zero. QEMU's null-co is the
+// model; NetBSD has no such disk.
 //
 // Concurrency: transfers take no lock. They have ended when d_strategy returns, but for long reads
 // of zeroes in a context with turns (devsw.Turner).
@@ -40,7 +40,8 @@ type softc struct {
 	readZeroes bool
 }
 
-// Create makes disk unit and returns its block device. Errors: EEXIST where there is one already, EINVAL for a bad size.
+// Create makes disk unit and returns its block device. Errors: EEXIST where there is one already,
+// EINVAL for a bad size.
 func (d *Driver) Create(unit int, conf Config) (devsw.Dev, error) {
 	sector, err := disk.CheckSector(conf.SectorSize)
 	if err != nil {

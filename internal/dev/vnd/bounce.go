@@ -7,15 +7,17 @@ import (
 	"vdev/internal/sys"
 )
 
-// bounceChunk is how much of one transfer is in memory of ours at a time, in bytes. A multiple of any block size.
+// bounceChunk is how much of one transfer is in memory of ours at a time, in bytes. A multiple of
+// any block size.
 const bounceChunk = 256 << 10
 
-// op is a transfer that does not go straight to the Buf's memory: what O_DIRECT does not take as it is, what the end of the disk
-// cuts short, every write where sectors are smaller than the host's blocks, and everything with Config.Bounce. It moves from chunk
-// to chunk, each of whole blocks, in the context of the Buf.
+// op is a transfer that does not go straight to the Buf's memory: what O_DIRECT does not take as it
+// is, what the end of the disk cuts short, every write where sectors are smaller than the host's
+// blocks, and everything with Config.Bounce. It moves from chunk to chunk, each of whole blocks, in
+// the context of the Buf.
 //
-// The Buf itself stands for each chunk at the AIO, so that whoever looks for it there finds it. Meanwhile it has op's Op, Data,
-// Bcount and Context, and asked has its own.
+// The Buf itself stands for each chunk at the AIO, so that whoever looks for it there finds it.
+// Meanwhile it has op's Op, Data, Bcount and Context, and asked has its own.
 type op struct {
 	im    *image
 	b     *devsw.Buf
@@ -62,8 +64,8 @@ func (im *image) bounce(b *devsw.Buf, off, n int64, aio devsw.AIO) {
 	o.begin()
 }
 
-// resume starts an op that had to wait for its blocks, on the goroutine of whoever had them: not that of the op's context, so
-// that its AIO must not be used.
+// resume starts an op that had to wait for its blocks, on the goroutine of whoever had them: not
+// that of the op's context, so that its AIO must not be used.
 func (o *op) resume() {
 	o.aio = &o.im.threads
 	o.begin()

@@ -92,8 +92,8 @@ func TestCancelInterruptsWhatIsInProgressAndWhatBeginsLater(t *testing.T) {
 	}
 }
 
-// TestOneTransferIsInterruptedWhereverItIs: with an AIO, waiting for a block, or for one of the driver's threads. The device
-// stays open, and the others go on.
+// TestOneTransferIsInterruptedWhereverItIs: with an AIO, waiting for a block, or for one of the
+// driver's threads. The device stays open, and the others go on.
 func TestOneTransferIsInterruptedWhereverItIs(t *testing.T) {
 	for _, direct := range []bool{false, true} {
 		r := newRig(t)
@@ -108,13 +108,15 @@ func TestOneTransferIsInterruptedWhereverItIs(t *testing.T) {
 			bufs  []*devsw.Buf
 			dones []chan struct{}
 		)
-		// Under O_DIRECT these are of one block: the others wait for the first, and the last for nothing but the second.
+		// Under O_DIRECT these are of one block: the others wait for the first, and the last for
+		// nothing but the second.
 		for _, place := range []struct{ off, n int64 }{{0, 512}, {512, 4096}, {4608, 512}} {
 			b, done := m.Buf(devsw.BWrite, 0, place.off, sys.AlignedBuffer(int(place.n), 4096))
 			r.table.BdevStrategy(b)
 			bufs, dones = append(bufs, b), append(dones, done)
 		}
-		for _, b := range []*devsw.Buf{bufs[1], bufs[1]} { // the second time it has ended, or is about to
+		// the second time it has ended, or is about to
+		for _, b := range []*devsw.Buf{bufs[1], bufs[1]} {
 			if err := r.table.BdevCancelBuf(b); err != nil {
 				t.Fatal(err)
 			}
@@ -136,7 +138,8 @@ func TestOneTransferIsInterruptedWhereverItIs(t *testing.T) {
 	}
 }
 
-// racer is an AIO that lets the device be cancelled at the moment a transfer is handed to it, before it has it.
+// racer is an AIO that lets the device be cancelled at the moment a transfer is handed to it,
+// before it has it.
 type racer struct {
 	disktest.AIO
 	cancel func()
@@ -183,7 +186,8 @@ func TestATransferThroughMemoryOfOursEndsBetweenChunks(t *testing.T) {
 	r.table.BdevStrategy(b)
 	aio.Step(0)
 	aio.Step(0)
-	// The third chunk has been given to the host, and is carried out all the same; a fourth must not follow.
+	// The third chunk has been given to the host, and is carried out all the same; a fourth must
+	// not follow.
 	if err := r.table.BdevCancel(dev, rw, devsw.IFBLK); err != nil {
 		t.Error(err)
 	}
@@ -261,7 +265,8 @@ func TestThreadsAreBoundedAndWhatWaitsForOneIsInterrupted(t *testing.T) {
 	})
 }
 
-// TestManyCancelsSearchOnce: what is cancelled after the first one is found without a look at all that wait.
+// TestManyCancelsSearchOnce: what is cancelled after the first one is found without a look at all
+// that wait.
 func TestManyCancelsSearchOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 20

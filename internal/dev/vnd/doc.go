@@ -9,14 +9,16 @@
 // otherwise grow beyond the disk. A block device that the host itself uses (has mounted, say) is
 // refused for writing.
 //
-// Transfers go straight to and from the Buf's memory through the issuer's AIO, or through goroutines of the driver's own where
-// there is none. With O_DIRECT, what the host cannot take as it is goes through memory of the driver's (bounce.go); sectors
-// smaller than the host's blocks are then written by reading and writing whole blocks, one such write at a time per block.
+// Transfers go straight to and from the Buf's memory through the issuer's AIO, or through
+// goroutines of the driver's own where there is none. With O_DIRECT, what the host cannot take as
+// it is goes through memory of the driver's (bounce.go); sectors smaller than the host's blocks are
+// then written by reading and writing whole blocks, one such write at a time per block.
 //
 // # Locks on the image
 //
-// From d_open to d_close the driver holds the locks that QEMU's file driver holds for a guest's disk (lock.go), so that QEMU,
-// qemu-img and this driver refuse each other's images, and several read-only users go together.
+// From d_open to d_close the driver holds the locks that QEMU's file driver holds for a guest's
+// disk (lock.go), so that QEMU, qemu-img and this driver refuse each other's images, and several
+// read-only users go together.
 //
 // # Flush and its failures
 //

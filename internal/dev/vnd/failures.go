@@ -17,11 +17,13 @@ import (
 	"vdev/internal/sys"
 )
 
-// Failures knows of which images a flush has failed: what had been written there is lost, and the host tells it once. So it is to be
-// remembered for as long as the image is the same, whoever has it open, over the end of the process too. It belongs into a folder that
-// goes when the host is started anew, as the host's page cache does: nobody counts on what was only there then.
+// Failures knows of which images a flush has failed: what had been written there is lost, and the
+// host tells it once. So it is to be remembered for as long as the image is the same, whoever has
+// it open, over the end of the process too. It belongs into a folder that goes when the host is
+// started anew, as the host's page cache does: nobody counts on what was only there then.
 //
-// Images go by their Identity. There is at most one file for each. Its methods may be called on any goroutine.
+// Images go by their Identity. There is at most one file for each. Its methods may be called on any
+// goroutine.
 type Failures struct {
 	dir string      // may not exist yet; empty: nothing outlives the process
 	log func(error) // told what could not be recorded
@@ -40,15 +42,17 @@ type failure struct {
 }
 
 const (
-	// recordWait is how long a flush that has failed waits for its record, before its caller is told.
+	// recordWait is how long a flush that has failed waits for its record, before its caller is
+	// told.
 	recordWait = time.Second
 	// maxRecord is more than a record has, in bytes.
 	maxRecord = 64 << 10
 	prefix    = "failed-flush-"
 )
 
-// NewFailures makes a Failures that keeps its files in the folder dir, which it makes when there is something to keep. Without a name
-// it keeps none. log, which may be nil, is told why a failure could not be recorded for a successor. Any goroutine.
+// NewFailures makes a Failures that keeps its files in the folder dir, which it makes when there is
+// something to keep. Without a name it keeps none. log, which may be nil, is told why a failure
+// could not be recorded for a successor. Any goroutine.
 func NewFailures(dir string, log func(error)) *Failures {
 	if log == nil {
 		log = func(error) {}
@@ -56,8 +60,8 @@ func NewFailures(dir string, log func(error)) *Failures {
 	return &Failures{dir: dir, log: log, known: make(map[string]devsw.Errno)}
 }
 
-// Check looks whether a failure could be recorded for a successor, as far as rights go, and says why
-// not. It makes nothing, and waits for the file system.
+// Check looks whether a failure could be recorded for a successor, as far as rights go, and says
+// why not. It makes nothing, and waits for the file system.
 func (f *Failures) Check() error {
 	if f.dir == "" {
 		return nil
@@ -80,14 +84,16 @@ func (f *Failures) Dir() string { return f.dir }
 
 func (f *Failures) file(identity string) string { return filepath.Join(f.dir, prefix+identity) }
 
-// Known returns with what a flush of the image has failed, as far as this process knows: 0 for nothing. It looks at no file.
+// Known returns with what a flush of the image has failed, as far as this process knows: 0 for
+// nothing. It looks at no file.
 func (f *Failures) Known(identity string) devsw.Errno {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.known[identity]
 }
 
-// Look is Known, with what a process before this one has left. A record that cannot be read counts as one of EIO.
+// Look is Known, with what a process before this one has left. A record that cannot be read counts
+// as one of EIO.
 func (f *Failures) Look(identity string) devsw.Errno {
 	if e := f.Known(identity); e != 0 || f.dir == "" {
 		return e
@@ -118,7 +124,8 @@ func (f *Failures) Look(identity string) devsw.Errno {
 	return e
 }
 
-// parseFailure reads a file. What is none of ours is EIO: that it is there says that a flush has failed.
+// parseFailure reads a file. What is none of ours is EIO: that it is there says that a flush has
+// failed.
 func parseFailure(text []byte) devsw.Errno {
 	var r failure
 	if err := json.Unmarshal(text, &r); err != nil || r.Errno <= 0 || r.Errno >= 4096 {
@@ -139,8 +146,9 @@ func (f *Failures) note(identity string, e devsw.Errno) {
 	f.known[identity] = e
 }
 
-// Record remembers that a flush of the image at path has failed with e. When it returns a successor knows, unless the log was told why
-// not; this process does in any case. It waits for the file system, but not for long.
+// Record remembers that a flush of the image at path has failed with e. When it returns a successor
+// knows, unless the log was told why not; this process does in any case. It waits for the file
+// system, but not for long.
 func (f *Failures) Record(identity, path string, e devsw.Errno) {
 	f.note(identity, e)
 	if f.dir == "" {
@@ -185,8 +193,8 @@ func (f *Failures) write(identity string, r failure) error {
 	return err
 }
 
-// Forget forgets the failure of an image, and returns what it was: 0 where there was none. An error says why a successor would know of
-// it all the same; then nothing is forgotten.
+// Forget forgets the failure of an image, and returns what it was: 0 where there was none. An error
+// says why a successor would know of it all the same; then nothing is forgotten.
 func (f *Failures) Forget(identity string) (devsw.Errno, error) {
 	e := f.Look(identity)
 	if f.dir != "" && e != 0 {

@@ -7,8 +7,8 @@ import (
 	"vdev/devsw"
 )
 
-// FuzzFailure reads any file as a record of a flush that has failed, which it is whatever it says: no
-// text makes it none. A record that is ours has its own number.
+// FuzzFailure reads any file as a record of a flush that has failed, which it is whatever it says:
+// no text makes it none. A record that is ours has its own number.
 func FuzzFailure(f *testing.F) {
 	for _, text := range []string{
 		"", "{}", "null", "[]", "7", `{"errno":28}`, `{"errno":0}`, `{"errno":-5}`, `{"errno":4096}`, `{"errno":"5"}`,

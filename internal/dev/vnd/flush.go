@@ -8,11 +8,13 @@ import (
 	"vdev/internal/sys"
 )
 
-// syncer puts writes on stable storage, one fdatasync at a time: flushes that come while one runs share the next one, which
-// covers all that ended before they came. So a flush can never succeed because another one has been told of the failure.
+// syncer puts writes on stable storage, one fdatasync at a time: flushes that come while one runs
+// share the next one, which covers all that ended before they came. So a flush can never succeed
+// because another one has been told of the failure.
 type syncer struct {
 	sync func() devsw.Errno // does not change; 0 is success, ECANCELED tells nothing of the storage
-	// record has the failure known to who opens the image next. It may wait. Does not change; nil for nobody.
+	// record has the failure known to who opens the image next. It may wait. Does not change; nil
+	// for nobody.
 	record func(devsw.Errno)
 
 	mu      sync.Mutex
@@ -110,8 +112,8 @@ func (im *image) fdatasync() devsw.Errno {
 // record has it known to who opens the image next that a flush has failed with e.
 func (im *image) record(e devsw.Errno) { im.conf.Failures.Record(im.identity, im.conf.Path, e) }
 
-// biodone ends a transfer. One that has failed as a flush does is not ended before that is on record, for which the goroutine of its
-// AIO must not wait.
+// biodone ends a transfer. One that has failed as a flush does is not ended before that is on
+// record, for which the goroutine of its AIO must not wait.
 func (im *image) biodone(b *devsw.Buf) {
 	if b.Error == 0 || !im.unrecorded.CompareAndSwap(true, false) {
 		b.Biodone()
@@ -149,8 +151,8 @@ func (d *Driver) SetState(unit int, s devsw.DiskState) {
 	}
 }
 
-// ClearState has it forgotten that a flush has failed, and returns what that was. ENXIO where there is no such unit; else why it could
-// not be forgotten.
+// ClearState has it forgotten that a flush has failed, and returns what that was. ENXIO where there
+// is no such unit; else why it could not be forgotten.
 func (d *Driver) ClearState(unit int) (s devsw.DiskState, err error) {
 	sc, im, err := d.unit(unit)
 	if err != nil {

@@ -133,8 +133,8 @@ func TestAFailedFlushStaysFailed(t *testing.T) {
 	}
 }
 
-// TestAFailedFlushOutlivesTheProcess: a driver that knows the same folder fails the flushes of the image, by whatever name it comes,
-// until that is forgotten.
+// TestAFailedFlushOutlivesTheProcess: a driver that knows the same folder fails the flushes of the
+// image, by whatever name it comes, until that is forgotten.
 func TestAFailedFlushOutlivesTheProcess(t *testing.T) {
 	path, dir := newFile(t, make([]byte, 4096)), filepath.Join(t.TempDir(), "state")
 	link := path + ".link"
@@ -194,7 +194,8 @@ func TestAFailedFlushOutlivesTheProcess(t *testing.T) {
 	r.close(devsw.Makedev(bmajor, 0))
 }
 
-// TestWhatACloseHasLostFailsTheNextFlush: NFS and FUSE write back when a file is closed, and tell of a failure then.
+// TestWhatACloseHasLostFailsTheNextFlush: NFS and FUSE write back when a file is closed, and tell
+// of a failure then.
 func TestWhatACloseHasLostFailsTheNextFlush(t *testing.T) {
 	r := newRig(t)
 	f, path, _ := hanging(t, hangfs.Config{}, make([]byte, 4096))
@@ -266,8 +267,8 @@ func TestAStableWriteThatFailsFailsTheFlush(t *testing.T) {
 	}
 }
 
-// TestLostWritesAreNotForgotten makes the host lose writes for real: a loop device on a file that has no room takes them
-// into the page cache, and cannot write them back.
+// TestLostWritesAreNotForgotten makes the host lose writes for real: a loop device on a file that
+// has no room takes them into the page cache, and cannot write them back.
 func TestLostWritesAreNotForgotten(t *testing.T) {
 	dir := mountTmpfs(t, 128<<10)
 	path := fileIn(t, dir, nil)

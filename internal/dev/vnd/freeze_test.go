@@ -28,8 +28,8 @@ func within(t *testing.T, what string, fn func()) {
 	}
 }
 
-// TestAFrozenFileSystemHoldsUpNoOtherDisk: not by the first write since the open, which has to find out what the file system can,
-// nor by a later one; and not by many.
+// TestAFrozenFileSystemHoldsUpNoOtherDisk: not by the first write since the open, which has to find
+// out what the file system can, nor by a later one; and not by many.
 func TestAFrozenFileSystemHoldsUpNoOtherDisk(t *testing.T) {
 	for _, fs := range loopfs.Kinds {
 		t.Run(fs.Name, func(t *testing.T) {

@@ -23,7 +23,8 @@ func fillUp(t *testing.T, dir string) (free func()) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	// What was refused in one piece may fit in smaller ones; and what is written down may take more space, or less.
+	// What was refused in one piece may fit in smaller ones; and what is written down may take more
+	// space, or less.
 	for range 3 {
 		for _, n := range []int{1 << 20, 64 << 10, 4 << 10} {
 			for err = nil; err == nil; {
@@ -52,8 +53,8 @@ func fillUp(t *testing.T, dir string) (free func()) {
 	}
 }
 
-// TestAFullFileSystemLosesNothingThatWasAnswered: a write that has no space fails, or else is there after a flush that succeeds; what was
-// there before stays; and with space things go on.
+// TestAFullFileSystemLosesNothingThatWasAnswered: a write that has no space fails, or else is there
+// after a flush that succeeds; what was there before stays; and with space things go on.
 func TestAFullFileSystemLosesNothingThatWasAnswered(t *testing.T) {
 	for _, kind := range []string{"ext4", "xfs", "btrfs", "tmpfs"} {
 		t.Run(kind, func(t *testing.T) {

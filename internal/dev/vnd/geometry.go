@@ -22,7 +22,8 @@ type geometry struct {
 	zeroAlign int64 // ranges given to the host to be zeroed or discarded
 }
 
-// geometry looks at an image that has just been opened. EINVAL where it cannot be used with this Config.
+// geometry looks at an image that has just been opened. EINVAL where it cannot be used with this
+// Config.
 func (sc *softc) geometry(img *imagefile.File) (g geometry, err error) {
 	g = geometry{memAlign: 1, offAlign: 1, zeroAlign: 1}
 	if sc.conf.Direct {
@@ -67,7 +68,8 @@ func directAlign(img *imagefile.File) (mem, off int64, err error) {
 	case known:
 		return max(mem, 1), off, nil
 	}
-	// The smallest aligned read that the host takes tells: sectors of 512 bytes, or of 4096 as the next larger in use.
+	// The smallest aligned read that the host takes tells: sectors of 512 bytes, or of 4096 as the
+	// next larger in use.
 	if _, errno := sys.Preadv(fd, [][]byte{sys.AlignedBuffer(devsw.DEVBSIZE, probeSize)}, 0); errno == 0 {
 		return devsw.DEVBSIZE, devsw.DEVBSIZE, nil
 	}
@@ -77,9 +79,10 @@ func directAlign(img *imagefile.File) (mem, off int64, err error) {
 	return probeSize, probeSize, nil
 }
 
-// pinned tells whether the file system makes the transfers of a file direct that nobody asked to be, as a FUSE server may
-// (FOPEN_DIRECT_IO) and mounts without a cache do: then they use the pages of the memory that they are given, and not its
-// addresses. What has been read is in the page cache otherwise. Where that cannot be told they count as direct.
+// pinned tells whether the file system makes the transfers of a file direct that nobody asked to
+// be, as a FUSE server may (FOPEN_DIRECT_IO) and mounts without a cache do: then they use the pages
+// of the memory that they are given, and not its addresses. What has been read is in the page cache
+// otherwise. Where that cannot be told they count as direct.
 func pinned(fd int) bool {
 	sys.DropCached(fd, 0, probeSize)
 	if n, e := sys.Cached(fd, 0, probeSize); e != 0 || n != 0 {
@@ -131,7 +134,8 @@ func describe(img *imagefile.File, conf Config, sector int64, g geometry) devsw.
 	return info
 }
 
-// queueLimit reads one of the limits that the host's sysfs has for a block device; 0 where it has not.
+// queueLimit reads one of the limits that the host's sysfs has for a block device; 0 where it has
+// not.
 func queueLimit(st sys.FileStat, name string) int64 {
 	// A partition has the queue of its disk, one folder up.
 	for _, queue := range []string{"queue", "../queue"} {

@@ -130,8 +130,8 @@ func TestAFileThatHangsLeavesTheOthersGoing(t *testing.T) {
 	}
 }
 
-// TestACancelGetsBackWhatTheServerGivesUp: the host asks a FUSE server to give a request up, and it may. What it does not give
-// up ends later, and d_close is for then.
+// TestACancelGetsBackWhatTheServerGivesUp: the host asks a FUSE server to give a request up, and it
+// may. What it does not give up ends later, and d_close is for then.
 func TestACancelGetsBackWhatTheServerGivesUp(t *testing.T) {
 	for _, obeys := range []bool{true, false} {
 		t.Run(fmt.Sprintf("obeys=%v", obeys), func(t *testing.T) {
@@ -171,7 +171,8 @@ func TestACancelGetsBackWhatTheServerGivesUp(t *testing.T) {
 }
 
 func TestAnOpenThatHangsIsGivenUp(t *testing.T) {
-	for _, kind := range []hangfs.Kind{hangfs.Open, hangfs.Read} { // the read looks whether the file is direct
+	// the read looks whether the file is direct
+	for _, kind := range []hangfs.Kind{hangfs.Open, hangfs.Read} {
 		t.Run(kind.String(), func(t *testing.T) {
 			r := newRig(t)
 			f, path, _ := hanging(t, hangfs.Config{}, make([]byte, 1<<20))
@@ -518,7 +519,8 @@ func TestADiskWhoseQueueIsFullHoldsUpNoOther(t *testing.T) {
 	}
 }
 
-// TestWhoHasAnImageIsFoundThoughAnotherFileHangs: what other files are locked is none of the search's business.
+// TestWhoHasAnImageIsFoundThoughAnotherFileHangs: what other files are locked is none of the
+// search's business.
 func TestWhoHasAnImageIsFoundThoughAnotherFileHangs(t *testing.T) {
 	f, path, _ := hanging(t, hangfs.Config{}, make([]byte, 4096))
 	other, err := sys.OpenFile(path, sys.OpenFlags{Write: true})
@@ -571,7 +573,8 @@ func TestAServerThatIsAlwaysInterruptedKeepsNoProcessor(t *testing.T) {
 			for _, errno := range []syscall.Errno{syscall.EINTR, syscall.EAGAIN} {
 				want := errno
 				if errno == syscall.EINTR {
-					want = syscall.EIO // who gets EINTR takes the operation for one that was cancelled
+					// who gets EINTR takes the operation for one that was cancelled
+					want = syscall.EIO
 				}
 				for _, k := range []hangfs.Kind{hangfs.Read, hangfs.Write, hangfs.Fallocate} {
 					f.Fail(k, errno)

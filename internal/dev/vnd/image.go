@@ -11,8 +11,8 @@ import (
 	"vdev/internal/sys"
 )
 
-// image is an image from d_open to d_close. It is the AIODone of all its transfers, and of no others': a CancelAll that comes
-// late must not hit what a later open has begun.
+// image is an image from d_open to d_close. It is the AIODone of all its transfers, and of no
+// others': a CancelAll that comes late must not hit what a later open has begun.
 type image struct {
 	*disk.Base
 	file     *imagefile.File
@@ -23,9 +23,10 @@ type image struct {
 	conf     Config
 	hint     devsw.BufFlag // BMayBlock where the file may
 
-	mu      sync.Mutex                  // serialises changes of engines
-	engines atomic.Pointer[[]devsw.AIO] // those that transfers were handed to; never changed, only replaced
-	threads threads                     // for transfers that come without an AIO
+	mu sync.Mutex // serialises changes of engines
+	// those that transfers were handed to; never changed, only replaced
+	engines atomic.Pointer[[]devsw.AIO]
+	threads threads // for transfers that come without an AIO
 
 	ranges *ranges // nil where sectors are no smaller than offAlign
 	syncer syncer
@@ -56,8 +57,8 @@ func newImage(file *imagefile.File, identity string, conf Config, sector int64, 
 	return im
 }
 
-// Close closes the image, and its locks go with it. Some file systems (NFS, FUSE) write back then, and
-// tell of a failure this once.
+// Close closes the image, and its locks go with it. Some file systems (NFS, FUSE) write back then,
+// and tell of a failure this once.
 func (im *image) Close() {
 	err := im.file.FD.Close()
 	if e := devsw.ToErrno(err); err != nil && !im.conf.ReadOnly && e != devsw.EINTR && im.syncer.fail(e) {
@@ -132,8 +133,8 @@ func (im *image) AIODone(b *devsw.Buf, n int64, e devsw.Errno) {
 	im.biodone(b)
 }
 
-// atEOF gives the error of a read that ended after n of the bytes wanted with e: 0 also where it ended at the end of the image,
-// beyond which everything reads as zeroes.
+// atEOF gives the error of a read that ended after n of the bytes wanted with e: 0 also where it
+// ended at the end of the image, beyond which everything reads as zeroes.
 func (im *image) atEOF(n int64, e devsw.Errno, want int64) devsw.Errno {
 	if n == want {
 		return e
@@ -154,7 +155,8 @@ func (im *image) wrote(n, want int64, flags devsw.BufFlag, e devsw.Errno) devsw.
 		e = devsw.EIO
 	}
 	if e == devsw.EIO && flags&devsw.BMediaFUA != 0 {
-		// The host tells a failed writeback once: this write may have taken the news of another one's from the next flush.
+		// The host tells a failed writeback once: this write may have taken the news of another
+		// one's from the next flush.
 		if im.syncer.fail(e) {
 			im.unrecorded.Store(true)
 		}
@@ -186,11 +188,12 @@ func (im *image) learn(a devsw.AIO) {
 // system call, an fdatasync for one, ends when the host has done it, and the image keeps its locks
 // until then.
 //
-// A transfer that finds Cancelled not set once it has been handed to an AIO is among those that Cancel
-// finds there, since an AIO does one before the other.
+// A transfer that finds Cancelled not set once it has been handed to an AIO is among those that
+// Cancel finds there, since an AIO does one before the other.
 func (im *image) Cancel() {
 	im.threads.CancelAll(im)
-	// Under mu, for an AIO that is being learnt: either it is there, or its transfer finds cancelled set.
+	// Under mu, for an AIO that is being learnt: either it is there, or its transfer finds
+	// cancelled set.
 	im.mu.Lock()
 	p := im.engines.Load()
 	im.mu.Unlock()

@@ -15,9 +15,10 @@ import (
 	"vdev/internal/sys"
 )
 
-// QEMU's block/file-posix.c locks single bytes of the image, each standing for one permission (include/block/block-common.h):
-// a shared lock on lockPermBase + i by everybody who has permission i, and one on lockSharedBase + i by everybody who does
-// not let others have it. After taking its own, each looks whether somebody else holds a lock that speaks against them.
+// QEMU's block/file-posix.c locks single bytes of the image, each standing for one permission
+// (include/block/block-common.h): a shared lock on lockPermBase + i by everybody who has permission
+// i, and one on lockSharedBase + i by everybody who does not let others have it. After taking its
+// own, each looks whether somebody else holds a lock that speaks against them.
 const (
 	lockPermBase   = 100 // RAW_LOCK_PERM_BASE
 	lockSharedBase = 200 // RAW_LOCK_SHARED_BASE
@@ -61,10 +62,11 @@ func (e *LockError) Error() string {
 // Unwrap gives EBUSY.
 func (e *LockError) Unwrap() error { return devsw.EBUSY }
 
-// lockImage takes the locks that QEMU takes for a guest's disk, on the open file description of fd: for a writable one the
-// permissions to read consistently and to write, for a read-only one the first alone; nobody else may write in either case. The
-// locks go when fd is closed. A *LockError tells that somebody else's are in the way; fd must then be closed, since others
-// take the locks it has meanwhile for real.
+// lockImage takes the locks that QEMU takes for a guest's disk, on the open file description of fd:
+// for a writable one the permissions to read consistently and to write, for a read-only one the
+// first alone; nobody else may write in either case. The locks go when fd is closed. A *LockError
+// tells that somebody else's are in the way; fd must then be closed, since others take the locks it
+// has meanwhile for real.
 func lockImage(fd int, path string, readOnly bool) error {
 	perms := []int64{permConsistentRead, permWrite}
 	if readOnly {
@@ -117,8 +119,9 @@ func checkByte(fd int, path string, at, perm int64, shared bool) error {
 	return &LockError{Path: path, Perm: permNames[perm], Shared: shared, PID: max(pid, 0), at: at}
 }
 
-// identify completes a *LockError in err with the process that has the image, as far as /proc lets us see it, and returns err.
-// The kernel does not tell the owner of an open file description's lock.
+// identify completes a *LockError in err with the process that has the image, as far as /proc lets
+// us see it, and returns err. The kernel does not tell the owner of an open file description's
+// lock.
 func identify(err error) error {
 	var le *LockError
 	if !errors.As(err, &le) {
@@ -134,8 +137,8 @@ func identify(err error) error {
 	return err
 }
 
-// holder looks for a process with a lock on byte at of the file at path, 0 where none can be seen. It touches nobody else's
-// file: that may be on storage which does not answer.
+// holder looks for a process with a lock on byte at of the file at path, 0 where none can be seen.
+// It touches nobody else's file: that may be on storage which does not answer.
 func holder(path string, at int64) int {
 	file, err := lockedFile(path)
 	if err != nil {
@@ -155,8 +158,8 @@ func holder(path string, at int64) int {
 	return 0
 }
 
-// lockedFile gives what stands for a file where its locks are listed: the device of its file system, which stat(2) need not tell
-// (btrfs), and the inode.
+// lockedFile gives what stands for a file where its locks are listed: the device of its file
+// system, which stat(2) need not tell (btrfs), and the inode.
 func lockedFile(path string) (string, error) {
 	f, err := sys.OpenPath(path)
 	if err != nil {
@@ -192,8 +195,8 @@ func lockedFile(path string) (string, error) {
 	return "", fmt.Errorf("%s: mount %q is not listed", path, mount)
 }
 
-// locks reports whether the text of an fdinfo file (proc_pid_fdinfo(5)) has a lock on byte at of a file that lockedFile names.
-// Such a line reads
+// locks reports whether the text of an fdinfo file (proc_pid_fdinfo(5)) has a lock on byte at of a
+// file that lockedFile names. Such a line reads
 //
 //	lock:	1: OFDLCK ADVISORY  READ -1 fe:00:9994298 100 101
 func locks(fdinfo []byte, file string, at int64) bool {

@@ -39,7 +39,8 @@ func run(t *testing.T, name string, args ...string) (string, bool) {
 	return string(out), err == nil
 }
 
-// qemuIO has qemu-io open an image, and keep it open until the returned function or the end of the test.
+// qemuIO has qemu-io open an image, and keep it open until the returned function or the end of the
+// test.
 func qemuIO(t *testing.T, args ...string) (pid int, quit func()) {
 	t.Helper()
 	cmd := exec.Command(tool(t, "qemu-io"), args...)
@@ -156,7 +157,8 @@ func TestAnImageThatQEMUHasIsRefusedByName(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	// qemu-io lets others write as long as it is alone in doing so: it is our own wish to be alone that it stands against.
+	// qemu-io lets others write as long as it is alone in doing so: it is our own wish to be alone
+	// that it stands against.
 	check("open", r.tryOpen(dev), true)
 	check("check", r.d.Check(0), true)
 	check("open of a reader", r.tryOpen(reader), true)
@@ -178,7 +180,8 @@ func TestTheLocksAreThoseOfQEMUsGuestDisks(t *testing.T) {
 		readOnly bool
 		want     []int64
 	}{
-		// As /proc/locks shows for qemu-system-x86_64 -drive file=…,format=raw,if=virtio, without and with readonly=on.
+		// As /proc/locks shows for qemu-system-x86_64 -drive file=…,format=raw,if=virtio, without
+		// and with readonly=on.
 		{false, []int64{100, 101, 201}},
 		{true, []int64{100, 201}},
 	} {

@@ -14,7 +14,8 @@ import (
 	"vdev/internal/test/loopfs"
 )
 
-// places are where images are put: the default folder, whose file system is the machine's, and memory.
+// places are where images are put: the default folder, whose file system is the machine's, and
+// memory.
 func places(t *testing.T) map[string]func(*testing.T) string {
 	p := map[string]func(*testing.T) string{"tempdir": func(t *testing.T) string { return t.TempDir() }}
 	if _, err := os.Stat("/dev/shm"); err == nil {
@@ -37,7 +38,8 @@ var ways = map[string]struct {
 	conf    Config
 	aio     bool         // one of the test's
 	reactor reactor.Mode // a real one
-	block   int64        // what O_DIRECT is made to want, where the host wants less; 0: what the host wants
+	// what O_DIRECT is made to want, where the host wants less; 0: what the host wants
+	block int64
 }{
 	"threads":                {},
 	"aio":                    {aio: true},

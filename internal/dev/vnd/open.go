@@ -14,7 +14,8 @@ import (
 	"vdev/internal/sys"
 )
 
-// Between two looks at an image in use an open waits this long at first, and twice as long each time up to the maximum.
+// Between two looks at an image in use an open waits this long at first, and twice as long each
+// time up to the maximum.
 const (
 	firstRetry = 5 * time.Millisecond
 	lastRetry  = 100 * time.Millisecond
@@ -28,9 +29,9 @@ type softc struct {
 	identity atomic.Pointer[string] // of the image that was looked at last; never nil
 }
 
-// Open implements disk.Disk: it opens the image and takes its locks, for which it waits as long as the
-// Config says. EBUSY, as a *LockError, where the image stays in use; EROFS to open a read-only disk for
-// writing; else what opening the image gives. Errors name the image.
+// Open implements disk.Disk: it opens the image and takes its locks, for which it waits as long as
+// the Config says. EBUSY, as a *LockError, where the image stays in use; EROFS to open a read-only
+// disk for writing; else what opening the image gives. Errors name the image.
 func (sc *softc) Open(ctx context.Context, flag devsw.Flag) (disk.Medium, error) {
 	if sc.conf.ReadOnly && flag&devsw.FWRITE != 0 {
 		return nil, fmt.Errorf("%s: is used read-only: %w", sc.conf.Path, devsw.EROFS)
@@ -114,7 +115,8 @@ func (sc *softc) recognise(img *imagefile.File) (identity string, err error) {
 	return identity, nil
 }
 
-// explain gives a better error than a block device's EBUSY where it has one: that of the image's locks, which tell who has it.
+// explain gives a better error than a block device's EBUSY where it has one: that of the image's
+// locks, which tell who has it.
 func (sc *softc) explain(busy error) error {
 	file, err := imagefile.Open(sc.conf.Path, sys.OpenFlags{})
 	if err != nil {

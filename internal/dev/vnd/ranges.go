@@ -11,9 +11,9 @@ import (
 // part and so writes back what it has read of the rest. Writes of whole blocks do not keep each
 // other apart. Those that wait do so in the order they came.
 //
-// Blocks share queues, so that a write of any length has few places in them, and neither a lock, nor
-// an unlock, nor a cancel searches: a guest may have tens of thousands of writes wait. Now and then
-// a write waits for another one with which it has no block in common.
+// Blocks share queues, so that a write of any length has few places in them, and neither a lock,
+// nor an unlock, nor a cancel searches: a guest may have tens of thousands of writes wait. Now and
+// then a write waits for another one with which it has no block in common.
 type ranges struct {
 	mu     sync.Mutex
 	queues [rangeQueues]queue // block n has queue n modulo rangeQueues
@@ -42,7 +42,8 @@ func (r *ranges) queue(o *op, i int) *queue {
 	return &r.queues[(o.lo/o.im.geo.offAlign+int64(i))%rangeQueues]
 }
 
-// lock takes the blocks of o, or notes o and returns false: o.resume is called later, or o ended by cancel.
+// lock takes the blocks of o, or notes o and returns false: o.resume is called later, or o ended by
+// cancel.
 func (r *ranges) lock(o *op) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -80,7 +81,8 @@ func (r *ranges) lock(o *op) bool {
 // lets tells whether c can have its blocks, as all before it have.
 func (q *queue) lets(c *claim) bool { return c == q.first || c.o.whole && q.first.o.whole }
 
-// release takes o out of its queues, and returns who has got the last of its blocks by that. Under mu.
+// release takes o out of its queues, and returns who has got the last of its blocks by that. Under
+// mu.
 func (r *ranges) release(o *op) (ready []*op) {
 	for i := range o.claims {
 		c, q := &o.claims[i], r.queue(o, i)
@@ -131,7 +133,8 @@ func (r *ranges) unlock(o *op) {
 	r.resumeUnlock(r.release(o))
 }
 
-// resumeUnlock resumes ops that have their blocks now. It is called with mu held and returns without.
+// resumeUnlock resumes ops that have their blocks now. It is called with mu held and returns
+// without.
 func (r *ranges) resumeUnlock(ready []*op) {
 	for _, o := range ready {
 		r.leave(o)

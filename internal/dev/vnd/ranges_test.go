@@ -150,8 +150,8 @@ func TestManyThatWaitForOneBlockAreCancelled(t *testing.T) {
 	}
 }
 
-// TestWhoWaitsForOneThatIsCancelledGoesOn: the first write has a block, the second one waits for it,
-// and the third one for the second.
+// TestWhoWaitsForOneThatIsCancelledGoesOn: the first write has a block, the second one waits for
+// it, and the third one for the second.
 func TestWhoWaitsForOneThatIsCancelledGoesOn(t *testing.T) {
 	// Who goes on fails soon: there is no file.
 	im := &image{Base: disk.NewBase(devsw.DiskInfo{}), fd: -1, geo: geometry{offAlign: block}, ranges: new(ranges)}

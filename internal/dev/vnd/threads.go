@@ -12,8 +12,9 @@ import (
 // maxThreads is the number of goroutines, and so of threads in system calls, that serve one image.
 const maxThreads = 16
 
-// threads is an AIO for Bufs that come without one: goroutines that read and write, and go when nothing is left to do. Other than
-// the AIO of a context it may be used on any goroutine, and calls done on its own. The zero value is ready.
+// threads is an AIO for Bufs that come without one: goroutines that read and write, and go when
+// nothing is left to do. Other than the AIO of a context it may be used on any goroutine, and calls
+// done on its own. The zero value is ready.
 type threads struct {
 	mu      sync.Mutex
 	queue   list.List // of transfer: what has not begun, oldest first
@@ -39,7 +40,8 @@ func (t *threads) WriteAt(b *devsw.Buf, fd int, off int64, done devsw.AIODone) {
 	t.add(transfer{b, fd, off, done})
 }
 
-// CancelAll implements devsw.AIO: what has not begun ends with ECANCELED. What is in a system call cannot be interrupted.
+// CancelAll implements devsw.AIO: what has not begun ends with ECANCELED. What is in a system call
+// cannot be interrupted.
 func (t *threads) CancelAll(done devsw.AIODone) {
 	t.mu.Lock()
 	var cancelled []transfer

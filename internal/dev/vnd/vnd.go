@@ -16,24 +16,32 @@ const (
 	cmajor = 41
 )
 
-// DefaultLockWait is how long an open waits for an image that is in use, where the Config does not say.
+// DefaultLockWait is how long an open waits for an image that is in use, where the Config does not
+// say.
 const DefaultLockWait = 3 * time.Second
 
 // Config describes a disk.
 type Config struct {
-	Path       string // the image: a regular file or a block device
-	ReadOnly   bool   // the image is opened for reading, and may be shared with other readers
-	Direct     bool   // O_DIRECT: past the host's page cache
-	Bounce     bool   // transfers go through memory of the driver's, and are copied (see "A host that does not answer")
-	Discard    bool   // discards punch holes, where the file system can; else d_discard is ENODEV, and zeroes keep their space
-	SectorSize uint32 // logical sector size: 512 or 4096 bytes; 0: a block device's own, and 512 for a file
+	Path     string // the image: a regular file or a block device
+	ReadOnly bool   // the image is opened for reading, and may be shared with other readers
+	Direct   bool   // O_DIRECT: past the host's page cache
+	// transfers go through memory of the driver's, and are copied (see "A host that does not
+	// answer")
+	Bounce bool
+	// discards punch holes, where the file system can; else d_discard is ENODEV, and zeroes keep
+	// their space
+	Discard bool
+	// logical sector size: 512 or 4096 bytes; 0: a block device's own, and 512 for a file
+	SectorSize uint32
 
-	// LockWait is how long d_open waits for an image that is in use: a predecessor that was killed keeps its locks until the
-	// host has ended its last transfer. 0: DefaultLockWait; negative: not at all.
+	// LockWait is how long d_open waits for an image that is in use: a predecessor that was killed
+	// keeps its locks until the host has ended its last transfer. 0: DefaultLockWait; negative: not
+	// at all.
 	LockWait time.Duration
 
-	// Failures remembers which images have lost writes, over opens and closes and perhaps over the end of the process. It may be shared
-	// by all disks. nil: the disk has its own, which it forgets with the driver.
+	// Failures remembers which images have lost writes, over opens and closes and perhaps over the
+	// end of the process. It may be shared by all disks. nil: the disk has its own, which it
+	// forgets with the driver.
 	Failures *Failures
 }
 
@@ -49,9 +57,10 @@ func New(t *devsw.Table) (*Driver, error) {
 	return &Driver{d}, nil
 }
 
-// Create makes disk unit and returns its block device. The image is opened as d_open will do, so that what is wrong with it
-// shows now, and closed again; no lock is taken. Errors name the image's path and the cause: EEXIST where there is such a unit
-// already, EINVAL for a bad Config or a file that cannot be an image, and what opening it gives.
+// Create makes disk unit and returns its block device. The image is opened as d_open will do, so
+// that what is wrong with it shows now, and closed again; no lock is taken. Errors name the image's
+// path and the cause: EEXIST where there is such a unit already, EINVAL for a bad Config or a file
+// that cannot be an image, and what opening it gives.
 func (d *Driver) Create(unit int, conf Config) (devsw.Dev, error) {
 	sc, err := newSoftc(conf)
 	if err != nil {
@@ -110,8 +119,9 @@ func (d *Driver) unit(unit int) (*softc, *image, error) {
 	return v.(*softc), im, nil
 }
 
-// Check looks whether disk unit could be opened now: it opens the image, takes its locks and lets go of everything again,
-// without waiting. An error that wraps *LockError tells that the image is in use. nil where the unit is open.
+// Check looks whether disk unit could be opened now: it opens the image, takes its locks and lets
+// go of everything again, without waiting. An error that wraps *LockError tells that the image is
+// in use. nil where the unit is open.
 func (d *Driver) Check(unit int) error {
 	sc, im, err := d.unit(unit)
 	if err != nil || im != nil {

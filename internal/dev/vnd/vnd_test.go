@@ -48,7 +48,8 @@ func TestCreateSaysWhatIsWrongWithAnImage(t *testing.T) {
 		{1, Config{Path: fifo}, devsw.EINVAL, []string{fifo, "is a FIFO"}},
 		{1, Config{Path: "/dev/null"}, devsw.EINVAL, []string{"/dev/null", "is a character device"}},
 		{1, Config{Path: path, SectorSize: 2048}, devsw.EINVAL, []string{"sector size 2048"}},
-		{1, Config{Path: odd, Direct: true}, devsw.EINVAL, nil}, // only where blocks are larger than 512 bytes
+		// only where blocks are larger than 512 bytes
+		{1, Config{Path: odd, Direct: true}, devsw.EINVAL, nil},
 		{0, Config{Path: path}, devsw.EEXIST, []string{"unit 0"}},
 		{-7, Config{Path: path}, devsw.EINVAL, []string{"unit -7"}},
 		{1, Config{Path: "/proc/version", ReadOnly: true, Direct: true}, devsw.EINVAL, []string{"/proc/version", "direct I/O"}},
@@ -758,7 +759,8 @@ func TestABlockDevicesSectorsAreTheDisks(t *testing.T) {
 	}
 }
 
-// TestReadsLeaveTheAccessTimeAlone: there is nothing to be written down for them, for which they might have to wait.
+// TestReadsLeaveTheAccessTimeAlone: there is nothing to be written down for them, for which they
+// might have to wait.
 func TestReadsLeaveTheAccessTimeAlone(t *testing.T) {
 	m := loopfs.New(t, "ext4")
 	path := fileIn(t, m.Dir, make([]byte, 8192))
@@ -782,7 +784,8 @@ func TestReadsLeaveTheAccessTimeAlone(t *testing.T) {
 	r.close(dev)
 }
 
-// TestAnImageWithTheNumberOfAnotherIsAnother: a file's inode, and the number of a loop device, are used again.
+// TestAnImageWithTheNumberOfAnotherIsAnother: a file's inode, and the number of a loop device, are
+// used again.
 func TestAnImageWithTheNumberOfAnotherIsAnother(t *testing.T) {
 	identity := func(path string) string {
 		t.Helper()

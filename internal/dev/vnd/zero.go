@@ -80,8 +80,8 @@ func (im *image) zeroBlocks(pos, n int64, unmap bool) devsw.Errno {
 	return sys.ZeroRange(im.fd, pos, n)
 }
 
-// unsupported reports whether e says that the host cannot do this to this image at all. Some file systems say EINVAL of ranges
-// that they find badly aligned.
+// unsupported reports whether e says that the host cannot do this to this image at all. Some file
+// systems say EINVAL of ranges that they find badly aligned.
 func unsupported(e devsw.Errno) bool {
 	return slices.Contains([]devsw.Errno{devsw.EOPNOTSUPP, syscall.ENOSYS, devsw.ENOTTY, devsw.ENODEV, devsw.EINVAL}, e)
 }
