@@ -55,7 +55,6 @@ var stillWide = []string{
 	"internal/dev/qemunbd",
 	"internal/mutants",
 	"vhostuser",
-	"vhostuser/vhostusertest",
 	"vhostuser/virtioblk",
 }
 

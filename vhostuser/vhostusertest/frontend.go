@@ -22,8 +22,8 @@ import (
 // Timeout is how long a Frontend waits for a back-end before it gives up with an error.
 const Timeout = 30 * time.Second
 
-// ErrRefused is wrapped when a back-end acknowledges a message with a number other than 0, or answers GET_CONFIG without a
-// payload.
+// ErrRefused is wrapped when a back-end acknowledges a message with a number other than 0, or
+// answers GET_CONFIG without a payload.
 var ErrRefused = errors.New("refused by the back-end")
 
 // Socket is what a Frontend needs of a connected Unix socket.
@@ -147,8 +147,8 @@ func (f *Frontend) reply(req vhostuser.Request) ([]byte, error) {
 	return p, nil
 }
 
-// Tell sends a request without a reply of its own. Where REPLY_ACK was negotiated it asks for an acknowledgement and waits for
-// it; ErrRefused is a bad one. Otherwise it returns at once.
+// Tell sends a request without a reply of its own. Where REPLY_ACK was negotiated it asks for an
+// acknowledgement and waits for it; ErrRefused is a bad one. Otherwise it returns at once.
 func (f *Frontend) Tell(req vhostuser.Request, payload []byte, fds ...int) error {
 	if f.protocol&vhostuser.ProtocolReplyAck == 0 {
 		return f.Request(req, 0, payload, fds...)
@@ -306,8 +306,8 @@ func (f *Frontend) RemMemReg(r vhostuser.MemoryRegion) error {
 	return f.Tell(vhostuser.RemMemReg, r.Append(nil))
 }
 
-// AddMemory adds every region of m to guest memory: one by one where CONFIGURE_MEM_SLOTS was negotiated, else by one
-// SET_MEM_TABLE.
+// AddMemory adds every region of m to guest memory: one by one where CONFIGURE_MEM_SLOTS was
+// negotiated, else by one SET_MEM_TABLE.
 func (f *Frontend) AddMemory(m *virtqtest.Mem) error {
 	if f.protocol&vhostuser.ProtocolConfigureMemSlots == 0 {
 		return f.SetMemTable(m)
@@ -385,7 +385,8 @@ func (f *Frontend) SetVringErr(index, fd int) error {
 	return f.tellFD(vhostuser.SetVringErr, index, fd)
 }
 
-// SetBackendReqFD gives the back-end a channel for messages of its own, which ReceiveBackend reads. It replaces the one before.
+// SetBackendReqFD gives the back-end a channel for messages of its own, which ReceiveBackend reads.
+// It replaces the one before.
 func (f *Frontend) SetBackendReqFD() error {
 	ours, theirs, err := sys.SocketPair()
 	if err != nil {
@@ -423,9 +424,10 @@ func (f *Frontend) BackendQuiet() bool {
 	return err == nil && quiet
 }
 
-// Handshake begins a session as QEMU does at device_add, also for another one on the same connection: features, protocol
-// features (all that are offered and in want), number of queues, memory slots, back-end channel, SET_OWNER, and features once
-// more. It returns the features offered.
+// Handshake begins a session as QEMU does at device_add, also for another one on the same
+// connection: features, protocol features (all that are offered and in want), number of queues,
+// memory slots, back-end channel, SET_OWNER, and features once more. It returns the features
+// offered.
 func (f *Frontend) Handshake(want vhostuser.ProtocolFeatures) (features uint64, err error) {
 	if _, err := f.GetFeatures(); err != nil {
 		return 0, err

@@ -10,7 +10,8 @@ import (
 	"vdev/vhostuser"
 )
 
-// Inflight is an in-flight region as a front-end keeps it, beyond the end of a back-end and of its connection.
+// Inflight is an in-flight region as a front-end keeps it, beyond the end of a back-end and of its
+// connection.
 type Inflight struct {
 	vhostuser.Inflight
 	fd *sys.FD
@@ -25,7 +26,8 @@ func (i *Inflight) FD() int { return i.fd.Int() }
 // Close closes the region's file.
 func (i *Inflight) Close() { i.fd.Close() }
 
-// GetInflightFD asks for a new in-flight region for queues of size descriptors each. The caller closes it.
+// GetInflightFD asks for a new in-flight region for queues of size descriptors each. The caller
+// closes it.
 func (f *Frontend) GetInflightFD(queues, size int) (*Inflight, error) {
 	ask := vhostuser.Inflight{NumQueues: uint16(queues), QueueSize: uint16(size)}
 	if err := f.Request(vhostuser.GetInflightFD, 0, ask.Append(nil)); err != nil {
@@ -51,7 +53,8 @@ func (f *Frontend) SetInflightFD(i *Inflight) error {
 	return f.Tell(vhostuser.SetInflightFD, i.Append(nil), i.FD())
 }
 
-// NewInflight asks for a new region and gives it to the back-end, as QEMU does at the first start after a reset.
+// NewInflight asks for a new region and gives it to the back-end, as QEMU does at the first start
+// after a reset.
 func (f *Frontend) NewInflight(queues, size int) (*Inflight, error) {
 	i, err := f.GetInflightFD(queues, size)
 	if err != nil {

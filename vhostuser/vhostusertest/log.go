@@ -11,7 +11,8 @@ import (
 // LogPage is how many bytes of guest memory one bit of a Log stands for.
 const LogPage = guestmem.LogPage
 
-// Log is a dirty log: memory that is shared with a back-end, which marks in it what it writes to guest memory.
+// Log is a dirty log: memory that is shared with a back-end, which marks in it what it writes to
+// guest memory.
 type Log struct {
 	fd   *sys.FD
 	size uint64

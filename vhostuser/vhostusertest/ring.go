@@ -56,7 +56,8 @@ func (r *Ring) CallFD() int { return r.call.Int() }
 // ErrFD returns the eventfd that the back-end signals a broken ring on.
 func (r *Ring) ErrFD() int { return r.err.Int() }
 
-// Setup sends all that describes the ring, without starting it: call and error descriptors, size, base and addresses.
+// Setup sends all that describes the ring, without starting it: call and error descriptors, size,
+// base and addresses.
 func (r *Ring) Setup() error {
 	layout := r.Layout()
 	return errors.Join(
@@ -68,7 +69,8 @@ func (r *Ring) Setup() error {
 	)
 }
 
-// Addr returns the payload of SET_VRING_ADDR. Where SetFeatures sent VHOST_F_LOG_ALL, the used ring is marked too.
+// Addr returns the payload of SET_VRING_ADDR. Where SetFeatures sent VHOST_F_LOG_ALL, the used ring
+// is marked too.
 func (r *Ring) Addr() vhostuser.VringAddr {
 	layout := r.Layout()
 	a := vhostuser.VringAddr{Index: uint32(r.Index), Desc: layout.Desc, Avail: layout.Avail, Used: layout.Used, Log: r.UsedPhys()}
@@ -129,7 +131,8 @@ func (r *Ring) Failed() bool {
 	return err == nil
 }
 
-// Wait waits for the next used element, sleeping on the call descriptor, and returns it as Used does.
+// Wait waits for the next used element, sleeping on the call descriptor, and returns it as Used
+// does.
 func (r *Ring) Wait() (head uint16, written uint32, err error) {
 	return r.WaitContext(context.Background())
 }
