@@ -65,7 +65,8 @@ type params struct {
 	words []string
 	opts  map[string]string // key=value; a flag has the value ""
 	line  string
-	quit  <-chan struct{} // closed when the command is to end; nil for one that was not started in the background
+	// closed when the command is to end; nil for one that was not started in the background
+	quit <-chan struct{}
 }
 
 func parse(args []string, keys string) params {

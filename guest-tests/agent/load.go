@@ -18,25 +18,29 @@ import (
 	"vdev/guest-tests/internal/pattern"
 )
 
-// A load writes and reads a disk until it is told to finish, and holds the disk to what it has answered.
+// A load writes and reads a disk until it is told to finish, and holds the disk to what it has
+// answered.
 //
-// Each of its workers has one request under way, and a part of the disk of its own: a journal sector, and slots of bs
-// bytes. What is in a slot is the pattern (see internal/pattern) whose seed is the slot's version. A worker writes a
-// slot's next version, and then, in its journal, which versions are acknowledged by now. So two things can be told: while
-// a load runs, it reads its slots and knows exactly what must be there; and after a crash of whatever kind the next load
-// reads the journals and finds in each slot the version that was acknowledged last or the one that was being written, else
-// a write was lost or an old one has landed late. It goes on with versions of a new epoch, above all those, so that what
-// lands later yet is seen as well.
+// Each of its workers has one request under way, and a part of the disk of its own: a journal
+// sector, and slots of bs bytes. What is in a slot is the pattern (see internal/pattern) whose seed
+// is the slot's version. A worker writes a slot's next version, and then, in its journal, which
+// versions are acknowledged by now. So two things can be told: while a load runs, it reads its
+// slots and knows exactly what must be there; and after a crash of whatever kind the next load
+// reads the journals and finds in each slot the version that was acknowledged last or the one that
+// was being written, else a write was lost or an old one has landed late. It goes on with versions
+// of a new epoch, above all those, so that what lands later yet is seen as well.
 //
-// With "flush" the disk may forget what it has acknowledged until it was flushed: versions count as acknowledged after a
-// flush only, and a slot may go back to any version from that one on. The cache may also be lost while the flush is under
-// way, and the next back-end, which knows of no cache that was lost, then answers that flush. So what was flushed is read
-// back, and written again if it is not there: a flush that does nothing does not profit from that.
+// With "flush" the disk may forget what it has acknowledged until it was flushed: versions count as
+// acknowledged after a flush only, and a slot may go back to any version from that one on. The
+// cache may also be lost while the flush is under way, and the next back-end, which knows of no
+// cache that was lost, then answers that flush. So what was flushed is read back, and written again
+// if it is not there: a flush that does nothing does not profit from that.
 const (
 	journalMagic = 0x6c616e72756f6a76
 	journalHead  = 32 // magic, epoch, number of slots, checksum
 	slotsMax     = (pattern.BlockSize - journalHead) / 8
-	// epochShift is where the epoch stands in a version: each load on a disk has its own, from 1 on.
+	// epochShift is where the epoch stands in a version: each load on a disk has its own, from 1
+	// on.
 	epochShift = 24
 )
 
@@ -206,8 +210,9 @@ func (w *loader) resume() error {
 		}
 	}
 	for slot, version := range w.acked {
-		// One more write may have been under way: of this epoch's first version of that slot, or of the one after what the
-		// journal has. Of what a volatile cache held anything may be there as well.
+		// One more write may have been under way: of this epoch's first version of that slot, or of
+		// the one after what the journal has. Of what a volatile cache held anything may be there
+		// as well.
 		w.written[slot] = max(version+1, w.epoch<<epochShift)
 		if w.volatile {
 			w.written[slot] = (w.epoch+1)<<epochShift - 1
@@ -288,7 +293,8 @@ func (w *loader) flush() error {
 
 func (w *loader) place(slot int) int64 { return w.at + pattern.BlockSize + int64(slot)*w.bs }
 
-// read verifies a slot. Each of its blocks is of a version from the acknowledged one to the newest that was written.
+// read verifies a slot. Each of its blocks is of a version from the acknowledged one to the newest
+// that was written.
 func (w *loader) read(slot int) error {
 	off := w.place(slot)
 	for i := range w.buf {

@@ -1,9 +1,9 @@
-// Command agent is the first process of a test guest: /init in Linux's initramfs, /sbin/init on NetBSD's root. It
-// takes commands, one a line, from the console, does them on the guest's own kernel, and answers with a frame
-// (see internal/wire). "help" lists the commands.
+// Command agent is the first process of a test guest: /init in Linux's initramfs, /sbin/init on
+// NetBSD's root. It takes commands, one a line, from the console, does them on the guest's own
+// kernel, and answers with a frame (see internal/wire). "help" lists the commands.
 //
-// It is linked statically and needs nothing else in the guest. With vdev.shell on Linux's command line, or a file
-// /interactive on NetBSD, it serves a person instead.
+// It is linked statically and needs nothing else in the guest. With vdev.shell on Linux's command
+// line, or a file /interactive on NetBSD, it serves a person instead.
 package main
 
 import (
@@ -35,8 +35,8 @@ func main() {
 	halt(haltPowerOff)
 }
 
-// agent is the state of a conversation over the console. Only the goroutine in serve uses it; commands started
-// in the background hand their results over a channel.
+// agent is the state of a conversation over the console. Only the goroutine in serve uses it;
+// commands started in the background hand their results over a channel.
 type agent struct {
 	mu      sync.Mutex // held while something is written to out
 	out     io.Writer
@@ -61,8 +61,8 @@ func (a *agent) send(w wire.Answer) {
 	a.say(wire.Encode(w))
 }
 
-// say writes to the console. What runs in the background does so only to tell that it has failed, for whoever looks at the
-// console of a guest that nobody asks any more.
+// say writes to the console. What runs in the background does so only to tell that it has failed,
+// for whoever looks at the console of a guest that nobody asks any more.
 func (a *agent) say(p []byte) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -139,7 +139,8 @@ func (a *agent) do(args []string, line string) (string, error) {
 	return run(args, line, nil)
 }
 
-// run does one command; line is the whole of it, for those that take free text, and quit ends those that have no end.
+// run does one command; line is the whole of it, for those that take free text, and quit ends those
+// that have no end.
 func run(args []string, line string, quit <-chan struct{}) (string, error) {
 	c, ok := commands[args[0]]
 	if !ok {
@@ -153,7 +154,8 @@ func run(args []string, line string, quit <-chan struct{}) (string, error) {
 	return c.run(p)
 }
 
-// explain writes an error with the symbolic name of its errno, where it has one: scripts match on that.
+// explain writes an error with the symbolic name of its errno, where it has one: scripts match on
+// that.
 func explain(err error) string {
 	if name := errnoName(err); name != "" {
 		return fmt.Sprintf("%v (%s)", err, name)

@@ -92,8 +92,8 @@ func wantShell() bool {
 	return strings.Contains(string(line), "vdev.shell")
 }
 
-// shell gives the console to a shell, with the first disk mounted, until it ends or asks for the machine to stop. It
-// returns only if it cannot.
+// shell gives the console to a shell, with the first disk mounted, until it ends or asks for the
+// machine to stop. It returns only if it cannot.
 func shell(con *os.File) error {
 	if out, err := exec.Command("/bin/busybox", "--install", "-s", "/bin").CombinedOutput(); err != nil {
 		return fmt.Errorf("busybox: %w: %s", err, out)
@@ -184,8 +184,8 @@ func alignedBuffer(n int) ([]byte, func(), error) {
 
 func fileSize(f *os.File) (int64, error) { return f.Seek(0, io.SeekEnd) }
 
-// flushFile puts what was written on stable storage. On a disk it also drops what Linux has cached of it, so that
-// the next read asks the device.
+// flushFile puts what was written on stable storage. On a disk it also drops what Linux has cached
+// of it, so that the next read asks the device.
 func flushFile(f *os.File) error {
 	if err := f.Sync(); err != nil {
 		return err
@@ -273,8 +273,8 @@ func bind(p params) (string, error) {
 	return "", os.WriteFile(driver+"bind", []byte(p.words[0]), 0)
 }
 
-// await polls: devtmpfs tells nobody of changes who has no netlink socket. A node may be there before the disk
-// behind it can be opened.
+// await polls: devtmpfs tells nobody of changes who has no netlink socket. A node may be there
+// before the disk behind it can be opened.
 func await(p params) (string, error) {
 	path := device(p.words[0])
 	for range 6000 {

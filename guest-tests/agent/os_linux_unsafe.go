@@ -33,14 +33,16 @@ func finitModule(f *os.File) error {
 	return nil
 }
 
-// setAffinity keeps the calling thread on one CPU. Failing that it runs anywhere, which does no harm.
+// setAffinity keeps the calling thread on one CPU. Failing that it runs anywhere, which does no
+// harm.
 func setAffinity(cpu int) {
 	var set [16]uint64
 	set[cpu/64] |= 1 << (cpu % 64)
 	syscall.Syscall(syscall.SYS_SCHED_SETAFFINITY, 0, unsafe.Sizeof(set), uintptr(unsafe.Pointer(&set)))
 }
 
-// rawConsole stops the terminal from echoing and from touching what is sent; it still hands over whole lines.
+// rawConsole stops the terminal from echoing and from touching what is sent; it still hands over
+// whole lines.
 func rawConsole(con *os.File) error {
 	var t syscall.Termios
 	if err := ioctl(con.Fd(), syscall.TCGETS, uintptr(unsafe.Pointer(&t))); err != nil {

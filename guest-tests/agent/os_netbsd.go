@@ -48,8 +48,8 @@ func init() {
 	commands["umount"] = command{usage: "DIR", words: 1, run: func(p params) (string, error) { return "", syscall.Unmount(p.words[0], 0) }}
 }
 
-// setup takes the console. NetBSD's kernel starts the first process with no descriptors; the runtime has put
-// /dev/null on the standard ones.
+// setup takes the console. NetBSD's kernel starts the first process with no descriptors; the
+// runtime has put /dev/null on the standard ones.
 func setup() (*os.File, error) {
 	con, err := os.OpenFile("/dev/console", os.O_RDWR, 0)
 	if err != nil {
@@ -61,15 +61,15 @@ func setup() (*os.File, error) {
 	return con, err
 }
 
-// wantShell looks for the file that guest-tests/internal/netbsd puts there: the kernel hands over no words of its
-// command line.
+// wantShell looks for the file that guest-tests/internal/netbsd puts there: the kernel hands over
+// no words of its command line.
 func wantShell() bool {
 	_, err := os.Stat("/interactive")
 	return err == nil
 }
 
-// shell takes commands from a person. They are the agent's own: no other program is there. It returns only when
-// there is nothing more to read.
+// shell takes commands from a person. They are the agent's own: no other program is there. It
+// returns only when there is nothing more to read.
 func shell(con *os.File) error {
 	fmt.Fprintf(con, "\n%s. No shell here: type help for what there is, poweroff to end.\n", system())
 	in := bufio.NewScanner(con)
@@ -114,7 +114,8 @@ func drain(con *os.File) { terminalDrain(con) }
 
 func syncAll() error { return syscall.Sync() }
 
-// pin does nothing: an unprivileged affinity needs a set of its own on NetBSD, and ld(4) has one queue.
+// pin does nothing: an unprivileged affinity needs a set of its own on NetBSD, and ld(4) has one
+// queue.
 func pin(int) {}
 
 func alignedBuffer(n int) ([]byte, func(), error) {

@@ -35,8 +35,8 @@ func reboot(how int) {
 	call(syscall.SYS_REBOOT, uintptr(how), uintptr(unsafe.Pointer(&none)), 0, 0, 0)
 }
 
-// driverControl does what drvctl(8) does. Both commands begin with a device's name in 16 bytes; the rest of the
-// rescan's argument (interface attribute, locators) is zero, which means everything.
+// driverControl does what drvctl(8) does. Both commands begin with a device's name in 16 bytes; the
+// rest of the rescan's argument (interface attribute, locators) is zero, which means everything.
 func driverControl(cmd uintptr, name string) error {
 	f, err := os.OpenFile("/dev/drvctl", os.O_RDWR, 0)
 	if err != nil {

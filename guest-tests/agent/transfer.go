@@ -39,8 +39,8 @@ type job struct {
 	max   int          // the longest extent
 }
 
-// transfer reads or writes a range of a file or disk in pieces, by several workers, each on a CPU of its own.
-// Every byte of the range is transferred exactly once.
+// transfer reads or writes a range of a file or disk in pieces, by several workers, each on a CPU
+// of its own. Every byte of the range is transferred exactly once.
 func transfer(p params, kind transferKind) (string, error) {
 	name := device(p.words[0])
 	size, err := sizeOf(name)
@@ -106,7 +106,8 @@ func transfer(p params, kind transferKind) (string, error) {
 	return fmt.Sprintf("%d bytes in %d pieces", n, len(extents)), nil
 }
 
-// cut divides a range into pieces of bs bytes, or, where bs is a range itself, of lengths between its bounds.
+// cut divides a range into pieces of bs bytes, or, where bs is a range itself, of lengths between
+// its bounds.
 func cut(off, size int64, bs string, seed uint64) ([]extent, error) {
 	low, high, ranged := strings.Cut(bs, "-")
 	lo, err := number(low)
@@ -140,8 +141,8 @@ func cut(off, size int64, bs string, seed uint64) ([]extent, error) {
 	return list, nil
 }
 
-// share deals the pieces out to workers: each has a part of its own, in a row, or each its share of all of them
-// in disorder.
+// share deals the pieces out to workers: each has a part of its own, in a row, or each its share of
+// all of them in disorder.
 func share(list []extent, workers int, random bool, seed uint64) [][]extent {
 	if random {
 		rand.New(rand.NewPCG(seed, 2)).Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })

@@ -45,9 +45,6 @@ func columns(line string) (n int) {
 var stillWide = []string{
 	"cmd/vdev",
 	"guest-tests",
-	"guest-tests/agent",
-	"guest-tests/internal/nbdlog",
-	"guest-tests/internal/proxy",
 	"guest-tests/internal/vm",
 	"guest-tests/playground",
 	"internal/bench/child",

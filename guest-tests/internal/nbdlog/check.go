@@ -8,15 +8,17 @@ import (
 	"vdev/guest-tests/internal/pattern"
 )
 
-// What the agent's load (guest-tests/agent/load.go) puts on a disk: slots, with a pattern whose seed is a version, and journals.
+// What the agent's load (guest-tests/agent/load.go) puts on a disk: slots, with a pattern whose
+// seed is a version, and journals.
 const (
 	journalMagic = 0x6c616e72756f6a76
 	journalHead  = 32
 	epochShift   = 24
 )
 
-// version tells how old a block at a byte of the disk is, beside others of that place: a larger number is newer. 0: it does not say. No
-// load was before epoch 1, so that the patterns of other commands, whose seeds are small, are of no version.
+// version tells how old a block at a byte of the disk is, beside others of that place: a larger
+// number is newer. 0: it does not say. No load was before epoch 1, so that the patterns of other
+// commands, whose seeds are small, are of no version.
 func version(block []byte, off int64) uint64 {
 	le := binary.LittleEndian
 	if le.Uint64(block) == journalMagic {
@@ -53,9 +55,10 @@ func blocks(data []byte, off int64) []block {
 	return list
 }
 
-// checker holds a client to the order of writes. The server may carry out a write at any time between the client's sending it and its
-// getting the answer, or learning that the server has ended the connection: so it must not have two that put different things into one block, and none that is
-// older than one it has had.
+// checker holds a client to the order of writes. The server may carry out a write at any time
+// between the client's sending it and its getting the answer, or learning that the server has ended
+// the connection: so it must not have two that put different things into one block, and none that
+// is older than one it has had.
 type checker struct {
 	owed   map[int64][]*request // writes that are not answered, by block
 	newest map[int64]block
@@ -63,8 +66,8 @@ type checker struct {
 
 func newChecker() checker { return checker{map[int64][]*request{}, map[int64]block{}} }
 
-// begin takes note of a write that the client has sent, and says what is wrong with it, and how many of its blocks the server has, or
-// has had, just so: those were asked for a second time.
+// begin takes note of a write that the client has sent, and says what is wrong with it, and how
+// many of its blocks the server has, or has had, just so: those were asked for a second time.
 func (c *checker) begin(r *request) (repeated int, wrong string) {
 	first := r.off / pattern.BlockSize
 	for i, b := range r.blocks {

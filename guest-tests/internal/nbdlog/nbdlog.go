@@ -1,11 +1,14 @@
-// Package nbdlog stands between an NBD client and its server, writes down what passes, and holds the client to the order of its writes.
+// Package nbdlog stands between an NBD client and its server, writes down what passes, and holds
+// the client to the order of its writes.
 //
-// The log is like blktrace's: a line for each step of a request, with the time in seconds, the connection and the step: Q, the client
-// has sent it; D, it goes to the server; A, the server has answered; C, the answer goes to the client.
+// The log is like blktrace's: a line for each step of a request, with the time in seconds, the
+// connection and the step: Q, the client has sent it; D, it goes to the server; A, the server has
+// answered; C, the answer goes to the client.
 //
-// What the client sends is read at once, whatever becomes of it, so that the log tells when it was sent. The line can be stopped and slowed
-// down, and cut: then the server sees the end of the connection, and the client learns of it when the server has closed its side,
-// which it does when it has nothing more to do on it. TRIM and WRITE_ZEROES are written down, but not checked.
+// What the client sends is read at once, whatever becomes of it, so that the log tells when it was
+// sent. The line can be stopped and slowed down, and cut: then the server sees the end of the
+// connection, and the client learns of it when the server has closed its side, which it does when
+// it has nothing more to do on it. TRIM and WRITE_ZEROES are written down, but not checked.
 //
 // Lock order: source.mu, then Proxy.mu.
 package nbdlog
@@ -95,7 +98,8 @@ func (r *request) String() string {
 	return s
 }
 
-// Listen makes a proxy at socket for the server that listens at server, now or later, and writes the log to a file.
+// Listen makes a proxy at socket for the server that listens at server, now or later, and writes
+// the log to a file.
 func Listen(socket, server, log string) (*Proxy, error) {
 	f, err := os.Create(log)
 	if err != nil {
@@ -140,8 +144,8 @@ func (p *Proxy) Report() Report {
 // Stop lets nothing more pass, on no connection, until Go.
 func (p *Proxy) Stop() { p.set(func() { p.stopped = true }) }
 
-// Hold keeps what the client sends on the connections that there are from the server, until Go. Answers pass, and so does everything on
-// new connections.
+// Hold keeps what the client sends on the connections that there are from the server, until Go.
+// Answers pass, and so does everything on new connections.
 func (p *Proxy) Hold() {
 	p.set(func() {
 		for _, c := range p.conns {
@@ -279,8 +283,8 @@ type conn struct {
 
 	flight map[uint64]*request // not answered, by cookie
 	cut    bool
-	// marks are places in what the client sends: from the first to the second it must send no request, from the third to the
-	// fourth, and so on.
+	// marks are places in what the client sends: from the first to the second it must send no
+	// request, from the third to the fourth, and so on.
 	marks []int64
 }
 
@@ -387,7 +391,8 @@ func (c *conn) requests(r *bufio.Reader, extended bool) {
 		switch {
 		case c.cut:
 		case err != nil && len(raw) > 0:
-			// It may end within a request, by the other side or, when the server has gone, by this one.
+			// It may end within a request, by the other side or, when the server has gone, by this
+			// one.
 			if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, net.ErrClosed) {
 				p.findLocked("connection %d: %v", c.number, err)
 			}

@@ -9,7 +9,8 @@ import (
 	"net"
 )
 
-// The numbers of the protocol: doc/proto.md of the NetworkBlockDevice project. Everything is big-endian.
+// The numbers of the protocol: doc/proto.md of the NetworkBlockDevice project. Everything is
+// big-endian.
 const (
 	greetingSize  = 18 // NBDMAGIC, IHAVEOPT, handshake flags
 	optHead       = 16 // IHAVEOPT, option, length
@@ -62,8 +63,8 @@ func commandName(cmd uint16) string {
 // errNoTransmission says that a handshake has ended in good order, and without a disk.
 var errNoTransmission = errors.New("the client does not go on")
 
-// shake hands on a handshake, and tells whether requests have extended headers. from reads what the client sends, back what the server
-// sends.
+// shake hands on a handshake, and tells whether requests have extended headers. from reads what the
+// client sends, back what the server sends.
 func shake(from, back *bufio.Reader, client, server net.Conn) (extended bool, err error) {
 	pass := func(r io.Reader, to io.Writer, n int) ([]byte, error) {
 		if n > maxPayload {
@@ -134,7 +135,8 @@ type header struct {
 	off, length int64
 }
 
-// readRequest reads one request, whole: its header and all its bytes. An error comes with what of it there was.
+// readRequest reads one request, whole: its header and all its bytes. An error comes with what of
+// it there was.
 func readRequest(r io.Reader, extended bool) (h header, raw []byte, err error) {
 	be := binary.BigEndian
 	size, magic := requestSize, uint32(requestMagic)
@@ -172,7 +174,8 @@ type answer struct {
 	done   bool
 }
 
-// readAnswer reads a reply, or a chunk of one, whole. length gives how many bytes come with a simple reply that is good.
+// readAnswer reads a reply, or a chunk of one, whole. length gives how many bytes come with a
+// simple reply that is good.
 func readAnswer(r io.Reader, length func(cookie uint64) int64) (a answer, raw []byte, err error) {
 	be := binary.BigEndian
 	raw = make([]byte, simpleSize, structuredSize)

@@ -1,12 +1,14 @@
-// Package proxy stands between QEMU and a vhost-user back-end. It hands on every message and descriptor, and keeps
-// what it takes to hold the back-end to its word: guest memory mapped, the places of the rings, the in-flight region,
-// and an eventfd of its own in place of each call eventfd.
+// Package proxy stands between QEMU and a vhost-user back-end. It hands on every message and
+// descriptor, and keeps what it takes to hold the back-end to its word: guest memory mapped, the
+// places of the rings, the in-flight region, and an eventfd of its own in place of each call
+// eventfd.
 //
-// When the back-end answers GET_VRING_BASE, the answer is held back for a while. QEMU waits for it and the ring is
-// stopped: nobody but the back-end would write to the ring's used part or to the buffers of requests that are still
-// under way. Those are filled with a pattern, looked at again, and given their contents back. When QEMU has gone and the
-// back-end has closed its side, nobody at all may write to guest memory; all of it is looked at twice. Whoever knows
-// that a machine is paused can ask for the same with Freeze.
+// When the back-end answers GET_VRING_BASE, the answer is held back for a while. QEMU waits for it
+// and the ring is stopped: nobody but the back-end would write to the ring's used part or to the
+// buffers of requests that are still under way. Those are filled with a pattern, looked at again,
+// and given their contents back. When QEMU has gone and the back-end has closed its side, nobody at
+// all may write to guest memory; all of it is looked at twice. Whoever knows that a machine is
+// paused can ask for the same with Freeze.
 //
 // Lock order: session.mu, then Proxy.mu.
 package proxy
@@ -92,11 +94,13 @@ func Listen(socket, backend string) (*Proxy, error) {
 	return p, p.Up()
 }
 
-// Down keeps front-ends from connecting, as they cannot connect to a back-end that is not there: QEMU 7.2 does not try
-// again after a connection that was closed at once. A connection that there is stays. Up undoes it.
+// Down keeps front-ends from connecting, as they cannot connect to a back-end that is not there:
+// QEMU 7.2 does not try again after a connection that was closed at once. A connection that there
+// is stays. Up undoes it.
 func (p *Proxy) Down() { p.listener.Close() }
 
-// Up waits for the end of the connection that there was before Down, which the back-end's end has ended.
+// Up waits for the end of the connection that there was before Down, which the back-end's end has
+// ended.
 func (p *Proxy) Up() error {
 	p.served.Wait()
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: p.socket, Net: "unix"})
@@ -119,16 +123,17 @@ func (p *Proxy) Close() {
 	p.served.Wait()
 }
 
-// Hold sets for how long each answer to GET_VRING_BASE is held back, and what is called at the beginning of that time;
-// nil is nothing.
+// Hold sets for how long each answer to GET_VRING_BASE is held back, and what is called at the
+// beginning of that time; nil is nothing.
 func (p *Proxy) Hold(d time.Duration, stopped func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.hold, p.stopped = d, stopped
 }
 
-// Rings has fn be told of the start of each ring, before the back-end is, and that the last one has stopped, before the front-end is; where
-// the front-end has gone, they have stopped when the back-end has closed its side. nil is nothing. fn must not call the Proxy.
+// Rings has fn be told of the start of each ring, before the back-end is, and that the last one has
+// stopped, before the front-end is; where the front-end has gone, they have stopped when the
+// back-end has closed its side. nil is nothing. fn must not call the Proxy.
 func (p *Proxy) Rings(fn func(run bool)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -157,8 +162,8 @@ func (p *Proxy) Report() Report {
 	return r
 }
 
-// Freeze says that the machine is paused, its rings are stopped, and will be until thaw is called: thaw says how many
-// bytes of guest memory have changed meanwhile, as a finding and as its result.
+// Freeze says that the machine is paused, its rings are stopped, and will be until thaw is called:
+// thaw says how many bytes of guest memory have changed meanwhile, as a finding and as its result.
 func (p *Proxy) Freeze() (thaw func() (int, error), err error) {
 	p.mu.Lock()
 	s := p.now

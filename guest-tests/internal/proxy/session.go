@@ -58,7 +58,8 @@ type call struct {
 	theirs *sys.FD
 }
 
-// inflight is the region of SET_INFLIGHT_FD, as vdev lays it out: one part for each queue, each a multiple of 64 bytes.
+// inflight is the region of SET_INFLIGHT_FD, as vdev lays it out: one part for each queue, each a
+// multiple of 64 bytes.
 type inflight struct {
 	mem    []byte
 	queues int
@@ -132,7 +133,8 @@ func (s *session) shut() {
 	s.back.Close()
 }
 
-// run hands messages on until one of the sides has gone, and returns when nothing of the session moves any more.
+// run hands messages on until one of the sides has gone, and returns when nothing of the session
+// moves any more.
 func (s *session) run() {
 	ended := make(chan struct{})
 	var left atomic.Bool // the front-end has gone, and first
@@ -183,7 +185,8 @@ func (s *session) run() {
 // exitLimit is how long QEMU may take to exit once it has closed its connection, if it does exit.
 const exitLimit = time.Second
 
-// gone waits until the front-end's process is no more. It may live on: a device can be taken out with its chardev.
+// gone waits until the front-end's process is no more. It may live on: a device can be taken out
+// with its chardev.
 func (s *session) gone() bool {
 	for begin := time.Now(); time.Since(begin) < exitLimit; time.Sleep(5 * time.Millisecond) {
 		if syscall.Kill(s.pid, 0) != nil {
@@ -193,7 +196,8 @@ func (s *session) gone() bool {
 	return false
 }
 
-// ended watches guest memory after the connection's end, which the back-end has handled: it has closed its side.
+// ended watches guest memory after the connection's end, which the back-end has handled: it has
+// closed its side.
 func (s *session) ended() {
 	p := s.proxy
 	p.mu.Lock()
@@ -478,7 +482,8 @@ func (s *session) startedLocked() bool {
 	return false
 }
 
-// completed counts the used elements of the session. Rings count modulo 65536, so it must be asked often enough.
+// completed counts the used elements of the session. Rings count modulo 65536, so it must be asked
+// often enough.
 func (s *session) completed() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -32,7 +32,8 @@ func (w *watch) bytes() (n int) {
 
 const poison = 0xa5
 
-// watch prepares the look at a stopped ring: the used part as it is, and the buffers of what is under way, poisoned.
+// watch prepares the look at a stopped ring: the used part as it is, and the buffers of what is
+// under way, poisoned.
 func (s *session) watch(index uint32, r *ring) *watch {
 	w := &watch{ring: index}
 	if used, ok := s.usedArea(r); ok {
@@ -78,8 +79,9 @@ func (w *watch) look(p *Proxy) {
 	}
 }
 
-// underWay returns the heads that the driver has made available and not got back. Those recorded in flight are known;
-// without a region, of the ring's last entries those that are not among the last used elements.
+// underWay returns the heads that the driver has made available and not got back. Those recorded in
+// flight are known; without a region, of the ring's last entries those that are not among the last
+// used elements.
 func (s *session) underWay(index uint32, r *ring) []uint16 {
 	avail, ok := s.user(r.addr.Avail, 6+2*int(r.num))
 	used, ok2 := s.usedArea(r)
@@ -96,9 +98,9 @@ func (s *session) underWay(index uint32, r *ring) []uint16 {
 	if s.inflight != nil {
 		heads = s.inflight.marked(int(index))
 	}
-	// Of the newest entries, half a ring of them, those heads that were made available more often than used. An element
-	// of the used ring is gone after a whole ring, so that none of these can be missing as long as less than half a ring
-	// is under way.
+	// Of the newest entries, half a ring of them, those heads that were made available more often
+	// than used. An element of the used ring is gone after a whole ring, so that none of these can
+	// be missing as long as less than half a ring is under way.
 	if pending > num/2 {
 		return heads
 	}
@@ -175,8 +177,8 @@ var (
 	zeroPage = maphash.Bytes(hashSeed, make([]byte, pageSize))
 )
 
-// snapshot returns a hash of each page of guest memory that was ever used. It does not touch the others, which would
-// make them.
+// snapshot returns a hash of each page of guest memory that was ever used. It does not touch the
+// others, which would make them.
 func (s *session) snapshot() (map[page]uint64, error) {
 	pages := map[page]uint64{}
 	for _, r := range s.regions {
