@@ -5,7 +5,7 @@
 //	GET  /v1/devices                     Devices
 //	GET  /v1/status                      Status
 //	GET  /v1/trace                       Trace
-//	GET  /v1/trace/follow?since=SEQ      trace.Event, one a line, as they come, until either side ends it
+//	GET  /v1/trace/follow?since=SEQ      trace.Event, one a line, until either side ends it
 //	GET  /v1/faults                      Faults
 //	POST /v1/faults          Rules       IDs: puts rules in force, all or none of them
 //	POST /v1/faults/clear    IDs         takes rules out of force; without ids all of them

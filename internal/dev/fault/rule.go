@@ -189,7 +189,7 @@ const ruleMaxLen = 1 << 10
 //	error:write:errno=ENOSPC:skip=1000        from the 1001st on
 //	error:cancel                              d_cancel answers ENODEV
 //	short:read:bytes=512                      no more than 512 bytes; without bytes, some
-//	crash:write:skip=99:count=1:keep=0.5:off  at the 100th, with half of what is in the cache; then all fails
+//	crash:write:skip=99:count=1:keep=0.5:off  at the 100th, with half of the cache; then all fails
 //
 // "any" stands for read+write+flush+discard+zeroes. Errors name what is wrong and wrap EINVAL.
 func ParseRule(s string) (Rule, error) {
