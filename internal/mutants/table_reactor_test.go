@@ -286,6 +286,17 @@ var _ = add("reactor", []mutant{
 		to:   "if r.Now()-t.begun < 0*slowRead+0*time",
 		by:   tests{in: "./internal/reactor", run: "TestReadsThatHadToWaitAreLeftToTheEngine$"},
 	},
+	{
+		what: "any number of reads are taken on trust", file: inlineGo,
+		from: "f.trust = mostTimed - t.reads",
+		to:   "f.trust = 1 << 20",
+		by:   tests{in: "./internal/reactor", run: "TestReadsThatBeginToWaitAreSoonLeftToTheEngine$"},
+	},
+	{
+		what: "the clock is looked at for each read", file: inlineGo,
+		from: "\t\tf.trust = mostTimed - t.reads\n", to: "",
+		by: tests{in: "./internal/reactor", run: "TestTheClockIsLookedAtForEightReads$"},
+	},
 
 	// Turns of owners.
 	{

@@ -14,6 +14,7 @@ type file struct {
 	buffered bool
 	// waits: reads know no RWF_NOWAIT.
 	waits  bool
+	trust  int // how many such reads may be made without a look at the clock
 	reads  skip
 	begun  int           // transfers by the page cache that the engine has
 	stuck  int           // calls that threads are still in, who lost the reactor over them

@@ -146,7 +146,8 @@ type reading struct {
 	begun time.Duration
 }
 
-// mostTimed is how many reads have their time taken together, at most.
+// mostTimed is how many reads follow one look at the clock, at most. Where a run has fewer and was
+// quick, as many are taken on trust, and need no look.
 const mostTimed = 8
 
 // readWaiting makes a read of a file that knows no RWF_NOWAIT. It is false where the reactor was
@@ -159,32 +160,47 @@ func (r *Reactor) readWaiting(o *op, f *file) (kept bool) {
 		o.start()
 		return true
 	}
-	if t := &r.reading; t.reads == mostTimed || t.fd != o.fd {
+	t := &r.reading
+	looked := t.reads == mostTimed || t.reads > 0 && t.fd != o.fd
+	if looked {
 		r.haveRead()
 	}
-	if r.reading.reads == 0 {
-		r.reading = reading{fd: o.fd, begun: r.Now()}
+	trusted := false
+	switch {
+	case t.reads > 0: // it is one of those
+	case f.trust > 0:
+		f.trust--
+		trusted = true
+	case looked:
+		*t = reading{fd: o.fd, begun: r.clock}
+	default:
+		*t = reading{fd: o.fd, begun: r.Now()}
 	}
 	n, errno, kept := r.call(o, r.calls.readWaiting)
 	if !kept {
 		return false
 	}
-	r.reading.reads++
-	r.reading.bytes += n
+	if !trusted {
+		t.reads++
+		t.bytes += n
+	}
 	o.ended(n, errno)
 	return true
 }
 
-// haveRead says that something else than reads without RWF_NOWAIT comes next.
+// haveRead says that something else than reads without RWF_NOWAIT comes next. It looks at the clock
+// where there were some.
 func (r *Reactor) haveRead() {
 	t := &r.reading
 	if t.reads == 0 {
 		return
 	}
+	f := &r.files[t.fd]
 	if r.Now()-t.begun > slowRead+time.Duration(t.reads)*time.Microsecond+time.Duration(t.bytes) {
-		r.files[t.fd].reads.failed()
+		f.reads.failed()
 	} else {
-		r.files[t.fd].reads.worked()
+		f.reads.worked()
+		f.trust = mostTimed - t.reads
 	}
 	t.reads = 0
 }

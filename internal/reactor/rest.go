@@ -9,9 +9,9 @@ import (
 // awaited is a driver's reply to what it was shown, which is new requests in place of those that
 // have ended.
 type awaited struct {
-	due      bool      // the last look was for one
-	requests uint32    // Reactor.requests when it was looked for first
-	since    time.Time // when that was
+	due      bool          // the last look was for one
+	requests uint32        // Reactor.requests when it was looked for first
+	since    time.Duration // when that was, by clock
 }
 
 // linger looks for work for the adapted time, without asking for notification, and tells whether it
@@ -32,16 +32,17 @@ func (r *Reactor) linger() (worked bool, lost *op) {
 	if most <= 0 || r.active.n == 0 {
 		return false, nil
 	}
-	start := time.Now()
-	until := start.Add(most)
+	start := r.Now()
+	until := start + most
 	if r.reply.due {
 		if r.reply.requests != r.requests {
 			r.reply.requests, r.reply.since = r.requests, start
 		}
-		until = r.reply.since.Add(most)
+		until = r.reply.since + most
 	}
 	for {
-		for range 8 {
+		// The last of these rounds begins with a look at the clock.
+		for again := true; again; again = r.rounds%clockRounds != 0 {
 			if r.hasPosted.Load() {
 				worked = true
 			} else {
@@ -55,9 +56,8 @@ func (r *Reactor) linger() (worked bool, lost *op) {
 				return true, nil
 			}
 		}
-		now := time.Now()
-		r.looked = now.Sub(start)
-		if !now.Before(until) {
+		r.looked = r.clock - start
+		if r.clock >= until {
 			r.idled += r.looked
 			return false, nil
 		}
