@@ -118,7 +118,7 @@ func newTracker(cfg *Config, used, avail uint16) (*tracker, []suspended, error) 
 	sortSuspended(list)
 	for i := range list {
 		t.counter = list[i].seq + 1
-		list[i].seq = uint64(used) + uint64(i)
+		list[i].seq = uint64(i) // below firstFetched
 	}
 	return t, list, nil
 }

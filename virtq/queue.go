@@ -71,8 +71,6 @@ type Queue struct {
 
 	suspended []suspended // in order of fetching, unless unsorted
 	unsorted  bool
-	// number of the first chain that this Queue fetched; an inherited one has a lower number
-	first uint64
 
 	view guestmem.View // of gen.mem
 	gen  *generation   // the current one
@@ -102,21 +100,20 @@ func New(mem *Memory, cfg Config) (*Queue, error) {
 	// Before the reference is taken: this may fault, and the caller recover.
 	word := ring.usedWord.Load()
 	used := uint16(word >> 16)
-	next := uint64(cfg.Base)
+	next := firstFetched + uint64(cfg.Base)
 	var track *tracker
 	var inherited []suspended
 	if cfg.Inflight != nil {
 		if track, inherited, err = newTracker(&cfg, used, ring.availIdx.Load()); err != nil {
 			return nil, err
 		}
-		next = uint64(used) + uint64(len(inherited))
+		next = firstFetched + uint64(used) + uint64(len(inherited))
 	}
 	mem.Retain()
 	q := &Queue{
 		ring:      ring,
 		track:     track,
 		next:      next,
-		first:     next,
 		suspended: inherited,
 		availIdx:  uint16(next),
 		usedNext:  used,

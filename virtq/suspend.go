@@ -12,6 +12,10 @@ type suspended struct {
 	head uint16
 }
 
+// firstFetched is more than the number of any inherited chain, and no more than that of any chain
+// that a Queue fetches itself.
+const firstFetched = 1 << 16
+
 func sortSuspended(list []suspended) {
 	slices.SortStableFunc(list, func(a, b suspended) int { return cmp.Compare(a.seq, b.seq) })
 }
@@ -89,8 +93,8 @@ func (q *Queue) Unpop(c *Chain) {
 
 // newest tells whether the chain with this number was the last to be fetched, by this Queue: then
 // its entry of the available ring is the one before the next. What an inherited chain's is the
-// region does not tell, since later ones may have been pushed.
-func (q *Queue) newest(seq uint64) bool { return seq+1 == q.next && seq >= q.first }
+// region does not tell, since later ones may have been pushed: it is never the newest.
+func (q *Queue) newest(seq uint64) bool { return seq+1 == q.next }
 
 // unfetch returns the newest chain to the available ring.
 func (q *Queue) unfetch(head uint16) {

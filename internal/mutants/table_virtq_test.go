@@ -27,15 +27,15 @@ var _ = add("virtq", []mutant{
 		by:   tests{in: "./virtq", run: "TestTheHeadOfASuspendedChainIsNotTheDrivers$"},
 	},
 	{
-		what: "an inherited chain goes back to the available ring", file: suspendGo,
-		from: " && seq >= q.first }",
-		to:   " }",
+		what: "an inherited chain goes back to the available ring", file: "virtq/inflight.go",
+		from: "list[i].seq = uint64(i) //",
+		to:   "list[i].seq = firstFetched + uint64(used) + uint64(i) //",
 		by:   tests{in: "./virtq", run: "TestInheritedChainsAreNotGivenBackToTheRing$"},
 	},
 	{
 		what: "what was overtaken goes back to the available ring", file: suspendGo,
-		from: "{ return seq+1 == q.next &&",
-		to:   "{ return",
+		from: "{ return seq+1 == q.next }",
+		to:   "{ return seq >= firstFetched }",
 		by:   tests{in: "./virtq", run: "TestUnfetchGivesBackWhatNothingNewerOvertook$"},
 	},
 	{
