@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"vdev/guest-tests/internal/vm"
+	"vdev/internal/child"
 )
 
 // endLimit is how long a back-end may take to end once it was asked to, before it counts as hanging.
@@ -23,12 +24,11 @@ const endLimit = 30 * time.Second
 
 // backend is a vhost-user back-end that runs.
 type backend struct {
-	socket string
-	log    string // file with what it writes
-	cmd    *exec.Cmd
-	exited chan struct{}
-	status error
-	killed bool // by the script, which then does not expect a good end
+	socket  string
+	log     string // file with what it writes
+	cmd     *exec.Cmd
+	process *child.Process
+	killed  bool // by the script, which then does not expect a good end
 
 	foreign   bool // not vdev: how it ends is not our business
 	beside    bool // not under test at all: it serves what is, such as an NBD server
@@ -123,25 +123,20 @@ func startBackend(ctx context.Context, cmd *exec.Cmd, dir, socket, log string) (
 		return nil, err
 	}
 	defer f.Close()
-	b := &backend{socket: socket, log: log, cmd: cmd, exited: make(chan struct{}), inherited: len(cmd.ExtraFiles) > 0}
+	b := &backend{socket: socket, log: log, cmd: cmd, inherited: len(cmd.ExtraFiles) > 0}
 	cmd.Dir = dir
 	cmd.Stdout, cmd.Stderr = f, f
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	err = cmd.Start()
+	b.process, err = child.Start(cmd, syscall.SIGKILL)
 	for _, f := range cmd.ExtraFiles {
 		f.Close()
 	}
 	if err != nil {
 		return nil, err
 	}
-	go func() {
-		b.status = cmd.Wait()
-		close(b.exited)
-	}()
 	for !listening(socket) {
 		select {
-		case <-b.exited:
-			return nil, fmt.Errorf("%s ended before it listened: %v\n%s", cmd.Args[0], b.status, b.tail(20))
+		case <-b.process.Ended():
+			return nil, fmt.Errorf("%s ended before it listened: %v\n%s", cmd.Args[0], b.process.Err(), b.tail(20))
 		case <-ctx.Done():
 			b.kill()
 			return nil, fmt.Errorf("%s does not listen: %w\n%s", cmd.Args[0], context.Cause(ctx), b.tail(20))
@@ -176,12 +171,12 @@ func (b *backend) stop() error {
 	}
 	b.cmd.Process.Signal(syscall.SIGTERM)
 	select {
-	case <-b.exited:
+	case <-b.process.Ended():
 	case <-time.After(endLimit):
 		// SIGABRT makes a Go program print what its goroutines do.
 		b.cmd.Process.Signal(syscall.SIGABRT)
 		select {
-		case <-b.exited:
+		case <-b.process.Ended():
 		case <-time.After(5 * time.Second):
 		}
 		b.kill()
@@ -189,8 +184,8 @@ func (b *backend) stop() error {
 	}
 	b.gone()
 	var errs []error
-	if b.status != nil {
-		errs = append(errs, fmt.Errorf("%s ended with %w", b.cmd.Args[0], b.status))
+	if b.process.Err() != nil {
+		errs = append(errs, fmt.Errorf("%s ended with %w", b.cmd.Args[0], b.process.Err()))
 	}
 	if err := syscall.Kill(-b.cmd.Process.Pid, 0); err == nil {
 		syscall.Kill(-b.cmd.Process.Pid, syscall.SIGKILL)
@@ -233,7 +228,7 @@ func (b *backend) crash() {
 	}
 	b.gone()
 	syscall.Kill(-b.cmd.Process.Pid, syscall.SIGKILL)
-	<-b.exited
+	<-b.process.Ended()
 }
 
 func (b *backend) tail(n int) string {
@@ -247,7 +242,7 @@ func (b *backend) awaitLog(ctx context.Context, re *regexp.Regexp) error {
 	for {
 		ended := false
 		select {
-		case <-b.exited:
+		case <-b.process.Ended():
 			ended = true
 		default:
 		}

@@ -52,7 +52,7 @@ func startSeveral(w *world, args []string) (string, error) {
 	}
 	whole := w.backends[name]
 	for i, device := range devices {
-		part := &backend{name: device, of: name, whole: whole, socket: sockets[i], log: whole.log, cmd: whole.cmd, exited: whole.exited}
+		part := &backend{name: device, of: name, whole: whole, socket: sockets[i], log: whole.log, cmd: whole.cmd, process: whole.process}
 		whole.parts = append(whole.parts, part)
 		w.backends[device] = part
 	}

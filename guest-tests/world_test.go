@@ -202,8 +202,8 @@ func (w *world) context() (context.Context, context.CancelFunc) {
 		}
 		go func() {
 			select {
-			case <-b.exited:
-				stop(fmt.Errorf("back-end %s has ended: %v", name, b.status))
+			case <-b.process.Ended():
+				stop(fmt.Errorf("back-end %s has ended: %v", name, b.process.Err()))
 			case <-ctx.Done():
 			}
 		}()

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"vdev/internal/child"
 	"vdev/vhostuser"
 	"vdev/vhostuser/vhostusertest"
 	"vdev/virtq"
@@ -29,7 +30,7 @@ type process struct {
 	t      *testing.T
 	cmd    *exec.Cmd
 	stderr *transcript
-	ended  chan struct{} // closed when it has ended
+	ended  <-chan struct{} // closed when it has ended
 }
 
 // transcript is what a process has written so far.
@@ -65,15 +66,13 @@ func start(t *testing.T, files []*os.File, args ...string) *process {
 // startCommand is start for a command that is vdev, or becomes it.
 func startCommand(t *testing.T, cmd *exec.Cmd) *process {
 	t.Helper()
-	p := &process{t: t, cmd: cmd, stderr: &transcript{more: make(chan struct{})}, ended: make(chan struct{})}
+	p := &process{t: t, cmd: cmd, stderr: &transcript{more: make(chan struct{})}}
 	p.cmd.Stderr = p.stderr
-	if err := p.cmd.Start(); err != nil {
+	c, err := child.Start(p.cmd, syscall.SIGKILL)
+	if err != nil {
 		t.Fatal(err)
 	}
-	go func() {
-		_ = p.cmd.Wait()
-		close(p.ended)
-	}()
+	p.ended = c.Ended()
 	t.Cleanup(func() {
 		_ = p.cmd.Process.Kill()
 		<-p.ended

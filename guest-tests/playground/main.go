@@ -21,6 +21,7 @@ import (
 	"vdev/guest-tests/internal/initrd"
 	"vdev/guest-tests/internal/netbsd"
 	"vdev/guest-tests/internal/vm"
+	"vdev/internal/child"
 )
 
 const usage = `Boots a guest on a disk that vdev serves; what vdev does for it is shown beside.
@@ -209,21 +210,19 @@ func makeDisk(image string) error {
 
 // vdev is the back-end as it runs.
 type vdev struct {
-	socket string
-	cmd    *exec.Cmd
-	exited chan struct{}
-	status error
+	socket  string
+	cmd     *exec.Cmd
+	process *child.Process
 }
 
 func (o *options) startVdev(dir string, s *screen) (*vdev, error) {
-	v := &vdev{socket: filepath.Join(dir, "vdev.sock"), exited: make(chan struct{})}
+	v := &vdev{socket: filepath.Join(dir, "vdev.sock")}
 	disk := []string{"--blk-file", o.image}
 	if o.control != "" {
 		// A comma in a name is doubled in the options of a driver.
 		disk = []string{"--driver", "fault,lower=vnd,file=" + strings.ReplaceAll(o.image, ",", ",,"), "--control", o.control}
 	}
 	v.cmd = exec.Command(filepath.Join(o.bin, "vdev"), append([]string{"blk", "--socket-path", v.socket, "--trace"}, disk...)...)
-	v.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	var log io.Writer = &logWriter{screen: s, all: o.trace}
 	if o.log != "" {
 		f, err := os.Create(o.log)
@@ -234,13 +233,10 @@ func (o *options) startVdev(dir string, s *screen) (*vdev, error) {
 		log = f
 	}
 	v.cmd.Stdout, v.cmd.Stderr = log, log
-	if err := v.cmd.Start(); err != nil {
+	var err error
+	if v.process, err = child.Start(v.cmd, syscall.SIGKILL); err != nil {
 		return nil, err
 	}
-	go func() {
-		v.status = v.cmd.Wait()
-		close(v.exited)
-	}()
 	return v, nil
 }
 
@@ -251,7 +247,7 @@ func (v *vdev) listening(ctx context.Context) error {
 			return nil
 		}
 		select {
-		case <-v.exited:
+		case <-v.process.Ended():
 			return errors.New("vdev has ended before it served anything")
 		case <-ctx.Done():
 			return ctx.Err()
@@ -263,14 +259,14 @@ func (v *vdev) listening(ctx context.Context) error {
 func (v *vdev) stop() error {
 	v.cmd.Process.Signal(syscall.SIGTERM)
 	select {
-	case <-v.exited:
+	case <-v.process.Ended():
 	case <-time.After(10 * time.Second):
 		v.cmd.Process.Kill()
-		<-v.exited
+		<-v.process.Ended()
 		return errors.New("vdev did not end when asked to")
 	}
-	if v.status != nil {
-		return fmt.Errorf("vdev: %w", v.status)
+	if err := v.process.Err(); err != nil {
+		return fmt.Errorf("vdev: %w", err)
 	}
 	return nil
 }

@@ -11,7 +11,7 @@ import (
 	"slices"
 	"strings"
 
-	"vdev/internal/bench/child"
+	"vdev/internal/child"
 )
 
 // allocTests are the tests that a read or a write allocates nothing on its way, layer by layer and

@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"vdev/internal/bench/child"
 	"vdev/internal/bench/load"
+	"vdev/internal/child"
 )
 
 const statBefore = `cpu  300 30 200 5000 100 0 10 7 50 0
@@ -151,7 +151,7 @@ func TestTheRunsProcessesAreTakenForNobodyElses(t *testing.T) {
 
 // busy has a core kept busy by a process that is not in anybody's list, until the test ends.
 func busy(t *testing.T) *child.Process {
-	c, err := child.Start(child.Program{Args: []string{"sh", "-c", "while :; do :; done"}, CPU: child.On(0)})
+	c, err := child.Program{Args: []string{"sh", "-c", "while :; do :; done"}, CPU: child.On(0)}.Start()
 	if err != nil {
 		t.Fatal(err)
 	}

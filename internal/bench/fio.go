@@ -10,8 +10,8 @@ import (
 	"strconv"
 	"time"
 
-	"vdev/internal/bench/child"
 	"vdev/internal/bench/load"
+	"vdev/internal/child"
 )
 
 // fioArgs are what has fio do on a file what j has a front-end do. Invalidating the page cache

@@ -7,7 +7,7 @@ import (
 	"os"
 	"time"
 
-	"vdev/internal/bench/child"
+	"vdev/internal/child"
 )
 
 // server is a process that listens at a Unix socket.
@@ -23,7 +23,7 @@ func startServer(ctx context.Context, cpu int, name, socket string, command ...s
 	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	p, err := child.Start(child.Program{Args: command, CPU: child.On(cpu)})
+	p, err := child.Program{Args: command, CPU: child.On(cpu)}.Start()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}

@@ -15,8 +15,8 @@ import (
 	"sync"
 	"time"
 
-	"vdev/internal/bench/child"
 	"vdev/internal/bench/load"
+	"vdev/internal/child"
 	"vdev/internal/sys"
 )
 

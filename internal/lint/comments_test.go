@@ -47,7 +47,6 @@ var stillWide = []string{
 	"guest-tests",
 	"guest-tests/internal/vm",
 	"guest-tests/playground",
-	"internal/bench/child",
 	"internal/dev/nbd",
 	"internal/dev/qemunbd",
 	"internal/mutants",

@@ -58,7 +58,8 @@ var layers = map[string][]string{
 	"internal/dev/null":      {"devsw", "devsw/disk"},
 	"internal/dev/nbd":       {"devsw", "devsw/disk", "internal/sys"},
 	"internal/dev/fault":     {"devsw", "devsw/disk"},
-	"internal/dev/qemunbd":   {"devsw", "internal/sys"},
+	"internal/dev/qemunbd":   {"devsw", "internal/child", "internal/sys"},
+	"internal/child":         {"internal/sys"},
 	"internal/reactor":       {"devsw", "internal/uring", "internal/sys"},
 	"internal/guestmem":      {"internal/sys"},
 	"internal/uring":         {"internal/sys"},
@@ -67,11 +68,10 @@ var layers = map[string][]string{
 	"internal/control":       {"internal/trace", "internal/sys"},
 	"internal/lint":          {},
 	"internal/mutants":       {},
-	"internal/bench":         {"internal/bench/chart", "internal/bench/child", "internal/bench/load", "internal/bench/scale", "internal/sys"},
+	"internal/bench":         {"internal/bench/chart", "internal/child", "internal/bench/load", "internal/bench/scale", "internal/sys"},
 	"internal/testreport":    {},
 	"internal/bench/chart":   {},
-	"internal/bench/child":   {"internal/sys"},
-	"internal/bench/scale":   {"internal/bench/child", "vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/sys"},
+	"internal/bench/scale":   {"internal/child", "vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/sys"},
 	"internal/bench/load":    {"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/guestmem", "internal/sys"},
 }
 
@@ -296,6 +296,22 @@ func systemCalls(files []file) (faults []string) {
 	return faults
 }
 
+// parentage reports programs that are started to end with this one elsewhere than in
+// internal/child, which knows that their parent is a thread.
+func parentage(files []file) (faults []string) {
+	for _, f := range files {
+		if f.pkg == "internal/child" || f.pkg == "internal/sys" || f.pkg == "guest-tests/agent" {
+			continue
+		}
+		for _, u := range f.uses {
+			if u == "syscall.SysProcAttr" || u == module+"/internal/sys.ChildAttr" {
+				faults = append(faults, fmt.Sprintf("%s: uses %s; internal/child starts programs that end with this one", f.name, u))
+			}
+		}
+	}
+	return faults
+}
+
 // unsafety reports imports of unsafe in files whose names do not say so.
 func unsafety(files []file) (faults []string) {
 	for _, f := range files {
@@ -327,6 +343,7 @@ var rules = map[string]func([]file) []string{
 	"nothing reaches what it must not know":          reaching,
 	"only sys and uring make system calls":           systemCalls,
 	"unsafe stands only in files named so":           unsafety,
+	"only child starts what ends with its parent":    parentage,
 	"public packages leave log and exit to the user": outspoken,
 }
 
@@ -379,6 +396,11 @@ func TestRulesCatchWhatTheyForbid(t *testing.T) {
 		}, 2},
 		{"unix outside sys", systemCalls, []file{{pkg: "virtq", imports: []string{unixPkg}}, {pkg: "internal/uring", imports: []string{unixPkg}}}, 1},
 		{"syscall beyond constants", systemCalls, []file{{pkg: "devsw", uses: []string{"syscall.EIO", "syscall.Errno", "syscall.SIGTERM", "syscall.Mmap"}}}, 1},
+		{"a parent that is a thread", parentage, []file{
+			{pkg: "cmd/vdev", test: true, uses: []string{"syscall.SysProcAttr"}},
+			{pkg: "internal/bench", uses: []string{"vdev/internal/sys.ChildAttr"}},
+			{pkg: "internal/child", uses: []string{"vdev/internal/sys.ChildAttr"}},
+		}, 2},
 		{"unsafe", unsafety, []file{{name: "virtq/ring.go", imports: []string{"unsafe"}}, {name: "virtq/ring_unsafe.go", imports: []string{"unsafe"}}}, 1},
 		{"wide comment", narrow, []file{{name: "devsw/a.go", pkg: "devsw", wide: []int{3, 5}}}, 2},
 		{"public package prints", outspoken, []file{{pkg: "devsw", uses: []string{"fmt.Println", "fmt.Sprintf", "os.Exit", "log/slog.Info"}}, {pkg: "cmd/vdev", uses: []string{"os.Exit"}}}, 3},

@@ -135,4 +135,11 @@ var _ = add("threads", []mutant{
 		to:   "return &crew{newWorkers(others), newWorkers(1 << 20), newWorkers(others)}",
 		by:   tests{in: "./internal/reactor", run: "TestAPoolTakesNoMoreThreadsThanItIsGiven$"},
 	},
+	{
+		what: "a program ends with the thread that has asked for it",
+		file: "internal/child/child.go",
+		from: "\tstarted := make(chan error)\n\tgo func() {\n\t\truntime.LockOSThread()\n\t\tdefer runtime.UnlockOSThread()\n\t\terr := c.cmd.Start()\n\t\tstarted <- err\n",
+		to:   "\tstarted := make(chan error, 1)\n\terr := c.cmd.Start()\n\tstarted <- err\n\tgo func() {\n\t\t_ = runtime.GOOS\n",
+		by:   tests{in: "./internal/child", run: "^TestAChildOutlivesTheThreadThatAskedForIt$"},
+	},
 })

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/digitalocean/go-qemu/qmp"
+
+	"vdev/internal/child"
 )
 
 const (
@@ -34,12 +36,11 @@ type Machine struct {
 	Console *Console // nil where the caller has the serial port to itself
 	Serial  net.Conn // the machine's serial port, closed by Kill
 
-	dir    string
-	cmd    *exec.Cmd
-	exited chan struct{} // closed when the process has been waited for
-	status error         // of the process, once exited is closed
-	killed sync.Once
-	mon    *qmp.SocketMonitor
+	dir     string
+	cmd     *exec.Cmd
+	process *child.Process
+	killed  sync.Once
+	mon     *qmp.SocketMonitor
 
 	mu      sync.Mutex
 	events  []qmp.Event
@@ -64,17 +65,15 @@ func Start(ctx context.Context, c Config) (*Machine, error) {
 	}
 	defer log.Close()
 
-	m := &Machine{dir: c.Dir, exited: make(chan struct{}), changed: make(chan struct{})}
+	m := &Machine{dir: c.Dir, changed: make(chan struct{})}
 	m.cmd = exec.Command(c.QEMU.Program("qemu-system-x86_64"), args...)
 	m.cmd.Dir = c.Dir
 	m.cmd.Stdout, m.cmd.Stderr = log, log
-	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	if err := m.cmd.Start(); err != nil {
+	if m.process, err = child.Start(m.cmd, syscall.SIGKILL); err != nil {
 		return nil, err
 	}
 	go func() {
-		m.status = m.cmd.Wait()
-		close(m.exited)
+		<-m.Exited()
 		listener.Close()
 	}()
 	conn, err := listener.Accept()
@@ -106,7 +105,7 @@ func (m *Machine) connect(ctx context.Context) error {
 			break
 		}
 		select {
-		case <-m.exited:
+		case <-m.Exited():
 			return m.ended()
 		case <-ctx.Done():
 			return fmt.Errorf("QEMU's monitor: %w", context.Cause(ctx))
@@ -131,10 +130,10 @@ func (m *Machine) connect(ctx context.Context) error {
 
 // ended makes an error of QEMU's end and its last words.
 func (m *Machine) ended() error {
-	<-m.exited
+	status := m.process.Err()
 	words, _ := os.ReadFile(filepath.Join(m.dir, errorLog))
-	if m.status != nil {
-		return fmt.Errorf("%w: %w\n%s", ErrExited, m.status, bytes.TrimSpace(words))
+	if status != nil {
+		return fmt.Errorf("%w: %w\n%s", ErrExited, status, bytes.TrimSpace(words))
 	}
 	return fmt.Errorf("%w\n%s", ErrExited, bytes.TrimSpace(words))
 }
@@ -143,7 +142,7 @@ func (m *Machine) ended() error {
 func (m *Machine) Kill() {
 	m.killed.Do(func() {
 		m.cmd.Process.Kill()
-		<-m.exited
+		<-m.Exited()
 		if m.mon != nil {
 			m.mon.Disconnect()
 		}
@@ -159,8 +158,8 @@ func (m *Machine) Kill() {
 // Wait waits for QEMU to end on its own, as it does when its guest powers off, and returns what became of it.
 func (m *Machine) Wait(ctx context.Context) error {
 	select {
-	case <-m.exited:
-		if m.status != nil {
+	case <-m.Exited():
+		if m.process.Err() != nil {
 			return m.ended()
 		}
 		return nil
@@ -170,7 +169,7 @@ func (m *Machine) Wait(ctx context.Context) error {
 }
 
 // Exited is closed when QEMU has ended.
-func (m *Machine) Exited() <-chan struct{} { return m.exited }
+func (m *Machine) Exited() <-chan struct{} { return m.process.Ended() }
 
 // Run gives a command to QEMU's monitor, in QMP's JSON, and returns what it returns. That must be short, less than
 // 2 KB: go-qemu hands out a part of its 4 KB read buffer and reads on before that was looked at.
@@ -192,7 +191,7 @@ func (m *Machine) Run(ctx context.Context, command string) (json.RawMessage, err
 	select {
 	case a := <-done:
 		return a.Return, a.err
-	case <-m.exited:
+	case <-m.Exited():
 		return nil, m.ended()
 	case <-ctx.Done():
 		return nil, fmt.Errorf("QEMU's monitor does not answer to %s: %w", command, context.Cause(ctx))
@@ -244,7 +243,7 @@ func (m *Machine) AwaitEvent(ctx context.Context, after int, name string, match 
 		after += len(events)
 		select {
 		case <-changed:
-		case <-m.exited:
+		case <-m.Exited():
 			return m.ended()
 		case <-ctx.Done():
 			return fmt.Errorf("no event %s: %w", name, context.Cause(ctx))

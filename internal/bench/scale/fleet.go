@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"time"
 
-	"vdev/internal/bench/child"
+	"vdev/internal/child"
 	"vdev/vhostuser/vhostusertest"
 )
 
@@ -86,7 +86,7 @@ func (c *Config) newFleet(ctx context.Context, cpu, n int, driver string, depth 
 		return nil, err
 	}
 	f := new(fleet)
-	if f.p, err = child.Start(child.Program{Args: []string{c.VDev, "serve", "--log-level", "warn", name}, CPU: child.On(cpu)}); err != nil {
+	if f.p, err = (child.Program{Args: []string{c.VDev, "serve", "--log-level", "warn", name}, CPU: child.On(cpu)}).Start(); err != nil {
 		return nil, err
 	}
 	defer func() {

@@ -17,7 +17,7 @@ import (
 	"slices"
 	"time"
 
-	"vdev/internal/bench/child"
+	"vdev/internal/child"
 	"vdev/internal/sys"
 	"vdev/vhostuser"
 	"vdev/vhostuser/vhostusertest"
@@ -212,7 +212,7 @@ func (c *Config) serve(ctx context.Context, cpu int, command []string, do func(*
 	defer hangUp(ctx, conn)()
 	f := vhostusertest.New(conn)
 	defer f.Close()
-	p, err := child.Start(child.Program{Args: command, CPU: child.On(cpu), File: socket})
+	p, err := child.Program{Args: command, CPU: child.On(cpu), File: socket}.Start()
 	// Where the back-end ends, so does the connection.
 	socket.Close()
 	if err != nil {

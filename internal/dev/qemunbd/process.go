@@ -10,13 +10,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
+	"vdev/internal/child"
 	"vdev/internal/sys"
 )
 
@@ -60,13 +60,12 @@ func (s *Server) launch(args []string) (*process, error) {
 		p.cmd.ExtraFiles = append(p.cmd.ExtraFiles, s.overlay)
 	}
 	p.cmd.Stderr = &p.said
-	p.cmd.SysProcAttr = sys.ChildAttr(syscall.SIGTERM)
-	started := make(chan error)
-	go p.attend(started)
-	if err := <-started; err != nil {
+	started, err := child.Start(p.cmd, syscall.SIGTERM)
+	if err != nil {
 		p.closeRecord()
 		return nil, err
 	}
+	go p.attend(started)
 	// The queue of the listening socket is there already: this waits for nothing.
 	if p.line, err = net.Dial("unix", s.path()); err != nil {
 		p.endLocked(syscall.SIGKILL)
@@ -134,16 +133,9 @@ func (s *Server) listen() (*os.File, error) {
 	return listener.File()
 }
 
-// attend starts the program, and waits for its end, on one thread: see sys.ChildAttr.
-func (p *process) attend(started chan<- error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	err := p.cmd.Start()
-	started <- err
-	if err != nil {
-		return
-	}
-	err = p.cmd.Wait()
+// attend waits for the program's end.
+func (p *process) attend(started *child.Process) {
+	err := started.Err()
 
 	s := p.s
 	s.mu.Lock()

@@ -9,12 +9,12 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 
+	"vdev/internal/child"
 	"vdev/internal/sys"
 )
 
@@ -46,7 +46,6 @@ const (
 // witness runs a program, and returns its exit status. It hands SIGTERM on. When it is killed, so is
 // the program: then nobody could say how that has ended.
 func witness(args []string) int {
-	runtime.LockOSThread() // see sys.ChildAttr
 	told := make(chan os.Signal, 1)
 	signal.Notify(told, syscall.SIGTERM)
 	// Who reads what the program says may have gone. The program is not to inherit this.
@@ -60,8 +59,8 @@ func witness(args []string) int {
 	// As long as the program is there, whoever waits for this process waits for the end of its
 	// standard error.
 	cmd.ExtraFiles = []*os.File{os.NewFile(witnessSocket, "socket"), os.Stderr}
-	cmd.SysProcAttr = sys.ChildAttr(syscall.SIGKILL)
-	if err := cmd.Start(); err != nil {
+	started, err := child.Start(cmd, syscall.SIGKILL)
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -70,7 +69,7 @@ func witness(args []string) int {
 			_ = cmd.Process.Signal(sig) // unless it has ended
 		}
 	}()
-	err := cmd.Wait()
+	err = started.Err()
 	if err == nil && !said.hasLost() {
 		if _, err := record.WriteAt([]byte(endedWell), 0); err != nil {
 			fmt.Fprintln(os.Stderr, err)

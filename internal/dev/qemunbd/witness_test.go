@@ -11,11 +11,13 @@ import (
 	"time"
 
 	"vdev/devsw"
+	"vdev/internal/child"
 	"vdev/internal/sys"
 )
 
 // predecessor is a process that serves an image, to which writes were made that were not flushed.
 type predecessor struct {
+	*child.Process
 	cmd     *exec.Cmd
 	witness int
 	holder  uint64
@@ -26,11 +28,14 @@ func newPredecessor(t *testing.T, file, dir string) *predecessor {
 	t.Helper()
 	p := &predecessor{cmd: exec.Command(os.Args[0])}
 	p.cmd.Env = append(os.Environ(), serveEnv+"="+file, recordsEnv+"="+dir)
-	p.cmd.SysProcAttr = sys.ChildAttr(syscall.SIGKILL)
-	out, err := p.cmd.StdoutPipe()
-	if err == nil {
-		err = p.cmd.Start()
+	out, stdout, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
 	}
+	defer out.Close()
+	p.cmd.Stdout = stdout
+	p.Process, err = child.Start(p.cmd, syscall.SIGKILL)
+	stdout.Close()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +55,7 @@ func newPredecessor(t *testing.T, file, dir string) *predecessor {
 
 func (p *predecessor) kill() {
 	_ = p.cmd.Process.Kill()
-	_ = p.cmd.Wait()
+	<-p.Ended()
 }
 
 // TestAServerFindsOutHowAnothersProgramHasEnded: one that was killed alone leaves a qemu-nbd that

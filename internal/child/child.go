@@ -1,4 +1,5 @@
-// Package child runs programs that end with this one.
+// Package child runs programs for as long as this one runs, and no longer. It is the one place that
+// starts programs so: the host's signal at a parent's end is about a thread (see Start).
 package child
 
 import (
@@ -37,36 +38,34 @@ type CPU struct {
 func On(number int) CPU { return CPU{number >= 0, number} }
 
 // Process is a program that was started. It ends with this process, however that ends, and a
-// terminal's signals do not reach it. Programs that it has started are told to end when it is told,
-// but not where this process is killed.
+// terminal's signals do not reach it. Its methods may be called on any goroutine.
 type Process struct {
 	cmd   *exec.Cmd
-	said  output
+	said  output        // of a Program
 	ended chan struct{} // closed when it has; err is valid then
 	err   error
 }
 
-// Start starts a program. Its error names it.
-func Start(p Program) (*Process, error) {
-	args := p.Args
-	if p.CPU.one {
-		// Which becomes the program.
-		args = append([]string{"taskset", "-c", strconv.Itoa(p.CPU.number)}, args...)
+// Start starts cmd as the leader of a process group of its own, and waits for its end: nobody else
+// may call cmd.Wait. onDeath is the signal that the program gets when this process ends, however
+// that does. What the program has started itself does not get it.
+//
+// The host sends that signal when the thread ends that has started the program, and not the process
+// (PR_SET_PDEATHSIG, prctl(2)). A thread of Go's may end at any time: with a goroutine that is
+// locked to it, for one. So one goroutine starts the program, keeps its thread, and waits for the
+// end.
+func Start(cmd *exec.Cmd, onDeath syscall.Signal) (*Process, error) {
+	c := &Process{cmd: cmd, ended: make(chan struct{})}
+	if err := c.start(onDeath); err != nil {
+		return nil, err
 	}
-	c := &Process{cmd: exec.Command(args[0], args[1:]...), ended: make(chan struct{})}
-	c.cmd.SysProcAttr = sys.ChildAttr(syscall.SIGKILL)
-	c.cmd.Stdout, c.cmd.Stderr = p.Stdout, &c.said
-	if p.Stdout == nil {
-		c.cmd.Stdout = &c.said
-	}
-	if p.File != nil {
-		c.cmd.ExtraFiles = []*os.File{p.File}
-	}
-	// Whoever is left of the program's own may hold the pipe.
-	c.cmd.WaitDelay = time.Second
+	return c, nil
+}
+
+func (c *Process) start(onDeath syscall.Signal) error {
+	c.cmd.SysProcAttr = sys.ChildAttr(onDeath)
 	started := make(chan error)
 	go func() {
-		// The program ends with the thread that has started it: see sys.ChildAttr.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := c.cmd.Start()
@@ -78,7 +77,28 @@ func Start(p Program) (*Process, error) {
 			close(c.ended)
 		}
 	}()
-	if err := <-started; err != nil {
+	return <-started
+}
+
+// Start starts a program. What the program has started is told to end when it is, by Stop. The
+// error names the program.
+func (p Program) Start() (*Process, error) {
+	args := p.Args
+	if p.CPU.one {
+		// Which becomes the program.
+		args = append([]string{"taskset", "-c", strconv.Itoa(p.CPU.number)}, args...)
+	}
+	c := &Process{cmd: exec.Command(args[0], args[1:]...), ended: make(chan struct{})}
+	c.cmd.Stdout, c.cmd.Stderr = p.Stdout, &c.said
+	if p.Stdout == nil {
+		c.cmd.Stdout = &c.said
+	}
+	if p.File != nil {
+		c.cmd.ExtraFiles = []*os.File{p.File}
+	}
+	// Whoever is left of the program's own may hold the pipe.
+	c.cmd.WaitDelay = time.Second
+	if err := c.start(syscall.SIGKILL); err != nil {
 		return nil, fmt.Errorf("%s: %w", p.Args[0], err)
 	}
 	return c, nil
@@ -89,6 +109,12 @@ func (c *Process) PID() int { return c.cmd.Process.Pid }
 
 // Ended is closed when the program has ended.
 func (c *Process) Ended() <-chan struct{} { return c.ended }
+
+// Err is how cmd.Wait has ended, once Ended is closed: nil where the exit status is 0.
+func (c *Process) Err() error {
+	<-c.ended
+	return c.err
+}
 
 // State tells how the program ended, once it has.
 func (c *Process) State() *os.ProcessState { return c.cmd.ProcessState }
@@ -111,7 +137,7 @@ func (c *Process) Error(err error) error {
 	return fmt.Errorf("%s: %w", c.cmd, err)
 }
 
-// Said is the last of what the program has written.
+// Said is the last of what a Program has written.
 func (c *Process) Said() string { return c.said.String() }
 
 const (
@@ -156,8 +182,9 @@ func (c *Process) endsIn(ctx context.Context, patience time.Duration) bool {
 	return false
 }
 
-// signal sends a signal to the program and what it has started, unless the program has ended and was waited for, which it tells by false:
-// the group's number may be another's then, even before ended is closed, which takes as long as somebody holds the program's output.
+// signal sends a signal to the program and what it has started, unless the program has ended and
+// was waited for, which it tells by false: the group's number may be another's then, even before
+// ended is closed, which takes as long as somebody holds the program's output.
 func (c *Process) signal(sig syscall.Signal) bool {
 	if c.cmd.Process.Signal(syscall.Signal(0)) != nil {
 		return false
@@ -169,7 +196,7 @@ func (c *Process) signal(sig syscall.Signal) bool {
 // Run runs a program until it ends. The end of ctx stops it, and the error is ctx's cause then;
 // otherwise the error says how the program has failed.
 func Run(ctx context.Context, p Program) (*Process, error) {
-	c, err := Start(p)
+	c, err := p.Start()
 	if err != nil {
 		return nil, err
 	}

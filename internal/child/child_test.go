@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,12 +19,13 @@ import (
 	"go.uber.org/goleak"
 )
 
-// playParent makes the test's program one that starts a child, prints its process, and waits to be killed.
+// playParent makes the test's program one that starts a child, prints its process, and waits to be
+// killed.
 const playParent = "VDEV_TEST_PLAY_PARENT"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(playParent) != "" {
-		c, err := Start(Program{Args: []string{"sleep", "1000"}})
+		c, err := Program{Args: []string{"sleep", "1000"}}.Start()
 		if err != nil {
 			fmt.Println(err)
 			os.Exit(1)
@@ -57,6 +59,50 @@ func TestAChildEndsWithAParentThatIsKilled(t *testing.T) {
 	awaitEnd(pid)
 }
 
+// TestAChildOutlivesTheThreadThatAskedForIt: a thread of Go's ends with a goroutine that is locked
+// to it, and the host takes it for the end of the parent.
+func TestAChildOutlivesTheThreadThatAskedForIt(t *testing.T) {
+	type started struct {
+		c      *Process
+		err    error
+		thread int
+	}
+	asked := make(chan started, 1)
+	var ask func()
+	ask = func() {
+		runtime.LockOSThread()
+		if syscall.Gettid() == os.Getpid() { // the first thread does not end
+			other := make(chan struct{})
+			go func() {
+				defer close(other)
+				ask()
+			}()
+			<-other
+			runtime.UnlockOSThread()
+			return
+		}
+		c, err := Start(exec.Command("sleep", "1000"), syscall.SIGKILL)
+		asked <- started{c, err, syscall.Gettid()}
+	}
+	go ask()
+	s := <-asked
+	if s.err != nil {
+		t.Fatal(s.err)
+	}
+	task := filepath.Join("/proc/self/task", strconv.Itoa(s.thread))
+	for _, err := os.Stat(task); err == nil; _, err = os.Stat(task) {
+		time.Sleep(time.Millisecond)
+	}
+	select {
+	case <-s.c.Ended():
+		t.Fatalf("it has ended: %v", s.c.Err())
+	case <-time.After(100 * time.Millisecond): // for one that is being killed
+	}
+	if err := s.c.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // awaitEnd returns when a process has ended. Where nobody waits for it, it stays as a zombie.
 func awaitEnd(pid int) {
 	for {
@@ -69,7 +115,7 @@ func awaitEnd(pid int) {
 }
 
 func TestAProgramIsToldToStop(t *testing.T) {
-	c, err := Start(Program{Args: []string{"sh", "-c", "echo begun; exec sleep 1000"}})
+	c, err := Program{Args: []string{"sh", "-c", "echo begun; exec sleep 1000"}}.Start()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +134,7 @@ func TestAProgramIsToldToStop(t *testing.T) {
 }
 
 func TestAProgramThatFailsAtItsEndIsAnError(t *testing.T) {
-	c, err := Start(Program{Args: []string{"sh", "-c", "trap 'echo panic; exit 2' TERM; echo begun; while :; do sleep 0.01; done"}})
+	c, err := Program{Args: []string{"sh", "-c", "trap 'echo panic; exit 2' TERM; echo begun; while :; do sleep 0.01; done"}}.Start()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +147,7 @@ func TestAProgramThatFailsAtItsEndIsAnError(t *testing.T) {
 }
 
 func TestAProgramThatDoesNotEndIsKilledInTheEnd(t *testing.T) {
-	c, err := Start(Program{Args: []string{"sh", "-c", "trap '' TERM; echo begun; while :; do sleep 0.01; done"}})
+	c, err := Program{Args: []string{"sh", "-c", "trap '' TERM; echo begun; while :; do sleep 0.01; done"}}.Start()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +163,7 @@ func TestAProgramThatDoesNotEndIsKilledInTheEnd(t *testing.T) {
 
 // TestWhatAProgramHasStartedIsToldToEnd: it has the program's output open, which Run waits for.
 func TestWhatAProgramHasStartedIsToldToEnd(t *testing.T) {
-	c, err := Start(Program{Args: []string{"sh", "-c", "sleep 1000 & echo $!; wait"}})
+	c, err := Program{Args: []string{"sh", "-c", "sleep 1000 & echo $!; wait"}}.Start()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,9 +177,10 @@ func TestWhatAProgramHasStartedIsToldToEnd(t *testing.T) {
 	awaitEnd(pid)
 }
 
-// TestAProgramThatWasWaitedForIsNotSignalled, though somebody holds its output: its group's number may be another's.
+// TestAProgramThatWasWaitedForIsNotSignalled, though somebody holds its output: its group's number
+// may be another's.
 func TestAProgramThatWasWaitedForIsNotSignalled(t *testing.T) {
-	c, err := Start(Program{Args: []string{"sh", "-c", "sleep 1000 & echo $!"}})
+	c, err := Program{Args: []string{"sh", "-c", "sleep 1000 & echo $!"}}.Start()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +260,7 @@ func TestAProgramRunsWhereItIsTold(t *testing.T) {
 
 // TestAProgramThatEndsWithTheContextHasNotFailed: either end may be seen first.
 func TestAProgramThatEndsWithTheContextHasNotFailed(t *testing.T) {
-	c, err := Start(Program{Args: []string{"true"}})
+	c, err := Program{Args: []string{"true"}}.Start()
 	if err != nil {
 		t.Fatal(err)
 	}
