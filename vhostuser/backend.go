@@ -16,8 +16,11 @@ import (
 
 // Config says what a Backend serves.
 type Config struct {
-	Device   Device
-	Reactors *Reactors // the event loops that the rings are served on; the caller's, who closes them
+	// Device is what is served. While a front-end is connected, the Backend calls it.
+	Device Device
+	// Reactors are the event loops that the rings are served on. They are the caller's, who closes
+	// them after the Backend has ended.
+	Reactors *Reactors
 	// NotMigratable says that the device is never migrated: VHOST_F_LOG_ALL is not offered, without
 	// which a front-end refuses to. Then every stop may suspend requests (Stop.Suspends).
 	NotMigratable bool
@@ -28,16 +31,18 @@ type Config struct {
 	// of the same stop, whose time is CancelAfter in all. 0 is a second.
 	StopGap time.Duration
 	// Decline has protocol features not offered that the Device has no use for, such as
-	// ProtocolInflightSHMFD for one that never suspends. What needs a declined feature is not offered
-	// either: GET_VRING_BASE_INFLIGHT without INFLIGHT_SHMFD, BACKEND_SEND_FD without BACKEND_REQ,
-	// and VHOST_F_LOG_ALL without LOG_SHMFD.
+	// ProtocolInflightSHMFD for one that never suspends. What needs a declined feature is not
+	// offered either: GET_VRING_BASE_INFLIGHT without INFLIGHT_SHMFD, BACKEND_SEND_FD without
+	// BACKEND_REQ, and VHOST_F_LOG_ALL without LOG_SHMFD.
 	Decline ProtocolFeatures
-	// AnyMemoryFiles has guest memory, in-flight region and log accepted in any kind of file. Otherwise they must be memfds or files of
-	// tmpfs or hugetlbfs (ErrMemoryFile): with another file, storage or a server that does not answer holds up the whole process, and with
-	// it all other devices.
+	// AnyMemoryFiles has guest memory, in-flight region and log accepted in any kind of file.
+	// Otherwise they must be memfds or files of tmpfs or hugetlbfs (ErrMemoryFile): with another
+	// file, storage or a server that does not answer holds up the whole process, and with it all
+	// other devices.
 	AnyMemoryFiles bool
-	// Trace, if it is not nil, is told of every message and of what happens to the rings. It is called on the connection's
-	// goroutine and on the reactors, also at the same time, and must not block.
+	// Trace, if it is not nil, is told of every message and of what happens to the rings. It is
+	// called on the connection's goroutine and on the reactors, also at the same time, and must not
+	// block.
 	Trace func(Event)
 }
 
@@ -54,14 +59,16 @@ type Backend struct {
 	stopGap       time.Duration
 	decline       ProtocolFeatures
 	closer        closer
-	space         guestmem.Space // of all front-ends, one after the other: what one leaves in use counts for the next
+	// of all front-ends, one after the other: what one leaves in use counts for the next
+	space guestmem.Space
 
 	keeper StateKeeper   // dev, where it is one
 	told   ConfigWatcher // likewise
 
 	mu      sync.Mutex
 	current *session
-	waiting *net.UnixConn // accepted while the one before is being taken down, or about to be served
+	// accepted while the one before is being taken down, or about to be served
+	waiting *net.UnixConn
 }
 
 // New returns a Backend. It refuses a Device whose numbers cannot be.
@@ -93,14 +100,16 @@ func New(cfg Config) (*Backend, error) {
 }
 
 // blockedPause is how long a device is without a front-end after one has made a reactor wait by an
-// eventfd, for up to 20 ms: all else on the reactor has waited too, and shall not do so for more than a
-// fiftieth of its time.
+// eventfd, for up to 20 ms: all else on the reactor has waited too, and shall not do so for more
+// than a fiftieth of its time.
 const blockedPause = time.Second
 
-// ServeConn serves one front-end on a connected socket, and closes it. It returns nil when the front-end has hung up between
-// two messages and when ctx is done; in any case all rings have stopped then, and everything that came over the connection is
-// released. Other errors say why the connection was ended: a *ProtocolError, a *RingError, or the host's. ErrBusy is for a
-// second front-end at the same time, ErrClosing for one that comes too early after another. After a front-end whose eventfds have made a reactor wait it returns a second later.
+// ServeConn serves one front-end on a connected socket, and closes it. It returns nil when the
+// front-end has hung up between two messages and when ctx is done; in any case all rings have
+// stopped then, and everything that came over the connection is released. Other errors say why the
+// connection was ended: a *ProtocolError, a *RingError, or the host's. ErrBusy is for a second
+// front-end at the same time, ErrClosing for one that comes too early after another. After a
+// front-end whose eventfds have made a reactor wait it returns a second later.
 func (b *Backend) ServeConn(ctx context.Context, c *net.UnixConn) error { return b.serve(ctx, c) }
 
 func (b *Backend) serve(ctx context.Context, c socket) error {
@@ -135,12 +144,13 @@ func (b *Backend) serve(ctx context.Context, c socket) error {
 	return err
 }
 
-// Serve serves the front-ends that connect to ln, one after the other, until ctx is done or ln has no more (io.EOF, which a
-// listener of FromFD may answer with); then it returns nil. It also ends when ln fails. It closes ln, and returns when the last
-// connection has ended. Why connections ended is told by Events.
+// Serve serves the front-ends that connect to ln, one after the other, until ctx is done or ln has
+// no more (io.EOF, which a listener of FromFD may answer with); then it returns nil. It also ends
+// when ln fails. It closes ln, and returns when the last connection has ended. Why connections
+// ended is told by Events.
 //
-// A front-end that connects while another is served is told off: its connection is closed. If the other has hung up, and is
-// only being taken down, it waits.
+// A front-end that connects while another is served is refused: its connection is closed. If the
+// other has hung up, and is only being taken down, it waits.
 func (b *Backend) Serve(ctx context.Context, ln net.Listener) error {
 	closed := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -258,9 +268,10 @@ func hungUp(c syscall.Conn) bool {
 	return err != nil || gone
 }
 
-// ConfigChanged tells the front-end that the configuration space has changed (BACKEND_CONFIG_CHANGE_MSG), as soon as it may be
-// told: while no ring runs that waits for the next start. A front-end that comes later reads the configuration space anyway.
-// Any goroutine; it does not wait.
+// ConfigChanged tells the front-end that the configuration space has changed
+// (BACKEND_CONFIG_CHANGE_MSG), as soon as it may be told: while no ring runs that waits for the
+// next start. A front-end that comes later reads the configuration space anyway. Any goroutine; it
+// does not wait.
 func (b *Backend) ConfigChanged() {
 	b.mu.Lock()
 	s := b.current

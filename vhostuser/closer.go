@@ -7,12 +7,14 @@ import (
 	"vdev/internal/sys"
 )
 
-// closer closes the descriptors that came with messages and that nobody took. For most kinds of files close(2) does not wait, but it does
-// for one of a server that does not answer (FUSE), or for a socket that lingers, and for as long as the front-end likes: that is not to
-// hold up the connection, nor its end.
+// closer closes the descriptors that came with messages and that nobody took. For most kinds of
+// files close(2) does not wait, but it does for one of a server that does not answer (FUSE), or for
+// a socket that lingers, and for as long as the front-end likes: that is not to hold up the
+// connection, nor its end.
 //
-// A front-end that sends more of them than maxClosing loses its connection, and until some have been closed the device serves nobody: or
-// it would get one after the other to keep that many, until the process had no descriptor left for other devices.
+// A front-end that sends more of them than maxClosing loses its connection, and until some have
+// been closed the device serves nobody: or it would get one after the other to keep that many,
+// until the process had no descriptor left for other devices.
 type closer struct {
 	mu      sync.Mutex
 	room    sync.Cond // signalled when queue has become shorter
@@ -22,7 +24,8 @@ type closer struct {
 }
 
 const (
-	// maxClosing is how many descriptors of one device may wait to be closed, beside those of one message.
+	// maxClosing is how many descriptors of one device may wait to be closed, beside those of one
+	// message.
 	maxClosing = 64
 	// closePatience is how long they may be more, since their closes are slow.
 	closePatience = time.Second
@@ -47,8 +50,8 @@ func (c *closer) close(f *sys.FD) {
 	}
 }
 
-// check waits until there is room for the descriptors of another message. It does not wait for a close that has taken closePatience:
-// then it returns ErrClosing.
+// check waits until there is room for the descriptors of another message. It does not wait for a
+// close that has taken closePatience: then it returns ErrClosing.
 func (c *closer) check() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

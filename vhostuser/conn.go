@@ -28,8 +28,9 @@ func (m *message) takeFD(i int) *sys.FD {
 	return f
 }
 
-// takeEventfd is takeFD for the message's first descriptor, which must be an eventfd. A pipe or a file could make whoever writes to it or
-// watches it wait, or be ready all the time. (QEMU sends pipes where the host has no eventfds, which every Linux has.)
+// takeEventfd is takeFD for the message's first descriptor, which must be an eventfd. A pipe or a
+// file could make whoever writes to it or watches it wait, or be ready all the time. (QEMU sends
+// pipes where the host has no eventfds, which every Linux has.)
 func (m *message) takeEventfd() (*sys.FD, error) {
 	ok, kind, err := sys.IsEventfd(m.fds[0].Int())
 	switch {
@@ -52,7 +53,8 @@ func (m *message) close() {
 	closeFD(&m.reply)
 }
 
-// socket is the part of a *net.UnixConn that is used. A fuzz target has one that says what is in memory.
+// socket is the part of a *net.UnixConn that is used. A fuzz target has one that says what is in
+// memory.
 type socket interface {
 	ReadMsgUnix(b, oob []byte) (n, oobn, flags int, addr *net.UnixAddr, err error)
 	WriteMsgUnix(b, oob []byte, addr *net.UnixAddr) (n, oobn int, err error)
@@ -74,18 +76,20 @@ type conn struct {
 }
 
 func newConn(uc socket, c *closer) *conn {
-	// Room for as many descriptors as can come at all, so that all of them are received, and closed.
+	// Room for as many descriptors as can come at all, so that all of them are received, and
+	// closed.
 	return &conn{uc: uc, closer: c, oob: make([]byte, sys.RightsSpace(sys.MaxRights))}
 }
 
 // errTruncated says that descriptors of a message were lost on the way.
 var errTruncated = errors.New("descriptors were cut off (out of file descriptors?)")
 
-// read reads the next message into m. io.EOF is a hang-up between two messages. On an error no descriptor stays open.
+// read reads the next message into m. io.EOF is a hang-up between two messages. On an error no
+// descriptor stays open.
 //
-// Header and payload are read exactly, so that a read never reaches into the next message: descriptors arrive with the
-// first byte of what was sent with them, and are this message's whether the sender sent it in one piece or more. begun is
-// called when the header is there.
+// Header and payload are read exactly, so that a read never reaches into the next message:
+// descriptors arrive with the first byte of what was sent with them, and are this message's whether
+// the sender sent it in one piece or more. begun is called when the header is there.
 func (c *conn) read(m *message, begun func()) error {
 	*m = message{closer: c.closer}
 	if err := c.readFull(m, c.header[:]); err != nil {
@@ -96,10 +100,10 @@ func (c *conn) read(m *message, begun func()) error {
 	h := ParseHeader(c.header[:])
 	m.req, m.flags = Request(h.Request), h.Flags
 	switch {
-	case h.Flags&FlagVersionMask != FlagVersion:
+	case h.Flags&versionMask != FlagVersion:
 		m.close()
 		return &ProtocolError{m.req, field("flags", uint64(h.Flags), "of version 1")}
-	case h.Flags&^(FlagVersionMask|FlagNeedReply) != 0:
+	case h.Flags&^(versionMask|FlagNeedReply) != 0:
 		m.close()
 		return &ProtocolError{m.req, field("flags", uint64(h.Flags), "version and need_reply only")}
 	case h.Size > maxPayload:

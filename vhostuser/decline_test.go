@@ -6,9 +6,9 @@ import (
 	"vdev/vhostuser"
 )
 
-// TestWhatIsDeclinedCannotBeNegotiated: it is not offered, nor is what needs it, a front-end that sets
-// it all the same is refused, and so are the messages that belong to it. All else is as ever, and the
-// device is served.
+// TestWhatIsDeclinedCannotBeNegotiated: it is not offered, nor is what needs it, a front-end that
+// sets it all the same is refused, and so are the messages that belong to it. All else is as ever,
+// and the device is served.
 func TestWhatIsDeclinedCannotBeNegotiated(t *testing.T) {
 	for name, c := range map[string]struct {
 		decline, gone vhostuser.ProtocolFeatures

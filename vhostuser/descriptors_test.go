@@ -136,7 +136,8 @@ func TestAFullCounterThatDoesNotWaitIsNoFault(t *testing.T) {
 	g.must(r.Stop())
 }
 
-// kinds are descriptors of every kind that one may be sent, each with the words that name it in an error.
+// kinds are descriptors of every kind that one may be sent, each with the words that name it in an
+// error.
 func kinds(t testing.TB) map[string]struct {
 	fd   int
 	name string
@@ -334,7 +335,8 @@ func TestAFrontEndFillsNoAddressSpace(t *testing.T) {
 	}
 }
 
-// A file system in user space whose server does not answer makes wait whoever reads its files, asks for their size or closes them.
+// A file system in user space whose server does not answer makes wait whoever reads its files, asks
+// for their size or closes them.
 func TestMemoryOfAServerThatDoesNotAnswerHoldsUpNobody(t *testing.T) {
 	fs, dir, point := hangfs.New(t, hangfs.Config{})
 	if err := os.WriteFile(dir+"/memory", make([]byte, 1<<16), 0o600); err != nil {
@@ -404,7 +406,8 @@ func TestAFrontEndMakesAReactorWaitOnce(t *testing.T) {
 	}
 }
 
-// TestDescriptorsThatCannotBeClosedAreBounded, and their front-end is told so, and the next one, instead of being kept waiting.
+// TestDescriptorsThatCannotBeClosedAreBounded, and their front-end is told so, and the next one,
+// instead of being kept waiting.
 func TestDescriptorsThatCannotBeClosedAreBounded(t *testing.T) {
 	fs, dir, point := hangfs.New(t, hangfs.Config{})
 	if err := os.WriteFile(dir+"/file", nil, 0o600); err != nil {

@@ -6,37 +6,39 @@ import (
 	"vdev/virtq"
 )
 
-// Device is a device model behind a Backend. A Backend calls all methods but Process on one goroutine, that of the
-// connection, one at a time; each is answered by the front-end's main loop standing still, so none of them waits on
-// storage, StopDevice, StopQueue and PauseQueue excepted. A Device that has nothing to say to most of them embeds BaseDevice.
+// Device is a device model behind a Backend. A Backend calls all methods but Process on one
+// goroutine, that of the connection, one at a time; each is answered by the front-end's main loop
+// standing still, so none of them waits on storage, StopDevice, StopQueue and PauseQueue excepted.
+// A Device that has nothing to say to most of them embeds BaseDevice.
 type Device interface {
 	// Features returns the virtio feature bits that the device offers, those of its rings included
 	// (virtq.FeatureVersion1, ...). Bits that are vhost-user's own are not its business.
 	Features() uint64
 	// NumQueues returns the number of virtqueues, 1 to 256. It does not change.
 	NumQueues() int
-	// ConfigSize returns the size of the configuration space in bytes, at most MaxConfigSize. It does not change. With
-	// 0, VHOST_USER_PROTOCOL_F_CONFIG is not offered.
+	// ConfigSize returns the size of the configuration space in bytes, at most MaxConfigSize. It
+	// does not change. With 0, VHOST_USER_PROTOCOL_F_CONFIG is not offered.
 	ConfigSize() int
 	// ReadConfig fills p, which has ConfigSize bytes, with the configuration space, little-endian.
 	ReadConfig(p []byte)
-	// WriteConfig changes the configuration space from byte off on (SET_CONFIG). off and p lie within it. An error
-	// refuses the change, as it must for read-only fields.
+	// WriteConfig changes the configuration space from byte off on (SET_CONFIG). off and p lie
+	// within it. An error refuses the change, as it must for read-only fields.
 	WriteConfig(off int, p []byte) error
 
-	// SessionBegin says that a session begins: a front-end has connected, or begins anew on its connection (SET_OWNER). It comes
-	// before all else of the session.
+	// SessionBegin says that a session begins: a front-end has connected, or begins anew on its
+	// connection (SET_OWNER). It comes before all else of the session.
 	SessionBegin()
-	// SetFeatures tells the features that were negotiated, a subset of Features. No ring runs. It comes again for each
-	// negotiation: firmware, boot loader and kernel have one each.
+	// SetFeatures tells the features that were negotiated, a subset of Features. No ring runs. It
+	// comes again for each negotiation: firmware, boot loader and kernel have one each.
 	SetFeatures(features uint64)
-	// StartQueue hands over a ring that is started and enabled. After it, Process may be called. An error breaks the
-	// ring.
+	// StartQueue hands over a ring that is started and enabled. After it, Process may be called. An
+	// error breaks the ring.
 	StartQueue(q *Queue) error
-	// Process takes chains from q, at most a budget of its own, and starts or does the requests. It is called on the
-	// reactor of q when there may be chains, and again soon if it returned true, or popped any. A Process that leaves
-	// chains in the ring on purpose returns false without having seen Pop return false; it is called again after
-	// Queue.Wake, after a Push, or at the next kick. It must not block.
+	// Process takes chains from q, at most a budget of its own, and starts or does the requests. It
+	// is called on the reactor of q when there may be chains, and again soon if it returned true,
+	// or popped any. A Process that leaves chains in the ring on purpose returns false without
+	// having seen Pop return false; it is called again after Queue.Wake, after a Push, or at the
+	// next kick. It must not block.
 	Process(q *Queue) (more bool)
 	// PauseQueue is called when q was disabled with requests in flight. Process is not called any
 	// more, until ResumeQueue. When PauseQueue returns, nothing of those requests uses guest memory
@@ -46,34 +48,36 @@ type Device interface {
 	// it. It is not called where a stop follows that cancels at once, since the front-end takes the
 	// in-flight region along (GET_VRING_BASE_INFLIGHT): that is not to be held up.
 	PauseQueue(q *Queue, how Stop)
-	// ResumeQueue is called when q, which was disabled, is enabled again. Process may be called from
-	// then on.
+	// ResumeQueue is called when q, which was disabled, is enabled again. Process may be called
+	// from then on.
 	ResumeQueue(q *Queue)
-	// StopDevice ends what StartQueue began, for all rings that run. It is called once for a stop of
-	// the device: at the first GET_VRING_BASE when no other ring is enabled, at RESET_DEVICE, and at
-	// the end of the session. When it is called, Process is not called any more. When it returns,
-	// every chain that was popped has been pushed, suspended or unpopped. It may wait until
-	// how.Deadline, and then for what was cancelled, within the device's own bound; the front-end
-	// waits as long, unless it has gone (how.Context). The Backend then publishes what was pushed,
-	// signals it, and touches the rings no more. rings is in the order of the index, with at least
-	// one ring, and the callee's.
+	// StopDevice ends what StartQueue began, for all rings that run. It is called once for a stop
+	// of the device: at the first GET_VRING_BASE when no other ring is enabled, at RESET_DEVICE,
+	// and at the end of the session. When it is called, Process is not called any more. When it
+	// returns, every chain that was popped has been pushed, suspended or unpopped. It may wait
+	// until how.Deadline, and then for what was cancelled, within the device's own bound; the
+	// front-end waits as long, unless it has gone (how.Context). The Backend then publishes what
+	// was pushed, signals it, and touches the rings no more. rings is in the order of the index,
+	// with at least one ring, and the callee's.
 	StopDevice(rings []*Queue, how Stop)
 	// StopQueue is StopDevice for one ring, while others go on.
 	StopQueue(q *Queue, how Stop)
-	// SessionEnd says that the session is over, by a disconnect or a new SET_OWNER. All rings have stopped.
+	// SessionEnd says that the session is over, by a disconnect or a new SET_OWNER. All rings have
+	// stopped.
 	SessionEnd()
 }
 
-// ConfigWatcher is a Device that wants to know what of its configuration space a front-end has been told.
+// ConfigWatcher is a Device that wants to know what of its configuration space a front-end has been
+// told.
 type ConfigWatcher interface {
 	Device
-	// ConfigRead says that n bytes from off on are in the answer that is being made to GET_CONFIG, as ReadConfig has just given
-	// them.
+	// ConfigRead says that n bytes from off on are in the answer that is being made to GET_CONFIG,
+	// as ReadConfig has just given them.
 	ConfigRead(off, n int)
 }
 
-// BaseDevice is a Device without Process: one queue, the features of virtq, no configuration space, and nothing to do in
-// its life. Embed it, and define what is different.
+// BaseDevice is a Device without Process: one queue, the features of virtq, no configuration space,
+// and nothing to do in its life. Embed it, and define what is different.
 type BaseDevice struct{}
 
 // Features returns VIRTIO_F_VERSION_1 and the features of split rings that virtq has.
@@ -104,7 +108,8 @@ func (BaseDevice) SetFeatures(uint64) {}
 // StartQueue does nothing.
 func (BaseDevice) StartQueue(*Queue) error { return nil }
 
-// PauseQueue does nothing: it is for devices whose Process pushes every chain it pops, or whose chains wait for input.
+// PauseQueue does nothing: it is for devices whose Process pushes every chain it pops, or whose
+// chains wait for input.
 func (BaseDevice) PauseQueue(*Queue, Stop) {}
 
 // ResumeQueue does nothing.

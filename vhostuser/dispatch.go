@@ -14,16 +14,17 @@ type spec struct {
 	feature        ProtocolFeatures // must have been negotiated; 0 for none
 	replies        bool             // has a reply of its own, and so is never acknowledged
 	reply          payload          // the form of that reply
-	// handle does it, and returns the reply's payload if there is one. It takes the descriptors it keeps; the others are
-	// closed after it.
+	// handle does it, and returns the reply's payload if there is one. It takes the descriptors it
+	// keeps; the others are closed after it.
 	handle func(*session, *message) ([]byte, error)
 }
 
-// specs has every message that is served. The order of the checks is: feature, size, descriptors; the rest is the
-// handler's.
+// specs has every message that is served. The order of the checks is: feature, size, descriptors;
+// the rest is the handler's.
 //
-// GET_QUEUE_NUM is not bound to MQ: the specification asks only that MQ was offered, and it always is. SET_BACKEND_REQ_FD is
-// not bound to bit 30 of SET_FEATURES, which comes later.
+// GET_QUEUE_NUM is not bound to MQ: the specification asks only that MQ was offered, as it is but
+// where the Config declines it. SET_BACKEND_REQ_FD is not bound to bit 30 of SET_FEATURES, which
+// comes later.
 var specs = [...]spec{
 	{request: GetFeatures, replies: true, reply: payloadU64, handle: (*session).getFeatures},
 	{request: SetFeatures, payload: payloadU64, handle: (*session).setFeatures},
@@ -37,8 +38,8 @@ var specs = [...]spec{
 		handle: (*session).getMaxMemSlots},
 	{request: AddMemReg, payload: payloadRegion, minFDs: 1, maxFDs: 1, feature: ProtocolConfigureMemSlots,
 		handle: (*session).addMemReg},
-	// A descriptor that comes with REM_MEM_REG is closed unused ("for compatibility with existing incorrect
-	// implementations").
+	// A descriptor that comes with REM_MEM_REG is closed unused ("for compatibility with existing
+	// incorrect implementations").
 	{request: RemMemReg, payload: payloadRegion, maxFDs: 1, feature: ProtocolConfigureMemSlots,
 		handle: (*session).remMemReg},
 	{request: SetVringNum, payload: payloadState, handle: (*session).setVringNum},

@@ -10,43 +10,54 @@ import (
 type EventKind string
 
 const (
-	EventConnect    EventKind = "connect"    // a front-end is served from now on
-	EventDisconnect EventKind = "disconnect" // its connection has ended, and all of it is released; Err is nil for a hang-up
-	EventRefuse     EventKind = "refuse"     // a front-end was told off: ErrBusy, ErrClosing
-	EventShort      EventKind = "short"      // a front-end waits to be accepted until the host has what Err says it has not, such as descriptors
-	EventSession    EventKind = "session"    // SET_OWNER on a connection that had an owner: a new session
-	EventIn         EventKind = "in"         // a message from the front-end; Fields are its payload's
-	EventOut        EventKind = "out"        // a reply or a message to it
-	EventFail       EventKind = "fail"       // a message was refused; Err says why
-	EventStart      EventKind = "start"      // a ring is handed to the Device next; resubmitted is what its in-flight region brought
-	EventEnable     EventKind = "enable"     // a running ring is fetched from again
-	EventDisable    EventKind = "disable"    // a running ring is fetched from no more
-	EventDrain      EventKind = "drain"      // requests of a disabled ring are waited for
-	EventDrained    EventKind = "drained"    // they have ended, but for those that the Device keeps; its memory is not used
-	EventStopping   EventKind = "stopping"   // a ring is being stopped: the Device is asked next
-	EventStop       EventKind = "stop"       // a ring has stopped: its memory is used no more; suspended is what is left in its region
-	EventBreak      EventKind = "break"      // a ring broke; Err says why
+	EventConnect EventKind = "connect" // a front-end is served from now on
+	// its connection has ended, and all of it is released; Err is nil for a hang-up
+	EventDisconnect EventKind = "disconnect"
+	EventRefuse     EventKind = "refuse" // a front-end was refused: ErrBusy, ErrClosing
+	// a front-end waits to be accepted until the host has what Err says it has not, such as
+	// descriptors
+	EventShort EventKind = "short"
+	// SET_OWNER on a connection that had an owner: a new session
+	EventSession EventKind = "session"
+	// a message from the front-end; Fields are its payload's
+	EventIn   EventKind = "in"
+	EventOut  EventKind = "out"  // a reply or a message to it
+	EventFail EventKind = "fail" // a message was refused; Err says why
+	// a ring is handed to the Device next; resubmitted is what its in-flight region brought
+	EventStart   EventKind = "start"
+	EventEnable  EventKind = "enable"  // a running ring is fetched from again
+	EventDisable EventKind = "disable" // a running ring is fetched from no more
+	EventDrain   EventKind = "drain"   // requests of a disabled ring are waited for
+	// they have ended, but for those that the Device keeps; its memory is not used
+	EventDrained  EventKind = "drained"
+	EventStopping EventKind = "stopping" // a ring is being stopped: the Device is asked next
+	// a ring has stopped: its memory is used no more; suspended is what is left in its region
+	EventStop  EventKind = "stop"
+	EventBreak EventKind = "break" // a ring broke; Err says why
 )
 
 // Event is one thing that happened on a Backend.
 type Event struct {
-	Time    time.Time
-	Kind    EventKind
-	Ring    int     // the ring it is about, -1 for none
-	Message string  // of EventIn, EventOut, EventFail: the specification's name without VHOST_USER_
-	Fields  []Field // of a message: its flags, payload and number of descriptors; of others: details
-	Err     error
+	Time time.Time // when Config.Trace was called
+	Kind EventKind // what happened
+	Ring int       // the ring it is about, -1 for none
+	// of EventIn, EventOut, EventFail: the specification's name without VHOST_USER_
+	Message string
+	// of a message: its flags, payload and number of descriptors; of others: details
+	Fields []Field
+	Err    error // where something has failed, as the kind says
 }
 
 // Field is a name and a value of an Event.
 type Field struct {
-	Name  string
-	Value any // printable: a number, Hex, string
+	Name  string // lower case, with _
+	Value any    // printable: a number, Hex, string
 }
 
 // Hex is a number that prints in hexadecimal.
 type Hex uint64
 
+// String returns the number with its 0x.
 func (h Hex) String() string { return fmt.Sprintf("%#x", uint64(h)) }
 
 // String returns the event in one line, without its time.
@@ -68,7 +79,8 @@ func (e Event) String() string {
 	return b.String()
 }
 
-// describe decodes a payload for an Event. It takes what is there: the payload has not been checked.
+// describe decodes a payload for an Event. It takes what is there: the payload has not been
+// checked.
 func (p payload) describe(b []byte) (ring int, fields []Field) {
 	ring = -1
 	add := func(name string, value any) { fields = append(fields, Field{name, value}) }
@@ -120,7 +132,7 @@ func (p payload) describe(b []byte) (ring int, fields []Field) {
 			add("flags", Hex(c.Flags))
 		}
 	case payloadLog:
-		d := ParseLogBase(b)
+		d := parseLogBase(b)
 		add("mmap_size", Hex(d.MmapSize))
 		add("mmap_offset", Hex(d.MmapOffset))
 	case payloadInflight:

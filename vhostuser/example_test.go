@@ -35,7 +35,8 @@ func (e *entropy) Process(q *vhostuser.Queue) (more bool) {
 	return true
 }
 
-// A whole back-end: qemu-system-x86_64 -chardev socket,id=rng,path=... -device vhost-user-rng-pci,chardev=rng, with shared memory.
+// A whole back-end: qemu-system-x86_64 -chardev socket,id=rng,path=... -device
+// vhost-user-rng-pci,chardev=rng, with shared memory.
 func Example() {
 	reactors, err := vhostuser.NewReactors(vhostuser.ReactorConfig{})
 	if err != nil {

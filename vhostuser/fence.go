@@ -8,39 +8,48 @@ import (
 	"vdev/virtq"
 )
 
-// Stuck is a transfer that storage does not give back, and that must not touch the guest's memory any more.
+// Stuck is a transfer that storage does not return, and that must not touch the guest's memory
+// any more.
 type Stuck struct {
-	// Memory is what Bufs lie in, as Queue.Memory gives it. The caller holds one reference until Fence has returned, and one until the
-	// transfer has come back.
+	// Memory is what Bufs lie in, as Queue.Memory gives it. The caller holds one reference until
+	// Fence has returned, and one until the transfer has come back.
 	Memory *virtq.Memory
 	Bufs   [][]byte // where storage writes to, or reads from
-	// Keep says that storage reads from Bufs, and is to find what is there now, whatever the guest makes of its memory later.
+	// Keep says that storage reads from Bufs, and is to find what is there now, whatever the guest
+	// makes of its memory later.
 	Keep bool
 }
 
-// Fence keeps transfers that storage does not give back off the guest's memory, for good. StopDevice,
-// StopQueue and PauseQueue call it, and nobody else may: it runs on the connection's goroutine, and
-// the front-end waits.
+// Fence keeps transfers that storage does not return off the guest's memory, for good.
+// StopDevice, StopQueue and PauseQueue call it, and nobody else may: it runs on the connection's
+// goroutine, and the front-end waits.
 //
-// Other than to wait there is no way to end a system call that the host's kernel is stuck in. It knows the guest's memory by its
-// addresses in this process, though, and those can be taken from under it:
+// Other than to wait there is no way to end a system call that the host's kernel is stuck in. It
+// knows the guest's memory by its addresses in this process, though, and those can be taken from
+// under it:
 //
-//  1. The regions that a stuck transfer uses are mapped anew, elsewhere, and make a new generation of guest memory, to which every
-//     ring of the session goes over. Nothing is translated into the old mapping from here on.
-//  2. move is called: with it the Device takes what is in flight and goes on, or has yet to be answered, over to the new memory
-//     (Queue.Rehome), on the queues' reactors. What it leaves behind it must not answer.
-//  3. Private memory, with a copy of what the stuck writes have yet to read, takes the place of the old mapping.
+//  1. The regions that a stuck transfer uses are mapped anew, elsewhere, and make a new generation
+//     of guest memory, to which every ring of the session goes over. Nothing is translated into the
+//     old mapping from here on.
+//  2. move is called: with it the Device takes what is in flight and goes on, or has yet to be
+//     answered, over to the new memory (Queue.Rehome), on the queues' reactors. What it leaves
+//     behind it must not answer.
+//  3. Private memory, with a copy of what the stuck writes have yet to read, takes the place of the
+//     old mapping.
 //
-// Until 3 a stuck transfer may go on in the guest's memory, as it may before any stop is answered; what ends before it, ends as ever.
-// From 3 on it reads the copy, and writes to memory that nobody looks at. The transfers' Memory holds the addresses, so that nothing
-// else comes to lie there before they have ended. Storage is not fenced: a write may still reach it at any time, so that nobody must
-// open it anew before.
+// Until 3 a stuck transfer may go on in the guest's memory, as it may before any stop is answered;
+// what ends before it, ends as ever. From 3 on it reads the copy, and writes to memory that nobody
+// looks at. The transfers' Memory holds the addresses, so that nothing else comes to lie there
+// before they have ended. Storage is not fenced: a write may still reach it at any time, so that
+// nobody must open it anew before.
 //
-// It holds for whatever copies by address: system calls and io_uring on files that are cached, and this process's own code. It does
-// not hold for transfers that pin pages (O_DIRECT, registered buffers), which must not be fenced.
+// It holds for whatever copies by address: system calls and io_uring on files that are cached, and
+// this process's own code. It does not hold for transfers that pin pages (O_DIRECT, registered
+// buffers), which must not be fenced.
 //
-// An error says that the fence could not be put up. Where move was called, everything is in the new memory as if it had been; else
-// nothing has changed. Either way the stuck transfers still are in the guest's memory, and have to be waited for.
+// An error says that the fence could not be put up. Where move was called, everything is in the new
+// memory as if it had been; else nothing has changed. Either way the stuck transfers still are in
+// the guest's memory, and have to be waited for.
 func (q *Queue) Fence(stuck []Stuck, move func()) error {
 	fences := fencesFor(stuck)
 	if err := q.s.renewMemory(fences); err != nil {
@@ -84,8 +93,9 @@ func fencesFor(stuck []Stuck) (fences []*fence) {
 	return fences
 }
 
-// renewMemory maps the regions of these fences that are still the guest's anew, in a new generation of its memory, and takes the rings
-// over. A ring that is nowhere in it breaks: it must not stay in memory that is fenced.
+// renewMemory maps the regions of these fences that are still the guest's anew, in a new generation
+// of its memory, and takes the rings over. A ring that is nowhere in it breaks: it must not stay in
+// memory that is fenced.
 func (s *session) renewMemory(fences []*fence) error {
 	regions := slices.Clone(s.mem.Regions())
 	var renewed []*guestmem.Region
@@ -120,11 +130,13 @@ func (s *session) renewMemory(fences []*fence) error {
 	return nil
 }
 
-// Memory returns the memory that the buffers of c, a chain in flight, lie in, with a reference to it that is the caller's.
+// Memory returns the memory that the buffers of c, a chain in flight, lie in, with a reference to
+// it that is the caller's.
 func (q *Queue) Memory(c *virtq.Chain) *virtq.Memory { return q.vq.Memory(c) }
 
-// Rehome makes c, a chain in flight, lie in the current generation of the guest's memory: see Fence and virtq.Queue.Rehome. Where some
-// of its memory is not the guest's any more the ring breaks, so that nothing comes of c, and c stays as it is; false is returned.
+// Rehome makes c, a chain in flight, lie in the current generation of the guest's memory: see Fence
+// and virtq.Queue.Rehome. Where some of its memory is not the guest's any more the ring breaks, so
+// that nothing comes of c, and c stays as it is; false is returned.
 func (q *Queue) Rehome(c *virtq.Chain, also [][]byte) (moved [][]byte, ok bool) {
 	if moved, ok = q.vq.Rehome(c, also); !ok {
 		q.fail(errGoneInFlight)

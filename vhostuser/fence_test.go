@@ -29,7 +29,8 @@ func (l *late) lands(v byte) {
 	l.memory.Release()
 }
 
-// fencer is a reverser whose rings fence what is held back when they are stopped, and then answer it.
+// fencer is a reverser whose rings fence what is held back when they are stopped, and then answer
+// it.
 type fencer struct {
 	*reverser
 	late []*late
@@ -88,8 +89,8 @@ func extraMem(t testing.TB, g *rig) (*virtqtest.Mem, vhostuser.MemoryRegion) {
 	return extra, region
 }
 
-// TestAFenceTakesTheRegionsThatAreUsed, and leaves the others where they are: descriptors that are left at the end, which newRig looks
-// for, would be of memory that nobody has released.
+// TestAFenceTakesTheRegionsThatAreUsed, and leaves the others where they are: descriptors that are
+// left at the end, which newRig looks for, would be of memory that nobody has released.
 func TestAFenceTakesTheRegionsThatAreUsed(t *testing.T) {
 	d, g := newFencer(t, 1)
 	r := g.start(0, 8)
@@ -160,7 +161,8 @@ func TestAFenceAfterMemoryHasChanged(t *testing.T) {
 	}
 }
 
-// TestAFenceOfMemoryThatWasTakenAway: nothing comes of the request, in the guest's memory least of all.
+// TestAFenceOfMemoryThatWasTakenAway: nothing comes of the request, in the guest's memory least of
+// all.
 func TestAFenceOfMemoryThatWasTakenAway(t *testing.T) {
 	d, g := newFencer(t, 1)
 	extra, region := extraMem(t, g)
@@ -206,7 +208,8 @@ func TestAFenceThatCannotBePutUpChangesNothing(t *testing.T) {
 	}
 }
 
-// TestARingThatIsNowhereBreaksWhenItIsFenced: the front-end hangs up before it has said where the ring's memory is now.
+// TestARingThatIsNowhereBreaksWhenItIsFenced: the front-end hangs up before it has said where the
+// ring's memory is now.
 func TestARingThatIsNowhereBreaksWhenItIsFenced(t *testing.T) {
 	d, g := newFencer(t, 2)
 	extra, region := extraMem(t, g)

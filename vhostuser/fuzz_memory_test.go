@@ -29,7 +29,8 @@ const (
 
 const memSteps = 12 // that are done: what comes later makes nothing new
 
-const memRegions = 3 // the ring lies in the first; buffers in the other two, which follow one another
+// the ring lies in the first; buffers in the other two, which follow one another
+const memRegions = 3
 
 // memWorld is a guest whose memory comes and goes, and what has to become of its requests.
 type memWorld struct {
@@ -217,9 +218,10 @@ func (w *memWorld) finish() {
 	w.settle()
 }
 
-// FuzzMemoryChanges changes a guest's memory while its requests are in flight, by all messages that there are for it. A request is
-// fetched while the ring has memory, done in the memory that it was fetched in, and answered once; one whose buffers are nowhere
-// breaks the ring, and so does whatever is not about memory while the ring lies in none.
+// FuzzMemoryChanges changes a guest's memory while its requests are in flight, by all messages that
+// there are for it. A request is fetched while the ring has memory, done in the memory that it was
+// fetched in, and answered once; one whose buffers are nowhere breaks the ring, and so does
+// whatever is not about memory while the ring lies in none.
 func FuzzMemoryChanges(f *testing.F) {
 	step := func(op, arg byte) byte { return op | arg<<3 }
 	const both, out2 = 2, 4

@@ -20,8 +20,9 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// A script is what FuzzConnection sends: records of a byte for the descriptors that come along (the number in the upper half,
-// the kind in the lower), a byte for the length, and that many bytes of the stream.
+// A script is what FuzzConnection sends: records of a byte for the descriptors that come along (the
+// number in the upper half, the kind in the lower), a byte for the length, and that many bytes of
+// the stream.
 type script struct{ bytes.Buffer }
 
 const (
@@ -29,8 +30,9 @@ const (
 	fuzzMemory
 	fuzzSocket
 	fuzzNull
-	fuzzTruncate // no descriptor: the memory file is cut to the length's number of pages, and nothing is sent
-	fuzzRegion   // a file of regionSize bytes
+	// no descriptor: the memory file is cut to the length's number of pages, and nothing is sent
+	fuzzTruncate
+	fuzzRegion // a file of regionSize bytes
 	fuzzKinds
 )
 
@@ -66,7 +68,8 @@ func fuzzGuest(t testing.TB) (*virtqtest.Mem, *virtqtest.Driver) {
 	return mem, d
 }
 
-// FuzzConnection feeds any bytes with any descriptors to a Backend, which must neither crash nor hang nor keep a descriptor.
+// FuzzConnection feeds any bytes with any descriptors to a Backend, which must neither crash nor
+// hang nor keep a descriptor.
 func FuzzConnection(f *testing.F) {
 	mem, d := fuzzGuest(f)
 	layout := d.Layout()
@@ -102,7 +105,8 @@ func FuzzConnection(f *testing.F) {
 		return b
 	}
 
-	// Guest memory serves as a region, too: the descriptor table is not one of version 1, and what is still zero is new.
+	// Guest memory serves as a region, too: the descriptor table is not one of version 1, and what
+	// is still zero is new.
 	bad, fresh := new(script), new(script)
 	bad.message(fuzzMemory, 1, vhostuser.SetInflightFD, vhostuser.Inflight{MmapSize: 4096, NumQueues: 1, QueueSize: 8}.Append(nil))
 	fresh.message(fuzzMemory, 1, vhostuser.SetInflightFD,
@@ -161,7 +165,8 @@ func FuzzConnection(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := syscall.Ftruncate(mem.FD(), fuzzMemSize); err != nil { // the script before may have cut it
+		// the script before may have cut it
+		if err := syscall.Ftruncate(mem.FD(), fuzzMemSize); err != nil {
 			t.Fatal(err)
 		}
 		copy(mem.Bytes(0, fuzzMemSize), pristine)
@@ -219,8 +224,8 @@ func newFuzzFDs(t testing.TB) *fuzzFDs {
 
 func (h *fuzzFDs) close() { sys.CloseAll(h.owned) }
 
-// scriptedSocket is a connection over which a script comes, until it ends or the back-end has had enough of it. What the back-end
-// answers must be replies.
+// scriptedSocket is a connection over which a script comes, until it ends or the back-end has had
+// enough of it. What the back-end answers must be replies.
 type scriptedSocket struct {
 	t      *testing.T
 	have   *fuzzFDs
@@ -396,8 +401,9 @@ const (
 	buffersAt  = 0x2000
 )
 
-// FuzzSetInflightFD brings any region, described in any way, for a ring with requests in it. Whatever it is, the message is refused,
-// or the ring breaks, or it is served, with each request answered at most once.
+// FuzzSetInflightFD brings any region, described in any way, for a ring with requests in it.
+// Whatever it is, the message is refused, or the ring breaks, or it is served, with each request
+// answered at most once.
 func FuzzSetInflightFD(f *testing.F) {
 	const queueSize = fuzzRing
 	fresh := vhostuser.Inflight{MmapSize: 384, NumQueues: 2, QueueSize: queueSize}

@@ -61,8 +61,8 @@ func countFDs(t testing.TB) int64 {
 	return info.Size()
 }
 
-// checkFDs makes the test fail if descriptors are open at its end that were not at its beginning. It is called first, so that it
-// looks last.
+// checkFDs makes the test fail if descriptors are open at its end that were not at its beginning.
+// It is called first, so that it looks last.
 func checkFDs(t testing.TB) {
 	t.Helper()
 	before := openFDs(t)
@@ -449,7 +449,8 @@ func (g *rig) wait() error {
 	return g.result
 }
 
-// waitCancelled is wait for a connection that has ended by itself; what ServeConn waits for behind it is cut short.
+// waitCancelled is wait for a connection that has ended by itself; what ServeConn waits for behind
+// it is cut short.
 func (g *rig) waitCancelled() error {
 	g.t.Helper()
 	for timeout := time.After(vhostusertest.Timeout); ; {
@@ -557,8 +558,8 @@ func (g *rig) io(r *vhostusertest.Ring, n int) {
 	}
 }
 
-// idle checks that the device does nothing with r for a moment, though it was kicked. There is nothing to wait for: a defect
-// shows by chance, and soon.
+// idle checks that the device does nothing with r for a moment, though it was kicked. There is
+// nothing to wait for: a defect shows by chance, and soon.
 func (g *rig) idle(r *vhostusertest.Ring) {
 	g.t.Helper()
 	g.must(r.Notify())

@@ -10,8 +10,9 @@ import (
 
 var errInflightRunning = errors.New("the in-flight region cannot be changed while a ring runs")
 
-// inflight is the in-flight region of a session: memory of the front-end's that outlives this process, in which the rings record
-// what they have fetched and not given back (vhost-user, "Inflight I/O tracking"). It is mapped as a region of guest memory is.
+// inflight is the in-flight region of a session: memory of the front-end's that outlives this
+// process, in which the rings record what they have fetched and not completed (vhost-user,
+// "Inflight I/O tracking"). It is mapped as a region of guest memory is.
 type inflight struct {
 	region    *guestmem.Region
 	queues    int
@@ -27,7 +28,8 @@ func (f *inflight) queue(i int) []byte {
 	return f.region.Bytes()[i*n:][:n:n]
 }
 
-// dropInflight lets go of the region. No ring runs. What was suspended in it is the front-end's to bring again, or not.
+// dropInflight lets go of the region. No ring runs. What was suspended in it is the front-end's to
+// bring again, or not.
 func (s *session) dropInflight() {
 	if s.inflight == nil {
 		return
@@ -59,8 +61,8 @@ func (d Inflight) size() uint64 {
 	return uint64(d.NumQueues) * uint64(virtq.InflightSize(int(d.QueueSize)))
 }
 
-// getInflightFD answers with a new region, all zero, which becomes the session's only when the front-end brings it back: it asks
-// where nothing of before is to go on.
+// getInflightFD answers with a new region, all zero, which becomes the session's only when the
+// front-end brings it back: it asks where nothing of before is to go on.
 func (s *session) getInflightFD(m *message) ([]byte, error) {
 	d, err := s.parseInflight(m)
 	if err != nil {
@@ -81,8 +83,9 @@ func (s *session) getInflightFD(m *message) ([]byte, error) {
 	return d.Append(nil)[:len(m.payload)], nil
 }
 
-// setInflightFD takes the region that rings use from their next start on: a new one, or one that a back-end before this one has
-// written, or this one before a pause. Its contents are checked then, ring by ring.
+// setInflightFD takes the region that rings use from their next start on: a new one, or one that a
+// back-end before this one has written, or this one before a pause. Its contents are checked then,
+// ring by ring.
 func (s *session) setInflightFD(m *message) ([]byte, error) {
 	d, err := s.parseInflight(m)
 	if err != nil {

@@ -13,7 +13,8 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// Pauses, lost connections and back-ends that come and go do not show in what the driver gets: each request is answered once.
+// Pauses, lost connections and back-ends that come and go do not show in what the driver gets: each
+// request is answered once.
 func TestEveryRequestIsAnsweredOnceWhateverInterrupts(t *testing.T) {
 	reactors := newReactors(t)
 	rapid.Check(t, func(rt *rapid.T) {

@@ -16,10 +16,12 @@ import (
 	"vdev/virtq"
 )
 
-// childEnv is set for the process that serves TestKilledProcessesLoseAndRepeatNothing, to the path of its socket.
+// childEnv is set for the process that serves TestKilledProcessesLoseAndRepeatNothing, to the path
+// of its socket.
 const childEnv = "VHOSTUSERTEST_SERVE"
 
-// serveAsChild is what such a process does, until it is killed or nobody is left at the other end of its standard input.
+// serveAsChild is what such a process does, until it is killed or nobody is left at the other end
+// of its standard input.
 func serveAsChild(path string) {
 	exit := func(err error) {
 		fmt.Fprintln(os.Stderr, err)
@@ -97,7 +99,8 @@ func (d *shuffler) Process(q *vhostuser.Queue) (more bool) {
 	return true
 }
 
-// A process that serves a ring under load is killed (SIGKILL) at any moment, and another one goes on from the in-flight region.
+// A process that serves a ring under load is killed (SIGKILL) at any moment, and another one goes
+// on from the in-flight region.
 func TestKilledProcessesLoseAndRepeatNothing(t *testing.T) {
 	const size = 64
 	kills := 30

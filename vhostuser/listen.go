@@ -15,9 +15,10 @@ import (
 // ErrInUse is wrapped by the error of Listen when another process listens on the path already.
 var ErrInUse = sys.ErrInUse
 
-// Listen listens on a Unix socket at path. A socket that nobody listens on any more, left by a process that was killed, is
-// replaced; anything else that is there is an error, ErrInUse for a socket in use. Closing the listener removes the socket,
-// if it is still the one that was made here.
+// Listen listens on a Unix socket at path. A socket that nobody listens on any more, left by a
+// process that was killed, is replaced; anything else that is there is an error, ErrInUse for a
+// socket in use. Closing the listener removes the socket, if it is still the one that was made
+// here.
 func Listen(path string) (net.Listener, error) {
 	ln, err := sys.ListenUnix(path, 0)
 	if err != nil {
@@ -26,9 +27,10 @@ func Listen(path string) (net.Listener, error) {
 	return ln, nil
 }
 
-// FromFD returns a listener for the inherited descriptor fd, which it takes over: a Unix stream socket that listens or that is
-// connected to a front-end. Of a connected one Accept returns the connection, once, and then io.EOF. The path of a listening
-// socket is not removed when it is closed: it belongs to who made it.
+// FromFD returns a listener for the inherited descriptor fd, which it takes over: a Unix stream
+// socket that listens or that is connected to a front-end. Of a connected one Accept returns the
+// connection, once, and then io.EOF. The path of a listening socket is not removed when it is
+// closed: it belongs to who made it.
 func FromFD(fd int) (net.Listener, error) {
 	// os.NewFile would take over, and close, whatever stands behind a wrong number.
 	info, err := sys.Socket(fd)

@@ -4,13 +4,15 @@ import (
 	"vdev/virtq"
 )
 
-// setLogBase takes the dirty log that rings mark in from now on, also those that run: a migration begins in the midst of I/O, and
-// may need a larger log when memory is added. When it is answered, nothing is marked in the log before it any more. The answer is
-// a message that the front-end waits for and whose payload it does not look at.
+// setLogBase takes the dirty log that rings mark in from now on, also those that run: a migration
+// begins in the midst of I/O, and may need a larger log when memory is added. When it is answered,
+// nothing is marked in the log before it any more. The answer is a message that the front-end waits
+// for and whose payload it does not look at.
 //
-// The log need not cover all of guest memory; a ring breaks when something is to be marked outside of it.
+// The log need not cover all of guest memory; a ring breaks when something is to be marked outside
+// of it.
 func (s *session) setLogBase(m *message) ([]byte, error) {
-	d := ParseLogBase(m.payload)
+	d := parseLogBase(m.payload)
 	log, err := s.b.space.NewLog(m.fds[0], d.MmapSize, d.MmapOffset)
 	if err != nil {
 		return nil, err
@@ -46,7 +48,8 @@ func (s *session) dropLog() {
 	closeFD(&s.logFD)
 }
 
-// relog tells all rings that run what to mark, and where, by what the front-end has said last. It is a barrier.
+// relog tells all rings that run what to mark, and where, by what the front-end has said last. It
+// is a barrier.
 func (s *session) relog() {
 	for _, r := range s.rings {
 		if r.q != nil {
@@ -69,9 +72,9 @@ func (s *session) relogRing(r *ring, q *Queue) {
 	q.reactor.Do(func() { q.setLog(d, logged) })
 }
 
-// dirtyLog says what a ring is to mark: the chains' buffers with VHOST_F_LOG_ALL, the used ring with VHOST_VRING_F_LOG
-// (vhost-user, "Migration"). Without a log that is nothing: front-ends set the features of a device that starts before
-// SET_LOG_BASE, and enable its rings afterwards.
+// dirtyLog says what a ring is to mark: the chains' buffers with VHOST_F_LOG_ALL, the used ring
+// with VHOST_VRING_F_LOG (vhost-user, "Migration"). Without a log that is nothing: front-ends set
+// the features of a device that starts before SET_LOG_BASE, and enable its rings afterwards.
 func (s *session) dirtyLog(r *ring) virtq.DirtyLog {
 	d := virtq.DirtyLog{
 		Log:  (*virtq.Log)(s.log),

@@ -36,7 +36,8 @@ func (s *session) setMemTable(m *message) ([]byte, error) {
 	return nil, nil
 }
 
-// addMemReg adds a region. One that is known already stays as it is: a front-end that has lost count may send it again.
+// addMemReg adds a region. One that is known already stays as it is: a front-end that has lost
+// count may send it again.
 func (s *session) addMemReg(m *message) ([]byte, error) {
 	d := ParseMemoryRegion(m.payload)
 	for _, r := range s.mem.Regions() {
@@ -57,18 +58,19 @@ func (s *session) addMemReg(m *message) ([]byte, error) {
 	return nil, nil
 }
 
-// remMemReg removes a region. Requests in flight keep its mapping until they have ended, and so does a ring that lies in it, which
-// waits for a while (setMemory).
+// remMemReg removes a region. Requests in flight keep its mapping until they have ended, and so
+// does a ring that lies in it, which waits for a while (setMemory).
 //
-// The specification says that the back-end "must unmap" the region, and that the answer to NEED_REPLY
-// tells how the message has ended. Of requests in flight it says nothing, and of what SET_MEM_TABLE
-// leaves out nothing at all. So the answer means here that nothing is fetched any more whose memory is in
-// the region. To wait for what is in flight would have the front-end stand still for as long as storage
-// takes. To cancel it, or to fence it, would lose data: a front-end also removes regions to give the same
-// memory back in another shape, under requests that the guest waits for. Memory that is to go for good is
-// not in flight: by the virtio specification a buffer is the device's until it has been used.
-// (libvhost-user unmaps at once, and a late transfer fails; rust-vmm keeps the mapping as here; SPDK, which
-// has SET_MEM_TABLE alone, waits for all requests without bound.)
+// The specification says that the back-end "must unmap" the region, and that the answer to
+// NEED_REPLY tells how the message has ended. Of requests in flight it says nothing, and of what
+// SET_MEM_TABLE leaves out nothing at all. So the answer means here that nothing is fetched any
+// more whose memory is in the region. To wait for what is in flight would have the front-end stand
+// still for as long as storage takes. To cancel it, or to fence it, would lose data: a front-end
+// also removes regions to give the same memory back in another shape, under requests that the guest
+// waits for. Memory that is to go for good is not in flight: by the virtio specification a buffer
+// is the device's until it has been used. (libvhost-user unmaps at once, and a late transfer fails;
+// rust-vmm keeps the mapping as here; SPDK, which has SET_MEM_TABLE alone, waits for all requests
+// without bound.)
 func (s *session) remMemReg(m *message) ([]byte, error) {
 	d := ParseMemoryRegion(m.payload)
 	mem, err := s.mem.Without(d.GuestPhys, d.Size, d.UserAddr)
@@ -88,8 +90,8 @@ func (s *session) mapRegion(d MemoryRegion, m *message, i int) (*guestmem.Region
 	return s.b.space.Map(d.GuestPhys, d.Size, d.UserAddr, d.MmapOffset, fd)
 }
 
-// takeMemory takes the i-th descriptor of m, of which memory is to be mapped. One that is refused stays the message's, which knows how to
-// close it.
+// takeMemory takes the i-th descriptor of m, of which memory is to be mapped. One that is refused
+// stays the message's, which knows how to close it.
 func (s *session) takeMemory(m *message, i int) (*sys.FD, error) {
 	if err := s.b.space.Admits(m.fds[i]); err != nil {
 		return nil, err
@@ -97,12 +99,13 @@ func (s *session) takeMemory(m *message, i int) (*sys.FD, error) {
 	return m.takeFD(i), nil
 }
 
-// setMemory makes mem, to which it takes over the caller's reference, the current generation. When it returns, no ring
-// fetches from the old one any more.
+// setMemory makes mem, to which it takes over the caller's reference, the current generation. When
+// it returns, no ring fetches from the old one any more.
 //
-// A front-end whose memory changes its shape removes regions and adds others in their place, while the rings in them run. So a
-// ring that is not in mem waits: it is not fetched from, and what completes is shown in the memory it had. With the next message
-// that is not about memory the front-end has done what it wanted to, and a ring that still is nowhere breaks (breakHomeless).
+// A front-end whose memory changes its shape removes regions and adds others in their place, while
+// the rings in them run. So a ring that is not in mem waits: it is not fetched from, and what
+// completes is shown in the memory it had. With the next message that is not about memory the
+// front-end has done what it wanted to, and a ring that still is nowhere breaks (breakHomeless).
 func (s *session) setMemory(mem *guestmem.Memory) {
 	s.homeless = false
 	for _, r := range s.rings {
@@ -115,7 +118,8 @@ func (s *session) setMemory(mem *guestmem.Memory) {
 	s.mem = mem
 }
 
-// aboutMemory tells whether r is one of the messages that change guest memory, of which several may belong together.
+// aboutMemory tells whether r is one of the messages that change guest memory, of which several may
+// belong together.
 func (r Request) aboutMemory() bool { return r == AddMemReg || r == RemMemReg || r == SetMemTable }
 
 // breakHomeless breaks the rings whose memory is gone.

@@ -5,8 +5,9 @@ import (
 	"fmt"
 )
 
-// Request is a front-end message type (vhost-user, "Front-end message types"). Those of other kinds of devices, of
-// postcopy migration and of the in-band notifications are left out: nothing here offers the features they need.
+// Request is a front-end message type (vhost-user, "Front-end message types"). Those of other kinds
+// of devices, of postcopy migration and of the in-band notifications are left out: nothing here
+// offers the features they need.
 type Request uint32
 
 const (
@@ -88,6 +89,7 @@ type BackendRequest uint32
 // (VHOST_USER_BACKEND_CONFIG_CHANGE_MSG).
 const BackendConfigChangeMsg BackendRequest = 2
 
+// String returns the specification's name without its VHOST_USER_ prefix.
 func (r BackendRequest) String() string {
 	if r == BackendConfigChangeMsg {
 		return "BACKEND_CONFIG_CHANGE_MSG"
@@ -97,10 +99,11 @@ func (r BackendRequest) String() string {
 
 // Feature bits of SET_FEATURES that are vhost-user's own and not virtio's.
 const (
-	// FLogAll asks for a log of all writes to guest memory (VHOST_F_LOG_ALL, vhost-user, "Migration").
+	// FLogAll asks for a log of all writes to guest memory (VHOST_F_LOG_ALL, vhost-user,
+	// "Migration").
 	FLogAll uint64 = 1 << 26
-	// FProtocolFeatures says that protocol features can be negotiated (VHOST_USER_F_PROTOCOL_FEATURES, vhost-user,
-	// "Communication").
+	// FProtocolFeatures says that protocol features can be negotiated
+	// (VHOST_USER_F_PROTOCOL_FEATURES, vhost-user, "Communication").
 	FProtocolFeatures uint64 = 1 << 30
 )
 
@@ -108,38 +111,43 @@ const (
 type ProtocolFeatures uint64
 
 const (
-	ProtocolMQ                ProtocolFeatures = 1 << 0  // VHOST_USER_PROTOCOL_F_MQ
-	ProtocolLogSHMFD          ProtocolFeatures = 1 << 1  // VHOST_USER_PROTOCOL_F_LOG_SHMFD
-	ProtocolReplyAck          ProtocolFeatures = 1 << 3  // VHOST_USER_PROTOCOL_F_REPLY_ACK
-	ProtocolBackendReq        ProtocolFeatures = 1 << 5  // VHOST_USER_PROTOCOL_F_BACKEND_REQ
-	ProtocolConfig            ProtocolFeatures = 1 << 9  // VHOST_USER_PROTOCOL_F_CONFIG
-	ProtocolBackendSendFD     ProtocolFeatures = 1 << 10 // VHOST_USER_PROTOCOL_F_BACKEND_SEND_FD
-	ProtocolInflightSHMFD     ProtocolFeatures = 1 << 12 // VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD
-	ProtocolResetDevice       ProtocolFeatures = 1 << 13 // VHOST_USER_PROTOCOL_F_RESET_DEVICE
-	ProtocolConfigureMemSlots ProtocolFeatures = 1 << 15 // VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS
+	ProtocolMQ            ProtocolFeatures = 1 << 0  // VHOST_USER_PROTOCOL_F_MQ
+	ProtocolLogSHMFD      ProtocolFeatures = 1 << 1  // VHOST_USER_PROTOCOL_F_LOG_SHMFD
+	ProtocolReplyAck      ProtocolFeatures = 1 << 3  // VHOST_USER_PROTOCOL_F_REPLY_ACK
+	ProtocolBackendReq    ProtocolFeatures = 1 << 5  // VHOST_USER_PROTOCOL_F_BACKEND_REQ
+	ProtocolConfig        ProtocolFeatures = 1 << 9  // VHOST_USER_PROTOCOL_F_CONFIG
+	ProtocolBackendSendFD ProtocolFeatures = 1 << 10 // VHOST_USER_PROTOCOL_F_BACKEND_SEND_FD
+	ProtocolInflightSHMFD ProtocolFeatures = 1 << 12 // VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD
+	ProtocolResetDevice   ProtocolFeatures = 1 << 13 // VHOST_USER_PROTOCOL_F_RESET_DEVICE
+	// VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS
+	ProtocolConfigureMemSlots ProtocolFeatures = 1 << 15
 	ProtocolStatus            ProtocolFeatures = 1 << 16 // VHOST_USER_PROTOCOL_F_STATUS
 
-	// ProtocolGetVringBaseInflight is VHOST_USER_PROTOCOL_F_GET_VRING_BASE_INFLIGHT: GET_VRING_BASE may leave requests in
-	// flight, recorded in the in-flight region, which the front-end takes along when it migrates. QEMU acknowledges it from
-	// 11.1 on, for a device with inflight-migration=on.
+	// ProtocolGetVringBaseInflight is VHOST_USER_PROTOCOL_F_GET_VRING_BASE_INFLIGHT: GET_VRING_BASE
+	// may leave requests in flight, recorded in the in-flight region, which the front-end takes
+	// along when it migrates. QEMU acknowledges it from 11.1 on, for a device with
+	// inflight-migration=on.
 	ProtocolGetVringBaseInflight ProtocolFeatures = 1 << 20
 )
 
 // Header flags (vhost-user, "Header").
 const (
-	FlagVersionMask uint32 = 0x3    // the version of the protocol
-	FlagVersion     uint32 = 0x1    // the only version there is
-	FlagReply       uint32 = 1 << 2 // on every reply
-	FlagNeedReply   uint32 = 1 << 3 // an acknowledgement is wanted (REPLY_ACK)
+	FlagVersion   uint32 = 0x1    // the only version there is
+	FlagReply     uint32 = 1 << 2 // on every reply
+	FlagNeedReply uint32 = 1 << 3 // an acknowledgement is wanted (REPLY_ACK)
 )
+
+// versionMask is the part of the flags that has the version of the protocol.
+const versionMask uint32 = 0x3
 
 // HeaderSize is the length of a message's header in bytes.
 const HeaderSize = 12
 
-// Header starts every message, in both directions. All numbers on the wire are in the host's byte order.
+// Header starts every message, in both directions. All numbers on the wire are in the host's byte
+// order.
 type Header struct {
-	Request uint32
-	Flags   uint32
+	Request uint32 // a Request or, on the back-end channel, a BackendRequest
+	Flags   uint32 // FlagVersion, with FlagReply or FlagNeedReply
 	Size    uint32 // bytes of payload that follow
 }
 
@@ -171,9 +179,11 @@ const (
 	VringNoFD      uint64 = 1 << 8 // no descriptor comes along: poll instead
 )
 
-// VringState is "a vring state description": a ring and a number, whose meaning depends on the message.
+// VringState is "a vring state description": a ring and a number, whose meaning depends on the
+// message.
 type VringState struct {
-	Index, Num uint32
+	Index uint32 // of the ring
+	Num   uint32 // descriptors, an index of the available ring, or 1 for enabled
 }
 
 const vringStateSize = 8
@@ -189,13 +199,18 @@ func ParseVringState(b []byte) VringState {
 	return VringState{Index: binary.NativeEndian.Uint32(b), Num: binary.NativeEndian.Uint32(b[4:])}
 }
 
-// VringLog is the flag of a VringAddr that asks for a log of the writes to the used ring (VHOST_VRING_F_LOG).
+// VringLog is the flag of a VringAddr that asks for a log of the writes to the used ring
+// (VHOST_VRING_F_LOG).
 const VringLog uint32 = 1 << 0
 
-// VringAddr is "a vring address description". Desc, Used and Avail are addresses in the front-end's address space.
+// VringAddr is "a vring address description", the payload of SET_VRING_ADDR.
 type VringAddr struct {
-	Index, Flags           uint32
-	Desc, Used, Avail, Log uint64
+	Index uint32 // of the ring
+	Flags uint32 // VringLog or 0
+	Desc  uint64 // address of the descriptor table in the front-end's address space
+	Used  uint64 // likewise, of the used ring
+	Avail uint64 // likewise, of the available ring
+	Log   uint64 // guest physical address of the used ring, for the log
 }
 
 const vringAddrSize = 40
@@ -252,7 +267,8 @@ func parseMemoryRegion(b []byte) MemoryRegion {
 	}
 }
 
-// Append appends r as the payload of ADD_MEM_REG and REM_MEM_REG ("Single memory region description").
+// Append appends r as the payload of ADD_MEM_REG and REM_MEM_REG ("Single memory region
+// description").
 func (r MemoryRegion) Append(b []byte) []byte {
 	return r.append(binary.NativeEndian.AppendUint64(b, 0))
 }
@@ -270,7 +286,8 @@ func AppendMemoryTable(b []byte, regions []MemoryRegion) []byte {
 	return b
 }
 
-// ParseMemoryTable reads the payload of SET_MEM_TABLE, which is all of b. Its errors are *FieldError.
+// ParseMemoryTable reads the payload of SET_MEM_TABLE, which is all of b. Its errors are
+// *FieldError.
 func ParseMemoryTable(b []byte) ([]MemoryRegion, error) {
 	if len(b) < 8 {
 		return nil, &FieldError{Field: "size", Value: uint64(len(b)), Want: "8 or more"}
@@ -289,8 +306,8 @@ func ParseMemoryTable(b []byte) ([]MemoryRegion, error) {
 	return regions, nil
 }
 
-// Flags of ConfigSpace in SET_CONFIG: the front-end's reason (VHOST_SET_CONFIG_TYPE_FRONTEND and _MIGRATION in QEMU). Front-ends
-// on Rust's vhost crate send the second for a guest's write.
+// Flags of ConfigSpace in SET_CONFIG: the front-end's reason (VHOST_SET_CONFIG_TYPE_FRONTEND and
+// _MIGRATION in QEMU). Front-ends on Rust's vhost crate send the second for a guest's write.
 const (
 	ConfigWritable  uint32 = 0 // writable fields, by the guest
 	ConfigMigration uint32 = 1 // any field, on a migration's target
@@ -301,11 +318,12 @@ const MaxConfigSize = 256
 
 const configHeaderSize = 12
 
-// ConfigSpace is "virtio device config space", the payload of GET_CONFIG and SET_CONFIG, requests and replies.
+// ConfigSpace is "virtio device config space", the payload of GET_CONFIG and SET_CONFIG, requests
+// and replies.
 type ConfigSpace struct {
 	Offset uint32 // of Data in the configuration space, in bytes
-	Flags  uint32
-	Data   []byte
+	Flags  uint32 // of SET_CONFIG: ConfigWritable or ConfigMigration
+	Data   []byte // at most MaxConfigSize bytes; in GET_CONFIG its length is what is asked for
 }
 
 // Append appends c as it goes over the wire.
@@ -316,7 +334,8 @@ func (c ConfigSpace) Append(b []byte) []byte {
 	return append(b, c.Data...)
 }
 
-// ParseConfigSpace reads a ConfigSpace, which is all of b; Data is a part of b. Its errors are *FieldError.
+// ParseConfigSpace reads a ConfigSpace, which is all of b; Data is a part of b. Its errors are
+// *FieldError.
 func ParseConfigSpace(b []byte) (ConfigSpace, error) {
 	if len(b) < configHeaderSize {
 		return ConfigSpace{}, &FieldError{Field: "size", Value: uint64(len(b)), Want: "12 or more"}
@@ -347,16 +366,17 @@ func (d LogBase) Append(b []byte) []byte {
 	return binary.NativeEndian.AppendUint64(b, d.MmapOffset)
 }
 
-// ParseLogBase reads a LogBase from the first 16 bytes of b.
-func ParseLogBase(b []byte) LogBase {
+// parseLogBase reads a LogBase from the first 16 bytes of b.
+func parseLogBase(b []byte) LogBase {
 	return LogBase{MmapSize: binary.NativeEndian.Uint64(b), MmapOffset: binary.NativeEndian.Uint64(b[8:])}
 }
 
-// Inflight is "Inflight description", the payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD, and of the former's reply.
+// Inflight is "Inflight description", the payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD, and of
+// the former's reply.
 type Inflight struct {
 	MmapSize   uint64 // bytes of the region
 	MmapOffset uint64 // bytes into the file whose descriptor comes along
-	NumQueues  uint16
+	NumQueues  uint16 // in the region
 	QueueSize  uint16 // descriptors of each queue
 }
 
@@ -375,7 +395,8 @@ func (d Inflight) Append(b []byte) []byte {
 	return append(b, 0, 0, 0, 0)
 }
 
-// ParseInflight reads an Inflight, which is all of b, with or without the padding. Its errors are *FieldError.
+// ParseInflight reads an Inflight, which is all of b, with or without the padding. Its errors are
+// *FieldError.
 func ParseInflight(b []byte) (Inflight, error) {
 	if len(b) != inflightSize && len(b) != inflightPaddedSize {
 		return Inflight{}, &FieldError{Field: "size", Value: uint64(len(b)), Want: "20 or 24"}

@@ -11,7 +11,8 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// ringModel is what the front-end knows of one ring: the two states, and what must have been served.
+// ringModel is what the front-end knows of one ring: the two states, and what must have been
+// served.
 type ringModel struct {
 	ring             *vhostusertest.Ring
 	bufs             buffers
@@ -20,8 +21,9 @@ type ringModel struct {
 	added, served    int // requests since the driver set up its ring
 }
 
-// Whatever a front-end does in whatever order, a ring is served when it is started and enabled, and only then: the base that
-// GET_VRING_BASE answers counts exactly what was added while it ran, or waited when it began to.
+// Whatever a front-end does in whatever order, a ring is served when it is started and enabled, and
+// only then: the base that GET_VRING_BASE answers counts exactly what was added while it ran, or
+// waited when it began to.
 func TestRingStatesAgreeWithTheModel(t *testing.T) {
 	reactors := newReactors(t)
 	rapid.Check(t, func(rt *rapid.T) {

@@ -6,12 +6,13 @@ import (
 	"vdev/internal/sys"
 )
 
-// notifier sends messages to the front-end over the back-end channel, without ever waiting: neither for an answer, which none
-// is asked for, nor for room in the socket.
+// notifier sends messages to the front-end over the back-end channel, without ever waiting: neither
+// for an answer, which none is asked for, nor for room in the socket.
 //
-// A message goes out only while a ring runs (a suspended device sends none, and QEMU ignores them then), and not while a
-// message of the front-end is being handled: QEMU 7.2 reads this channel while it waits for a reply, and would ask us
-// something in the midst of it. Until then it is remembered.
+// A message goes out only while a ring runs (a suspended device sends none, and QEMU ignores them
+// then), and not while a message of the front-end is being handled: QEMU 7.2 reads this channel
+// while it waits for a reply, and would ask us something in the midst of it. Until then it is
+// remembered.
 type notifier struct {
 	sent func() // called after a message has gone out
 
@@ -63,8 +64,8 @@ func (n *notifier) flushLocked() (sent bool) {
 		return false
 	}
 	n.pending = false
-	// Where the channel is full, the front-end has such messages waiting, and will read what is true then. A channel that
-	// fails is the front-end's loss: the session does not depend on it.
+	// Where the channel is full, the front-end has such messages waiting, and will read what is
+	// true then. A channel that fails is the front-end's loss: the session does not depend on it.
 	h := Header{Request: uint32(BackendConfigChangeMsg), Flags: FlagVersion}
 	return sys.SendNow(n.fd.Int(), h.Append(nil)) == nil
 }

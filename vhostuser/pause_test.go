@@ -14,7 +14,8 @@ import (
 	"vdev/virtq"
 )
 
-// waitPaused is a PauseQueue that waits for what the device holds, or until the front-end has hung up.
+// waitPaused is a PauseQueue that waits for what the device holds, or until the front-end has hung
+// up.
 func waitPaused(q *vhostuser.Queue, how vhostuser.Stop) (givenUp bool) {
 	return q.WaitIdle(how.Context()) != nil
 }
@@ -43,8 +44,8 @@ func (g *rig) sendDisable(index int, flags uint32) {
 	g.must(g.Request(vhostuser.SetVringEnable, flags, vhostuser.VringState{Index: uint32(index)}.Append(nil)))
 }
 
-// TestWhatHasJustEndedIsShownBeforeADisableIsAnswered: the request ends in the same turn of the event loop as the disable, which finds
-// nothing in flight, and the turn goes on after the answer.
+// TestWhatHasJustEndedIsShownBeforeADisableIsAnswered: the request ends in the same turn of the
+// event loop as the disable, which finds nothing in flight, and the turn goes on after the answer.
 func TestWhatHasJustEndedIsShownBeforeADisableIsAnswered(t *testing.T) {
 	g, r, _ := pausing(t, newReverser(1), 1)
 	r.Called()
@@ -66,7 +67,8 @@ func TestWhatHasJustEndedIsShownBeforeADisableIsAnswered(t *testing.T) {
 	}
 }
 
-// awaitSessionAtEventLoop returns when the goroutine of a session waits for what it has posted to an event loop.
+// awaitSessionAtEventLoop returns when the goroutine of a session waits for what it has posted to
+// an event loop.
 func awaitSessionAtEventLoop() {
 	stacks := make([]byte, 1<<20)
 	for {
@@ -81,8 +83,8 @@ func awaitSessionAtEventLoop() {
 	}
 }
 
-// TestADisableIsAnsweredWhenNothingIsInFlight, and the next message is handled only then, whether an answer was asked for or
-// not. With the answer everything is used and signalled.
+// TestADisableIsAnsweredWhenNothingIsInFlight, and the next message is handled only then, whether
+// an answer was asked for or not. With the answer everything is used and signalled.
 func TestADisableIsAnsweredWhenNothingIsInFlight(t *testing.T) {
 	for name, flags := range map[string]uint32{"an answer is due": vhostuser.FlagNeedReply, "none is": 0} {
 		t.Run(name, func(t *testing.T) {
@@ -170,7 +172,8 @@ func TestAHangUpEndsTheWaitOfADisable(t *testing.T) {
 	}
 }
 
-// TestAStopThatCancelsIsNotHeldUpByADisable: where the in-flight region travels, GET_VRING_BASE is to leave requests in it.
+// TestAStopThatCancelsIsNotHeldUpByADisable: where the in-flight region travels, GET_VRING_BASE is
+// to leave requests in it.
 func TestAStopThatCancelsIsNotHeldUpByADisable(t *testing.T) {
 	dev := newReverser(1)
 	dev.onPause = func(*vhostuser.Queue, vhostuser.Stop) { dev.note("waits") }
@@ -237,7 +240,8 @@ func TestADisabledRingIsLeftAlone(t *testing.T) {
 			g.handshake()
 			r := g.start(0, 8)
 			g.io(r, 3)
-			time.Sleep(5 * time.Millisecond) // time for the reactor to ask for kicks, and to go to sleep
+			// time for the reactor to ask for kicks, and to go to sleep
+			time.Sleep(5 * time.Millisecond)
 			g.must(g.SetVringEnable(0, false))
 			all := g.mem.Bytes(0, 1<<20)
 			before := slices.Clone(all)

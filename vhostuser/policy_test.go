@@ -6,9 +6,9 @@ import (
 	"testing"
 )
 
-// TestThePolicyOfAStop spells out what every stop does. The columns are those of the head: a dash is
-// for no in-flight region, and then for each region whether it stays with this front-end or travels
-// with the guest.
+// TestThePolicyOfAStop spells out what every stop does. The columns are those of the head: a dash
+// is for no in-flight region, and then for each region whether it stays with this front-end or
+// travels with the guest.
 //
 //	w  what is in flight may complete, for CancelAfter; without it, it is cancelled at once
 //	r  the device is revoked

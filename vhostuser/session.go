@@ -18,7 +18,8 @@ const virtioFeaturesOK = 8
 
 // session is one front-end's connection. What a second SET_OWNER starts anew is reset by restart.
 //
-// Everything in it belongs to the connection's goroutine, but for ctx, end and blocked, and notify and look, which have locks of their own.
+// Everything in it belongs to the connection's goroutine, but for ctx, end and blocked, and notify
+// and look, which have locks of their own.
 type session struct {
 	b      *Backend
 	c      *conn
@@ -34,7 +35,9 @@ type session struct {
 	interrupted bool          // the connection's reads and writes fail from now on
 	ended       chan struct{} // closed when interrupted was set
 	waited      bool          // the front-end waits for the Device
-	watch       chan struct{} // closed by the goroutine that watches for its hang-up meanwhile; nil where nobody has asked for it
+	// closed by the goroutine that watches for its hang-up meanwhile; nil where nobody has asked
+	// for it
+	watch chan struct{}
 
 	look look // what Backend.Status shows; it has a lock of its own
 
@@ -80,8 +83,8 @@ func (s *session) reset() {
 	s.driver = driverUnseen
 }
 
-// run serves the connection until it ends, and releases everything that came over it. It returns nil for a hang-up and for
-// the end of the context it was started with.
+// run serves the connection until it ends, and releases everything that came over it. It returns
+// nil for a hang-up and for the end of the context it was started with.
 func (s *session) run() error {
 	context.AfterFunc(s.ctx, s.interrupt)
 	s.dev.SessionBegin()
@@ -139,8 +142,9 @@ func (s *session) serve() error {
 	}
 }
 
-// watchHangup has the session end when the front-end hangs up while the Device waits, and no message of it is read; it
-// does nothing at other times. A front-end may have sent further messages by then: none of them is handled. Any goroutine.
+// watchHangup has the session end when the front-end hangs up while the Device waits, and no
+// message of it is read; it does nothing at other times. A front-end may have sent further messages
+// by then: none of them is handled. Any goroutine.
 func (s *session) watchHangup() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -191,8 +195,8 @@ func (s *session) whileWaited(call func()) {
 	}
 }
 
-// teardown stops all rings, tells the Device that the session is over, and closes the rings' descriptors. Nothing of the
-// guest's memory is used after it.
+// teardown stops all rings, tells the Device that the session is over, and closes the rings'
+// descriptors. Nothing of the guest's memory is used after it.
 func (s *session) teardown() {
 	s.stopDevice(StopDisconnect)
 	s.dev.SessionEnd()
@@ -201,9 +205,10 @@ func (s *session) teardown() {
 	}
 }
 
-// restart begins a new session on the connection (a second SET_OWNER: QEMU's device_add over the chardev of a device that was
-// removed). Rings, memory, in-flight region and virtio features of the old one are dropped. What the front-end negotiates before SET_OWNER, the
-// protocol features and the back-end channel, is the new session's already.
+// restart begins a new session on the connection (a second SET_OWNER: QEMU's device_add over the
+// chardev of a device that was removed). Rings, memory, in-flight region and virtio features of the
+// old one are dropped. What the front-end negotiates before SET_OWNER, the protocol features and
+// the back-end channel, is the new session's already.
 func (s *session) restart() {
 	s.teardown()
 	s.dropInflight()
@@ -251,8 +256,9 @@ func (s *session) getFeatures(*message) ([]byte, error) {
 	return AppendU64(nil, s.offered()), nil
 }
 
-// setFeatures takes the negotiated features. While a ring runs only LOG_ALL may change, and the bit that says whether rings can
-// be disabled. Without that bit all rings are enabled at once (vhost-user, "Ring states").
+// setFeatures takes the negotiated features. While a ring runs only LOG_ALL may change, and the bit
+// that says whether rings can be disabled. Without that bit all rings are enabled at once
+// (vhost-user, "Ring states").
 func (s *session) setFeatures(m *message) ([]byte, error) {
 	features := ParseU64(m.payload)
 	if extra := features &^ s.offered(); extra != 0 {
@@ -301,7 +307,8 @@ func (s *session) setOwner(*message) ([]byte, error) {
 	return nil, nil
 }
 
-// resetOwner disables all rings, which is what the specification recommends for this deprecated message.
+// resetOwner disables all rings, which is what the specification recommends for this deprecated
+// message.
 func (s *session) resetOwner(*message) ([]byte, error) {
 	var busy []*ring
 	for _, r := range s.rings {
@@ -317,9 +324,10 @@ func (s *session) resetOwner(*message) ([]byte, error) {
 	return nil, nil
 }
 
-// resetDevice disables all rings and gives the device its initial state. Rings that still run are stopped. The front-end keeps
-// the ownership, and sends neither protocol features, nor memory, nor the call and error descriptors again: they stay. The
-// in-flight region goes, with what was suspended in it: it is the requests of a guest that has forgotten them.
+// resetDevice disables all rings and gives the device its initial state. Rings that still run are
+// stopped. The front-end keeps the ownership, and sends neither protocol features, nor memory, nor
+// the call and error descriptors again: they stay. The in-flight region goes, with what was
+// suspended in it: it is the requests of a guest that has forgotten them.
 func (s *session) resetDevice(*message) ([]byte, error) {
 	for _, r := range s.rings {
 		r.enabled = false
@@ -342,8 +350,8 @@ func (s *session) getMaxMemSlots(*message) ([]byte, error) {
 	return AppendU64(nil, guestmem.MaxRegions), nil
 }
 
-// getStatus answers with the status that was set last. QEMU adds bits to it, and then sets it. FEATURES_OK, which a device may
-// take back, is only told while a negotiation stands.
+// getStatus answers with the status that was set last. QEMU adds bits to it, and then sets it.
+// FEATURES_OK, which a device may take back, is only told while a negotiation stands.
 func (s *session) getStatus(*message) ([]byte, error) {
 	status := s.status
 	if !s.negotiated {
@@ -352,7 +360,8 @@ func (s *session) getStatus(*message) ([]byte, error) {
 	return AppendU64(nil, uint64(status)), nil
 }
 
-// setStatus remembers the status, and nothing more: QEMU 7.2 sends 0 before it stops the rings, also for a pause.
+// setStatus remembers the status, and nothing more: QEMU 7.2 sends 0 before it stops the rings,
+// also for a pause.
 func (s *session) setStatus(m *message) ([]byte, error) {
 	status := ParseU64(m.payload)
 	if status > 0xff {
@@ -362,8 +371,9 @@ func (s *session) setStatus(m *message) ([]byte, error) {
 	return nil, nil
 }
 
-// getConfig answers with a part of the configuration space. Behind its end are zeros: front-ends ask for what the structure has in their
-// version of the specification, and some wait for ever where they are refused.
+// getConfig answers with a part of the configuration space. Behind its end are zeros: front-ends
+// ask for what the structure has in their version of the specification, and some wait for ever
+// where they are refused.
 func (s *session) getConfig(m *message) ([]byte, error) {
 	c, err := ParseConfigSpace(m.payload)
 	if err != nil {
@@ -385,8 +395,9 @@ func (s *session) setConfig(m *message) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Who says 1 means the same field: Rust's vhost crate calls it WRITABLE, and has nothing else to send. As the specification's
-	// "migration" it may name any field, of which the Device takes those that it lets be written.
+	// Who says 1 means the same field: Rust's vhost crate calls it WRITABLE, and has nothing else
+	// to send. As the specification's "migration" it may name any field, of which the Device takes
+	// those that it lets be written.
 	if c.Flags != ConfigWritable && c.Flags != ConfigMigration {
 		return nil, field("config flags", uint64(c.Flags), "0 or 1")
 	}

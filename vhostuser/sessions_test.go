@@ -210,7 +210,8 @@ func TestSecondFrontEndIsToldOff(t *testing.T) {
 	}
 }
 
-// While the device is taken down after a hang-up the next front-end waits, and the one after it is told off.
+// While the device is taken down after a hang-up the next front-end waits, and the one after it is
+// told off.
 func TestFrontEndWaitsForThePredecessorsEnd(t *testing.T) {
 	dev := newReverser(1)
 	goOn := make(chan struct{})
@@ -577,7 +578,8 @@ func TestRemovingARingsMemoryBreaksIt(t *testing.T) {
 	}
 }
 
-// A front-end whose memory changes its shape removes the region that the rings are in, and adds it again.
+// A front-end whose memory changes its shape removes the region that the rings are in, and adds it
+// again.
 func TestRingWaitsForItsMemoryToComeBack(t *testing.T) {
 	dev := newReverser(2)
 	g := newRig(t, dev)
@@ -639,7 +641,8 @@ func TestRingWaitsForItsMemoryToComeBack(t *testing.T) {
 	g.must(g.hangUp())
 }
 
-// A front-end can take memory away without a message, by truncating its file: that ends its connection, and no other.
+// A front-end can take memory away without a message, by truncating its file: that ends its
+// connection, and no other.
 func TestFaultOnTruncatedMemoryEndsOnlyThatConnection(t *testing.T) {
 	type victim struct {
 		name string

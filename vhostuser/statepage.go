@@ -9,9 +9,10 @@ import (
 	"vdev/internal/sys"
 )
 
-// The state page is the last page of an in-flight region that GET_INFLIGHT_FD has made: the back-end chooses the region's size
-// (vhost-user, "Inflight I/O tracking"), and the front-end maps, keeps, brings back and, with GET_VRING_BASE_INFLIGHT, migrates
-// all of it. The queues' parts stand before it, where every back-end looks for them.
+// The state page is the last page of an in-flight region that GET_INFLIGHT_FD has made: the
+// back-end chooses the region's size (vhost-user, "Inflight I/O tracking"), and the front-end maps,
+// keeps, brings back and, with GET_VRING_BASE_INFLIGHT, migrates all of it. The queues' parts stand
+// before it, where every back-end looks for them.
 const (
 	statePageSize = 4096
 	statePageMark = "vdevstat" // 8 bytes
@@ -21,17 +22,18 @@ const (
 	stateHeader   = 24
 )
 
-// StateKeeper is a Device that has something to tell whoever serves the guest next, beside the requests that the in-flight
-// region records.
+// StateKeeper is a Device that has something to tell whoever serves the guest next, beside the
+// requests that the in-flight region records.
 type StateKeeper interface {
 	Device
-	// SetStatePage gives the Device the page of the region that the front-end has brought, which the Device then owns: nil where the
-	// region has none or is dropped. It is called on the connection's goroutine while no ring runs.
+	// SetStatePage gives the Device the page of the region that the front-end has brought, which
+	// the Device then owns: nil where the region has none or is dropped. It is called on the
+	// connection's goroutine while no ring runs.
 	SetStatePage(p *StatePage)
 }
 
-// StatePage keeps 32 bits and a number of a Device's own beyond the end of the process. Whoever owns
-// it closes it, and sees to it that there is one call at a time.
+// StatePage keeps 32 bits and a number of a Device's own beyond the end of the process. Whoever
+// owns it closes it, and sees to it that there is one call at a time.
 //
 // It is a mapping of its own. A system call on the file would wait while the front-end has the host
 // fill that, or a part of it, for as long as that takes; and it fails where the front-end has
@@ -42,17 +44,19 @@ type StatePage struct {
 	tag    uint64
 }
 
-// State returns what was stored last, by this process or by another one: 0 where nothing was, or where it is not to be trusted. The
-// page is the front-end's to change: each bit may have any value.
+// State returns what was stored last, by this process or by another one: 0 where nothing was, or
+// where it is not to be trusted. The page is the front-end's to change: each bit may have any
+// value.
 func (p *StatePage) State() uint32 { return p.state }
 
-// Tag returns the number that was stored with the state: 0 where nothing was. It may have any value, too.
+// Tag returns the number that was stored with the state: 0 where nothing was. It may have any
+// value, too.
 func (p *StatePage) Tag() uint64 { return p.tag }
 
-// Store stores the state and a number: when it returns, a successor finds them, though this process be
-// killed. Meanwhile it may find either number with a state that has all the bits of before, of now and
-// of doubt. Where the front-end has cut off the file the successor finds nothing. It does not wait. Any
-// goroutine.
+// Store stores the state and a number: when it returns, a successor finds them, though this process
+// be killed. Meanwhile it may find either number with a state that has all the bits of before, of
+// now and of doubt. Where the front-end has cut off the file the successor finds nothing. It does
+// not wait. Any goroutine.
 func (p *StatePage) Store(state uint32, tag uint64, doubt uint32) {
 	before, change := p.state, p.tag != tag
 	p.state, p.tag = state, tag

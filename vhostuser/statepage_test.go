@@ -45,7 +45,8 @@ func (k *remembering) store(state uint32) bool {
 	return true
 }
 
-// sends brings the region as d describes it to the back-end, whose device then has found what it returns; ok: a page was there.
+// sends brings the region as d describes it to the back-end, whose device then has found what it
+// returns; ok: a page was there.
 func (k *remembering) sends(g *rig, d vhostuser.Inflight, fd int) (state uint32, ok bool) {
 	g.t.Helper()
 	dup, err := sys.Dup(fd)

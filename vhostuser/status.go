@@ -11,8 +11,8 @@ import (
 	"vdev/internal/sys"
 )
 
-// Status is a look at what a Backend is doing, for people. What it shows is true of one moment for each part, and not of the
-// same moment for all.
+// Status is a look at what a Backend is doing, for people. What it shows is true of one moment for
+// each part, and not of the same moment for all.
 type Status struct {
 	FrontEnd *FrontEndStatus // nil: none is served
 	Waiting  bool            // a front-end has connected that is not served yet
@@ -20,42 +20,43 @@ type Status struct {
 
 // FrontEndStatus is the connection that is served.
 type FrontEndStatus struct {
-	PID, UID  int // who connected (SO_PEERCRED); 0 where the host does not tell
-	Since     time.Time
-	Owned     bool             // SET_OWNER came
-	Protocol  ProtocolFeatures // negotiated
-	Features  uint64           // negotiated, with FProtocolFeatures
-	Device    uint8            // the virtio device status, as SET_STATUS said last
-	Regions   int              // of guest memory
-	Memory    uint64           // bytes of guest memory
-	Inflight  bool             // there is an in-flight region
-	Message   string           // the message that is being handled, empty for none; until it is answered the front-end waits
-	MessageAt time.Time        // when it came
-	Rings     []RingStatus     // all of them, by index
+	PID, UID int              // who connected (SO_PEERCRED); 0 where the host does not tell
+	Since    time.Time        // when it has connected
+	Protocol ProtocolFeatures // negotiated
+	Features uint64           // negotiated, with FProtocolFeatures
+	Device   uint8            // the virtio device status, as SET_STATUS said last
+	Regions  int              // of guest memory
+	Memory   uint64           // bytes of guest memory
+	Inflight bool             // there is an in-flight region
+	// the message that is being handled, empty for none; until it is answered the front-end waits
+	Message   string
+	MessageAt time.Time    // when it came
+	Rings     []RingStatus // all of them, by index
 }
 
 // RingState is one of the states that a ring is in (see ring).
 type RingState string
 
 const (
-	RingStopped  RingState = "stopped"
+	RingStopped  RingState = "stopped"  // not started: it has no kick descriptor
 	RingStarted  RingState = "started"  // and not enabled: it does not run
 	RingRunning  RingState = "running"  // the Device has it, and fetches from it
 	RingDisabled RingState = "disabled" // the Device has it, but nothing more is fetched
 	RingDraining RingState = "draining" // likewise, and its requests in flight are waited for
 	RingStopping RingState = "stopping" // the Device is being asked to stop it
-	RingBroken   RingState = "broken"
+	RingBroken   RingState = "broken"   // not served until it is stopped and started
 )
 
 // RingStatus is one ring.
 type RingStatus struct {
-	Index int
-	State RingState
-	Size  int
+	Index int        // as the front-end counts, from 0
+	State RingState  // what it does
+	Size  int        // descriptors; 0 before SET_VRING_NUM
 	Why   StopReason // why it is stopping, with RingStopping
 	Err   error      // why it is broken
 
-	// What its reactor has told; where Known is false, there is none (the ring does not run) or it has not answered in time.
+	// What its reactor has told; where Known is false, there is none (the ring does not run) or it
+	// has not answered in time.
 	Known    bool
 	Next     uint16 // free-running index of the next entry to take from the available ring
 	Used     uint16 // free-running used index, as published
@@ -63,8 +64,8 @@ type RingStatus struct {
 	InFlight int    // fetched and not ended
 }
 
-// look is what a session shows of itself to other goroutines: a copy, made by the connection's goroutine at each change. That
-// goroutine may stand still in a stop for as long as storage does.
+// look is what a session shows of itself to other goroutines: a copy, made by the connection's
+// goroutine at each change. That goroutine may stand still in a stop for as long as storage does.
 type look struct {
 	mu sync.Mutex
 	FrontEndStatus
@@ -77,7 +78,7 @@ func (s *session) publish() {
 	regions := s.mem.Regions()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.Owned, l.Protocol, l.Features, l.Device = s.owned, s.protocol, s.features, s.status
+	l.Protocol, l.Features, l.Device = s.protocol, s.features, s.status
 	l.Regions, l.Memory, l.Inflight = len(regions), 0, s.inflight != nil
 	for _, r := range regions {
 		l.Memory += r.Size
@@ -131,8 +132,9 @@ func (l *look) connected(c *conn) {
 	l.PID, l.UID, l.Since = peer.PID, peer.UID, time.Now()
 }
 
-// Status looks at the Backend. It asks the reactors for the state of the rings that run, until ctx is done: what has not come by
-// then is told as not known. It waits for nothing else, least of all for a ring that is being stopped. Any goroutine.
+// Status looks at the Backend. It asks the reactors for the state of the rings that run, until ctx
+// is done: what has not come by then is told as not known. It waits for nothing else, least of all
+// for a ring that is being stopped. Any goroutine.
 func (b *Backend) Status(ctx context.Context) Status {
 	b.mu.Lock()
 	current, waiting := b.current, b.waiting != nil
@@ -190,7 +192,8 @@ func askQueues(ctx context.Context, rings []RingStatus, queues []*Queue) {
 	}
 }
 
-// protocolNames are the specification's, by bit, those that are not offered included: what a front-end has set is to be told.
+// protocolNames are the specification's, by bit, those that are not offered included: what a
+// front-end has set is to be told.
 var protocolNames = [...]string{
 	0: "MQ", 1: "LOG_SHMFD", 2: "RARP", 3: "REPLY_ACK", 4: "MTU", 5: "BACKEND_REQ", 6: "CROSS_ENDIAN", 7: "CRYPTO_SESSION",
 	8: "PAGEFAULT", 9: "CONFIG", 10: "BACKEND_SEND_FD", 11: "HOST_NOTIFIER", 12: "INFLIGHT_SHMFD", 13: "RESET_DEVICE",
@@ -198,7 +201,8 @@ var protocolNames = [...]string{
 	20: "GET_VRING_BASE_INFLIGHT",
 }
 
-// Names returns the specification's names of the features in p without their VHOST_USER_PROTOCOL_F_ prefix, by number.
+// Names returns the specification's names of the features in p without their VHOST_USER_PROTOCOL_F_
+// prefix, by number.
 func (p ProtocolFeatures) Names() []string {
 	var names []string
 	for rest := uint64(p); rest != 0; rest &= rest - 1 {

@@ -39,7 +39,7 @@ func TestStatusTellsTheFrontEndAndWhatWasNegotiated(t *testing.T) {
 	if f.PID != os.Getpid() || f.UID != os.Geteuid() || f.Since.IsZero() {
 		t.Errorf("the front-end is process %d of user %d, since %v", f.PID, f.UID, f.Since)
 	}
-	if !f.Owned || f.Features != g.Features() || f.Protocol != g.ProtocolFeatures() || f.Regions != 2 || f.Memory != 2<<20 {
+	if f.Features != g.Features() || f.Protocol != g.ProtocolFeatures() || f.Regions != 2 || f.Memory != 2<<20 {
 		t.Errorf("the session is %+v; want features %#x and %#x, 2 regions of 2 MiB", *f, g.Features(), uint64(g.ProtocolFeatures()))
 	}
 	if len(f.Rings) != 3 || f.Message != "" {

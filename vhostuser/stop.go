@@ -23,6 +23,7 @@ const (
 	StopDisable
 )
 
+// String returns "base", "reset", "disconnect" or "disable".
 func (r StopReason) String() string {
 	switch r {
 	case StopBase:
@@ -64,8 +65,8 @@ func (how Stop) Context() context.Context {
 }
 
 // Suspends says what is to become of requests of q that come back cancelled: they are to be
-// suspended (Queue.Suspend) if it returns true, and to complete with an error otherwise. It is asked
-// after the wait, since a hang-up in the midst of that changes the answer. A ring without an
+// suspended (Queue.Suspend) if it returns true, and to complete with an error otherwise. It is
+// asked after the wait, since a hang-up in the midst of that changes the answer. A ring without an
 // in-flight region never suspends.
 func (how Stop) Suspends(q *Queue) bool { return how.s.decide(how.Reason, q).suspend }
 
@@ -245,7 +246,8 @@ func (s *session) finish(r *ring) {
 // drain has the Device end, or keep, what a disabled ring has in flight, and shows the guest driver
 // what was pushed. When it returns, nothing of the ring's guest memory is used, and nothing
 // signalled, until the ring is enabled or stopped. Where the policy leaves no time, because the
-// in-flight region travels with the guest, a stop follows, which cancels: nothing is waited for here.
+// in-flight region travels with the guest, a stop follows, which cancels: nothing is waited for
+// here.
 func (s *session) drain(r *ring) {
 	q := r.q
 	if !s.decide(StopDisable, q).wait {

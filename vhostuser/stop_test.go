@@ -64,8 +64,8 @@ func (g *rig) disableAll(rings ...*vhostusertest.Ring) {
 	}
 }
 
-// TestADeviceIsStoppedOnce, at the first GET_VRING_BASE when no ring is enabled, whichever ring that is
-// about, and the others are answered from what that left.
+// TestADeviceIsStoppedOnce, at the first GET_VRING_BASE when no ring is enabled, whichever ring
+// that is about, and the others are answered from what that left.
 func TestADeviceIsStoppedOnce(t *testing.T) {
 	dev := newReverser(3)
 	all := noteStops(dev)
@@ -101,8 +101,8 @@ func TestADeviceIsStoppedOnce(t *testing.T) {
 	}
 }
 
-// TestARingIsStoppedAloneWhileOthersAreEnabled, whether it was disabled before or not; the last one is
-// the device.
+// TestARingIsStoppedAloneWhileOthersAreEnabled, whether it was disabled before or not; the last one
+// is the device.
 func TestARingIsStoppedAloneWhileOthersAreEnabled(t *testing.T) {
 	dev := newReverser(3)
 	all := noteStops(dev)
@@ -126,8 +126,8 @@ func TestARingIsStoppedAloneWhileOthersAreEnabled(t *testing.T) {
 	}
 }
 
-// TestARingThatWasStoppedWithTheDeviceStartsAnewWhereItWasLeft when it is enabled again: the front-end
-// never asked for its base.
+// TestARingThatWasStoppedWithTheDeviceStartsAnewWhereItWasLeft when it is enabled again: the
+// front-end never asked for its base.
 func TestARingThatWasStoppedWithTheDeviceStartsAnewWhereItWasLeft(t *testing.T) {
 	t.Run("no region", func(t *testing.T) {
 		dev := newReverser(2)
@@ -182,8 +182,8 @@ func TestARingThatWasStoppedWithTheDeviceStartsAnewWhereItWasLeft(t *testing.T) 
 	})
 }
 
-// TestNoRingIsFetchedFromWhileADeviceStops, though all were enabled, in each way a device is stopped
-// by one message.
+// TestNoRingIsFetchedFromWhileADeviceStops, though all were enabled, in each way a device is
+// stopped by one message.
 func TestNoRingIsFetchedFromWhileADeviceStops(t *testing.T) {
 	for name, end := range map[string]func(*rig){
 		"RESET_DEVICE": func(g *rig) { g.must(g.ResetDevice()) },
@@ -233,8 +233,8 @@ func TestNoRingIsFetchedFromWhileADeviceStops(t *testing.T) {
 	}
 }
 
-// TestAStopOfSeveralMessagesHasOneDeadline: the first ring with something in flight sets it. It ends
-// when a ring is enabled or started, and StopGap after the last answer.
+// TestAStopOfSeveralMessagesHasOneDeadline: the first ring with something in flight sets it. It
+// ends when a ring is enabled or started, and StopGap after the last answer.
 func TestAStopOfSeveralMessagesHasOneDeadline(t *testing.T) {
 	const after = 10 * time.Minute
 	begin := func(t *testing.T, gap time.Duration) (*rig, []*vhostusertest.Ring, *stopLog) {
@@ -323,7 +323,8 @@ func TestAStopOfSeveralMessagesHasOneDeadline(t *testing.T) {
 	}
 }
 
-// TestAStopTellsWhetherMoreIsLikely: rings are disabled one by one, and after a hang-up all are stopped.
+// TestAStopTellsWhetherMoreIsLikely: rings are disabled one by one, and after a hang-up all are
+// stopped.
 func TestAStopTellsWhetherMoreIsLikely(t *testing.T) {
 	const gap = time.Hour
 	dev := newReverser(3)

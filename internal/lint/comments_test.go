@@ -50,7 +50,6 @@ var stillWide = []string{
 	"internal/dev/nbd",
 	"internal/dev/qemunbd",
 	"internal/mutants",
-	"vhostuser",
 	"vhostuser/virtioblk",
 }
 
