@@ -54,8 +54,8 @@ func (r *Reactor) mayStall(f *file) bool {
 	return r.inEngine == 0 && f.stuck == 0 && r.clock >= f.resume && r.stoodBy()
 }
 
-// A long batch is shown to the drivers of the queues when no more than showLeft bytes of it are
-// left: who is to wake up for what has ended does so while the rest goes on, and has more to do
+// A long batch is shown to the guest drivers of the queues when no more than showLeft bytes of it
+// are left: who is to wake up for what has ended does so while the rest goes on, and has more to do
 // ready by then. Each time costs a signal, so it is once for a batch, and not for less than
 // showLeast.
 const (

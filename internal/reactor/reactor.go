@@ -60,7 +60,7 @@ type Reactor struct {
 	kicked   bool          // a watch has fired since the last sleep began
 	level    int           // inflight when that began
 	pollFor  time.Duration // how long to look for work before sleeping, adapted
-	replyFor time.Duration // and while the engine has transfers, and the driver is to reply
+	replyFor time.Duration // and while the engine has transfers, and the guest driver is to reply
 	reply    awaited
 	looked   time.Duration // how long the last look was in vain
 
@@ -111,7 +111,7 @@ func (r *Reactor) awaitEnd() {
 }
 
 // newThread makes the calling goroutine, and its thread, one that can have a reactor. The thread is
-// never given back: it ends with the goroutine, and the ring's tasks with it.
+// never freed: it ends with the goroutine, and the ring's tasks with it.
 func (r *Reactor) newThread() (engine, error) {
 	runtime.LockOSThread()
 	debug.SetPanicOnFault(true)

@@ -6,8 +6,8 @@ import (
 	"vdev/internal/sys"
 )
 
-// awaited is a driver's reply to what it was shown, which is new requests in place of those that
-// have ended.
+// awaited is a guest driver's reply to what it was shown, which is new requests in place of those
+// that have ended.
 type awaited struct {
 	due      bool          // the last look was for one
 	requests uint32        // Reactor.requests when it was looked for first
@@ -17,9 +17,9 @@ type awaited struct {
 // linger looks for work for the adapted time, without asking for notification, and tells whether it
 // found any.
 //
-// While the engine has transfers, their end is slept for. But a driver that has just been shown
-// what has ended may be about to go on with as much, and the disk has less to do until it is given
-// that. What ends meanwhile makes that time no longer.
+// While the engine has transfers, their end is slept for. But a guest driver that has just been
+// shown what has ended may be about to go on with as much, and the disk has less to do until it is
+// given that. What ends meanwhile makes that time no longer.
 func (r *Reactor) linger() (worked bool, lost *op) {
 	most := r.pollFor
 	r.looked, r.reply.due = 0, false
@@ -129,7 +129,7 @@ const polledPause = time.Millisecond
 const (
 	// minPoll is the shortest time worth looking for work at all.
 	minPoll = 4 * time.Microsecond
-	// maxReply is for how long a driver's reply is looked for at most while the engine has
+	// maxReply is for how long a guest driver's reply is looked for at most while the engine has
 	// transfers.
 	maxReply = 16 * time.Microsecond
 )

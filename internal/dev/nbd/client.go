@@ -123,7 +123,7 @@ func (cl *client) enter() bool {
 	return true
 }
 
-// leave gives a slot back.
+// leave frees a slot.
 func (cl *client) leave() {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
