@@ -10,7 +10,7 @@ import (
 
 // A transfer of a file whose pages are in the page cache is a copy. The reactor makes it itself, by
 // a system call of its own: that costs less than io_uring does, and what has ended is shown to the
-// driver while the rest of the batch goes on.
+// guest driver while the rest of the batch goes on.
 //
 // Such a call may wait for the storage, though it hardly ever does, and is made under the guard,
 // while another thread stands by (see Reactor.standBy). Reads are tried with RWF_NOWAIT: that may
