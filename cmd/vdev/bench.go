@@ -51,14 +51,15 @@ func newBenchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench [--versus SOCKET] SOCKET",
 		Short: "Measure how fast a disk is served, by vdev or by anybody else",
-		Long: `Plays the guest: connects to the vhost-user-blk back-end that listens on SOCKET (vdev,
-qemu-storage-daemon, SPDK, ...), which must not be serving another one, keeps its disk busy, and
-tells requests per second, latencies, and what the back-end's process needs for a request.
+		Long: `Plays the guest. It connects to the vhost-user-blk back-end that listens on SOCKET (vdev,
+qemu-storage-daemon, SPDK, ...), which must not be serving another front-end. It keeps the disk
+busy, and prints requests per second, latencies, and what the back-end's process needs for a
+request.
 
 There is a case for each combination of pattern, block size, depth, number of queues and
-client, and each is measured in several rounds; what is printed is the median. With --versus two
+client. Each is measured in several rounds, and the median is printed. With --versus two
 back-ends take turns in each round, so that what drifts on the host weighs on both alike. Both
-are to serve equal disks.
+should serve equal disks.
 
 Patterns have the names that fio gives them: read and write are sequential, randread and
 randwrite are not, rw and randrw mix reads and writes. An event client sleeps until the
@@ -68,32 +69,31 @@ needs a processor for each queue.
 WHATEVER WRITES (all patterns but read and randread, and --verify) DESTROYS WHAT IS ON THE DISK,
 and is refused without --overwrite.
 
-With --verify each round writes all that is used of the disk before the load, with data that tell
-each block from every other and from what it was before, and reads it after the load; --size keeps
-that short. That the load looks at what it reads is part of the speed then, and of the latency of
-what completes meanwhile. It sees what is lost, stale, damaged or in the wrong place while the
-back-end runs. It cannot see whether data survive a crash or a power failure: nothing is flushed,
-and what is read may come out of a cache.
+With --verify each round writes all that it uses of the disk before the load, and reads it after
+the load; --size keeps that short. The data tell each block from every other one, and from what it
+was before. The load also checks what it reads, which takes time and adds to the latencies. This
+finds what is lost, stale, damaged or in the wrong place while the back-end runs. It cannot find
+out whether data survive a crash or a power failure: nothing is flushed, and reads may come out of
+a cache.
 
-MB/S is a million bytes per second. +- is half of what lies between the slowest round and the
+MB/S is a million bytes per second. +- is half of the difference between the slowest round and the
 fastest, in per cent of the median of IOPS. The latency of a request (MEAN, the percentiles P50 to
-P99.9, and MAX) is the time from when the back-end could see it until it was found complete, for all
-that were begun in the time that is measured, while IOPS are of those that ended in it.
-CPU/REQ is the CPU time of all of the back-end's process for a request, the kernel's on its behalf
-included, and CSW/REQ its context switches. Both are not known (-) where that process cannot be seen
-from here, being another user's for instance, and the switches where one of its threads has ended.
-Figures with a * tell of the load rather than of the back-end: completions were there
-before they were looked for, and the back-end can do more than that. A disk that holds nothing
-(--driver null) is no disk, but tells how fast the rings are.
+P99.9, and MAX) is the time from when the back-end could see it until it was found complete. It
+counts all requests that begin in the time that is measured; IOPS counts those that end in it.
+CPU/REQ is the CPU time of the back-end's process for a request, with the kernel's on its behalf,
+and CSW/REQ its context switches. Both are not known (-) where that process cannot be seen from
+here, as another user's; nor are the switches where one of its threads has ended.
+Figures with a * tell of the load and not of the back-end: requests were complete before the load
+looked for them, and the back-end can do more. A disk that holds nothing (--driver null) shows how
+fast the rings are.
 
-What is impossible is found before the first round. When a later one fails, or upon an interrupt,
-what was measured until then is told all the same. FILEs that are there stay as they are until
-then.
+What is impossible is found before the first round. When a later round fails, or upon an
+interrupt, what was measured so far is printed. Existing FILEs stay as they are until then.
 
-Other processes on the same processors, and processors that share a core, disturb: bind the
+Other processes on the same processors, and processors that share a core, disturb. Bind the
 back-end and the client to processors of their own with --backend-cpus and --client-cpus. The
 back-end's threads are bound for the time of each round, which takes its user's rights or
-root's; the worker threads of its io_uring, which are the kernel's, stay where they are.`,
+root's. The kernel's worker threads of its io_uring stay where they are.`,
 		Example: `  vdev blk --socket-path /run/vm1.sock --driver null,size=1G
   vdev bench /run/vm1.sock
   vdev bench /run/vm1.sock --versus /run/qsd.sock --client event,poll --backend-cpus 0 --client-cpus 1 \

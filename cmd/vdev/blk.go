@@ -21,32 +21,33 @@ What stands behind the disk is a driver:
           an image file, or a block device of the host; --blk-file FILE is short for it
   qemu,file=FILE[,format=FORMAT][,snapshot][,read-only][,direct][,no-discard]
       [,detect-zeroes=off|on|unmap][,backing-chain=folder|files|any][,connections=N][,program=PATH]
-          an image in one of QEMU's formats (qcow2, vmdk, vdi, vhdx, ...), perhaps with backing files,
-          which vdev has qemu-nbd serve while a guest uses the disk; --blk-file disk.qcow2 is short for it.
-          The image's header names its backing files: those in its own folder are opened; others, and
-          data files, which the guest may write to, only with backing-chain=files; what is no local
-          file, and a VMDK of several files or with a parent, only with any. An image named like none
-          of these formats is raw
+          an image in one of QEMU's formats (qcow2, vmdk, vdi, vhdx, ...), perhaps with backing files;
+          --blk-file disk.qcow2 is short for it. vdev runs qemu-nbd for it while a guest uses the disk.
+          The image's header names its backing files. By default only those in the image's own folder
+          are opened. backing-chain=files allows all local files, and data files, which the guest may
+          write to. backing-chain=any also allows what is no local file, and a VMDK of several files or
+          with a parent. An image whose name ends like none of these formats is raw
   md,size=BYTES[,file=FILE][,read-only]
           memory of vdev's own, forgotten when vdev ends; FILE is what it holds at first
   nbd,uri=URI[,connections=N][,reconnect-delay=TIME][,unflushed=auto|lost|kept][,read-only]
           what an NBD server exports: nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH,
-          with nbds for TLS; when the server is gone, requests wait TIME for it (default 0s).
-          A server that was started anew may have lost what it had answered and not flushed: then
-          every request fails until the guest is reset. auto knows it by the process that made
-          a Unix socket, and else only warns; lost assumes it whenever the connection breaks and
-          the server is not known to be the same; kept never: say so of a server that keeps
-          nothing in its own memory, such as nbdkit's file plugin or qemu-nbd with a raw image.
+          with nbds for TLS. When the server is gone, requests wait TIME for it (default 0s).
+          A server that was started anew may have lost writes that it had answered and not flushed.
+          Then every request fails until the guest is reset. With unflushed=auto, vdev knows the
+          server by the process that made a Unix socket; with any other socket it only warns. With
+          lost, it assumes a loss whenever the connection breaks and the server is not known to be
+          the same. With kept it never does: use that for a server that keeps nothing in its own
+          memory, such as nbdkit's file plugin or qemu-nbd with a raw image.
           vdev keeps a connection while no guest uses the disk, since some servers end with their
-          last client (qemu-nbd without --persistent); one that takes a single client (qemu-nbd
-          without --shared) serves the disk, but cannot be asked for a new size. Where the server
-          allows it there are up to 4 connections, or N (1 to 16); if one of them does not show
-          what another one has written, every request fails. An export of which each connection
-          has its own (nbd-server's temporary and copyonwrite) is none for vdev, which connects
-          anew when the guest resets the device, when a connection is lost, and with TLS after a
-          pause, too: it is empty, or as it was at first, then
+          last client (qemu-nbd without --persistent). A server that takes a single client (qemu-nbd
+          without --shared) works, but vdev cannot ask it for a new size. Where the server allows
+          it there are up to 4 connections, or N (1 to 16). If one of them does not show what
+          another one has written, every request fails. Do not use an export of which each
+          connection has its own (nbd-server's temporary and copyonwrite): vdev connects anew when
+          the guest resets the device, when a connection is lost, and with TLS after a pause, and
+          then the disk is empty, or as it was at first
   null,size=BYTES[,read-only]
-          nothing: what is written is forgotten, and what is read is whatever was there
+          nothing: writes are forgotten, and reads leave memory as it was
   fault[,rule=RULE]...[,cache=BYTES][,no-cancel],lower=NAME,...
           one of the above with its options, and what storage does to it on a bad day
 
@@ -54,28 +55,28 @@ A RULE is ACTION:OPERATIONS[:key=value]..., for example
 
   delay:read+write:time=1ms-20ms:seed=7       they take longer, by chance
   hang:write:blocks=0-7:count=1               the next write there never ends, unless cancelled
-  hang:flush:uncancellable                    no flush does, not even when it is cancelled
+  hang:flush:uncancellable                    no flush ends, not even when it is cancelled
   error:read:errno=EIO:prob=0.01:seed=1       one read in a hundred fails
-  short:write                                 writes end before everything is written
+  short:write                                 a write ends before everything is written
   crash:flush:skip=9:count=1:keep=0.5:off     at the 10th flush the power fails, until the disk
-                                              is started again: of what is in the cache (cache=BYTES),
-                                              half of the sectors are lost
+                                              is started again; half of the sectors in the cache
+                                              (cache=BYTES) are lost
 
 The operations are read, write, flush, discard, zeroes (together: any), open, close and
-cancel; the keys blocks (of 512 bytes), skip, count, prob and seed go with every action.
+cancel. The keys blocks (of 512 bytes), skip, count, prob and seed go with every action.
 no-cancel makes a driver without d_cancel.
 
-The format of an image is found by its content, where the file's name stands for the same: what a
-raw image holds, a guest may have written. With a snapshot the image stays as it is: what the guest
-writes is forgotten when vdev ends.
+vdev finds the format of an image by its content, if the file's name says the same: a guest may
+write anything into a raw image. With a snapshot the image stays as it is: what the guest writes is
+forgotten when vdev ends.
 
 A size may have a unit: 512M, 10G, 1.5T. A comma in a file's name is written twice.
 
-An image is locked while a guest uses it, in the way QEMU's tools lock theirs: vdev, QEMU
-and qemu-img refuse an image that another of them has open.
+An image is locked while a guest uses it, as QEMU's tools lock theirs: vdev, QEMU and
+qemu-img refuse an image that another of them has open.
 
-Signals: SIGTERM and SIGINT end vdev, SIGHUP makes it look at the image's size again and
-tell the guest of a new one, SIGUSR1 prints the last events of the device's life, SIGQUIT
+Signals: SIGTERM and SIGINT end vdev. SIGHUP makes it look at the image's size again, and
+tell the guest of a new one. SIGUSR1 prints the last events of the device's life, and SIGQUIT
 its status as well. With --control, 'vdev ctl' does the same and more.`,
 		Example: `  vdev blk --socket-path /run/vm1.sock --blk-file disk.img
   vdev blk --socket-path /run/vm1.sock --driver md,size=1G --trace

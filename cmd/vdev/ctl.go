@@ -36,8 +36,8 @@ func newCtlCommand() *cobra.Command {
 		Long: `Talks to a vdev that was started with --control PATH: shows what it is doing, and changes
 that. Only the user who started vdev (and root) can.
 
-What goes wrong is told in one line; the exit status is 1 when it could not be done, by
-vdev or for want of one, and 2 when the command line is wrong.
+An error is one line. The exit status is 1 when vdev could not do it, or when there is no
+vdev, and 2 when the command line is wrong.
 
 The socket speaks HTTP with JSON, for programs:
 
@@ -97,9 +97,9 @@ func (c *ctl) statusCommand() *cobra.Command {
 		Short: "Show the device, its rings, and who uses it",
 		Long: `Shows what vdev serves, the front-end and what was negotiated with it, the device with
 what is in progress on it, and each ring that is not stopped: its state, the index of the
-next request to take (with a + where one waits), the used index, and how many requests are
-in flight, since when. It is answered at once, also while a stop waits for storage. Without
---device it shows all devices.`,
+next request to take (with a + where one waits), the used index, how many requests are in
+flight, and how old the oldest is. vdev answers at once, also while a stop waits for
+storage. Without --device all devices are shown.`,
 		Args: noArguments(""),
 		RunE: c.run(func(ctx context.Context, client *control.Client, w io.Writer) error {
 			names, err := client.Devices(ctx)
@@ -227,9 +227,10 @@ func (c *ctl) faultCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "fault [RULE]...",
 		Short: "Have the storage fail (--driver fault)",
-		Long: `Puts rules in force that make storage slow, stuck or wrong, after those that are, and prints
-their numbers; without a rule it shows those in force, and what they hold. The disk must have
-been started with --driver fault; 'vdev blk --help' describes the rules.`,
+		Long: `Puts rules in force that make storage slow, stuck or wrong, and prints their numbers. They
+come after the rules that are in force already. Without a RULE it shows the rules in force,
+and the operations that they hold. The disk must have been started with --driver fault;
+'vdev blk --help' describes the rules.`,
 		Example: `  vdev ctl --socket /run/vm1.ctl fault hang:write:blocks=0-7
   vdev ctl --socket /run/vm1.ctl fault release`,
 		Args: func(_ *cobra.Command, rules []string) error {
@@ -323,7 +324,7 @@ func (c *ctl) crashCommand() *cobra.Command {
 		Use:   "crash",
 		Short: "Have the power fail: what is in the volatile cache is lost",
 		Long: `Loses what is in the volatile cache (cache=BYTES of --driver fault), but for a part that has
-reached the medium by chance. It comes back at once, or with --off when the disk is started
+reached the medium by chance. The disk works again at once, or with --off when it is started
 again.`,
 		Args: noArguments(""),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -353,11 +354,11 @@ func (c *ctl) revokeCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "revoke",
 		Short: "Take the device from the guest",
-		Long: `Takes the device from under the guest, as revoke(2) does: what is in progress is cancelled,
+		Long: `Takes the device from the guest, as revoke(2) does: what is in progress is cancelled and
 drained, and the device is closed. From then on the guest gets an I/O error for each request,
-until it starts the device anew: a reset of the guest or of the device, a stop and cont in
-QEMU's monitor, or another front-end. It returns when the device is closed, and goes on where
-it is interrupted before.`,
+until the device is started anew: by a reset of the guest or of the device, by stop and cont
+in QEMU's monitor, or by another front-end. The command returns when the device is closed. If
+it is interrupted before, the revocation goes on.`,
 		Args: noArguments(""),
 		RunE: c.run(func(ctx context.Context, client *control.Client, _ io.Writer) error { return client.Revoke(ctx) }),
 	}
@@ -390,12 +391,12 @@ func (c *ctl) clearFailureCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "clear-failure",
 		Short: "Let flushes succeed again after one has failed",
-		Long: `When a flush fails, writes that the guest was told are done are lost, and the host tells
-it once. So vdev has every later flush of the image fail, also when the guest is reset and
-when vdev is started anew, until the image is another one. 'status' shows it. When you know
-that the image is good, or that its loss does not matter, this command ends it. So it does where
-every request fails, since what the guest has written is lost: the guest then goes on with a disk
-that is older than it knows.`,
+		Long: `When a flush fails, writes that were acknowledged to the guest are lost, and the host tells
+of it once. So vdev makes every later flush of the image fail, also when the guest is reset
+and when vdev is started anew, until the image is another one. 'status' shows it. This
+command ends it: use it when you know that the image is good, or that its loss does not
+matter. It also ends the state in which every request fails because what the guest has
+written is lost. The guest then goes on with a disk that is older than it knows.`,
 		Args: noArguments(""),
 		RunE: c.run(func(ctx context.Context, client *control.Client, w io.Writer) error {
 			cleared, err := client.ClearFailure(ctx)

@@ -17,14 +17,16 @@ func newServeCommand() *cobra.Command {
 		Short: "Serve several disks",
 		Long: `Serves several disks, each on a socket of its own, for one virtual machine or many.
 
-Disks share vdev's event loops, its log and its control socket. They are as good as alone
-otherwise: storage that hangs under one of them, a front-end that does not answer, a stop that
-takes its time are no business of the others. One that cannot be opened at the start has no
-socket; the log and 'vdev ctl status' say why. If another one is served or still waited for, it
-is tried again, after a second at first and each minute later, and at once after SIGHUP; then it
-is served like the others. If it never is, the exit status at the end is 1. If there is no other
-one, vdev ends at once. One whose storage does not answer for 5 s is served when it does. With
---strict either keeps all from being served. One that fails later does not end the others.
+Disks share vdev's event loops, its log and its control socket, and nothing else. Storage that
+hangs under one of them, a front-end that does not answer, or a stop that takes its time does
+not touch the others.
+
+A disk that cannot be opened at the start has no socket; the log and 'vdev ctl status' say why.
+vdev tries it again, after a second at first and each minute later, and at once after SIGHUP,
+as long as another disk is served or still waited for. If there is no other one, vdev ends at
+once. If the disk is never served, the exit status at the end is 1. A disk whose storage does
+not answer for 5 s at the start is served when it does. With --strict, no disk is served in
+these two cases. A disk that fails later does not end the others.
 
 A disk is described by the flags of 'vdev blk', without their dashes, and a name:
 
@@ -33,8 +35,8 @@ A disk is described by the flags of 'vdev blk', without their dashes, and a name
 
 (a comma that belongs to a value is written twice), or in the file CONFIG, in TOML:
 
-  control = "/run/vdev.ctl"      # the flags below, without their dashes; the command line's
-  log-level = "warn"             # go before them
+  control = "/run/vdev.ctl"      # the flags below, without their dashes; those of the
+  log-level = "warn"             # command line go before them
 
   [[device]]
   name = "root"                  # default: the socket's, without folder and .sock
