@@ -151,7 +151,7 @@ func TestEveryConditionOfAScriptIsOurs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		rows, err := readMatrix(script)
+		rows, err := readMatrix(script, true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -201,7 +201,7 @@ func TestWhatWasAskedForIsDoneOrFails(t *testing.T) {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}
-	for name, value := range map[string]string{kernelEnv: "/nowhere", kvmEnv: "yes", backendEnv: "spdk"} {
+	for name, value := range map[string]string{kernelEnv: "/nowhere", kvmEnv: "yes", backendEnv: "spdk", rowsEnv: "few"} {
 		err := checkEnvironment(func(n string) string {
 			if n == name {
 				return value

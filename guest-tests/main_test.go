@@ -64,7 +64,7 @@ func TestGuests(t *testing.T) {
 		}
 	})
 	for _, script := range scripts {
-		rows, err := readMatrix(script)
+		rows, err := readMatrix(script, os.Getenv(rowsEnv) == "all")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -162,6 +162,7 @@ const (
 	kernelEnv  = "VDEV_NETBSD_KERNEL"
 	kvmEnv     = "VDEV_KVM"
 	backendEnv = "VDEV_BACKEND"
+	rowsEnv    = "VDEV_GUEST_ROWS" // "all": scripts have all combinations, also where they ask for fewer
 )
 
 // checkEnvironment refuses what would have no effect.
@@ -175,6 +176,9 @@ func checkEnvironment(getenv func(string) string) error {
 	}
 	if v := getenv(kvmEnv); v != "" && v != "0" && v != "1" {
 		return fmt.Errorf("%s=%s: it may be 0 or 1", kvmEnv, v)
+	}
+	if v := getenv(rowsEnv); v != "" && v != "all" {
+		return fmt.Errorf("%s=%s: it may be all", rowsEnv, v)
 	}
 	if v := getenv(backendEnv); v != "" && v != "vdev" && v != "qemu-storage-daemon" {
 		return fmt.Errorf("%s=%s: it may be vdev or qemu-storage-daemon", backendEnv, v)
