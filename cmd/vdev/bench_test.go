@@ -140,6 +140,9 @@ func bench(t *testing.T, args ...string) (status int, stdout, stderr string) {
 }
 
 func TestTwoBackEndsAreMeasuredAndCompared(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it measures for many seconds")
+	}
 	dir := t.TempDir()
 	a, b, svg, file := filepath.Join(dir, "a.sock"), filepath.Join(dir, "b.sock"), filepath.Join(dir, "x.svg"), filepath.Join(dir, "x.json")
 	served := []*process{serving(t, nil, "blk", "--socket-path", a, "--driver", "md,size=4M"), serving(t, nil, "blk", "--socket-path", b, "--driver", "md,size=4M")}

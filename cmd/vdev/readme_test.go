@@ -16,6 +16,9 @@ import (
 // looks that they are there: those of scripts/, which scripts/test is one of, and QEMU, which the
 // guest tests start.
 func TestEveryCommandOfTheReadmeWorks(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it builds and starts much")
+	}
 	text, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
 	if err != nil {
 		t.Fatal(err)

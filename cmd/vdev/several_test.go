@@ -132,6 +132,9 @@ var isolationRounds = flag.Int("isolation.rounds", 3, "how often TestADeviceThat
 // TestADeviceThatHangsLeavesTheOthersAsTheyWere: eight devices in one process, of which one hangs in one way or another. The others'
 // latencies with and without that are printed side by side; that they go on at all is what the test is sure of.
 func TestADeviceThatHangsLeavesTheOthersAsTheyWere(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it waits for storage that hangs")
+	}
 	const others = 7
 	dir := t.TempDir()
 	socket := func(name string) string { return filepath.Join(dir, name+".sock") }
@@ -467,6 +470,9 @@ func TestADeviceThatHasEndedLeavesTheOthers(t *testing.T) {
 // TestADiskWhoseStorageHangsKeepsNoOtherAway from being served. It is served as soon as it can be, and until
 // then the log and the status say what is the matter.
 func TestADiskWhoseStorageHangsKeepsNoOtherAway(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it waits for storage that hangs")
+	}
 	fs, dir, point := hangfs.New(t, hangfs.Config{})
 	data, err := os.ReadFile(image(t, 8))
 	if err == nil {

@@ -185,6 +185,9 @@ func ofUser(t *testing.T, most int) limited {
 // is given the requests. Neither takes more tasks than the host allows, nor needs one that the host does not
 // allow any more, and in the end all are answered well.
 func TestManyRequestsWaitUnderALimitOfTasks(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes ten seconds")
+	}
 	for name, c := range map[string]struct {
 		limit  func(t *testing.T) limited
 		aio    string

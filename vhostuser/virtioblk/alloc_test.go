@@ -16,6 +16,9 @@ import (
 // TestRequestsAllocateNothing counts over the whole way, from the kick to the used ring, with the front-end's side polling.
 // (Under the race detector pools forget on purpose.)
 func TestRequestsAllocateNothing(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it tries every kind of disk many times")
+	}
 	whole, pieces := []int{4096}, []int{512, 1536, 2048}
 	for _, c := range []struct {
 		name   string

@@ -291,6 +291,9 @@ func TestARingThatGoesOnIsNotFencedOut(t *testing.T) {
 
 // TestTransfersThatEndWhileTheyAreFencedEndOnce, at whatever moment they do.
 func TestTransfersThatEndWhileTheyAreFencedEndOnce(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it fences many times")
+	}
 	eachMode(t, func(t *testing.T, mode reactor.Mode) {
 		for i := range 12 {
 			d := &keeper{hold: true, fill: 0xcc, wrote: map[int64][]byte{}}

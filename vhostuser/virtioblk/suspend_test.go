@@ -1030,6 +1030,9 @@ func (g *guest) finish() {
 // TestEachRequestIsAnsweredOnceOverStopsOfAllKinds, with the right data, on a disk that is slow, hangs, and has a cache; and where
 // the region travels with the guest, or nothing else needs what is in it, without an error.
 func TestEachRequestIsAnsweredOnceOverStopsOfAllKinds(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it stops a busy disk many times")
+	}
 	for name, c := range map[string]struct {
 		knows     vhostuser.ProtocolFeatures
 		faultless bool
@@ -1246,6 +1249,9 @@ func TestADisabledRingWhoseDeviceCannotBeOpenedAgainFails(t *testing.T) {
 // TestAnOperationThatCannotBeInterruptedDoesNotHoldTheReply where it does not use the guest's memory. The device stays closing
 // until it has ended, and what the guest does after the next start waits for that: nothing newer is overtaken.
 func TestAnOperationThatCannotBeInterruptedDoesNotHoldTheReply(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it waits for storage that hangs")
+	}
 	for name, c := range map[string]struct {
 		knows vhostuser.ProtocolFeatures
 		end   func(*bench)

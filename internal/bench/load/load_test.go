@@ -137,6 +137,9 @@ func runSome(t *testing.T, socket string, j Job) (r Result) {
 }
 
 func TestEveryPatternKeepsTheDiskBusyAndIsVerified(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it measures for many seconds")
+	}
 	socket := serve(t, md.Config{Size: 4 << 20})
 	for _, pattern := range Patterns {
 		for _, poll := range []bool{false, true} {

@@ -32,6 +32,9 @@ func config(t *testing.T) Config {
 }
 
 func TestEverythingIsMeasured(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it measures for many seconds")
+	}
 	c := config(t)
 	command := []string{c.VDev, "blk", "--fd", "3", "--driver", "md,size=1M"}
 

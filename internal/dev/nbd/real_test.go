@@ -16,6 +16,9 @@ import (
 // TestRealServersAreUnderstood looks at what servers say of themselves, and writes and reads on their
 // disks with it.
 func TestRealServersAreUnderstood(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it starts many servers")
+	}
 	if contexts != nil {
 		t.Skip("they are as they were")
 	}

@@ -51,6 +51,9 @@ func TestDiskOfQemuNBDIsWhatWasWritten(t *testing.T) {
 }
 
 func TestWriteIsGivenUpAtOnceAndTheNextOpenWaitsForTheServer(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it waits for a server that hangs")
+	}
 	s := nbdkit(t, "--filter=delay", "memory", "size=1M", "delay-write=1500ms")
 	r := newRig(t)
 	dev := r.create(Config{URI: s.uri()})

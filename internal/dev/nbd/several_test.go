@@ -250,6 +250,9 @@ func nbdServer(t *testing.T, exports string) (uri func(export string) string) {
 }
 
 func TestTemporaryExportOfNBDServerIsNotTakenForOneDisk(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it waits for a server that ends its child")
+	}
 	uri := nbdServer(t, "[temp]\nexportname = DIR/tempXXXXXX\ntemporary = true\n"+
 		"filesize = 1048576\nflush = true\n")
 	r := newRig(t)

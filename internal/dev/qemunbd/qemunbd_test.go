@@ -217,6 +217,9 @@ func TestAnImageInUseIsWaitedForAndSaidSo(t *testing.T) {
 }
 
 func TestAnImageThatStaysInUseIsAnError(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it waits for an image that stays in use")
+	}
 	file := makeImage(t, "qcow2", "16M")
 	start(t, newServer(t, Config{File: file, Format: "qcow2"}))
 	_, err := newServer(t, Config{File: file, Format: "qcow2"}).Start(t.Context())
