@@ -124,7 +124,7 @@ func (d *Device) open(ctx context.Context) (_ *stack, err error) {
 	}
 	if d.report.trace != nil {
 		p.Trace = func(what fmt.Stringer) {
-			d.report.trace(Line{Device: d.config.Name, From: "blk", What: what, Many: true})
+			d.report.trace(Line{Device: d.config.Name, From: d.config.Kind.Name(), What: what, Many: true})
 		}
 	}
 	if s.model, err = d.config.Kind.Open(ctx, p); err != nil {

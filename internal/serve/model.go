@@ -14,6 +14,8 @@ import (
 // Kind is what a device is, as somebody has described it. It opens nothing by itself. Its methods
 // are called on any goroutine.
 type Kind interface {
+	// Name is what the device model is called in the trace: blk, say.
+	Name() string
 	// Title is a short name for what the device gives access to: an image's file, say.
 	Title() string
 	// About tells of that in the log: pairs of a name and a value, as for slog.
@@ -61,8 +63,8 @@ type Model interface {
 	Noun() string
 	// About tells of it in the log: pairs of a name and a value, as for slog.
 	About() []any
-	// Features are the names of the device's own feature bits, without prefix.
-	Features() map[int]string
+	// FeatureNames are the names of the device's own feature bits, without prefix.
+	FeatureNames() map[int]string
 	// Status asks the device model what it is doing, and gives a function that adds that to a
 	// status, which has the front-end and its rings by then. It waits for event loops that are
 	// busy, a second at most, and for no storage.

@@ -177,11 +177,8 @@ func (s *Set) notServed() error {
 			n++
 		}
 	}
-	switch n {
-	case 0:
+	if n == 0 {
 		return nil
-	case 1:
-		return errors.New("1 device not served: see the log")
 	}
-	return fmt.Errorf("%d devices not served: see the log", n)
+	return fmt.Errorf("%s not served: see the log", count(n))
 }

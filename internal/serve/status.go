@@ -57,7 +57,7 @@ func (s *stack) status(ctx context.Context, st *control.Status) {
 	vs := s.backend.Status(ctx)
 	st.Waiting = vs.Waiting
 	if f := vs.FrontEnd; f != nil {
-		st.FrontEnd = frontEnd(f, s.model.Features())
+		st.FrontEnd = frontEnd(f, s.model.FeatureNames())
 		for _, r := range f.Rings {
 			st.Rings = append(st.Rings, ring(r))
 		}

@@ -90,13 +90,9 @@ func leastThreads(procs, reactors int) int {
 
 // tooFewError says that the host allows fewer tasks than vdev can run with.
 func tooFewError(limit tasks.Limit, need, devices int) error {
-	what := "1 device"
-	if devices != 1 {
-		what = fmt.Sprintf("%d devices", devices)
-	}
 	return fmt.Errorf("the host allows this vdev %d tasks (%s), and it needs at least %d for %s, or it would end when it is refused one: "+
 		"allow more (TasksMax= of systemd, --pids-limit of a container, 'ulimit -u'), or use fewer --reactors",
-		limit.N, limit.Name, need, what)
+		limit.N, limit.Name, need, count(devices))
 }
 
 // tell warns where the host's limit is what bounds the threads.
@@ -111,4 +107,12 @@ func (t threads) tell(log *slog.Logger, limit tasks.Limit, enough bool) {
 		log.Warn("few threads are left for so many devices: when storage stalls, more requests than usual wait for each other", "limit", limit.Name,
 			"left_for_vdev", limit.N, "slow_operations", t.places, "stuck_transfers", t.stuck)
 	}
+}
+
+// count gives a number of devices.
+func count(n int) string {
+	if n == 1 {
+		return "1 device"
+	}
+	return fmt.Sprintf("%d devices", n)
 }

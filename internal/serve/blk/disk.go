@@ -21,6 +21,9 @@ type Disk struct {
 	Failures *vnd.Failures // where it is kept that a flush has failed
 }
 
+// Name implements serve.Kind.
+func (d Disk) Name() string { return "blk" }
+
 // Title implements serve.Kind.
 func (d Disk) Title() string { return cmp.Or(d.Driver.File, d.Driver.Name) }
 

@@ -49,14 +49,14 @@ func (m *model) About() []any {
 	return append(about, "bytes", m.info.Size, "block_size", m.info.SectorSize, "read_only", m.info.ReadOnly)
 }
 
-// features are the feature bits of a virtio block device (virtio 1.3, section 5.2.3).
-var features = map[int]string{
+// featureNames are the feature bits of a virtio block device (virtio 1.3, section 5.2.3).
+var featureNames = map[int]string{
 	1: "SIZE_MAX", 2: "SEG_MAX", 4: "GEOMETRY", 5: "RO", 6: "BLK_SIZE", 9: "FLUSH", 10: "TOPOLOGY", 11: "CONFIG_WCE", 12: "MQ",
 	13: "DISCARD", 14: "WRITE_ZEROES", 15: "LIFETIME", 16: "SECURE_ERASE", 17: "ZONED",
 }
 
-// Features implements serve.Model.
-func (m *model) Features() map[int]string { return features }
+// FeatureNames implements serve.Model.
+func (m *model) FeatureNames() map[int]string { return featureNames }
 
 // Status implements serve.Model.
 func (m *model) Status() func(*control.Status) {

@@ -21,13 +21,19 @@ const (
 
 var _ serve.Kind = Disk{}
 
-// Programs implements serve.Kind. A disk whose storage does not answer counts as having a qemu-nbd.
+// Programs implements serve.Kind.
 func (d Disk) Programs(ctx context.Context) (least, most int) {
-	has := make(chan bool, 1)
-	go func() {
+	return programs(ctx, func() bool {
 		settled, err := settle(d.Driver, func(string) {})
-		has <- err == nil && settled.Name == "qemu"
-	}()
+		return err == nil && settled.Name == "qemu"
+	})
+}
+
+// programs counts the tasks of a qemu-nbd where there is one. A disk whose storage does not answer
+// until ctx ends counts as having one.
+func programs(ctx context.Context, hasServer func() bool) (least, most int) {
+	has := make(chan bool, 1)
+	go func() { has <- hasServer() }()
 	select {
 	case one := <-has:
 		if !one {
