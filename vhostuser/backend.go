@@ -21,28 +21,28 @@ type Config struct {
 	// Reactors are the event loops that the rings are served on. They are the caller's, who closes
 	// them after the Backend has ended.
 	Reactors *Reactors
-	// NotMigratable says that the device is never migrated: VHOST_F_LOG_ALL is not offered, without
-	// which a front-end refuses to. Then every stop may suspend requests (Stop.Suspends).
+	// NotMigratable says that the device is never migrated. VHOST_F_LOG_ALL is not offered then,
+	// and a front-end without it refuses to migrate. So every stop may suspend requests
+	// (Stop.Suspends).
 	NotMigratable bool
-	// CancelAfter is how long requests in flight may take to complete, once the front-end disables
-	// or stops rings, before they are to be cancelled; 0 is at once. The front-end waits as long.
+	// CancelAfter is how long requests in flight have to complete when the front-end disables or
+	// stops rings. Then they are to be cancelled. 0: at once. The front-end waits as long.
 	CancelAfter time.Duration
-	// StopGap is how long after one ring another one may be disabled or stopped and pass for a part
-	// of the same stop, whose time is CancelAfter in all. 0 is a second.
+	// StopGap is how soon after one ring another one must be disabled or stopped to be a part of
+	// the same stop. A stop has CancelAfter in all. 0: a second.
 	StopGap time.Duration
 	// Decline has protocol features not offered that the Device has no use for, such as
 	// ProtocolInflightSHMFD for one that never suspends. What needs a declined feature is not
 	// offered either: GET_VRING_BASE_INFLIGHT without INFLIGHT_SHMFD, BACKEND_SEND_FD without
 	// BACKEND_REQ, and VHOST_F_LOG_ALL without LOG_SHMFD.
 	Decline ProtocolFeatures
-	// AnyMemoryFiles has guest memory, in-flight region and log accepted in any kind of file.
-	// Otherwise they must be memfds or files of tmpfs or hugetlbfs (ErrMemoryFile): with another
-	// file, storage or a server that does not answer holds up the whole process, and with it all
-	// other devices.
+	// AnyMemoryFiles: guest memory, in-flight region and log may be any kind of file. Otherwise
+	// they must be memfds or files of tmpfs or hugetlbfs (ErrMemoryFile). With another file,
+	// storage or a server that does not answer holds up the whole process, and with it all other
+	// devices.
 	AnyMemoryFiles bool
-	// Trace, if it is not nil, is told of every message and of what happens to the rings. It is
-	// called on the connection's goroutine and on the reactors, also at the same time, and must not
-	// block.
+	// Trace, if it is not nil, is called for every message and for what happens to the rings: on
+	// the connection's goroutine and on the reactors, also at the same time. It must not block.
 	Trace func(Event)
 }
 
@@ -99,17 +99,17 @@ func New(cfg Config) (*Backend, error) {
 	return b, nil
 }
 
-// blockedPause is how long a device is without a front-end after one has made a reactor wait by an
-// eventfd, for up to 20 ms: all else on the reactor has waited too, and shall not do so for more
-// than a fiftieth of its time.
+// blockedPause is how long a device serves no front-end after one has made a reactor wait by an
+// eventfd, for up to 20 ms. All else on the reactor has waited too, and so waits for at most a
+// fiftieth of its time.
 const blockedPause = time.Second
 
-// ServeConn serves one front-end on a connected socket, and closes it. It returns nil when the
-// front-end has hung up between two messages and when ctx is done; in any case all rings have
-// stopped then, and everything that came over the connection is released. Other errors say why the
-// connection was ended: a *ProtocolError, a *RingError, or the host's. ErrBusy is for a second
-// front-end at the same time, ErrClosing for one that comes too early after another. After a
-// front-end whose eventfds have made a reactor wait it returns a second later.
+// ServeConn serves one front-end on a connected socket, and closes it. When it returns, all rings
+// have stopped, and everything that came over the connection is released. It returns nil when the
+// front-end has hung up between two messages, and when ctx is done. ErrBusy: another front-end is
+// served. ErrClosing: the front-end comes too early after another. Other errors say why the
+// connection was ended: a *ProtocolError, a *RingError, or the host's. After a front-end whose
+// eventfds have made a reactor wait it returns a second later.
 func (b *Backend) ServeConn(ctx context.Context, c *net.UnixConn) error { return b.serve(ctx, c) }
 
 func (b *Backend) serve(ctx context.Context, c socket) error {
@@ -146,8 +146,8 @@ func (b *Backend) serve(ctx context.Context, c socket) error {
 
 // Serve serves the front-ends that connect to ln, one after the other, until ctx is done or ln has
 // no more (io.EOF, which a listener of FromFD may answer with); then it returns nil. It also ends
-// when ln fails. It closes ln, and returns when the last connection has ended. Why connections
-// ended is told by Events.
+// when ln fails, with that error. It closes ln, and returns when the last connection has ended.
+// Events tell why connections end.
 //
 // A front-end that connects while another is served is refused: its connection is closed. If the
 // other has hung up, and is only being taken down, it waits.
@@ -185,7 +185,7 @@ func (b *Backend) Serve(ctx context.Context, ln net.Listener) error {
 	return failed
 }
 
-// accept takes connections, and tells by accepted that one waits. It returns why it ended.
+// accept accepts connections, and sends to accepted when one waits. It returns why it ended.
 func (b *Backend) accept(ctx context.Context, ln net.Listener, accepted chan<- struct{}) error {
 	told := false // that the host is short of something
 	for {
@@ -251,7 +251,7 @@ func (b *Backend) takeWaiting() *net.UnixConn {
 	return c
 }
 
-// refuse tells a front-end off.
+// refuse closes the connection of a front-end that is not served.
 func (b *Backend) refuse(c io.Closer, why error) {
 	b.event(Event{Kind: EventRefuse, Ring: -1, Err: why})
 	c.Close()
@@ -269,9 +269,9 @@ func hungUp(c syscall.Conn) bool {
 }
 
 // ConfigChanged tells the front-end that the configuration space has changed
-// (BACKEND_CONFIG_CHANGE_MSG), as soon as it may be told: while no ring runs that waits for the
-// next start. A front-end that comes later reads the configuration space anyway. Any goroutine; it
-// does not wait.
+// (BACKEND_CONFIG_CHANGE_MSG). While no ring runs, the front-end must not be told: then it is told
+// at the next start. A front-end that comes later reads the configuration space anyway. Any
+// goroutine; it does not wait.
 func (b *Backend) ConfigChanged() {
 	b.mu.Lock()
 	s := b.current

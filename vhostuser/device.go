@@ -7,9 +7,9 @@ import (
 )
 
 // Device is a device model behind a Backend. A Backend calls all methods but Process on one
-// goroutine, that of the connection, one at a time; each is answered by the front-end's main loop
-// standing still, so none of them waits on storage, StopDevice, StopQueue and PauseQueue excepted.
-// A Device that has nothing to say to most of them embeds BaseDevice.
+// goroutine, that of the connection, one at a time. The front-end's main loop stands still
+// meanwhile, so none of them waits for storage, but for StopDevice, StopQueue and PauseQueue. A
+// Device that needs few of them embeds BaseDevice.
 type Device interface {
 	// Features returns the virtio feature bits that the device offers, those of its rings included
 	// (virtq.FeatureVersion1, ...). Bits that are vhost-user's own are not its business.
@@ -36,17 +36,18 @@ type Device interface {
 	StartQueue(q *Queue) error
 	// Process takes chains from q, at most a budget of its own, and starts or does the requests. It
 	// is called on the reactor of q when there may be chains, and again soon if it returned true,
-	// or popped any. A Process that leaves chains in the ring on purpose returns false without
-	// having seen Pop return false; it is called again after Queue.Wake, after a Push, or at the
-	// next kick. It must not block.
+	// or popped any. A Process that leaves chains in the ring on purpose returns false before Pop
+	// has returned false. It is called again after Queue.Wake, after a Push, or at the next kick.
+	// It must not block.
 	Process(q *Queue) (more bool)
 	// PauseQueue is called when q was disabled with requests in flight. Process is not called any
 	// more, until ResumeQueue. When PauseQueue returns, nothing of those requests uses guest memory
 	// any more: each one was pushed, or is kept as it is, untouched, until ResumeQueue, StopQueue
-	// or StopDevice. It may wait until how.Deadline, and the front-end waits as long: some pause or
-	// reset a device by nothing but this. The Backend then publishes what was pushed, and signals
-	// it. It is not called where a stop follows that cancels at once, since the front-end takes the
-	// in-flight region along (GET_VRING_BASE_INFLIGHT): that is not to be held up.
+	// or StopDevice. It may wait until how.Deadline, and the front-end waits as long. (Some
+	// front-ends pause or reset a device by this alone.) The Backend then publishes what was
+	// pushed, and signals it. PauseQueue is not called where the front-end takes the in-flight
+	// region along (GET_VRING_BASE_INFLIGHT): the stop that follows cancels at once, and must not
+	// be held up.
 	PauseQueue(q *Queue, how Stop)
 	// ResumeQueue is called when q, which was disabled, is enabled again. Process may be called
 	// from then on.
@@ -55,10 +56,10 @@ type Device interface {
 	// of the device: at the first GET_VRING_BASE when no other ring is enabled, at RESET_DEVICE,
 	// and at the end of the session. When it is called, Process is not called any more. When it
 	// returns, every chain that was popped has been pushed, suspended or unpopped. It may wait
-	// until how.Deadline, and then for what was cancelled, within the device's own bound; the
+	// until how.Deadline, and then for what was cancelled, within the device's own bound. The
 	// front-end waits as long, unless it has gone (how.Context). The Backend then publishes what
-	// was pushed, signals it, and touches the rings no more. rings is in the order of the index,
-	// with at least one ring, and the callee's.
+	// was pushed, signals it, and touches the rings no more. rings has at least one ring, in the
+	// order of the index, and is the callee's.
 	StopDevice(rings []*Queue, how Stop)
 	// StopQueue is StopDevice for one ring, while others go on.
 	StopQueue(q *Queue, how Stop)
@@ -67,8 +68,8 @@ type Device interface {
 	SessionEnd()
 }
 
-// ConfigWatcher is a Device that wants to know what of its configuration space a front-end has been
-// told.
+// ConfigWatcher is a Device that wants to know which part of its configuration space a front-end
+// has read.
 type ConfigWatcher interface {
 	Device
 	// ConfigRead says that n bytes from off on are in the answer that is being made to GET_CONFIG,

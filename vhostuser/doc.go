@@ -23,14 +23,14 @@
 // session and RESET_DEVICE drop the region.
 //
 // A front-end that moves its guest elsewhere while it runs has a dirty log: from SET_LOG_BASE and
-// VHOST_F_LOG_ALL on, rings mark in it what is written to guest memory. Which buffers are marked,
-// and when, is package virtq's doing; a Device has no part in it.
+// VHOST_F_LOG_ALL on, rings mark in it what is written to guest memory. Package virtq does that; a
+// Device has no part in it.
 //
 // Locks: Backend.mu guards which connection is served, session.mu its deadlines, notifier.mu the
 // back-end channel. None of them is held while another is taken, while the Device is called, or on
 // the way of a request.
 //
-// Errors of a front-end end its connection, or are told by an acknowledgement where it asks for
-// one. What a guest can do wrong breaks its ring and leaves the rest alone. Nothing here logs:
-// Config.Trace is told.
+// An error of a front-end ends its connection or, where it asks for an acknowledgement, is told by
+// that. What a guest can do wrong breaks its ring and leaves the rest alone. Nothing here logs:
+// Config.Trace gets events.
 package vhostuser

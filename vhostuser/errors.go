@@ -10,14 +10,14 @@ import (
 // ErrBusy is returned by ServeConn while another front-end is being served.
 var ErrBusy = errors.New("vhostuser: another front-end is connected")
 
-// ErrClosing is returned by ServeConn where too many descriptors that front-ends have sent, and
-// that are of no use, cannot be closed: whoever is behind them, a server of files in user space for
-// one, does not answer. Once some are closed front-ends are served again.
+// ErrClosing is returned by ServeConn where too many useless descriptors of front-ends wait to be
+// closed: the close blocks, since whoever is behind them does not answer (a file system's server in
+// user space, for one). When some have been closed, front-ends are served again.
 var ErrClosing = errors.New("vhostuser: descriptors that front-ends have sent cannot be closed, since who is behind them does not answer")
 
-// Wrapped by the errors of messages that share memory.
+// The errors of messages that share memory wrap these.
 var (
-	// ErrMemoryFile: the file is none of those that are taken (see Config.AnyMemoryFiles).
+	// ErrMemoryFile: memory may not be a file of this kind (see Config.AnyMemoryFiles).
 	ErrMemoryFile = guestmem.ErrFile
 	// ErrMemorySpace: this front-end, or all front-ends of the process together, would share more
 	// than may be mapped.
@@ -79,9 +79,8 @@ func (e *RingError) Error() string { return fmt.Sprintf("vhostuser: ring %d: %v"
 // Unwrap returns e.Err.
 func (e *RingError) Unwrap() error { return e.Err }
 
-// FaultError says that guest memory, or a region or log that the front-end shares, was not there
-// when it was used, though it is mapped: the front-end has cut off the file behind it. It ends the
-// connection.
+// FaultError says that an access to guest memory, or to a region or log that the front-end shares,
+// has faulted: the front-end has truncated the file behind it. It ends the connection.
 type FaultError struct {
 	Addr uintptr // where in this process
 }
@@ -89,8 +88,8 @@ type FaultError struct {
 // Error implements error.
 func (e *FaultError) Error() string { return fmt.Sprintf("fault on guest memory at %#x", e.Addr) }
 
-// errBlocked says that the front-end has filled the counter of an eventfd and taken O_NONBLOCK
-// away, and the reactor had to wait over it. It breaks the ring and ends the connection.
+// errBlocked says that the front-end has filled the counter of an eventfd and cleared O_NONBLOCK,
+// so that the reactor had to wait. It breaks the ring and ends the connection.
 var errBlocked = errors.New("a write to an eventfd of the front-end's had to wait, since its counter is full and O_NONBLOCK is not set")
 
 // errHangup ends a session whose front-end has closed the connection between two messages.

@@ -28,9 +28,9 @@ func Listen(path string) (net.Listener, error) {
 }
 
 // FromFD returns a listener for the inherited descriptor fd, which it takes over: a Unix stream
-// socket that listens or that is connected to a front-end. Of a connected one Accept returns the
-// connection, once, and then io.EOF. The path of a listening socket is not removed when it is
-// closed: it belongs to who made it.
+// socket that listens or that is connected to a front-end. For a connected one, Accept returns the
+// connection once, and then io.EOF. Closing a listening socket does not remove its path, which
+// belongs to whoever made it.
 func FromFD(fd int) (net.Listener, error) {
 	// os.NewFile would take over, and close, whatever stands behind a wrong number.
 	info, err := sys.Socket(fd)

@@ -263,7 +263,7 @@ func (q *Queue) CanUnpop(c *virtq.Chain) bool { return q.vq.CanUnpop(c) }
 // InFlight returns how many chains were popped and neither pushed, suspended nor unpopped.
 func (q *Queue) InFlight() int { return q.vq.InFlight() }
 
-// Break gives the ring up: nothing more is fetched or shown to the guest until the front-end has
+// Break breaks the ring: nothing more is fetched or shown to the guest until the front-end has
 // stopped and started it. The front-end's error eventfd is signalled. What is in flight is pushed
 // as ever, which then only keeps count.
 func (q *Queue) Break(err error) { q.fail(err) }
@@ -364,9 +364,9 @@ func (q *Queue) close() {
 	q.vq.Close()
 }
 
-// RecoverFault is to be deferred by what touches guest memory on the reactor. A front-end can cut
-// off the file behind guest memory at any time. If it did, the function that deferred ends there,
-// the ring is broken and the connection ended. Any other panic goes on.
+// RecoverFault is to be deferred by what touches guest memory on the reactor. A front-end can
+// truncate the file behind guest memory at any time. If it did, the function that deferred ends
+// there, the ring is broken, and the connection ends. Any other panic goes on.
 //
 // Queue's own methods need no such care, nor does a Process that has at most its newest chain in
 // its hands. What completes a request later puts the access into a function of its own, and pushes

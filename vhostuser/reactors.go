@@ -83,9 +83,9 @@ func (r *Reactors) Mode() Mode { return Mode(r.pool.Mode()) }
 // Timers that are set never fire.
 func (r *Reactors) Close() { r.pool.Close() }
 
-// Step has reactors of ModeStepped do what there is to do, on the calling goroutine, and returns
-// when nothing is left: what was posted and kicked before is done, and Timers whose time had come
-// have fired. Work that has no end is left. Not on a reactor.
+// Step makes reactors of ModeStepped do what there is to do, on the calling goroutine. When it
+// returns, what was posted and kicked before is done, and Timers whose time had come have fired.
+// Work that has no end is left. Not on a reactor.
 func (r *Reactors) Step() { r.pool.Step() }
 
 // Loop is one of the Reactors, as a Device uses it: the one that owns a Queue (Queue.Loop). Two
@@ -110,7 +110,7 @@ func (l Loop) Now() time.Duration { return l.r.Now() }
 // batches of requests. It costs nothing. On the reactor.
 func (l Loop) Clock() time.Duration { return l.r.Clock() }
 
-// AIO returns the transfers of files in the context of the reactor, for devsw.Buf.AIO. It is a
+// AIO returns what transfers files in the context of the reactor, for devsw.Buf.AIO. It is a
 // devsw.Turner and a devsw.Watcher, too. Any goroutine.
 func (l Loop) AIO() devsw.AIO { return l.r }
 
@@ -127,9 +127,10 @@ func (l Loop) AfterFunc(d time.Duration, fn func()) *Timer {
 // its methods are called there, and so it is certain that the function does not run after Stop.
 type Timer struct{ t reactor.Timer }
 
-// Reset has the function called once, when d has passed from now, and not at the time that was set
-// before. It tells whether that was still to come. On the reactor.
+// Reset makes the function be called once, when d has passed from now, and not at the time that was
+// set before. It tells whether that was still to come. On the reactor.
 func (t *Timer) Reset(d time.Duration) (pending bool) { return t.t.Reset(d) }
 
-// Stop has the function not called any more. It tells whether it was still to be. On the reactor.
+// Stop makes the function not be called any more. It tells whether it was still to be called. On
+// the reactor.
 func (t *Timer) Stop() (pending bool) { return t.t.Stop() }

@@ -22,8 +22,8 @@ const (
 	stateHeader   = 24
 )
 
-// StateKeeper is a Device that has something to tell whoever serves the guest next, beside the
-// requests that the in-flight region records.
+// StateKeeper is a Device that keeps a state for whoever serves the guest next, beside the requests
+// that the in-flight region records.
 type StateKeeper interface {
 	Device
 	// SetStatePage gives the Device the page of the region that the front-end has brought, which
@@ -35,9 +35,9 @@ type StateKeeper interface {
 // StatePage keeps 32 bits and a number of a Device's own beyond the end of the process. Whoever
 // owns it closes it, and sees to it that there is one call at a time.
 //
-// It is a mapping of its own. A system call on the file would wait while the front-end has the host
-// fill that, or a part of it, for as long as that takes; and it fails where the front-end has
-// sealed the file against further writing.
+// It is a mapping of its own. A system call on the file would wait while the front-end makes the
+// host fill the file or a part of it. It would fail where the front-end has sealed the file against
+// further writing.
 type StatePage struct {
 	mapped *guestmem.Region // stateHeader bytes
 	state  uint32
@@ -45,18 +45,17 @@ type StatePage struct {
 }
 
 // State returns what was stored last, by this process or by another one: 0 where nothing was, or
-// where it is not to be trusted. The page is the front-end's to change: each bit may have any
-// value.
+// where it cannot be trusted. The front-end can change the page: each bit may have any value.
 func (p *StatePage) State() uint32 { return p.state }
 
 // Tag returns the number that was stored with the state: 0 where nothing was. It may have any
 // value, too.
 func (p *StatePage) Tag() uint64 { return p.tag }
 
-// Store stores the state and a number: when it returns, a successor finds them, though this process
-// be killed. Meanwhile it may find either number with a state that has all the bits of before, of
-// now and of doubt. Where the front-end has cut off the file the successor finds nothing. It does
-// not wait. Any goroutine.
+// Store stores the state and a number. When it returns, a successor finds them, even if this
+// process is killed. Before that, it may find either number, with a state that has all bits of the
+// old state, of the new one and of doubt. Where the front-end has truncated the file, the successor
+// finds nothing. Store does not wait. Any goroutine.
 func (p *StatePage) Store(state uint32, tag uint64, doubt uint32) {
 	before, change := p.state, p.tag != tag
 	p.state, p.tag = state, tag
@@ -82,7 +81,7 @@ func (p *StatePage) touch(f func(header []byte)) (err error) {
 	return nil
 }
 
-// Close lets go of the page. What was stored stays with the front-end.
+// Close unmaps the page. What was stored stays with the front-end.
 func (p *StatePage) Close() { p.mapped.Release() }
 
 // stateWord is the form in the page: one word, so that it is there as a whole or not at all.

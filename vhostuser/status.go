@@ -11,8 +11,8 @@ import (
 	"vdev/internal/sys"
 )
 
-// Status is a look at what a Backend is doing, for people. What it shows is true of one moment for
-// each part, and not of the same moment for all.
+// Status shows what a Backend is doing, for people. Each part is true of one moment, but not all
+// parts of the same moment.
 type Status struct {
 	FrontEnd *FrontEndStatus // nil: none is served
 	Waiting  bool            // a front-end has connected that is not served yet
@@ -55,7 +55,7 @@ type RingStatus struct {
 	Why   StopReason // why it is stopping, with RingStopping
 	Err   error      // why it is broken
 
-	// What its reactor has told; where Known is false, there is none (the ring does not run) or it
+	// What its reactor has told. Known is false where there is none (the ring does not run), or it
 	// has not answered in time.
 	Known    bool
 	Next     uint16 // free-running index of the next entry to take from the available ring
@@ -133,8 +133,8 @@ func (l *look) connected(c *conn) {
 }
 
 // Status looks at the Backend. It asks the reactors for the state of the rings that run, until ctx
-// is done: what has not come by then is told as not known. It waits for nothing else, least of all
-// for a ring that is being stopped. Any goroutine.
+// is done: what has not come by then is not known. It waits for nothing else, and not for a ring
+// that is being stopped. Any goroutine.
 func (b *Backend) Status(ctx context.Context) Status {
 	b.mu.Lock()
 	current, waiting := b.current, b.waiting != nil
@@ -192,8 +192,8 @@ func askQueues(ctx context.Context, rings []RingStatus, queues []*Queue) {
 	}
 }
 
-// protocolNames are the specification's, by bit, those that are not offered included: what a
-// front-end has set is to be told.
+// protocolNames are the specification's names, by bit. They include features that are not offered,
+// since Names is to tell what a front-end has set.
 var protocolNames = [...]string{
 	0: "MQ", 1: "LOG_SHMFD", 2: "RARP", 3: "REPLY_ACK", 4: "MTU", 5: "BACKEND_REQ", 6: "CROSS_ENDIAN", 7: "CRYPTO_SESSION",
 	8: "PAGEFAULT", 9: "CONFIG", 10: "BACKEND_SEND_FD", 11: "HOST_NOTIFIER", 12: "INFLIGHT_SHMFD", 13: "RESET_DEVICE",
