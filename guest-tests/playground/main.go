@@ -1,6 +1,6 @@
-// Command playground boots a small guest to play in, on a disk that vdev serves, and shows beside it what vdev says
-// of the guest's doings. scripts/run builds and starts it. It leaves nothing behind: not the disk, unless one was
-// given, and no process.
+// Command playground boots a small guest to play in, on a disk that vdev serves, and shows beside
+// it what vdev says of the guest's doings. scripts/run builds and starts it. It leaves nothing
+// behind: not the disk, unless one was given, and no process.
 package main
 
 import (
@@ -200,7 +200,8 @@ func makeDisk(image string) error {
 	if err != nil {
 		mkfs = "/sbin/mke2fs"
 	}
-	// What the guest would initialize by itself, later, would be in the log for no reason to be seen.
+	// What the guest would initialize by itself, later, would be in the log for no reason to be
+	// seen.
 	out, err := exec.Command(mkfs, "-q", "-F", "-t", "ext4", "-E", "root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0", "-d", tree, image, "256M").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("mke2fs: %w\n%s", err, out)

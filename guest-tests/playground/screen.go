@@ -17,8 +17,8 @@ const prompt = "\nguest"
 // leaveKey is Ctrl-], which ends the guest from the keyboard.
 const leaveKey = 0x1d
 
-// screen is the terminal, which the guest and vdev's log share: the log's lines go above the line that the guest is
-// at. Without a terminal the guest has stdout, and the log stderr.
+// screen is the terminal, which the guest and vdev's log share: the log's lines go above the line
+// that the guest is at. Without a terminal the guest has stdout, and the log stderr.
 type screen struct {
 	saved string // the terminal's settings, if stdin is one
 	fancy bool   // stdout is a terminal
@@ -63,11 +63,12 @@ func stty(terminal *os.File, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// cursorQuery is what busybox's shell asks the terminal before each prompt. The answer would come too late, between
-// what is typed, and once more for each time that the line is written again.
+// cursorQuery is what busybox's shell asks the terminal before each prompt. The answer would come
+// too late, between what is typed, and once more for each time that the line is written again.
 const cursorQuery = "\x1b[6n"
 
-// showGuest prints what comes from the serial port until its end, and closes started at the first prompt.
+// showGuest prints what comes from the serial port until its end, and closes started at the first
+// prompt.
 func (s *screen) showGuest(serial io.Reader, started chan<- struct{}) {
 	buf := make([]byte, 4096)
 	var seen, held []byte
@@ -99,8 +100,8 @@ func (s *screen) showGuest(serial io.Reader, started chan<- struct{}) {
 	}
 }
 
-// passKeys sends what is typed to the guest and returns at the key that leaves. At the end of a file it says so to
-// the guest, whose shell then ends, and waits.
+// passKeys sends what is typed to the guest and returns at the key that leaves. At the end of a
+// file it says so to the guest, whose shell then ends, and waits.
 func (s *screen) passKeys(serial io.Writer) {
 	buf := make([]byte, 256)
 	for {
@@ -121,8 +122,8 @@ func (s *screen) passKeys(serial io.Writer) {
 	}
 }
 
-// logWriter shows vdev's log. Messages of the protocol are left out unless all was asked for: each boot has
-// hundreds.
+// logWriter shows vdev's log. Messages of the protocol are left out unless all was asked for: each
+// boot has hundreds.
 type logWriter struct {
 	screen *screen
 	all    bool
@@ -145,7 +146,8 @@ func (w *logWriter) Write(p []byte) (int, error) {
 	}
 }
 
-// log prints a line of the log. On a terminal the guest's line makes room for it and is written again below.
+// log prints a line of the log. On a terminal the guest's line makes room for it and is written
+// again below.
 func (s *screen) log(line string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

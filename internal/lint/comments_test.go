@@ -45,8 +45,6 @@ func columns(line string) (n int) {
 var stillWide = []string{
 	"cmd/vdev",
 	"guest-tests",
-	"guest-tests/internal/vm",
-	"guest-tests/playground",
 	"internal/dev/nbd",
 	"internal/dev/qemunbd",
 	"internal/mutants",

@@ -115,7 +115,8 @@ func (c *Console) until(ctx context.Context, what string, ok func() bool) error 
 	}
 }
 
-// Adopt makes c the console of the guest that old was the console of until it was migrated. Nothing may be under way.
+// Adopt makes c the console of the guest that old was the console of until it was migrated. Nothing
+// may be under way.
 func (c *Console) Adopt(old *Console) {
 	old.mu.Lock()
 	defer old.mu.Unlock()
@@ -141,7 +142,8 @@ func (c *Console) AwaitBoot(ctx context.Context, after int) (string, error) {
 	return system, err
 }
 
-// Guest gives a command to the agent and returns its answer, which is a *GuestError where the agent failed.
+// Guest gives a command to the agent and returns its answer, which is a *GuestError where the agent
+// failed.
 func (c *Console) Guest(ctx context.Context, command string) (string, error) {
 	c.mu.Lock()
 	c.next++

@@ -31,7 +31,8 @@ const (
 // ErrExited says that QEMU has ended while something was expected of it.
 var ErrExited = errors.New("QEMU has ended")
 
-// Machine is a running QEMU. Its methods may be called by any goroutine, but commands for the guest one at a time.
+// Machine is a running QEMU. Its methods may be called by any goroutine, but commands for the guest
+// one at a time.
 type Machine struct {
 	Console *Console // nil where the caller has the serial port to itself
 	Serial  net.Conn // the machine's serial port, closed by Kill
@@ -92,7 +93,8 @@ func Start(ctx context.Context, c Config) (*Machine, error) {
 	return m, nil
 }
 
-// connect opens the monitor. Nothing tells when QEMU has made the socket, so it is tried until it is there.
+// connect opens the monitor. Nothing tells when QEMU has made the socket, so it is tried until it
+// is there.
 func (m *Machine) connect(ctx context.Context) error {
 	path := filepath.Join(m.dir, monitorSocket)
 	for {
@@ -155,7 +157,8 @@ func (m *Machine) Kill() {
 	})
 }
 
-// Wait waits for QEMU to end on its own, as it does when its guest powers off, and returns what became of it.
+// Wait waits for QEMU to end on its own, as it does when its guest powers off, and returns what
+// became of it.
 func (m *Machine) Wait(ctx context.Context) error {
 	select {
 	case <-m.Exited():
@@ -171,8 +174,9 @@ func (m *Machine) Wait(ctx context.Context) error {
 // Exited is closed when QEMU has ended.
 func (m *Machine) Exited() <-chan struct{} { return m.process.Ended() }
 
-// Run gives a command to QEMU's monitor, in QMP's JSON, and returns what it returns. That must be short, less than
-// 2 KB: go-qemu hands out a part of its 4 KB read buffer and reads on before that was looked at.
+// Run gives a command to QEMU's monitor, in QMP's JSON, and returns what it returns. That must be
+// short, less than 2 KB: go-qemu hands out a part of its 4 KB read buffer and reads on before that
+// was looked at.
 func (m *Machine) Run(ctx context.Context, command string) (json.RawMessage, error) {
 	type answer struct {
 		Return json.RawMessage
@@ -229,7 +233,8 @@ func (m *Machine) Events() int {
 	return len(m.events)
 }
 
-// AwaitEvent waits for an event of that name, with data that match, among those that came after the first "after".
+// AwaitEvent waits for an event of that name, with data that match, among those that came after the
+// first "after".
 func (m *Machine) AwaitEvent(ctx context.Context, after int, name string, match func(data map[string]any) bool) error {
 	for {
 		m.mu.Lock()

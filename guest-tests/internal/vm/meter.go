@@ -14,8 +14,8 @@ import (
 // meterPause is between two questions of a Meter.
 const meterPause = 2 * time.Millisecond
 
-// Meter asks QEMU for its status again and again, on a monitor of its own, and notes how long the answers take. QEMU
-// answers on its main loop, which also waits there for the back-ends' answers.
+// Meter asks QEMU for its status again and again, on a monitor of its own, and notes how long the
+// answers take. QEMU answers on its main loop, which also waits there for the back-ends' answers.
 type Meter struct {
 	conn  net.Conn
 	ended chan struct{}
@@ -82,8 +82,8 @@ func (t *Meter) ask(in *bufio.Reader, command string) error {
 	}
 }
 
-// Stop returns the longest time that an answer took, and how many there were. A question that QEMU has not answered when
-// it is stopped, or when QEMU ends, counts as if it had been answered then.
+// Stop returns the longest time that an answer took, and how many there were. A question that QEMU
+// has not answered when it is stopped, or when QEMU ends, counts as if it had been answered then.
 func (t *Meter) Stop() (longest time.Duration, answers int) {
 	t.mu.Lock()
 	if !t.asked.IsZero() {

@@ -1,5 +1,5 @@
-// Package vm starts QEMU with a test guest and talks to both: to QEMU over its monitor, to the agent in the guest
-// over the console.
+// Package vm starts QEMU with a test guest and talks to both: to QEMU over its monitor, to the
+// agent in the guest over the console.
 package vm
 
 import (
@@ -29,8 +29,8 @@ type QEMU struct {
 
 var versionRE = regexp.MustCompile(`version (\d+\.\d+)`)
 
-// FindQEMU finds a QEMU of that version: the system's own or the one that scripts/setup unpacked. The version ""
-// is for any that can run a guest, the system's first.
+// FindQEMU finds a QEMU of that version: the system's own or the one that scripts/setup unpacked.
+// The version "" is for any that can run a guest, the system's first.
 func FindQEMU(version string) (QEMU, error) {
 	out, err := exec.Command("qemu-system-x86_64", "--version").Output()
 	if m := versionRE.FindSubmatch(out); err == nil && m != nil {
@@ -79,7 +79,8 @@ func LinuxDir() (string, error) {
 // Transport is how a virtio device shows itself on the PCI bus.
 type Transport string
 
-// The transports. Only a device behind a port of its own can be unplugged, and QEMU makes that modern.
+// The transports. Only a device behind a port of its own can be unplugged, and QEMU makes that
+// modern.
 const (
 	Transitional Transport = "transitional" // both ways; the driver takes the one it likes
 	Modern       Transport = "modern"       // virtio 1.0 only
@@ -173,10 +174,11 @@ type Config struct {
 	RawSerial bool
 }
 
-// LinuxAppend is a Linux guest's command line: quiet, and a panic restarts the machine, which is noticed. The clock
-// is not watched: emulated CPUs that wait for real ones would make it look wrong. Pages are not cleared when they are
-// allocated: only the disk writes to those that are read into, and what it does not tell of is lost in a migration. The rest
-// saves a third of the time that booting takes under emulation.
+// LinuxAppend is a Linux guest's command line: quiet, and a panic restarts the machine, which is
+// noticed. The clock is not watched: emulated CPUs that wait for real ones would make it look
+// wrong. Pages are not cleared when they are allocated: only the disk writes to those that are read
+// into, and what it does not tell of is lost in a migration. The rest saves a third of the time
+// that booting takes under emulation.
 const LinuxAppend = "console=ttyS0 quiet loglevel=1 panic=-1 random.trust_cpu=on tsc=reliable init_on_alloc=0 " +
 	"nokaslr mitigations=off no_timer_check lpj=4000000 cryptomgr.notests"
 
@@ -185,13 +187,14 @@ func (c Config) args() ([]string, error) {
 		return nil, errors.New("a machine needs a folder")
 	}
 	memory := strconv.Itoa(max(c.Memory, 256)) + "M"
-	// QEMU 7.2 emulates cmpxchg16b wrongly: now and then it leaves rubbish in the flags, and the guest's kernel, which
-	// allocates memory with it, dies of a trap that nothing asked for.
+	// QEMU 7.2 emulates cmpxchg16b wrongly: now and then it leaves rubbish in the flags, and the
+	// guest's kernel, which allocates memory with it, dies of a trap that nothing asked for.
 	accel, cpu := "tcg", "max,-cx16"
 	if c.DiskCode && c.QEMU.AtLeast(11, 1) {
-		// QEMU 11.1.3 keeps what it has translated over a reset, and does not see that a back-end has written to the guest's
-		// pages: the guest that starts again runs code of before, and dies. A small buffer is emptied often enough. QEMU's own
-		// disks are not concerned, and neither are 7.2 and KVM.
+		// QEMU 11.1.3 keeps what it has translated over a reset, and does not see that a back-end
+		// has written to the guest's pages: the guest that starts again runs code of before, and
+		// dies. A small buffer is emptied often enough. QEMU's own disks are not concerned, and
+		// neither are 7.2 and KVM.
 		accel += ",tb-size=8"
 	}
 	if c.KVM {
@@ -205,7 +208,8 @@ func (c Config) args() ([]string, error) {
 		"-qmp", "unix:" + monitorSocket + ",server=on,wait=off", "-qmp", "unix:" + meterSocket + ",server=on,wait=off",
 	}
 	if c.QEMU.AtLeast(11, 1) {
-		// Else only a device that asks for it has a migration with switchover-ack wait for the target's consent.
+		// Else only a device that asks for it has a migration with switchover-ack wait for the
+		// target's consent.
 		args = append(args, "-global", "migration.switchover-ack-legacy=on")
 	}
 	if c.Kernel != "" {
