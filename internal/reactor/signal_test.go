@@ -2,6 +2,9 @@ package reactor
 
 import (
 	"encoding/binary"
+	"fmt"
+	"os"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -34,11 +37,18 @@ func TestASignalIsBegunAnewWhereItsEventfdIsReplaced(t *testing.T) {
 			ok = r.Signal(int(fd))
 			close(done)
 		})
-		for over := false; !over && r.signals.word.Load()%signalWord == signalNone; {
+		// A write that has not begun would go to the other file.
+		waits := fmt.Sprintf("%d %#x ", syscall.SYS_WRITE, fd)
+		for over := false; !over; {
 			select {
 			case <-done:
 				over = true
 			default:
+				now, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/syscall", r.signals.tid))
+				if err != nil {
+					t.Skip(err)
+				}
+				over = strings.HasPrefix(string(now), waits)
 			}
 		}
 		if err := sys.Replace(int(fd), ours.Int()); err != nil {
