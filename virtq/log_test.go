@@ -369,6 +369,23 @@ func TestDataIsMarkedBeforeItIsPublished(t *testing.T) {
 	}
 }
 
+// A guest may begin to migrate right after its back-end was started anew.
+func TestInheritedChainsInFlightAreMarkedWhenTheLogComesOn(t *testing.T) {
+	region := make([]byte, virtq.InflightSize(8))
+	r := newRing(t, 8, modern).restart(t, region)
+	data := r.mem.Alloc(page, page)
+	head, _ := r.driver.Add(nil, []virtqtest.Seg{{Addr: data, Len: 8}})
+	r.driver.Kick()
+	r.mustPop(t, head)
+	r = r.restart(t, region)
+	c := r.mustPop(t, head)[0]
+	l := logged(t, r, virtq.DirtyLog{Data: true})
+	r.queue.Push(c, 8)
+	if pages := l.take(); !slices.Equal(pages, []uint64{data / page}) {
+		t.Errorf("pages %#x are marked, want %#x", pages, data/page)
+	}
+}
+
 func TestOnlyTheUsedRingIsMarkedWithoutLogAll(t *testing.T) {
 	for _, features := range []uint64{modern, virtq.FeatureVersion1} {
 		r := newRing(t, 1024, features)

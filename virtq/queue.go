@@ -75,7 +75,8 @@ type Queue struct {
 	view guestmem.View // of gen.mem
 	gen  *generation   // the current one
 	err  error         // why the ring is broken or closed, sticky
-	// a bit for each head, set while its chain is in flight; with track until it is published
+	// a bit for each head, set while its chain is in flight or suspended; with track until it is
+	// published
 	taken  []uint64
 	track  *tracker // nil without an in-flight region; see records
 	log    *logger  // nil unless something is marked; see records
@@ -131,6 +132,9 @@ func New(mem *Memory, cfg Config) (*Queue, error) {
 		q.usedFlags = uint16(word) & usedNoNotify
 	}
 	q.gen = &generation{queue: q, mem: mem.guest()}
+	for _, s := range inherited {
+		q.hold(s.head)
+	}
 	return q, nil
 }
 

@@ -157,6 +157,32 @@ func TestTheHeadOfASuspendedChainIsNotTheDrivers(t *testing.T) {
 	r.queue.Suspend(chains[0])
 }
 
+// An inherited chain is the device's as any other: its head is not the guest driver's, before it is
+// popped again and after.
+func TestTheHeadOfAnInheritedChainIsNotTheDrivers(t *testing.T) {
+	for _, flying := range []bool{false, true} {
+		t.Run(fmt.Sprintf("in flight=%v", flying), func(t *testing.T) {
+			region := make([]byte, virtq.InflightSize(8))
+			r := newRing(t, 8, modern).restart(t, region)
+			heads := r.offer(t, 1)
+			r.mustPop(t, heads...)
+			r = r.restart(t, region)
+			if flying {
+				r.mustPop(t, heads...)
+			}
+			r.driver.Offer(heads[0])
+			r.driver.Kick()
+			if !flying {
+				r.popHeads(t, 1)
+			}
+			var be *virtq.BrokenError
+			if _, err := r.queue.Pop(new(virtq.Chain)); !errors.As(err, &be) || be.Reason != virtq.ReasonHeadInFlight {
+				t.Errorf("Pop: %v, want a head in flight", err)
+			}
+		})
+	}
+}
+
 // What the driver has changed meanwhile is seen, and checked.
 func TestDescriptorsOfASuspendedChainAreReadAnew(t *testing.T) {
 	r := newRing(t, 8, 0)

@@ -27,6 +27,12 @@ var _ = add("virtq", []mutant{
 		by:   tests{in: "./virtq", run: "TestTheHeadOfASuspendedChainIsNotTheDrivers$"},
 	},
 	{
+		what: "the driver may use the head of an inherited chain", file: "virtq/queue.go",
+		from: "\t\tq.hold(s.head)\n",
+		to:   "\t\t_ = s\n",
+		by:   tests{in: "./virtq", run: "TestTheHeadOfAnInheritedChainIsNotTheDrivers$"},
+	},
+	{
 		what: "an inherited chain goes back to the available ring", file: "virtq/inflight.go",
 		from: "list[i].seq = uint64(i) //",
 		to:   "list[i].seq = firstFetched + uint64(used) + uint64(i) //",
