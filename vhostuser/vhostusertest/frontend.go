@@ -29,8 +29,10 @@ var ErrRefused = errors.New("refused by the back-end")
 // Socket is what a Frontend needs of a connected Unix socket.
 type Socket interface {
 	io.ReadWriteCloser
+	// ReadMsgUnix and WriteMsgUnix are those of a net.UnixConn, whose oob has descriptors.
 	ReadMsgUnix(b, oob []byte) (n, oobn, flags int, addr *net.UnixAddr, err error)
 	WriteMsgUnix(b, oob []byte, addr *net.UnixAddr) (n, oobn int, err error)
+	// SetReadDeadline and SetWriteDeadline are those of a net.Conn.
 	SetReadDeadline(t time.Time) error
 	SetWriteDeadline(t time.Time) error
 }

@@ -15,7 +15,7 @@ import (
 // the descriptors that wake either side.
 type Ring struct {
 	*virtqtest.Driver
-	Index int
+	Index int // as the front-end counts, from 0
 	// Base is where the ring begins when it is started: at first where the Driver begins, then what
 	// GET_VRING_BASE has answered.
 	Base uint16
