@@ -53,11 +53,9 @@ type Queue struct {
 	idle     chan struct{} // closed when nothing is in flight; nil if nobody waits
 
 	// The connection's goroutine's.
-	enabled  bool // as the reactor was told
-	draining bool // PauseQueue is being asked
-	logs     bool // likewise: something is marked
-	stopping bool
-	inFlight int // when it was disabled or stopped
+	state    RingState // RingRunning, RingDisabled, RingDraining or RingStopping
+	logs     bool      // as the reactor was told: something is marked
+	inFlight int       // when it was disabled or stopped
 }
 
 // signal is a descriptor that the front-end wants to be written to.
@@ -334,7 +332,7 @@ func (q *Queue) setMemory(mem *guestmem.Memory, must bool) {
 		return
 	}
 	if q.homeless {
-		q.homeless, q.paused = false, !q.enabled || q.src == nil
+		q.homeless, q.paused = false, q.state != RingRunning || q.src == nil
 		if q.src != nil {
 			q.src.Wake()
 		}

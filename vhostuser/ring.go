@@ -260,12 +260,12 @@ func (s *session) getVringBase(m *message) ([]byte, error) {
 // settle makes the ring run, pause or go on, as its two states want it to.
 func (s *session) settle(r *ring) error {
 	switch q := r.q; {
-	case q != nil && q.enabled && !r.enabled:
+	case q != nil && q.state == RingRunning && !r.enabled:
 		if s.disable(r) > 0 {
 			s.drain(r)
 		}
 		return nil
-	case q != nil && !q.enabled && r.enabled:
+	case q != nil && q.state != RingRunning && r.enabled:
 		s.enable(r)
 		return nil
 	case q == nil && r.started && r.enabled && r.broken == nil:
@@ -279,7 +279,7 @@ func (s *session) settle(r *ring) error {
 // has seen it.
 func (s *session) enable(r *ring) {
 	q := r.q
-	q.enabled, s.stopping = true, stopTime{}
+	q.state, s.stopping = RingRunning, stopTime{}
 	s.b.event(Event{Kind: EventEnable, Ring: r.index})
 	s.dev.ResumeQueue(q)
 	q.reactor.Do(q.unpause)
@@ -289,7 +289,7 @@ func (s *session) enable(r *ring) {
 // flight. It is a barrier, as enable is.
 func (s *session) disable(r *ring) (inFlight int) {
 	q := r.q
-	q.enabled = false
+	q.state = RingDisabled
 	q.reactor.Do(func() {
 		q.paused = true
 		if q.inFlight = q.InFlight(); q.inFlight == 0 {
@@ -312,7 +312,7 @@ func (s *session) start(r *ring) error {
 		s: s, index: r.index, size: int(r.num), features: s.features &^ (FProtocolFeatures | FLogAll),
 		reactor: s.b.reactors.pool.Pick(),
 		call:    newSignal(r.call), errs: newSignal(r.er), logged: signal{fd: -1},
-		paused: true, enabled: true,
+		paused: true, state: RingRunning,
 		canSuspend: s.inflight.queue(r.index) != nil,
 		migrates:   s.protocol&ProtocolGetVringBaseInflight != 0,
 	}

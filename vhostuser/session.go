@@ -313,7 +313,7 @@ func (s *session) resetOwner(*message) ([]byte, error) {
 	var busy []*ring
 	for _, r := range s.rings {
 		r.enabled = false
-		if r.q != nil && r.q.enabled && s.disable(r) > 0 {
+		if r.q != nil && r.q.state == RingRunning && s.disable(r) > 0 {
 			busy = append(busy, r)
 		}
 	}

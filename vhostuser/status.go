@@ -95,14 +95,8 @@ func (r *ring) state() RingState {
 	switch {
 	case r.broken != nil:
 		return RingBroken
-	case r.q != nil && r.q.stopping:
-		return RingStopping
-	case r.q != nil && r.enabled:
-		return RingRunning
-	case r.q != nil && r.q.draining:
-		return RingDraining
 	case r.q != nil:
-		return RingDisabled
+		return r.q.state
 	case r.started:
 		return RingStarted
 	}

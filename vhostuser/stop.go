@@ -140,7 +140,7 @@ func (s *session) howTo(reason StopReason, queues ...*Queue) Stop {
 // fetching tells whether any ring but not is fetched from.
 func (s *session) fetching(not *ring) bool {
 	for _, r := range s.rings {
-		if r != not && r.q != nil && r.q.enabled {
+		if r != not && r.q != nil && r.q.state == RingRunning {
 			return true
 		}
 	}
@@ -204,8 +204,8 @@ func (s *session) stop(why StopReason, rings []*ring, ask func([]*Queue, Stop)) 
 // detach sees to it that nothing more is fetched from a ring that runs when it returns. On the
 // connection's goroutine.
 func (q *Queue) detach() {
-	fetched := q.enabled
-	q.enabled, q.stopping = false, true
+	fetched := q.state == RingRunning
+	q.state = RingStopping
 	q.reactor.Do(func() {
 		q.inFlight = q.InFlight()
 		if fetched {
@@ -255,7 +255,7 @@ func (s *session) drain(r *ring) {
 	}
 	left := 0
 	s.b.event(Event{Kind: EventDrain, Ring: r.index})
-	q.draining = true
+	q.state = RingDraining
 	s.publish()
 	how := s.howTo(StopDisable, q)
 	s.stopping.disables = true
@@ -264,7 +264,7 @@ func (s *session) drain(r *ring) {
 		poller{q}.Flush()
 		left = q.InFlight()
 	})
-	q.draining = false
+	q.state = RingDisabled
 	s.answered()
 	s.publish()
 	s.b.event(Event{Kind: EventDrained, Ring: r.index, Fields: []Field{{"kept", left}}})

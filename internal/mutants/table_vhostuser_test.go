@@ -273,8 +273,8 @@ var _ = add("vhostuser", []mutant{
 	},
 	{
 		what: "a ring that is enabled has the deadline of an older stop", file: ringGo,
-		from: "\tq.enabled, s.stopping = true, stopTime{}\n",
-		to:   "\tq.enabled = true\n",
+		from: "\tq.state, s.stopping = RingRunning, stopTime{}\n",
+		to:   "\tq.state = RingRunning\n",
 		by:   tests{in: "./vhostuser", run: "TestAStopOfSeveralMessagesHasOneDeadline$"},
 	},
 	{
