@@ -339,7 +339,9 @@ func newFuzzSession(t testing.TB, reactors *vhostuser.Reactors, ranges ...virtqt
 	}
 	w.front, w.end = newFuzzPipe(b)
 	_, err = w.front.Handshake(vhostusertest.AllProtocolFeatures)
-	if err := errors.Join(err, w.front.AddMemory(w.mem)); err != nil {
+	// The rings keep it for all of the session.
+	toErrs := w.message(vhostuser.SetVringErr, vhostuser.AppendU64(nil, 0), w.errs.Int())
+	if err := errors.Join(err, w.front.AddMemory(w.mem), toErrs()); err != nil {
 		t.Fatal(err)
 	}
 	return w
@@ -386,7 +388,6 @@ func (w *fuzzSession) begin() error {
 func (w *fuzzSession) start(d *virtqtest.Driver) error {
 	layout := d.Layout()
 	return w.send(
-		w.message(vhostuser.SetVringErr, vhostuser.AppendU64(nil, 0), w.errs.Int()),
 		w.message(vhostuser.SetVringNum, ringState(fuzzRing)),
 		w.message(vhostuser.SetVringBase, ringState(uint32(layout.Base))),
 		w.message(vhostuser.SetVringAddr, vhostuser.VringAddr{Desc: layout.Desc, Avail: layout.Avail, Used: layout.Used}.Append(nil)),

@@ -15,10 +15,11 @@ import (
 // between threads takes longer than what is tested. Nothing watches its calls: a transfer goes to a
 // thread of the crew, and a write to an eventfd that waits is not ended.
 
-// steppedEngine never sleeps.
+// steppedEngine never sleeps. It looks for kicks where another one would.
 type steppedEngine struct{ *threadsEngine }
 
-func (e steppedEngine) sleep(time.Duration) { e.threadsEngine.sleep(0) }
+func (e steppedEngine) sleep(time.Duration) { e.look(0) }
+func (e steppedEngine) turn() bool          { return false }
 
 // beginStepped makes r a stepped reactor.
 func (r *Reactor) beginStepped() error {
@@ -54,10 +55,11 @@ const stepRounds = 1000
 
 // stepAll makes rounds until there is nothing to do. over: the reactor has ended.
 func (r *Reactor) stepAll() (over bool) {
-	r.Now() // for timers
+	if len(r.timers) > 0 {
+		r.Now()
+	}
 	for range stepRounds {
-		posted := r.hasPosted.Load()
-		if posted {
+		if r.hasPosted.Load() {
 			r.runPosted()
 		}
 		if r.stop && r.inflight == 0 {
@@ -65,7 +67,7 @@ func (r *Reactor) stepAll() (over bool) {
 			r.threads.Done()
 			return true
 		}
-		if worked, _ := r.round(); posted || worked {
+		if worked, _ := r.round(); worked {
 			continue
 		}
 		r.kicked = false
