@@ -44,8 +44,8 @@ type Config struct {
 	Direct   bool // bypass the host's page cache (O_DIRECT), with Linux's AIO
 	Discard  bool // discard what the guest no longer uses
 
-	// DetectZeroes says what becomes of writes of zeroes: "off" (or empty) writes them, "on" has them take no space where the format
-	// can do that, "unmap" gives space back as well.
+	// DetectZeroes says what becomes of writes of zeroes: "off" (or empty) writes them, "on" has
+	// them take no space where the format can do that, "unmap" discards as well.
 	DetectZeroes string
 
 	// Snapshot leaves the image as it is: what is written is forgotten at Close.
