@@ -113,8 +113,8 @@ root's. The kernel's worker threads of its io_uring stay where they are.`,
 			if err != nil {
 				return err
 			}
-			// A pipe that nobody reads any more, or a terminal that goes away, must not leave the back-end bound. The system and the
-			// runtime both tell of the pipe, and each time.
+			// A pipe that nobody reads any more, or a terminal that goes away, must not leave the
+			// back-end bound. The system and the runtime both tell of the pipe, and each time.
 			ctx, unpipe := signal.NotifyContext(cmd.Context(), syscall.SIGPIPE)
 			defer unpipe()
 			signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
@@ -273,7 +273,8 @@ func (c *benchConfig) seconds() float64 {
 	return float64(len(c.jobs)) * float64(c.rounds) * float64(len(c.targets)) * (c.jobs[0].Warmup.Seconds() + c.jobs[0].Length.Seconds())
 }
 
-// online returns an error where one of cpus is not there. Where the system does not tell, load.Check finds out.
+// online returns an error where one of cpus is not there. Where the system does not tell,
+// load.Check finds out.
 func online(cpus cpuList) error {
 	text, _ := os.ReadFile("/sys/devices/system/cpu/online")
 	there := strings.TrimSpace(string(text))
@@ -289,7 +290,8 @@ func online(cpus cpuList) error {
 	return nil
 }
 
-// nameTargets gives targets without a name that of their socket, and where that would be the other one's, too, its path.
+// nameTargets gives targets without a name that of their socket, and where that would be the other
+// one's, too, its path.
 func nameTargets(targets []load.Target) {
 	names := map[string]int{}
 	nameOf := func(t load.Target) string {
@@ -312,7 +314,8 @@ func nameTargets(targets []load.Target) {
 
 // run measures all cases, and writes what came of them, also of those before an error.
 func (c *benchConfig) run(ctx context.Context, stdout, stderr io.Writer) (err error) {
-	// The files are begun now, so that what is wrong with them is known before everything is measured.
+	// The files are begun now, so that what is wrong with them is known before everything is
+	// measured.
 	out, err := createFile(c.output)
 	if err != nil {
 		return err

@@ -41,7 +41,8 @@ func golden(t *testing.T, name string, got []byte) {
 	}
 }
 
-// measured makes the results of rounds of a second with so many requests each, of a back-end whose usage is known, or not.
+// measured makes the results of rounds of a second with so many requests each, of a back-end whose
+// usage is known, or not.
 func measured(t *testing.T, known bool, waited float64, requests ...uint64) (results []load.Result) {
 	t.Helper()
 	for _, n := range requests {
@@ -126,8 +127,8 @@ func TestTargetsAreNamedByTheirSockets(t *testing.T) {
 	}
 }
 
-// bench runs `vdev bench`, shortly, and longer where nothing was counted in that: on a busy machine that may take a while. It returns
-// the exit status and what was written.
+// bench runs `vdev bench`, shortly, and longer where nothing was counted in that: on a busy machine
+// that may take a while. It returns the exit status and what was written.
 func bench(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	for length := 20 * time.Millisecond; ; length *= 4 {

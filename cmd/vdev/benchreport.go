@@ -42,7 +42,8 @@ type benchReport struct {
 	WarmupSeconds float64       `json:"warmup_seconds"`
 	LengthSeconds float64       `json:"length_seconds"` // of a round
 	Cases         []*benchCase  `json:"cases"`
-	Error         string        `json:"error,omitempty"` // why there are no more cases, where it ended early
+	// why there are no more cases, where it ended early
+	Error string `json:"error,omitempty"`
 }
 
 // benchMachine is where it was measured.
@@ -62,13 +63,15 @@ type benchTarget struct {
 
 // benchCase is one kind of load.
 type benchCase struct {
-	Pattern     string        `json:"pattern"`
-	ReadPercent *int          `json:"read_percent,omitempty"` // where the pattern mixes reads and writes
-	BlockSize   int64         `json:"block_size"`             // bytes
-	Queues      int           `json:"queues"`
-	Depth       int           `json:"depth"` // requests in flight in each queue
-	Client      string        `json:"client"`
-	Size        int64         `json:"size,omitempty"` // bytes of the disk that were used; not there: all
+	Pattern string `json:"pattern"`
+	// where the pattern mixes reads and writes
+	ReadPercent *int   `json:"read_percent,omitempty"`
+	BlockSize   int64  `json:"block_size"` // bytes
+	Queues      int    `json:"queues"`
+	Depth       int    `json:"depth"` // requests in flight in each queue
+	Client      string `json:"client"`
+	// bytes of the disk that were used; not there: all
+	Size        int64         `json:"size,omitempty"`
 	Verify      bool          `json:"verify,omitempty"`
 	Seed        uint64        `json:"seed"`
 	ClientCPUs  []int         `json:"client_cpus,omitempty"`
@@ -79,27 +82,31 @@ type benchCase struct {
 
 // benchResult is what one target has done in a case.
 type benchResult struct {
-	Median        benchFigures    `json:"median"` // of the rounds, each figure for itself; the greatest latency is that of all
-	IOPSLeast     float64         `json:"iops_least"`
-	IOPSMost      float64         `json:"iops_most"`
-	LimitedByLoad bool            `json:"limited_by_load"` // the figures are the load's, and the back-end can do more
+	// of the rounds, each figure for itself; the greatest latency is that of all
+	Median    benchFigures `json:"median"`
+	IOPSLeast float64      `json:"iops_least"`
+	IOPSMost  float64      `json:"iops_most"`
+	// the figures are the load's, and the back-end can do more
+	LimitedByLoad bool            `json:"limited_by_load"`
 	Rounds        []benchFigures  `json:"rounds"`
 	Percentiles   []benchQuantile `json:"percentiles"` // of all rounds together
 }
 
 // benchFigures are the figures of a round. Times are in nanoseconds.
 type benchFigures struct {
-	IOPS           float64  `json:"iops"`
-	BytesPerSecond float64  `json:"bytes_per_second"`
-	Mean           float64  `json:"latency_mean_ns"`
-	P50            float64  `json:"latency_p50_ns"`
-	P99            float64  `json:"latency_p99_ns"`
-	P999           float64  `json:"latency_p99_9_ns"`
-	Max            float64  `json:"latency_max_ns"`
-	CPU            *float64 `json:"backend_cpu_ns_per_request,omitempty"`           // not there: not known in all rounds
-	Switches       *float64 `json:"backend_context_switches_per_request,omitempty"` // likewise
-	OwnCPU         float64  `json:"client_cpu_ns_per_request"`
-	Waited         float64  `json:"waited"` // in how many of its turns the load had to wait for completions, from 0 to 1
+	IOPS           float64 `json:"iops"`
+	BytesPerSecond float64 `json:"bytes_per_second"`
+	Mean           float64 `json:"latency_mean_ns"`
+	P50            float64 `json:"latency_p50_ns"`
+	P99            float64 `json:"latency_p99_ns"`
+	P999           float64 `json:"latency_p99_9_ns"`
+	Max            float64 `json:"latency_max_ns"`
+	// not there: not known in all rounds
+	CPU      *float64 `json:"backend_cpu_ns_per_request,omitempty"`
+	Switches *float64 `json:"backend_context_switches_per_request,omitempty"` // likewise
+	OwnCPU   float64  `json:"client_cpu_ns_per_request"`
+	// in how many of its turns the load had to wait for completions, from 0 to 1
+	Waited float64 `json:"waited"`
 }
 
 // benchQuantile is a point of the curve of latencies.

@@ -11,8 +11,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// What programs that manage virtual machines are told about this one: the types are VHostUserBackendCapabilities
-// and VhostUserBackend of QEMU's docs/interop/vhost-user.json.
+// What programs that manage virtual machines are told about this one: the types are
+// VHostUserBackendCapabilities and VhostUserBackend of QEMU's docs/interop/vhost-user.json.
 
 const capabilitiesFlag = "print-capabilities"
 
@@ -22,8 +22,8 @@ type capabilities struct {
 	Features []string `json:"features"`
 }
 
-// wantsCapabilities tells whether the capabilities are asked for, wherever among the arguments: the conventions
-// say that everything else is then ignored.
+// wantsCapabilities tells whether the capabilities are asked for, wherever among the arguments: the
+// conventions say that everything else is then ignored.
 func wantsCapabilities(args []string) bool {
 	return slices.Contains(args, "--"+capabilitiesFlag)
 }

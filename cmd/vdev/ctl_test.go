@@ -18,7 +18,8 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// ctl runs `vdev ctl` on the process's control socket, and returns its exit status and what it prints.
+// ctl runs `vdev ctl` on the process's control socket, and returns its exit status and what it
+// prints.
 func (p *process) ctl(socket string, args ...string) (status int, stdout, stderr string) {
 	p.t.Helper()
 	var out, errs bytes.Buffer
@@ -194,7 +195,8 @@ func TestStatusTellsWhatAStopWaitsFor(t *testing.T) {
 	p.endsCleanly()
 }
 
-// TestAStatusDoesNotLookAtStorage, which may hang: a disk that is not open is as the guest was told last.
+// TestAStatusDoesNotLookAtStorage, which may hang: a disk that is not open is as the guest was told
+// last.
 func TestAStatusDoesNotLookAtStorage(t *testing.T) {
 	socket, ctl := sockets(t)
 	file := image(t, 8)

@@ -8,7 +8,8 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// TestAFaultDiskServesAnImageWithItsFaults runs it until a read hangs, which neither a front-end that goes nor SIGTERM waits for.
+// TestAFaultDiskServesAnImageWithItsFaults runs it until a read hangs, which neither a front-end
+// that goes nor SIGTERM waits for.
 func TestAFaultDiskServesAnImageWithItsFaults(t *testing.T) {
 	for _, option := range []string{"cache=1M", "no-cancel"} {
 		t.Run(option, func(t *testing.T) {
@@ -42,8 +43,8 @@ func TestAFaultDiskServesAnImageWithItsFaults(t *testing.T) {
 	}
 }
 
-// TestWhatStorageFailsIsTold in the log, within its bound, and in the status. What a guest asks for in
-// vain is no fault of storage.
+// TestWhatStorageFailsIsTold in the log, within its bound, and in the status. What a guest asks for
+// in vain is no fault of storage.
 func TestWhatStorageFailsIsTold(t *testing.T) {
 	dir := t.TempDir()
 	socket, ctl := filepath.Join(dir, "s"), filepath.Join(dir, "ctl")

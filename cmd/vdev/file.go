@@ -10,11 +10,14 @@ import (
 	"path/filepath"
 )
 
-// file is one that a command makes. Until it is written nothing is changed of what is there by its name, and it is never there in part,
-// but where the system does not let it be replaced: then it is written over. nil is none.
+// file is one that a command makes. Until it is written nothing is changed of what is there by its
+// name, and it is never there in part, but where the system does not let it be replaced: then it is
+// written over. nil is none.
 type file struct {
-	to   *os.File
-	name string // what it becomes; empty where it is written as it is, being no regular file or one of the program's own outputs
+	to *os.File
+	// what it becomes; empty where it is written as it is, being no regular file or one of the
+	// program's own outputs
+	name string
 }
 
 // createFile begins a file, or none where the name is empty. write ends it, and so does discard.
@@ -62,7 +65,8 @@ func createFile(name string) (*file, error) {
 	return made, nil
 }
 
-// write has do write the file, which is there then. What cannot be brought there stays where it was written, and the error names that.
+// write has do write the file, which is there then. What cannot be brought there stays where it was
+// written, and the error names that.
 func (f *file) write(do func(io.Writer) error) error {
 	if f == nil {
 		return nil
@@ -75,7 +79,8 @@ func (f *file) write(do func(io.Writer) error) error {
 	if err == nil {
 		return nil
 	}
-	// What something is mounted on, or is somebody else's in a sticky folder, cannot be replaced, and yet be written.
+	// What something is mounted on, or is somebody else's in a sticky folder, cannot be replaced,
+	// and yet be written.
 	if cerr := writeOver(f.name, written); cerr != nil {
 		f.name = "" // discard leaves it
 		return fmt.Errorf("%w, %w: what was to be written is in %s", err, cerr, written)
@@ -130,7 +135,8 @@ func sameFile(a, b string) bool {
 	return place(a) == place(b)
 }
 
-// place is where a file is to be, by a name that does not depend on the way there, as far as that can be told.
+// place is where a file is to be, by a name that does not depend on the way there, as far as that
+// can be told.
 func place(name string) string {
 	if dir, err := filepath.EvalSymlinks(filepath.Dir(name)); err == nil {
 		name = filepath.Join(dir, filepath.Base(name))

@@ -79,8 +79,8 @@ func (p *process) children() (pids []int) {
 	return pids
 }
 
-// TestAGuestGoesOnAfterAKillWhereNothingIsLost. A qemu-nbd that outlives its vdev writes what it has
-// answered. One that was killed with it, as in a container, does not; nor does the memory of a
+// TestAGuestGoesOnAfterAKillWhereNothingIsLost. A qemu-nbd that outlives its vdev writes what it
+// has answered. One that was killed with it, as in a container, does not; nor does the memory of a
 // disk, whatever was flushed.
 func TestAGuestGoesOnAfterAKillWhereNothingIsLost(t *testing.T) {
 	together := func(p *process, _ string) {

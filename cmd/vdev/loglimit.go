@@ -8,20 +8,22 @@ import (
 	"time"
 )
 
-// What a guest, a front-end or storage does can be worth a line of the log, and each of them can do it as often as it likes: a message that
-// is refused costs a front-end 10 us. So lines of one kind are written at this rate at most, for each device; those of all devices
-// together have a bound as well. What is left out is counted and told.
+// What a guest, a front-end or storage does can be worth a line of the log, and each of them can do
+// it as often as it likes: a message that is refused costs a front-end 10 us. So lines of one kind
+// are written at this rate at most, for each device; those of all devices together have a bound as
+// well. What is left out is counted and told.
 const (
-	lineBurst     = 20   // lines of one kind and device that may come at once
-	linesPerSec   = 1    // and those that may follow
-	allBurst      = 1000 // likewise of all kinds and devices
-	allPerSec     = 100
-	maxLineKinds  = 64               // of a device; those beyond count as one
-	tellLinesLost = 10 * time.Second // how often it is told for one kind and device what was left out
+	lineBurst    = 20   // lines of one kind and device that may come at once
+	linesPerSec  = 1    // and those that may follow
+	allBurst     = 1000 // likewise of all kinds and devices
+	allPerSec    = 100
+	maxLineKinds = 64 // of a device; those beyond count as one
+	// how often it is told for one kind and device what was left out
+	tellLinesLost = 10 * time.Second
 
 	// What is said of a disk itself (that a flush has failed, that writes are lost, that a ring is
-	// broken) must get through whatever others flood. So one line of a kind may come beyond those of
-	// all devices each time so long has gone by, for this many kinds of a device.
+	// broken) must get through whatever others flood. So one line of a kind may come beyond those
+	// of all devices each time so long has gone by, for this many kinds of a device.
 	vitalPause    = time.Minute
 	maxVitalKinds = 32
 )

@@ -108,7 +108,8 @@ func TestTheKindsOfLinesHaveABound(t *testing.T) {
 	})
 }
 
-// TestWhatIsSaidOfADeviceItselfGetsThrough what all the others say, and what others do to it, and has a bound as well.
+// TestWhatIsSaidOfADeviceItselfGetsThrough what all the others say, and what others do to it, and
+// has a bound as well.
 func TestWhatIsSaidOfADeviceItselfGetsThrough(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out lockedBuffer

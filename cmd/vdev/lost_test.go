@@ -95,7 +95,8 @@ func TestAFailedFlushIsShownUntilItIsCleared(t *testing.T) {
 	p.endsCleanly()
 }
 
-// TestTheSizeIsThatOfTheImageWhenAGuestComes: it was replaced by a larger and by a smaller one while nobody had it.
+// TestTheSizeIsThatOfTheImageWhenAGuestComes: it was replaced by a larger and by a smaller one
+// while nobody had it.
 func TestTheSizeIsThatOfTheImageWhenAGuestComes(t *testing.T) {
 	image := filepath.Join(t.TempDir(), "disk.img")
 	replace := func(size int64) {

@@ -15,14 +15,15 @@ import (
 	"vdev/internal/dev/qemunbd"
 )
 
-// The test binary is vdev itself where it is called by that name: scripts and tests run the real command, in a
-// process of its own.
+// The test binary is vdev itself where it is called by that name: scripts and tests run the real
+// command, in a process of its own.
 func TestMain(m *testing.M) {
 	qemunbd.Witness()
 	testscript.Main(m, map[string]func(){"vdev": main})
 }
 
-// noRaceSleep keeps a vdev that was built with the race detector from sleeping for a second at its end.
+// noRaceSleep keeps a vdev that was built with the race detector from sleeping for a second at its
+// end.
 const noRaceSleep = "GORACE=atexit_sleep_ms=0"
 
 func TestScripts(t *testing.T) {
@@ -41,8 +42,9 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// refuse is a command for scripts: refuse STATUS PATTERN ARGUMENT... runs vdev, which must end with the status, print
-// nothing on stdout, and on stderr one line that matches the pattern after "vdev: ".
+// refuse is a command for scripts: refuse STATUS PATTERN ARGUMENT... runs vdev, which must end with
+// the status, print nothing on stdout, and on stderr one line that matches the pattern after "vdev:
+// ".
 func refuse(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: refuse status pattern [argument...]")

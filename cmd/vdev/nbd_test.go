@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// unflushable starts an NBD server that offers no flush, with a disk as large as the file size says, and returns its URI.
+// unflushable starts an NBD server that offers no flush, with a disk as large as the file size
+// says, and returns its URI.
 func unflushable(t *testing.T, size string) (uri string) {
 	t.Helper()
 	nbdkit, err := exec.LookPath("nbdkit")
@@ -29,7 +30,8 @@ func unflushable(t *testing.T, size string) (uri string) {
 	return "nbd+unix:///?socket=" + sock
 }
 
-// TestWhatAnNBDServerLacksIsTold at the start and in the status, and its size is asked for again while no guest has the disk.
+// TestWhatAnNBDServerLacksIsTold at the start and in the status, and its size is asked for again
+// while no guest has the disk.
 func TestWhatAnNBDServerLacksIsTold(t *testing.T) {
 	size := filepath.Join(t.TempDir(), "size")
 	resize := func(bytes string) {

@@ -9,9 +9,10 @@ import (
 	"time"
 )
 
-// queuedWriter writes from a goroutine of its own, so that whoever logs never waits for who reads the log: a pager
-// that stands still on the other side of stderr must not hold up a message that QEMU waits for. When its queue is
-// full, writes are lost, and their number is written once there is room.
+// queuedWriter writes from a goroutine of its own, so that whoever logs never waits for who reads
+// the log: a pager that stands still on the other side of stderr must not hold up a message that
+// QEMU waits for. When its queue is full, writes are lost, and their number is written once there
+// is room.
 type queuedWriter struct {
 	w     io.Writer
 	queue chan []byte
@@ -23,8 +24,8 @@ type queuedWriter struct {
 	order sync.Mutex // see inOrder
 }
 
-// inOrder calls write with the time, for lines that tell when something happened: they come in the order of their times,
-// whoever writes them. It is held for as long as it takes to queue a line.
+// inOrder calls write with the time, for lines that tell when something happened: they come in the
+// order of their times, whoever writes them. It is held for as long as it takes to queue a line.
 func (q *queuedWriter) inOrder(write func(at time.Time)) {
 	q.order.Lock()
 	defer q.order.Unlock()
@@ -41,7 +42,8 @@ func newQueuedWriter(w io.Writer) *queuedWriter {
 	return q
 }
 
-// crowded tells that so much waits to be written that what matters least should be left out (and counted by skip).
+// crowded tells that so much waits to be written that what matters least should be left out (and
+// counted by skip).
 func (q *queuedWriter) crowded() bool { return len(q.queue) > queueLength/2 }
 
 // skip counts a line that was left out.
@@ -57,8 +59,8 @@ func (q *queuedWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Close writes what is still queued, but waits for that no longer than patience. What is written afterwards may be
-// lost.
+// Close writes what is still queued, but waits for that no longer than patience. What is written
+// afterwards may be lost.
 func (q *queuedWriter) Close(patience time.Duration) {
 	q.once.Do(func() { close(q.quit) })
 	select {

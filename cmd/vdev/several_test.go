@@ -129,8 +129,9 @@ num-queues = 2
 
 var isolationRounds = flag.Int("isolation.rounds", 3, "how often TestADeviceThatHangsLeavesTheOthersAsTheyWere measures")
 
-// TestADeviceThatHangsLeavesTheOthersAsTheyWere: eight devices in one process, of which one hangs in one way or another. The others'
-// latencies with and without that are printed side by side; that they go on at all is what the test is sure of.
+// TestADeviceThatHangsLeavesTheOthersAsTheyWere: eight devices in one process, of which one hangs
+// in one way or another. The others' latencies with and without that are printed side by side; that
+// they go on at all is what the test is sure of.
 func TestADeviceThatHangsLeavesTheOthersAsTheyWere(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it waits for storage that hangs")
@@ -307,7 +308,8 @@ func TestADeviceThatHangsLeavesTheOthersAsTheyWere(t *testing.T) {
 				for i := range others {
 					wg.Go(func() {
 						j := load.Job{Pattern: load.RandRead, BlockSize: 4096, Depth: 1, Queues: 1, Warmup: 10 * time.Millisecond}
-						// On a machine with much else to do it may take long until anybody gets to do anything.
+						// On a machine with much else to do it may take long until anybody gets to
+						// do anything.
 						for j.Length = 120 * time.Millisecond; j.Length < patience; j.Length *= 4 {
 							var err error
 							results[i], err = load.Run(t.Context(), socket(fmt.Sprint("d", i)), j)
@@ -431,7 +433,8 @@ func TestTheExampleInTheHelpIsAConfiguration(t *testing.T) {
 	p.endsCleanly()
 }
 
-// TestADeviceThatHasEndedLeavesTheOthers: one that has a connected socket ends with its front-end, and can still be asked about.
+// TestADeviceThatHasEndedLeavesTheOthers: one that has a connected socket ends with its front-end,
+// and can still be asked about.
 func TestADeviceThatHasEndedLeavesTheOthers(t *testing.T) {
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
@@ -467,8 +470,8 @@ func TestADeviceThatHasEndedLeavesTheOthers(t *testing.T) {
 	p.endsCleanly()
 }
 
-// TestADiskWhoseStorageHangsKeepsNoOtherAway from being served. It is served as soon as it can be, and until
-// then the log and the status say what is the matter.
+// TestADiskWhoseStorageHangsKeepsNoOtherAway from being served. It is served as soon as it can be,
+// and until then the log and the status say what is the matter.
 func TestADiskWhoseStorageHangsKeepsNoOtherAway(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it waits for storage that hangs")

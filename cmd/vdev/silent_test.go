@@ -34,7 +34,8 @@ func within(t *testing.T, what string, fn func()) {
 	}
 }
 
-// ask adds a request without waiting for it: some bytes to be read by the device behind the header, and room for n.
+// ask adds a request without waiting for it: some bytes to be read by the device behind the header,
+// and room for n.
 func (g *guest) ask(typ uint32, sector uint64, data []byte, n int) {
 	g.t.Helper()
 	buf := g.mem.Alloc(uint64(16+len(data)+n+1), 512)
@@ -59,8 +60,9 @@ func (g *guest) ask(typ uint32, sector uint64, data []byte, n int) {
 	}
 }
 
-// TestAFileSystemThatDoesNotAnswerHoldsUpItsDiskAlone at any time of a disk's life: what a connection's goroutine, a stop, an
-// open, a close, a command or a signal asks of storage keeps nobody else waiting, the front-end included.
+// TestAFileSystemThatDoesNotAnswerHoldsUpItsDiskAlone at any time of a disk's life: what a
+// connection's goroutine, a stop, an open, a close, a command or a signal asks of storage keeps
+// nobody else waiting, the front-end included.
 func TestAFileSystemThatDoesNotAnswerHoldsUpItsDiskAlone(t *testing.T) {
 	// The ring has been started and has read, where true. Then the file system does not answer.
 	for name, c := range map[string]struct {

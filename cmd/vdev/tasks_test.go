@@ -20,8 +20,8 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// pidsGroup makes a control group in which there may be so many tasks, for the length of the test. It
-// skips the test where that cannot be.
+// pidsGroup makes a control group in which there may be so many tasks, for the length of the test.
+// It skips the test where that cannot be.
 func pidsGroup(t *testing.T, most int) (dir string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -180,10 +180,10 @@ func ofUser(t *testing.T, most int) limited {
 	}
 }
 
-// TestManyRequestsWaitUnderALimitOfTasks has 16 rings of 1024 full while the file system of the image is
-// frozen: with discards mostly, and with writes and flushes. vdev is killed in the midst, and its successor
-// is given the requests. Neither takes more tasks than the host allows, nor needs one that the host does not
-// allow any more, and in the end all are answered well.
+// TestManyRequestsWaitUnderALimitOfTasks has 16 rings of 1024 full while the file system of the
+// image is frozen: with discards mostly, and with writes and flushes. vdev is killed in the midst,
+// and its successor is given the requests. Neither takes more tasks than the host allows, nor needs
+// one that the host does not allow any more, and in the end all are answered well.
 func TestManyRequestsWaitUnderALimitOfTasks(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes ten seconds")
@@ -242,7 +242,8 @@ func manyRequestsWait(t *testing.T, l limited, aio string) {
 		t.Helper()
 		g := connect(t, socket)
 		g.mem = mem
-		g.want = virtq.FeatureIndirectDesc | 1<<9 | 1<<13 // VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_DISCARD
+		// VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_DISCARD
+		g.want = virtq.FeatureIndirectDesc | 1<<9 | 1<<13
 		g.negotiate()
 		if region == nil {
 			if region, err = g.f.GetInflightFD(queues, size); err != nil {
@@ -328,7 +329,8 @@ func manyRequestsWait(t *testing.T, l limited, aio string) {
 	}
 	look("frozen", p)
 
-	// It is not gone before its threads have come back from the file system, and has the image until then.
+	// It is not gone before its threads have come back from the file system, and has the image
+	// until then.
 	p.signal(syscall.SIGKILL)
 	for begun := time.Now(); tasksOf(t, p.cmd.Process.Pid) > l.most/2; time.Sleep(time.Millisecond) {
 		if time.Since(begun) > patience {
