@@ -10,7 +10,8 @@ import (
 	"vdev/devsw"
 )
 
-// TestWriteThatIsToBeStableIsSentAgainToTheServerThatIsToFlushIt: what the one before had answered it may have lost.
+// TestWriteThatIsToBeStableIsSentAgainToTheServerThatIsToFlushIt: what the one before had answered
+// it may have lost.
 func TestWriteThatIsToBeStableIsSentAgainToTheServerThatIsToFlushIt(t *testing.T) {
 	f := newFake(t, simpleMode)
 	f.exp.flags &^= sendFUA
@@ -50,7 +51,8 @@ func TestWriteThatIsToBeStableIsSentAgainToTheServerThatIsToFlushIt(t *testing.T
 	}
 }
 
-// TestAnswerToAWriteThatIsGivenUpInTheMiddleCountsOnce, where a server that is going sends one before it has got the payload.
+// TestAnswerToAWriteThatIsGivenUpInTheMiddleCountsOnce, where a server that is going sends one
+// before it has got the payload.
 func TestAnswerToAWriteThatIsGivenUpInTheMiddleCountsOnce(t *testing.T) {
 	f := newFake(t, simpleMode)
 	f.exp.size = 64 << 20
@@ -79,7 +81,8 @@ func TestAnswerToAWriteThatIsGivenUpInTheMiddleCountsOnce(t *testing.T) {
 		_, done := d.begin(devsw.BWrite, 0, int64(i+1)<<14, make([]byte, 12<<10))
 		ends = append(ends, done)
 	}
-	// The sender stands still when the socket is full. Where that is not in the middle of a write, a little more is read.
+	// The sender stands still when the socket is full. Where that is not in the middle of a write,
+	// a little more is read.
 	inPart := func() (cookie, written int64, buf *devsw.Buf) {
 		cl.mu.Lock()
 		defer cl.mu.Unlock()
@@ -137,7 +140,8 @@ func TestAnswerToAWriteThatIsGivenUpInTheMiddleCountsOnce(t *testing.T) {
 	}
 }
 
-// TestDiskThatIsDestroyedWaitsForTheAnswerThatIsOwed: the process that comes next begins the write again.
+// TestDiskThatIsDestroyedWaitsForTheAnswerThatIsOwed: the process that comes next begins the write
+// again.
 func TestDiskThatIsDestroyedWaitsForTheAnswerThatIsOwed(t *testing.T) {
 	f := newFake(t, simpleMode)
 	r := newRig(t)

@@ -12,18 +12,18 @@ import (
 	"vdev/devsw"
 )
 
-// Between two attempts to connect a client waits this long at first, and twice as long each time up to the maximum, until a
-// server has answered a request.
+// Between two attempts to connect a client waits this long at first, and twice as long each time up
+// to the maximum, until a server has answered a request.
 const (
 	firstRetry = 10 * time.Millisecond
 	lastRetry  = 1 * time.Second
 )
 
-// client is an open export: its connections, and the requests on their way. It has as many slots as there may be connections; a
-// goroutine for each slot has one connection after the other.
+// client is an open export: its connections, and the requests on their way. It has as many slots as
+// there may be connections; a goroutine for each slot has one connection after the other.
 //
-// Nobody is told of the end of a request, and nothing is read, written or dialed, under mu; that a deadline is set is all that
-// is done to a connection there.
+// Nobody is told of the end of a request, and nothing is read, written or dialed, under mu; that a
+// deadline is set is all that is done to a connection there.
 type client struct {
 	dial      func(ctx context.Context) (*link, error) // checks the export, too
 	keep      func(*link) bool                         // see softc.keep; nil: not to be
@@ -57,8 +57,8 @@ type client struct {
 	endings *[]ending // to be told by unlock
 	trouble string    // what notify was told while there is no connection
 
-	// timer runs from when the first request had to wait for a connection until a server has answered something: a server that
-	// comes back only to go again does not buy time.
+	// timer runs from when the first request had to wait for a connection until a server has
+	// answered something: a server that comes back only to go again does not buy time.
 	timer   *time.Timer
 	timers  int  // how many there were
 	expired bool // the timer has: nothing waits any more, until there is a connection
@@ -82,7 +82,8 @@ func (s *requests) take() requests {
 	return all
 }
 
-// newClient makes a client without connections and without goroutines. It has one slot, which is the caller's.
+// newClient makes a client without connections and without goroutines. It has one slot, which is
+// the caller's.
 func newClient(conf *Config, dial func(ctx context.Context) (*link, error), notify func(error)) *client {
 	cl := &client{
 		dial: dial, notify: notify, delay: conf.ReconnectDelay, server: conf.Server, killAfter: conf.KillAfter,
@@ -93,8 +94,8 @@ func newClient(conf *Config, dial func(ctx context.Context) (*link, error), noti
 	return cl
 }
 
-// start takes the first connection into use, in the caller's slot, and up to n-1 more where the server says that several are as good
-// as one.
+// start takes the first connection into use, in the caller's slot, and up to n-1 more where the
+// server says that several are as good as one.
 func (cl *client) start(first *link, n int) {
 	if !first.exp.has(canMultiConn) {
 		n = 1
@@ -112,7 +113,8 @@ func (cl *client) start(first *link, n int) {
 	}
 }
 
-// enter takes a slot for somebody who connects for a reason of his own, unless the client is given up.
+// enter takes a slot for somebody who connects for a reason of his own, unless the client is given
+// up.
 func (cl *client) enter() bool {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
@@ -148,7 +150,8 @@ func (cl *client) end() {
 	close(cl.done)
 }
 
-// unlock lets go of mu, and then tells whoever is to be told. in is the context that the caller is in, or nil.
+// unlock lets go of mu, and then tells whoever is to be told. in is the context that the caller is
+// in, or nil.
 func (cl *client) unlock(in devsw.Watcher) {
 	list, news := cl.endings, cl.news
 	cl.endings, cl.news = nil, nil
@@ -204,8 +207,8 @@ func (cl *client) slot(c *conn) {
 	}
 }
 
-// attach takes a connection into use, and gives it what waits for one. It is nil, and the connection closed, where the client was
-// given up.
+// attach takes a connection into use, and gives it what waits for one. It is nil, and the
+// connection closed, where the client was given up.
 func (cl *client) attach(l *link) *conn {
 	c := newConn(cl, l, make([]byte, 0, bufferSize), make([]byte, bufferSize))
 	if !cl.use(c) {
@@ -277,8 +280,8 @@ func (cl *client) inTrouble(err error) {
 	}
 }
 
-// lost takes a connection out of use, whose goroutines have ended and which is closed. What it had to do is done by others, later if
-// need be.
+// lost takes a connection out of use, whose goroutines have ended and which is closed. What it had
+// to do is done by others, later if need be.
 func (cl *client) lost(c *conn) {
 	cl.mu.Lock()
 	c.current = nil
@@ -318,7 +321,8 @@ func (cl *client) lost(c *conn) {
 	cl.unlock(nil)
 }
 
-// expire ends the time for which requests wait for a server, unless its n-th timer was stopped when it was just over.
+// expire ends the time for which requests wait for a server, unless its n-th timer was stopped when
+// it was just over.
 func (cl *client) expire(n int) {
 	cl.mu.Lock()
 	if cl.timer != nil && cl.timers == n {
@@ -369,7 +373,8 @@ func (cl *client) finishLocked(r *request, e devsw.Errno) {
 	r.finished, r.buf, r.wait = true, nil, nil
 }
 
-// abandonLocked finishes a request that is in flight, which stays there as an orphan if it can do harm.
+// abandonLocked finishes a request that is in flight, which stays there as an orphan if it can do
+// harm.
 func (cl *client) abandonLocked(r *request, e devsw.Errno) {
 	cl.finishLocked(r, e)
 	if r.modifies() {
@@ -385,8 +390,8 @@ func (cl *client) dropLocked(r *request) {
 	cl.releaseLocked(r)
 }
 
-// resumeLocked lets those go on that have waited for orphans which wrote to the n bytes from off on.
-// The others wait for other orphans: to look for theirs takes long where there are many.
+// resumeLocked lets those go on that have waited for orphans which wrote to the n bytes from off
+// on. The others wait for other orphans: to look for theirs takes long where there are many.
 func (cl *client) resumeLocked(off, n int64) {
 	if len(cl.held) == 0 {
 		return
@@ -437,9 +442,10 @@ func (cl *client) enqueueLocked(r *request) {
 	}
 }
 
-// bestLocked gives the connection for a request, or nil: that of the context it comes from, else one that is no context's, else any, and
-// of several the one with the least to do. A context has nothing from a second connection but more to look after.
-// But a request may be bound to one, and all may be: see proof.
+// bestLocked gives the connection for a request, or nil: that of the context it comes from, else
+// one that is no context's, else any, and of several the one with the least to do. A context has
+// nothing from a second connection but more to look after. But a request may be bound to one, and
+// all may be: see proof.
 func (cl *client) bestLocked(r *request) (best *conn) {
 	only := r.by
 	narrow := only == nil && cl.proof.narrow()
@@ -529,8 +535,9 @@ func (cl *client) do(cmd, flags uint16, off, n int64) devsw.Errno {
 	return <-wait
 }
 
-// giveUp ends everything with ECANCELED, now and from now on. The connections go when the server has answered, or dropped, what may
-// still change the disk, and then the server is stopped; done is closed then. It does not wait.
+// giveUp ends everything with ECANCELED, now and from now on. The connections go when the server
+// has answered, or dropped, what may still change the disk, and then the server is stopped; done is
+// closed then. It does not wait.
 func (cl *client) giveUp() {
 	cl.stop()
 	cl.mu.Lock()
@@ -556,8 +563,8 @@ func (cl *client) giveUp() {
 	cl.unlock(nil)
 }
 
-// kill ends the connections, and the server where it is the driver's, whatever it may still do. It comes once, after giveUp, and does
-// not wait.
+// kill ends the connections, and the server where it is the driver's, whatever it may still do. It
+// comes once, after giveUp, and does not wait.
 func (cl *client) kill() {
 	close(cl.killed)
 	cl.mu.Lock()

@@ -19,9 +19,11 @@ import (
 const (
 	// bufferSize is how many bytes a connection gathers for one system call, each way.
 	bufferSize = 128 << 10
-	// directSize is from how many bytes on a payload goes straight between the socket and the transfer's memory.
+	// directSize is from how many bytes on a payload goes straight between the socket and the
+	// transfer's memory.
 	directSize = 16 << 10
-	// farewell is how long a server that has nothing left to change gets to answer reads, and then to take the good-bye.
+	// farewell is how long a server that has nothing left to change gets to answer reads, and then
+	// to take the good-bye.
 	farewell = 1 * time.Second
 )
 
@@ -30,8 +32,8 @@ var errHungUp = fmt.Errorf("the server has hung up: %w", syscall.ECONNRESET)
 // past is a deadline that is over.
 var past = time.Unix(1, 0)
 
-// conn is one connection. Two goroutines serve it, a sender and a receiver. Fields without a comment on who uses them are under
-// client.mu.
+// conn is one connection. Two goroutines serve it, a sender and a receiver. Fields without a
+// comment on who uses them are under client.mu.
 type conn struct {
 	cl    *client
 	nc    net.Conn
@@ -48,11 +50,13 @@ type conn struct {
 	queue  requests
 	flight map[uint64]*request // by cookie
 	last   uint64              // cookie
-	quit   bool                // nothing more is to be sent; the connection goes when nothing is owed to it
-	dead   bool                // the receiver has ended
-	spare  bool                // the connection is over for the client, but is to stay: see leaveLocked
-	rogue  bool                // because the server broke the protocol
-	useful bool                // the server has answered something
+	// nothing more is to be sent; the connection goes when nothing is owed to it
+	quit bool
+	dead bool // the receiver has ended
+	// the connection is over for the client, but is to stay: see leaveLocked
+	spare  bool
+	rogue  bool // because the server broke the protocol
+	useful bool // the server has answered something
 
 	// Of the sender, who alone changes them; written under client.mu, too.
 	storage []byte      // of out
@@ -64,7 +68,8 @@ type conn struct {
 
 	in input // the receiver's
 
-	// Where the connection is looked after by the context of those who use it, that does what sender and receiver do otherwise.
+	// Where the connection is looked after by the context of those who use it, that does what
+	// sender and receiver do otherwise.
 	next    devsw.Watcher // it is to be that one's
 	watch   func()        // wakes the context, whose it is; nil: it is nobody's
 	poked   bool          // that has been done
@@ -77,7 +82,8 @@ type conn struct {
 	current *request      // in the middle of this payload
 }
 
-// newConn takes a link over, and two buffers of bufferSize bytes: for what is sent, which is empty, and for what is received.
+// newConn takes a link over, and two buffers of bufferSize bytes: for what is sent, which is empty,
+// and for what is received.
 func newConn(cl *client, l *link, out, in []byte) *conn {
 	c := &conn{cl: cl, nc: l.nc, raw: l.raw, exp: l.exp, plain: l.plain, generation: l.generation,
 		unidentified: l.unidentified, flight: make(map[uint64]*request)}
@@ -99,8 +105,8 @@ func newConn(cl *client, l *link, out, in []byte) *conn {
 	return c
 }
 
-// serve does what there is to do on the connection until it is over, and tells whether the server has answered anything, and why it
-// is over.
+// serve does what there is to do on the connection until it is over, and tells whether the server
+// has answered anything, and why it is over.
 func (c *conn) serve() (useful bool, err error) {
 	sender := make(chan struct{})
 	go func() {
@@ -116,8 +122,8 @@ func (c *conn) serve() (useful bool, err error) {
 	return useful, err
 }
 
-// over ends the connection, from which nothing more is received for the reason err, and with it the sender. It tells whether the
-// server has answered anything.
+// over ends the connection, from which nothing more is received for the reason err, and with it the
+// sender. It tells whether the server has answered anything.
 func (c *conn) over(err error) (useful bool) {
 	c.cl.mu.Lock()
 	c.dead, c.quit = true, true
@@ -145,7 +151,8 @@ func (c *conn) giveUpLocked() {
 	c.pokeLocked()
 }
 
-// interruptLocked ends a request in flight with ECANCELED, now or as soon as nobody touches its memory, which it sees to.
+// interruptLocked ends a request in flight with ECANCELED, now or as soon as nobody touches its
+// memory, which it sees to.
 func (c *conn) interruptLocked(r *request) {
 	if !r.busy {
 		c.disownLocked(r)
@@ -154,7 +161,8 @@ func (c *conn) interruptLocked(r *request) {
 	r.gone = true
 	switch {
 	case !c.plain:
-		// The memory is being copied, which takes no time; and a TLS connection does not survive a deadline.
+		// The memory is being copied, which takes no time; and a TLS connection does not survive a
+		// deadline.
 	case r.cmd == cmdWrite:
 		_ = c.nc.SetWriteDeadline(past)
 	default:
@@ -162,8 +170,8 @@ func (c *conn) interruptLocked(r *request) {
 	}
 }
 
-// disownLocked ends a request in flight with ECANCELED, whose memory nobody touches. What of its payload has not been sent, and has
-// to be so that the connection can go on, is copied.
+// disownLocked ends a request in flight with ECANCELED, whose memory nobody touches. What of its
+// payload has not been sent, and has to be so that the connection can go on, is copied.
 func (c *conn) disownLocked(r *request) {
 	if r.cmd == cmdWrite && r.sent < r.n && !c.quit {
 		r.rest = make([]byte, r.n-r.sent)
@@ -175,8 +183,9 @@ func (c *conn) disownLocked(r *request) {
 	c.cl.abandonLocked(r, devsw.ECANCELED)
 }
 
-// owedLocked is the number of requests that the server has, whole, and has not answered, and that change the disk, or are flushes: of
-// their errors nobody else would hear. With reads these count, too.
+// owedLocked is the number of requests that the server has, whole, and has not answered, and that
+// change the disk, or are flushes: of their errors nobody else would hear. With reads these count,
+// too.
 func (c *conn) owedLocked(reads bool) (n int) {
 	for _, r := range c.flight {
 		if (reads || r.cmd != cmdRead) && !r.retry && r.end <= c.written {
@@ -248,15 +257,16 @@ func (c *conn) sendLocked(nowait bool) (worked bool) {
 	return worked
 }
 
-// leaveLocked ends the connection from this side. As long as the server owes answers to what may change the disk it waits; a server
-// that has been sent a part of a request learns that there will be no more, and has to hang up by itself: then that is all it has
-// done about it.
+// leaveLocked ends the connection from this side. As long as the server owes answers to what may
+// change the disk it waits; a server that has been sent a part of a request learns that there will
+// be no more, and has to hang up by itself: then that is all it has done about it.
 func (c *conn) leaveLocked() {
 	for !c.dead && c.owedLocked(false) > 0 {
 		c.more.Wait()
 	}
 	if !c.dead && c.owedLocked(true) > 0 {
-		// Not all servers bear it that somebody leaves without his answers (nbdkit 1.32); but for reads one does not wait long.
+		// Not all servers bear it that somebody leaves without his answers (nbdkit 1.32); but for
+		// reads one does not wait long.
 		late := false
 		patience := time.AfterFunc(farewell, func() {
 			c.cl.mu.Lock()
@@ -378,7 +388,8 @@ func (c *conn) issueLocked(r *request) {
 	}
 }
 
-// payloadLocked sends the payload of the current write, straight from the transfer's memory or gathered with other requests.
+// payloadLocked sends the payload of the current write, straight from the transfer's memory or
+// gathered with other requests.
 func (c *conn) payloadLocked() {
 	r := c.current
 	for r.sent < r.n && !c.quit && !c.full {
@@ -460,7 +471,8 @@ func (c *conn) wroteLocked(n int) {
 	c.out = append(c.storage, c.out[n:]...)
 }
 
-// failedLocked looks at an error from writing. A deadline that is over only means that something has changed.
+// failedLocked looks at an error from writing. A deadline that is over only means that something
+// has changed.
 func (c *conn) failedLocked(err error) {
 	if err == syscall.EAGAIN {
 		return // see full
@@ -477,8 +489,8 @@ func (c *conn) failedLocked(err error) {
 	c.pokeLocked()
 }
 
-// directLocked sends what has been gathered and the rest of a payload from where it is, or a part of that. It is false where the
-// memory is gone, and r with it.
+// directLocked sends what has been gathered and the rest of a payload from where it is, or a part
+// of that. It is false where the memory is gone, and r with it.
 func (c *conn) directLocked(r *request) bool {
 	iov, _ := pieces(append(c.iov[:0], c.out), r.buf, r.pos+r.sent, r.n-r.sent)
 	c.iov, c.vec = iov, iov
@@ -514,15 +526,16 @@ func (c *conn) directLocked(r *request) bool {
 	return true
 }
 
-// faultLocked ends a write whose memory cannot be read. Where a part of it has been sent, the connection ends with it: the server
-// must not be given something else instead.
+// faultLocked ends a write whose memory cannot be read. Where a part of it has been sent, the
+// connection ends with it: the server must not be given something else instead.
 func (c *conn) faultLocked(r *request) {
 	if r.start >= c.written {
 		// It is the last that was gathered.
 		c.out = c.out[:r.start-c.written]
 		c.staged = r.start
 		delete(c.flight, r.cookie)
-		// It is not used again: the receiver may have it in its hands, of a server that answers what it has not been asked.
+		// It is not used again: the receiver may have it in its hands, of a server that answers
+		// what it has not been asked.
 		c.cl.finishLocked(r, devsw.EFAULT)
 		return
 	}
@@ -530,7 +543,8 @@ func (c *conn) faultLocked(r *request) {
 	c.cl.abandonLocked(r, devsw.EFAULT)
 }
 
-// completeLocked takes a request out of flight, of which the server has said its last word and whose memory nobody touches.
+// completeLocked takes a request out of flight, of which the server has said its last word and
+// whose memory nobody touches.
 func (c *conn) completeLocked(r *request) {
 	cl := c.cl
 	if r.retry && !r.finished && !cl.givenUp && cl.delay > 0 {

@@ -6,8 +6,9 @@ import (
 
 // What a context does for a connection: see the package's comment.
 
-// roused has somebody look after a request that has been put into the queue: the connection's context, or the sender, which then has the
-// connection go to the context that the request came from, if that can do such things.
+// roused has somebody look after a request that has been put into the queue: the connection's
+// context, or the sender, which then has the connection go to the context that the request came
+// from, if that can do such things.
 func (c *conn) roused(r *request) {
 	if c.watch != nil {
 		c.pokeLocked()
@@ -31,10 +32,11 @@ func (c *conn) pokeLocked() {
 	}
 }
 
-// stayAway leaves the receiver's work to the context that is to have the connection, until that gives it back, with an error where it is
-// over.
+// stayAway leaves the receiver's work to the context that is to have the connection, until that
+// gives it back, with an error where it is over.
 func (c *conn) stayAway() error {
-	// A descriptor of its own is watched: the connection's may be closed at any time, and its number be somebody else's then.
+	// A descriptor of its own is watched: the connection's may be closed at any time, and its
+	// number be somebody else's then.
 	fd, err := c.stream.Dup()
 	if err != nil {
 		return nil // it stays where it is
@@ -98,7 +100,8 @@ func (c *conn) Poll() (worked, over bool) {
 	return worked, false
 }
 
-// Sleep implements devsw.Watched. What the socket has no room for is the sender's, who waits for it.
+// Sleep implements devsw.Watched. What the socket has no room for is the sender's, who waits for
+// it.
 func (c *conn) Sleep() {
 	c.cl.mu.Lock()
 	defer c.cl.mu.Unlock()

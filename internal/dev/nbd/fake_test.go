@@ -77,7 +77,8 @@ func (f *fake) accept(l net.Listener, gone chan<- struct{}) {
 		if err != nil {
 			return
 		}
-		_ = nc.SetDeadline(time.Now().Add(30 * time.Second)) // a test that waits for nothing is to fail, not to hang
+		// a test that waits for nothing is to fail, not to hang
+		_ = nc.SetDeadline(time.Now().Add(30 * time.Second))
 		c := &fakeConn{Conn: nc, t: f.t, exp: &f.exp}
 		if err := f.shake(nc); err != nil {
 			nc.Close()
@@ -187,7 +188,8 @@ func (f *fake) disk(r *rig, conf Config) (*diskUnderTest, *fakeConn) {
 	return &diskUnderTest{d, r}, f.next()
 }
 
-// request reads what the client sends, and with a write the payload; payload false leaves that to the test.
+// request reads what the client sends, and with a write the payload; payload false leaves that to
+// the test.
 func (c *fakeConn) request(payload bool) (q fakeRequest, data []byte) {
 	c.t.Helper()
 	q, err := c.readRequest()

@@ -47,7 +47,8 @@ func (s *script) SetDeadline(time.Time) error      { return nil }
 func (s *script) SetReadDeadline(time.Time) error  { return nil }
 func (s *script) SetWriteDeadline(time.Time) error { return nil }
 
-// checkTold fails unless what was written is a sequence of requests, the last of which may be cut off, and of write's payload.
+// checkTold fails unless what was written is a sequence of requests, the last of which may be cut
+// off, and of write's payload.
 func (s *script) checkTold(t *testing.T, extended bool, write []byte) {
 	t.Helper()
 	be := binary.BigEndian
@@ -75,8 +76,9 @@ func (s *script) checkTold(t *testing.T, extended bool, write []byte) {
 	}
 }
 
-// Where the fuzzer's bytes stand for what a server says, a byte below packedRun is followed by as many as it says, and packedRun by
-// three that say how many bytes of payload come, whatever they are. So an input has no more bytes than there is something about.
+// Where the fuzzer's bytes stand for what a server says, a byte below packedRun is followed by as
+// many as it says, and packedRun by three that say how many bytes of payload come, whatever they
+// are. So an input has no more bytes than there is something about.
 const packedRun = 0x80
 
 // maxSaid is how many bytes a server says at most.
@@ -147,9 +149,10 @@ const (
 	fuzzSteps
 )
 
-// FuzzReplies has a client of each kind read what a server may say. It must touch nothing but the memory of the reads, send nothing but
-// requests, end each of them once, and come to an end itself. One goroutine does what sender and receiver do otherwise, in an order
-// that is as the fuzzer says: an execution is always the same.
+// FuzzReplies has a client of each kind read what a server may say. It must touch nothing but the
+// memory of the reads, send nothing but requests, end each of them once, and come to an end itself.
+// One goroutine does what sender and receiver do otherwise, in an order that is as the fuzzer says:
+// an execution is always the same.
 func FuzzReplies(f *testing.F) {
 	const first = 1 // cookie
 	for _, tt := range replies {

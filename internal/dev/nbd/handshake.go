@@ -88,7 +88,8 @@ type link struct {
 	unidentified bool   // which it is nobody knows: see client.attach
 }
 
-// dial connects to t and shakes hands, once, for at most dialTimeout or until ctx is done. The errors name the address.
+// dial connects to t and shakes hands, once, for at most dialTimeout or until ctx is done. The
+// errors name the address.
 func dial(ctx context.Context, t *target) (*link, error) {
 	l, err := dialOnce(ctx, t)
 	if err != nil {
@@ -215,7 +216,8 @@ func (h *haggle) send(opt uint32, data []byte) error {
 	return err
 }
 
-// reply reads one reply to an option. data is cut at what anybody here wants to know; the rest is read and dropped.
+// reply reads one reply to an option. data is cut at what anybody here wants to know; the rest is
+// read and dropped.
 func (h *haggle) reply(opt uint32) (kind uint32, data []byte, err error) {
 	p, err := h.read(20)
 	if err != nil {
@@ -309,7 +311,8 @@ func tlsConfig(t *target) (*tls.Config, error) {
 	return conf, nil
 }
 
-// goExport chooses the export with NBD_OPT_GO. known is false where the server does not know that option.
+// goExport chooses the export with NBD_OPT_GO. known is false where the server does not know that
+// option.
 func (h *haggle) goExport(name string, exp *export) (known bool, err error) {
 	data := binary.BigEndian.AppendUint32(nil, uint32(len(name)))
 	data = append(data, name...)
@@ -355,7 +358,8 @@ func (h *haggle) goExport(name string, exp *export) (known bool, err error) {
 	return false, protocolError("more than %d replies to NBD_OPT_GO", maxInfos)
 }
 
-// exportName chooses the export in the way that every server knows, which cannot say why it refuses.
+// exportName chooses the export in the way that every server knows, which cannot say why it
+// refuses.
 func (h *haggle) exportName(name string, zeroes bool, exp *export) error {
 	if err := h.send(optExportName, []byte(name)); err != nil {
 		return err
@@ -392,7 +396,8 @@ func (e *export) setBlockSizes(low, pref, high uint32) error {
 		return protocolError("block sizes of at least %d, best %d, at most %d bytes", low, pref, high)
 	}
 	e.minBlock, e.prefBlock = int64(low), int64(pref)
-	// A preferred size may be larger than what one can have at most; nobody gains from larger payloads than the usual ones.
+	// A preferred size may be larger than what one can have at most; nobody gains from larger
+	// payloads than the usual ones.
 	e.maxBlock = min(int64(high), defaultMaxBlock) &^ (e.minBlock - 1)
 	return nil
 }

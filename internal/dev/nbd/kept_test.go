@@ -63,8 +63,8 @@ func TestServerThatEndsWithItsLastClientStaysFromTheStartToTheEnd(t *testing.T) 
 			command := lastClient(t, sock, image(t))[name]
 			s := untouched(t, sock, command[0], command[1:]...)
 			r := newRig(t)
-			// One, since qemu-nbd does not end where the last client to go is one in the midst of the
-			// handshake, as a second connection can be.
+			// One, since qemu-nbd does not end where the last client to go is one in the midst of
+			// the handshake, as a second connection can be.
 			dev := r.createWhenThere(Config{URI: s.uri(), Connections: 1})
 			r.softc(dev).patience = 300 * time.Millisecond
 			want, got := pattern(4096, 1), make([]byte, 4096)

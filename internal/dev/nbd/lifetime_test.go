@@ -332,7 +332,8 @@ func TestWhatIsInProgressWhenWritesAreLostFails(t *testing.T) {
 	}
 }
 
-// TestAnswerOfAServerThatHasGoneIsTooLate: it comes on one connection, when another one has found the next server already.
+// TestAnswerOfAServerThatHasGoneIsTooLate: it comes on one connection, when another one has found
+// the next server already.
 func TestAnswerOfAServerThatHasGoneIsTooLate(t *testing.T) {
 	f := newFake(t, structuredMode)
 	f.exp.flags |= canMultiConn
@@ -408,7 +409,8 @@ func TestOpenThatFailsIsTheEndOfALossAsWell(t *testing.T) {
 	d.write(f.next(), 0)
 }
 
-// TestOpenThatIsCancelledIsTheEndOfALossAsWell, while it waits for the answers that are owed to the one before.
+// TestOpenThatIsCancelledIsTheEndOfALossAsWell, while it waits for the answers that are owed to the
+// one before.
 func TestOpenThatIsCancelledIsTheEndOfALossAsWell(t *testing.T) {
 	f := newFake(t, structuredMode)
 	k := &keeper{}
@@ -704,7 +706,8 @@ func TestStateOfADiskIsHandedOn(t *testing.T) {
 	}
 }
 
-// TestStateOfADiskWhoseFlushHasFailedIsTakenOver from a predecessor: its server told it that, and tells nobody again.
+// TestStateOfADiskWhoseFlushHasFailedIsTakenOver from a predecessor: its server told it that, and
+// tells nobody again.
 func TestStateOfADiskWhoseFlushHasFailedIsTakenOver(t *testing.T) {
 	f := newFake(t, structuredMode)
 	r := newRig(t)

@@ -22,24 +22,29 @@ const (
 
 // Config describes a disk.
 type Config struct {
-	URI        string // nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, or the same with nbds
+	// nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, or the same with nbds
+	URI        string
 	ReadOnly   bool   // nothing is written; a read-only export is served so in any case
 	SectorSize uint32 // logical sector size: 512 or 4096 bytes; 0: 512
 
-	// Connections is how many connections the disk has, if the server says that it may have several (NBD_FLAG_CAN_MULTI_CONN);
-	// else it has one. 0: as many as the host has CPUs, but not more than 4.
+	// Connections is how many connections the disk has, if the server says that it may have several
+	// (NBD_FLAG_CAN_MULTI_CONN); else it has one. 0: as many as the host has CPUs, but not more
+	// than 4.
 	Connections int
 
-	// ReconnectDelay is how long requests wait for the server to come back when it is gone, before they fail with EIO, and how long
-	// d_open tries to reach it. 0: not at all. The driver goes on trying to connect in any case.
+	// ReconnectDelay is how long requests wait for the server to come back when it is gone, before
+	// they fail with EIO, and how long d_open tries to reach it. 0: not at all. The driver goes on
+	// trying to connect in any case.
 	ReconnectDelay time.Duration
 
 	// Unflushed says what a server that is somebody else's loses when it ends.
 	Unflushed Unflushed
 
-	// Server starts and ends the server, which listens where URI says when it runs; nil: it is somebody else's.
+	// Server starts and ends the server, which listens where URI says when it runs; nil: it is
+	// somebody else's.
 	Server Server
-	// KillAfter is how long after d_cancel the Server may owe answers, before it is killed. 0: 30 seconds.
+	// KillAfter is how long after d_cancel the Server may owe answers, before it is killed. 0: 30
+	// seconds.
 	KillAfter time.Duration
 }
 
@@ -49,9 +54,10 @@ type Driver struct {
 	notify atomic.Pointer[func(unit int, err error)]
 }
 
-// Notify has fn be told when the last connection of an open disk is lost, and why; when it cannot be dialed anew, for each other
-// reason once; and, with nil, when there is one again; and, with a *LostError, when the server has
-// lost writes, or may have. fn is called on goroutines of the driver's, and must not block.
+// Notify has fn be told when the last connection of an open disk is lost, and why; when it cannot
+// be dialed anew, for each other reason once; and, with nil, when there is one again; and, with a
+// *LostError, when the server has lost writes, or may have. fn is called on goroutines of the
+// driver's, and must not block.
 func (d *Driver) Notify(fn func(unit int, err error)) { d.notify.Store(&fn) }
 
 // told calls what was given to Notify.
@@ -70,9 +76,10 @@ func New(t *devsw.Table) (*Driver, error) {
 	return &Driver{Driver: d}, nil
 }
 
-// Create makes disk unit and returns its block device. It connects to the server, to learn the size and to show what is wrong now,
-// and hangs up again. Errors: EEXIST where there is such a unit already, EINVAL for a bad Config or an export that does not fit it,
-// EOPNOTSUPP for a way of authentication that is not there, a *RefusedError, and what connecting gives.
+// Create makes disk unit and returns its block device. It connects to the server, to learn the size
+// and to show what is wrong now, and hangs up again. Errors: EEXIST where there is such a unit
+// already, EINVAL for a bad Config or an export that does not fit it, EOPNOTSUPP for a way of
+// authentication that is not there, a *RefusedError, and what connecting gives.
 func (d *Driver) Create(unit int, conf Config) (devsw.Dev, error) {
 	return d.CreateContext(context.Background(), unit, conf)
 }
@@ -138,8 +145,8 @@ func (d *Driver) unit(unit int) (*softc, error) {
 	return v.(*softc), nil
 }
 
-// Info implements disk.Disk, as the server has described the disk last. Where the server is the driver's own, and knows
-// the size between two opens (Sizer), that is asked.
+// Info implements disk.Disk, as the server has described the disk last. Where the server is the
+// driver's own, and knows the size between two opens (Sizer), that is asked.
 func (sc *softc) Info() (devsw.DiskInfo, error) {
 	if z, ok := sc.conf.Server.(Sizer); ok && !sc.claimed() {
 		size, ok, err := z.Size()
@@ -227,7 +234,8 @@ func (m *medium) CancelBuf(b *devsw.Buf) { m.cl.cancelBuf(b) }
 // Cancel implements disk.Medium. It takes locks that are never held for long.
 func (m *medium) Cancel() { m.cl.giveUp() }
 
-// Close implements disk.Medium. The connections go by themselves, when the server has nothing left to do on them.
+// Close implements disk.Medium. The connections go by themselves, when the server has nothing left
+// to do on them.
 func (m *medium) Close() { m.cl.giveUp() }
 
 // Info implements disk.Medium.
@@ -247,9 +255,11 @@ func (m *medium) Flush() error {
 }
 
 const (
-	// largePiece is how many bytes one request without a payload is about, at most, where the server does it at once.
+	// largePiece is how many bytes one request without a payload is about, at most, where the
+	// server does it at once.
 	largePiece = 1 << 30
-	// smallPiece is the same where the server may really write: other requests are to come in between, and a cancel.
+	// smallPiece is the same where the server may really write: other requests are to come in
+	// between, and a cancel.
 	smallPiece = 32 << 20
 )
 
@@ -266,8 +276,8 @@ func (m *medium) inParts(cmd, flags uint16, pos, n, piece int64) devsw.Errno {
 	return 0
 }
 
-// WriteZeroes implements disk.Medium. Where the server can zero at once, it does; where it has to write, it gets the range in pieces; and
-// where it cannot even do that, zeroes are sent to it.
+// WriteZeroes implements disk.Medium. Where the server can zero at once, it does; where it has to
+// write, it gets the range in pieces; and where it cannot even do that, zeroes are sent to it.
 func (m *medium) WriteZeroes(pos, n int64, unmap bool) error {
 	flags := m.exp.fua()
 	if !unmap {
@@ -289,7 +299,8 @@ func (m *medium) WriteZeroes(pos, n int64, unmap bool) error {
 // zeroes is what is written where a server has nothing better. It is never changed.
 var zeroes [256 << 10]byte
 
-// Grow asks the server for the size again, on a connection of its own: the protocol tells it in the handshake alone.
+// Grow asks the server for the size again, on a connection of its own: the protocol tells it in the
+// handshake alone.
 func (m *medium) Grow() (int64, error) {
 	if !m.cl.enter() {
 		return 0, devsw.ECANCELED

@@ -30,13 +30,15 @@ type softc struct {
 	alone      bool    // the server has not answered a connection beside that
 	retired    bool    // nothing is kept any more
 
-	anew bool                   // Open's, which is called once at a time
-	last atomic.Pointer[client] // that of the last open, whose connections may not have gone yet; or nil
+	anew bool // Open's, which is called once at a time
+	// that of the last open, whose connections may not have gone yet; or nil
+	last atomic.Pointer[client]
 }
 
-// Open implements disk.Disk. It waits until the connections of the last open have gone (see the package's comment), and connects to
-// the server, for which it tries as long as the Config says. EROFS to open a read-only disk for writing; else what connecting gives. An
-// opener that does not go on where it was, even if its open fails, is the end of what was lost before.
+// Open implements disk.Disk. It waits until the connections of the last open have gone (see the
+// package's comment), and connects to the server, for which it tries as long as the Config says.
+// EROFS to open a read-only disk for writing; else what connecting gives. An opener that does not
+// go on where it was, even if its open fails, is the end of what was lost before.
 func (sc *softc) Open(ctx context.Context, flag devsw.Flag) (disk.Medium, error) {
 	if sc.conf.ReadOnly && flag&devsw.FWRITE != 0 {
 		return nil, fmt.Errorf("is used read-only: %w", devsw.EROFS)
@@ -121,12 +123,13 @@ func (sc *softc) retry(ctx context.Context, may func(error) bool) (*link, error)
 	}
 }
 
-// retirePatience is how long the end of a disk waits for a server that still owes answers: what comes after this process, and begins
-// its writes again, is not to be overtaken by them. A Server that is killed then gets as long to go.
+// retirePatience is how long the end of a disk waits for a server that still owes answers: what
+// comes after this process, and begins its writes again, is not to be overtaken by them. A Server
+// that is killed then gets as long to go.
 const retirePatience = 1 * time.Second
 
-// Destroy implements disk.Disk. It gives the server a moment to answer what it owes, kills it or else closes what connections there are
-// left, whatever it may still do, and waits for them.
+// Destroy implements disk.Disk. It gives the server a moment to answer what it owes, kills it or
+// else closes what connections there are left, whatever it may still do, and waits for them.
 func (sc *softc) Destroy() {
 	defer sc.forget()
 	last := sc.last.Load()

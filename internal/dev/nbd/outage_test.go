@@ -10,8 +10,8 @@ import (
 	"vdev/devsw"
 )
 
-// TestServerThatIsAwayOverAPauseHasGoneAllTheSame: it went before the close, and came back after the next open had begun, so that no
-// open has seen both.
+// TestServerThatIsAwayOverAPauseHasGoneAllTheSame: it went before the close, and came back after
+// the next open had begun, so that no open has seen both.
 func TestServerThatIsAwayOverAPauseHasGoneAllTheSame(t *testing.T) {
 	for name, c := range map[string]struct {
 		unflushed Unflushed

@@ -73,7 +73,8 @@ func sluggish(t *testing.T) map[string]func(t *testing.T) (s *server, hold, rele
 	return all
 }
 
-// TestDiskOfAServerThatStopsAnsweringIsTakenDown, and what was given up does not land after what is written then.
+// TestDiskOfAServerThatStopsAnsweringIsTakenDown, and what was given up does not land after what is
+// written then.
 func TestDiskOfAServerThatStopsAnsweringIsTakenDown(t *testing.T) {
 	for name, begin := range sluggish(t) {
 		t.Run(name, func(t *testing.T) {
@@ -229,7 +230,8 @@ func (l *leaver) Stop() {
 
 func (l *leaver) Kill() {}
 
-// TestServerThatEndsWithItsLastConnectionIsStartedAnew has nbdkit end by itself: it does when the driver has hung up.
+// TestServerThatEndsWithItsLastConnectionIsStartedAnew has nbdkit end by itself: it does when the
+// driver has hung up.
 func TestServerThatEndsWithItsLastConnectionIsStartedAnew(t *testing.T) {
 	if _, err := exec.LookPath("nbdkit"); err != nil {
 		t.Skip("there is no nbdkit (Debian: nbdkit)")

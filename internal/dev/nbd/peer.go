@@ -12,8 +12,9 @@ import (
 
 // process is one of the host's, told from all others that there are or were.
 type process struct {
-	pid   int
-	start uint64 // when it began, in clock ticks since the host did; 0: it has ended, and is not known
+	pid int
+	// when it began, in clock ticks since the host did; 0: it has ended, and is not known
+	start uint64
 }
 
 // listenerOf gives the process that has made the socket at the other end of a connection, which is

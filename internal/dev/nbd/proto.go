@@ -6,7 +6,8 @@ import (
 	"vdev/devsw"
 )
 
-// The numbers of the protocol: doc/proto.md of the NetworkBlockDevice project. Everything is big-endian.
+// The numbers of the protocol: doc/proto.md of the NetworkBlockDevice project. Everything is
+// big-endian.
 
 // What a connection begins with ("newstyle negotiation").
 const (
@@ -109,7 +110,8 @@ const (
 	eShutdown = 108
 )
 
-// errno gives what an NBD error means here ("Error values"). What the protocol does not know is to be taken for EINVAL.
+// errno gives what an NBD error means here ("Error values"). What the protocol does not know is to
+// be taken for EINVAL.
 func errno(e uint32) devsw.Errno {
 	switch e {
 	case 0:

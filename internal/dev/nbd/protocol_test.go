@@ -38,7 +38,8 @@ func pattern(n int, seed uint64) []byte {
 	return p
 }
 
-// guarded gives n bytes of memory within more, in two pieces, and a function that tells whether those around are as they were.
+// guarded gives n bytes of memory within more, in two pieces, and a function that tells whether
+// those around are as they were.
 func guarded(n int) (data [][]byte, intact func() bool) {
 	const guard = 4096
 	fence := pattern(guard, 99)
@@ -385,10 +386,12 @@ func TestLateBytesOfAnAnswerNeverReachMemory(t *testing.T) {
 				answer := c.read(q, wanted)
 				c.send(answer[:16+early])
 				for early > bufferSize && contexts == nil && !d.touched(b) {
-					time.Sleep(time.Millisecond) // the driver reads straight to the memory, and waits there
+					// the driver reads straight to the memory, and waits there
+					time.Sleep(time.Millisecond)
 				}
 				if contexts != nil {
-					time.Sleep(10 * time.Millisecond) // so has the context come to wait, which touches nothing then
+					// so has the context come to wait, which touches nothing then
+					time.Sleep(10 * time.Millisecond)
 				}
 				interrupt(d, b)
 				d.Wait(done)
@@ -435,7 +438,8 @@ func (d *diskUnderTest) touched(b *devsw.Buf) bool {
 	return false
 }
 
-// stuff issues a write that is too large for the socket, and waits until the client is in the middle of it.
+// stuff issues a write that is too large for the socket, and waits until the client is in the
+// middle of it.
 func stuff(t *testing.T, d *diskUnderTest, c *fakeConn, data []byte) (b *devsw.Buf, done chan struct{}, q fakeRequest, head []byte) {
 	t.Helper()
 	b, done = d.begin(devsw.BWrite, 0, 0, data)

@@ -13,8 +13,8 @@ import (
 	"vdev/devsw"
 )
 
-// TestRealServersAreUnderstood looks at what servers say of themselves, and writes and reads on their
-// disks with it.
+// TestRealServersAreUnderstood looks at what servers say of themselves, and writes and reads on
+// their disks with it.
 func TestRealServersAreUnderstood(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it starts many servers")

@@ -12,7 +12,8 @@ import (
 	"vdev/devsw/disk"
 )
 
-// input is what has been read of a connection and not been looked at, and what is being done about it. It is the receiver's.
+// input is what has been read of a connection and not been looked at, and what is being done about
+// it. It is the receiver's.
 type input struct {
 	buf   []byte
 	r, w  int // buf[r:w]
@@ -45,19 +46,20 @@ func (c *conn) readv() (n int, err error) {
 	return n, err
 }
 
-// tailSize is how many bytes are read with a large payload of what comes after it: the beginning of the next reply, but not much of a
-// payload, which would have to be copied.
+// tailSize is how many bytes are read with a large payload of what comes after it: the beginning of
+// the next reply, but not much of a payload, which would have to be copied.
 const tailSize = 1 << 10
 
-// errAgain says that there is nothing to read now, to one who does not wait; errMove, that another context is to receive. What was
-// being received goes on with the next call, as if nothing had been.
+// errAgain says that there is nothing to read now, to one who does not wait; errMove, that another
+// context is to receive. What was being received goes on with the next call, as if nothing had
+// been.
 var (
 	errAgain = errors.New("nothing to read")
 	errMove  = errors.New("received elsewhere")
 )
 
-// receive is the receiver: it takes the server's replies until the connection is over, and gives the reason. EPROTO: the server has
-// broken the protocol.
+// receive is the receiver: it takes the server's replies until the connection is over, and gives
+// the reason. EPROTO: the server has broken the protocol.
 func (c *conn) receive() error {
 	for {
 		switch err := c.step(); err {
@@ -230,7 +232,8 @@ func (c *conn) fail(r *request, e devsw.Errno) {
 	}
 }
 
-// place checks that a chunk's n bytes from byte off of the disk on belong to the read, have not come before, and gives where in it.
+// place checks that a chunk's n bytes from byte off of the disk on belong to the read, have not
+// come before, and gives where in it.
 func (c *conn) place(r *request, off, n uint64) (int64, error) {
 	lo := off - uint64(r.off+r.pos)
 	if off < uint64(r.off+r.pos) || lo > uint64(r.n) || n > uint64(r.n)-lo || n == 0 {
@@ -261,7 +264,8 @@ func (c *conn) data(r *request, header int, length uint64, last bool) error {
 	return nil
 }
 
-// hole is NBD_REPLY_TYPE_OFFSET_HOLE, behind its header: an offset, and the length of the zeroes there.
+// hole is NBD_REPLY_TYPE_OFFSET_HOLE, behind its header: an offset, and the length of the zeroes
+// there.
 func (c *conn) hole(r *request, header int, length uint64) error {
 	if length != 12 {
 		return protocolError("a hole chunk of %d bytes", length)
@@ -290,8 +294,8 @@ func (c *conn) hole(r *request, header int, length uint64) error {
 	return nil
 }
 
-// failure takes an error chunk, behind its header: an NBD error, the length of a message, the message, and for
-// NBD_REPLY_TYPE_ERROR_OFFSET an offset. The types to come begin alike.
+// failure takes an error chunk, behind its header: an NBD error, the length of a message, the
+// message, and for NBD_REPLY_TYPE_ERROR_OFFSET an offset. The types to come begin alike.
 func (c *conn) failure(kind uint16, header int, length uint64) (code uint32, err error) {
 	if length < 6 || length > 6+maxString+8 {
 		return 0, protocolError("an error chunk of %d bytes", length)
@@ -316,7 +320,8 @@ func (c *conn) failure(kind uint16, header int, length uint64) (code uint32, err
 	return code, nil
 }
 
-// pin gives the transfer of r, whose memory the receiver may touch until unpin; nil where it was given up.
+// pin gives the transfer of r, whose memory the receiver may touch until unpin; nil where it was
+// given up.
 func (c *conn) pin(r *request) *devsw.Buf {
 	c.cl.mu.Lock()
 	defer c.cl.mu.Unlock()
@@ -350,7 +355,8 @@ func (c *conn) expect(r *request, at, n int64, last bool) {
 	}
 }
 
-// payload moves what was expected to the read that is being answered, or drops it where that was given up or its memory is gone.
+// payload moves what was expected to the read that is being answered, or drops it where that was
+// given up or its memory is gone.
 func (c *conn) payload() error {
 	in := &c.in
 	r := in.pay
@@ -402,7 +408,8 @@ func (c *conn) payload() error {
 	return nil
 }
 
-// direct reads at most n bytes to byte at of the transfer b, and a little of what comes behind them, of which nothing has been read.
+// direct reads at most n bytes to byte at of the transfer b, and a little of what comes behind
+// them, of which nothing has been read.
 func (c *conn) direct(b *devsw.Buf, at, n int64) (int64, error) {
 	in := &c.in
 	iov, left := pieces(in.iov[:0], b, at, n)
@@ -419,7 +426,8 @@ func (c *conn) direct(b *devsw.Buf, at, n int64) (int64, error) {
 // maxPieces is how many pieces of memory go with one system call, but for one more.
 const maxPieces = 1000
 
-// pieces adds the memory of b from byte at of the transfer on, n bytes of it, to iov; left is what is too much for one system call.
+// pieces adds the memory of b from byte at of the transfer on, n bytes of it, to iov; left is what
+// is too much for one system call.
 func pieces(iov [][]byte, b *devsw.Buf, at, n int64) (_ [][]byte, left int64) {
 	for _, d := range b.Data {
 		if at >= int64(len(d)) {

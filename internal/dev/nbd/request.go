@@ -7,13 +7,15 @@ import (
 	"vdev/devsw"
 )
 
-// request is one thing that the server is to do: a transfer, or a flush, a trim or zeroes somebody waits for. All of it is under
-// client.mu, but that the goroutine which has set busy may touch the transfer's memory without.
+// request is one thing that the server is to do: a transfer, or a flush, a trim or zeroes somebody
+// waits for. All of it is under client.mu, but that the goroutine which has set busy may touch the
+// transfer's memory without.
 //
-// Its life: it waits for a connection (client.pending), or for blocks that are held back (client.held), or in a connection's queue;
-// then it is in flight on that connection until the server has answered or the connection is lost, which puts it back. Whoever asked
-// for it is told once (client.finishLocked); a request that is given up while it is in flight stays there, without memory, until the
-// server has answered: an orphan.
+// Its life: it waits for a connection (client.pending), or for blocks that are held back
+// (client.held), or in a connection's queue; then it is in flight on that connection until the
+// server has answered or the connection is lost, which puts it back. Whoever asked for it is told
+// once (client.finishLocked); a request that is given up while it is in flight stays there, without
+// memory, until the server has answered: an orphan.
 type request struct {
 	cmd       uint16
 	flags     uint16           // NBD_CMD_FLAG_*
@@ -63,7 +65,8 @@ func (r *request) unsent() {
 	r.got = r.got[:0]
 }
 
-// unstable makes a write that is to be flushed begin anew: a server that has gone may have forgotten what it had answered.
+// unstable makes a write that is to be flushed begin anew: a server that has gone may have
+// forgotten what it had answered.
 func (r *request) unstable() {
 	if r.thenFlush {
 		r.cmd, r.pos = cmdWrite, 0
@@ -73,13 +76,15 @@ func (r *request) unstable() {
 // span is the bytes lo to hi of a read.
 type span struct{ lo, hi int64 }
 
-// maxSpans is how many holes a read may have at one time. Real servers answer in order, or in a few large parts.
+// maxSpans is how many holes a read may have at one time. Real servers answer in order, or in a few
+// large parts.
 const maxSpans = 256
 
 // spans is what has come of a read, in order, with gaps between.
 type spans []span
 
-// add notes bytes that have come. It fails where they had come before, or where there are too many gaps.
+// add notes bytes that have come. It fails where they had come before, or where there are too many
+// gaps.
 func (s *spans) add(lo, hi int64) bool {
 	i, _ := slices.BinarySearchFunc(*s, lo, func(x span, lo int64) int {
 		if x.hi < lo {

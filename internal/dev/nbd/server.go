@@ -8,24 +8,28 @@ import (
 	"vdev/devsw"
 )
 
-// Server starts and ends the server of a disk, where that is the driver's to do: it runs while the disk is open.
+// Server starts and ends the server of a disk, where that is the driver's to do: it runs while the
+// disk is open.
 type Server interface {
-	// Start sees to it that the server runs and listens, and returns when it does or when ctx is done. It is called before each
-	// connection is dialed and again after its handshake, by several goroutines at once.
+	// Start sees to it that the server runs and listens, and returns when it does or when ctx is
+	// done. It is called before each connection is dialed and again after its handshake, by several
+	// goroutines at once.
 	//
-	// generation is another one than before where a server has ended otherwise than by Stop, and may have taken with it what it had
-	// answered and not been asked to flush.
+	// generation is another one than before where a server has ended otherwise than by Stop, and
+	// may have taken with it what it had answered and not been asked to flush.
 	//
-	// After an error it is called again, as after one of the connection: see Config.ReconnectDelay. One that wraps EINVAL, or is a
-	// *RefusedError, ends a d_open at once.
+	// After an error it is called again, as after one of the connection: see Config.ReconnectDelay.
+	// One that wraps EINVAL, or is a *RefusedError, ends a d_open at once.
 	Start(ctx context.Context) (generation uint64, err error)
 
-	// Stop ends the server in order, which is to put on stable storage what it has answered, and returns when it is gone. It is called
-	// when the last connection of a disk that was closed has gone, and whenever nothing came of an open. No Start runs meanwhile.
+	// Stop ends the server in order, which is to put on stable storage what it has answered, and
+	// returns when it is gone. It is called when the last connection of a disk that was closed has
+	// gone, and whenever nothing came of an open. No Start runs meanwhile.
 	Stop()
 
-	// Kill ends the server at once, whatever it is doing, and returns when it is gone and can do nothing any more. It is called when
-	// the server owes answers for too long after a d_cancel (Config.KillAfter), or when the unit is destroyed, at any time.
+	// Kill ends the server at once, whatever it is doing, and returns when it is gone and can do
+	// nothing any more. It is called when the server owes answers for too long after a d_cancel
+	// (Config.KillAfter), or when the unit is destroyed, at any time.
 	Kill()
 }
 
@@ -45,7 +49,8 @@ type Sizer interface {
 	Size() (size int64, ok bool, err error)
 }
 
-// defaultKillAfter is how long after d_cancel a Server may owe answers where the Config does not say.
+// defaultKillAfter is how long after d_cancel a Server may owe answers where the Config does not
+// say.
 const defaultKillAfter = 30 * time.Second
 
 // LostError is what Driver.Notify's function gets when what a server has answered, and not been
@@ -143,13 +148,15 @@ func (s stability) inherited(resumed bool) stability {
 // volatile is how many writes a server would take with it.
 func (s *stability) volatile() uint64 { return s.acked - s.stable }
 
-// answered notes that a server of this generation has answered a write, and tells whether that is news of a loss.
+// answered notes that a server of this generation has answered a write, and tells whether that is
+// news of a loss.
 func (s *stability) answered(generation uint64) (news bool) {
 	s.acked++
 	return generation != s.generation && s.lose()
 }
 
-// arrived notes that there is a server of this generation, and tells whether that is news of a loss.
+// arrived notes that there is a server of this generation, and tells whether that is news of a
+// loss.
 func (s *stability) arrived(generation uint64) (news bool) {
 	if generation == s.generation {
 		return false

@@ -13,10 +13,11 @@ import (
 type proof int
 
 const (
-	proofNone  proof = iota // none is needed: there is one connection, or the server is the driver's
-	proofDue                // nothing has been changed yet
-	proofLacks              // something has: all goes by client.only
-	proofRuns               // likewise; prove looks at what was written
+	// none is needed: there is one connection, or the server is the driver's
+	proofNone  proof = iota
+	proofDue         // nothing has been changed yet
+	proofLacks       // something has: all goes by client.only
+	proofRuns        // likewise; prove looks at what was written
 	proofGiven
 )
 

@@ -261,8 +261,8 @@ func TestTemporaryExportOfNBDServerIsNotTakenForOneDisk(t *testing.T) {
 	checkConnections(t, r.opened(Config{URI: uri("temp"), Connections: 3}), told, false)
 }
 
-// TestWhoGoesOnHasTheConnectionThatIsThere: a pause does not empty an export whose content goes with
-// its connection.
+// TestWhoGoesOnHasTheConnectionThatIsThere: a pause does not empty an export whose content goes
+// with its connection.
 func TestWhoGoesOnHasTheConnectionThatIsThere(t *testing.T) {
 	uri := nbdServer(t, "[temp]\nexportname = DIR/tempXXXXXX\ntemporary = true\n"+
 		"filesize = 1048576\nflush = true\n")

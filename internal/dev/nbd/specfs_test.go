@@ -10,7 +10,8 @@ import (
 	"vdev/specfs"
 )
 
-// TestDeviceIsTakenDownWhileTheServerHangs has specfs do all of it: cancel, drain, close; and open again.
+// TestDeviceIsTakenDownWhileTheServerHangs has specfs do all of it: cancel, drain, close; and open
+// again.
 func TestDeviceIsTakenDownWhileTheServerHangs(t *testing.T) {
 	for _, how := range []string{"close", "revoke"} {
 		t.Run(how, func(t *testing.T) {

@@ -13,8 +13,9 @@ func (d *Driver) State(unit int) (s devsw.DiskState) {
 	return s
 }
 
-// SetState tells disk unit, which is open, with what a flush of it failed before. That a predecessor
-// has lost writes is the guest's affair, and not the disk's: whoever opens it sees to that.
+// SetState tells disk unit, which is open, with what a flush of it failed before. That a
+// predecessor has lost writes is the guest's affair, and not the disk's: whoever opens it sees to
+// that.
 func (d *Driver) SetState(unit int, s devsw.DiskState) {
 	d.withStability(unit, func(cl *client) {
 		if cl.flushed.failed == 0 {

@@ -11,9 +11,9 @@ import (
 	"vdev/devsw"
 )
 
-// diary is a server that keeps to the protocol, and notes what it writes: for each block the numbers that were written there, in
-// order. It takes its time, by chance, does several things at once, and drops connections, having carried out or forgotten what came
-// by them.
+// diary is a server that keeps to the protocol, and notes what it writes: for each block the
+// numbers that were written there, in order. It takes its time, by chance, does several things at
+// once, and drops connections, having carried out or forgotten what came by them.
 type diary struct {
 	mu     sync.Mutex
 	blocks map[uint64][]uint64
@@ -63,7 +63,8 @@ func (s *diary) serve(c *fakeConn) {
 	}
 }
 
-// TestNoOldWriteLandsAfterANewerOne has writers give up writes in every way, and looks at what the server has seen.
+// TestNoOldWriteLandsAfterANewerOne has writers give up writes in every way, and looks at what the
+// server has seen.
 func TestNoOldWriteLandsAfterANewerOne(t *testing.T) {
 	for name, drops := range map[string]bool{"server stays": false, "server drops connections": true} {
 		t.Run(name, func(t *testing.T) {
@@ -90,7 +91,8 @@ func TestNoOldWriteLandsAfterANewerOne(t *testing.T) {
 			}
 			t.Cleanup(func() { r.close(dev) })
 
-			// Operations of a device that is being closed have ended before d_close: that is specfs's part, and is done with open here.
+			// Operations of a device that is being closed have ended before d_close: that is
+			// specfs's part, and is done with open here.
 			var open sync.RWMutex
 			var writers sync.WaitGroup
 			for w := range 4 {

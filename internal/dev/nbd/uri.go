@@ -20,14 +20,17 @@ type target struct {
 	export  string
 	tls     bool
 
-	certificates string // directory with ca-cert.pem and perhaps client-cert.pem and client-key.pem; empty: the host's CAs
+	// directory with ca-cert.pem and perhaps client-cert.pem and client-key.pem; empty: the host's
+	// CAs
+	certificates string
 	hostname     string // what the server's certificate is for
 	noVerify     bool   // whoever the server is
 }
 
-// parseURI reads an NBD URI: nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, and both with nbds, which is TLS. Beside
-// the standard's query parameters it knows tls-certificates=DIRECTORY, as libnbd does. Errors wrap EINVAL, or EOPNOTSUPP for what
-// is right but cannot be done.
+// parseURI reads an NBD URI: nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, and both
+// with nbds, which is TLS. Beside the standard's query parameters it knows
+// tls-certificates=DIRECTORY, as libnbd does. Errors wrap EINVAL, or EOPNOTSUPP for what is right
+// but cannot be done.
 func parseURI(s string) (target, error) {
 	t, err := parseTarget(s)
 	if err != nil {

@@ -95,7 +95,8 @@ func FuzzURI(f *testing.F) {
 	})
 }
 
-// certify makes a certificate for "nbd.test" that signs itself, with its key, and returns the directory.
+// certify makes a certificate for "nbd.test" that signs itself, with its key, and returns the
+// directory.
 func certify(t *testing.T) string {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
