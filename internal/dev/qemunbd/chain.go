@@ -200,7 +200,8 @@ func openFile(name string) (*os.File, error) {
 	return os.Open(name)
 }
 
-// contentOf tells the format of an image by its content alone, as QEMU does: empty where that is not sure.
+// contentOf tells the format of an image by its content alone, as QEMU does: empty where that is
+// not sure.
 func contentOf(name string) (string, error) {
 	f, err := openFile(name)
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 // Raw is the format of an image that has none.
 const Raw = "raw"
 
-// magics are what images begin with, by QEMU's names of the formats (block/*.c, the drivers' bdrv_probe). LUKS is not among them: a
-// guest encrypts its disk in the same way.
+// magics are what images begin with, by QEMU's names of the formats (block/*.c, the drivers'
+// bdrv_probe). LUKS is not among them: a guest encrypts its disk in the same way.
 var magics = []struct {
 	format string
 	at     int
@@ -62,9 +62,9 @@ const headSize = 512
 
 // Detect tells the format of an image by its name, which is no guest's to choose. Where the name
 // stands for a raw image, and the content looks like another one, doubt says so. Where the name
-// stands for another format than the content, nothing is known: that is the error, a
-// *FormatError as well. For a file that is neither regular nor a block device, or that cannot be
-// read, the name decides alone: whoever opens it says what is wrong with it. It may be right by then.
+// stands for another format than the content, nothing is known: that is the error, a *FormatError
+// as well. For a file that is neither regular nor a block device, or that cannot be read, the name
+// decides alone: whoever opens it says what is wrong with it. It may be right by then.
 func Detect(file string) (format string, doubt *FormatError, err error) {
 	f, err := openFile(file)
 	if err != nil {

@@ -9,7 +9,8 @@ import (
 // ErrInUse is what a StartError is where another process has the image.
 var ErrInUse = errors.New("is in use by another process")
 
-// StartError is why an image cannot be served. It is EINVAL (errors.Is) where trying again would not help, and ErrInUse.
+// StartError is why an image cannot be served. It is EINVAL (errors.Is) where trying again would
+// not help, and ErrInUse.
 type StartError struct {
 	File string
 	Why  string // in qemu-nbd's words, where it has said something

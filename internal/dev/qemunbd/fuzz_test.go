@@ -9,8 +9,9 @@ import (
 	"testing"
 )
 
-// FuzzDetect looks at images of any content, under names of every kind. What a guest may write into its disk never makes another
-// format of it: that is as the name says, or it is refused. Where the name says nothing it is raw.
+// FuzzDetect looks at images of any content, under names of every kind. What a guest may write into
+// its disk never makes another format of it: that is as the name says, or it is refused. Where the
+// name says nothing it is raw.
 func FuzzDetect(f *testing.F) {
 	names := []string{"disk.img", "disk", "disk.QCOW2", "disk.x.raw"}
 	for suffix := range suffixes {

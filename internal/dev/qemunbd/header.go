@@ -18,8 +18,8 @@ const (
 	maxName = 1023
 	// maxExtensions is how many header extensions are looked at; QEMU writes four.
 	maxExtensions = 64
-	// maxDescriptor is how much of a VMDK's descriptor is read, in bytes. QEMU looks for a parent in
-	// 20 sectors.
+	// maxDescriptor is how much of a VMDK's descriptor is read, in bytes. QEMU looks for a parent
+	// in 20 sectors.
 	maxDescriptor = 64 << 10
 )
 
@@ -228,15 +228,16 @@ func readQED(r io.ReaderAt) (h header, err error) {
 // parentHint is the word before the name of a VMDK's parent.
 var parentHint = []byte("parentFileNameHint")
 
-// readVMDK looks whether the image can lead elsewhere, but not where to: QEMU reads the text that says so (the descriptor) by rules of
-// its own, and who reads it by others allows what QEMU does not open, and the other way round. An image in one piece, without a parent,
-// leads nowhere.
+// readVMDK looks whether the image can lead elsewhere, but not where to: QEMU reads the text that
+// says so (the descriptor) by rules of its own, and who reads it by others allows what QEMU does
+// not open, and the other way round. An image in one piece, without a parent, leads nowhere.
 func readVMDK(r io.ReaderAt) (h header, err error) {
 	p, err := readUpTo(r, 0, vmdkHeader)
 	if err != nil {
 		return h, err
 	}
-	// Without a size of its own it is but a descriptor (vmdk_open_vmdk4). Nor is anything else in one piece.
+	// Without a size of its own it is but a descriptor (vmdk_open_vmdk4). Nor is anything else in
+	// one piece.
 	if len(p) < vmdkHeader || string(p[:4]) != "KDMV" || binary.LittleEndian.Uint64(p[12:]) == 0 {
 		h.elsewhere = "is described by a text, as parts of a VMDK are, which may name any file"
 		return h, nil

@@ -36,7 +36,8 @@ type process struct {
 	record *os.File // until the program serves, or has ended; nil for none
 }
 
-// run is what starts qemu-nbd: a shell, which alone can tell the program its own process number, as LISTEN_PID wants it.
+// run is what starts qemu-nbd: a shell, which alone can tell the program its own process number, as
+// LISTEN_PID wants it.
 const run = `LISTEN_PID=$$ exec "$0" "$@"`
 
 // launch starts qemu-nbd. s.mu is held. It does not wait for it to serve.
@@ -75,9 +76,9 @@ func (s *Server) launch(args []string) (*process, error) {
 	return p, nil
 }
 
-// record makes a new record for a witness, where there is to be one. s.mu is held. There is none once
-// a program has ended badly: what the last record does not say stays unsaid, or a later program's end
-// in order would hide that something was lost before.
+// record makes a new record for a witness, where there is to be one. s.mu is held. There is none
+// once a program has ended badly: what the last record does not say stays unsaid, or a later
+// program's end in order would hide that something was lost before.
 func (s *Server) record() *os.File {
 	if s.conf.Records == "" || !s.keeps() || s.generation != 0 {
 		return nil
@@ -162,8 +163,9 @@ const (
 	haveOpt       = "IHAVEOPT"
 )
 
-// greet goes through the handshake (NBD's doc/proto.md, "Fixed newstyle negotiation"), after which the image is served, and leaves the
-// connection alone then. A client that does not end its handshake is hung up on.
+// greet goes through the handshake (NBD's doc/proto.md, "Fixed newstyle negotiation"), after which
+// the image is served, and leaves the connection alone then. A client that does not end its
+// handshake is hung up on.
 func (p *process) greet() {
 	var greeting [18]byte // NBDMAGIC, IHAVEOPT, 16 bits of flags
 	if _, err := io.ReadFull(p.line, greeting[:]); err != nil {
@@ -236,7 +238,8 @@ func (p *process) why() string {
 	return cmp.Or(p.said.words(), "qemu-nbd: "+status)
 }
 
-// locked tells whether the image was in use (file-posix.c, raw_check_lock_bytes and raw_apply_lock_bytes).
+// locked tells whether the image was in use (file-posix.c, raw_check_lock_bytes and
+// raw_apply_lock_bytes).
 func (p *process) locked() bool {
 	words := p.said.words()
 	return strings.Contains(words, "Failed to get") && strings.Contains(words, "lock")

@@ -22,13 +22,14 @@ import (
 )
 
 const (
-	// lockPause is how often an image that is in use is tried again, and lockWait for how long: whoever has it may have been told
-	// to end a moment ago, as by the death of the last vdev. It is less than the start of vdev waits for a disk: the other disks
-	// are not to wait that long for an image in use, which would be taken for storage that does not answer.
+	// lockPause is how often an image that is in use is tried again, and lockWait for how long:
+	// whoever has it may have been told to end a moment ago, as by the death of the last vdev. It
+	// is less than the start of vdev waits for a disk: the other disks are not to wait that long
+	// for an image in use, which would be taken for storage that does not answer.
 	lockPause = 50 * time.Millisecond
 	lockWait  = 4 * time.Second
-	// endPatience is how long Close waits for a program that is to end in order, and killPatience how long for the death of one
-	// that was killed and that storage keeps.
+	// endPatience is how long Close waits for a program that is to end in order, and killPatience
+	// how long for the death of one that was killed and that storage keeps.
 	endPatience = 2 * time.Second
 	// tellAfter is how long a start waits before it says for what.
 	tellAfter    = 3 * time.Second
@@ -54,12 +55,14 @@ type Config struct {
 	// Chain says what other files the image may lead to; empty: ChainFolder.
 	Chain Chain
 
-	// InUse, where it is not nil, is told when the image is in use at the first Start. The disk is then served as it will be, but
-	// without its content, until Stop: enough for its size to be known, while the guest is where it comes from.
+	// InUse, where it is not nil, is told when the image is in use at the first Start. The disk is
+	// then served as it will be, but without its content, until Stop: enough for its size to be
+	// known, while the guest is where it comes from.
 	InUse func(error)
 
-	// Records is the folder where those that serve the image after this process find out how its qemu-nbd has ended; it is made when
-	// there is something to record. The program must call Witness. Empty: nobody finds out, and takes for lost what was not flushed.
+	// Records is the folder where those that serve the image after this process find out how its
+	// qemu-nbd has ended; it is made when there is something to record. The program must call
+	// Witness. Empty: nobody finds out, and takes for lost what was not flushed.
 	Records string
 
 	// Log is told, where it is not nil, what qemu-nbd says, when it dies, and when it is waited
@@ -67,10 +70,11 @@ type Config struct {
 	Log, Note func(text string)
 }
 
-// Server is an image, with the program that serves it at times. Start, Stop and Kill are for nbd.Config.Server.
+// Server is an image, with the program that serves it at times. Start, Stop and Kill are for
+// nbd.Config.Server.
 //
-// Start may be called by several goroutines at once, Kill at any time, Stop while no Start runs, Close when nothing else is called any
-// more.
+// Start may be called by several goroutines at once, Kill at any time, Stop while no Start runs,
+// Close when nothing else is called any more.
 type Server struct {
 	conf    Config
 	image   string  // absolute
@@ -91,7 +95,8 @@ type Server struct {
 	closed     bool
 }
 
-// New prepares to serve an image. Nothing is started, but for a snapshot's overlay being made. Errors wrap EINVAL for a bad Config.
+// New prepares to serve an image. Nothing is started, but for a snapshot's overlay being made.
+// Errors wrap EINVAL for a bad Config.
 func New(conf Config) (*Server, error) {
 	if conf.Log == nil {
 		conf.Log = func(string) {}
@@ -155,16 +160,18 @@ func find(name, beside string) (string, error) {
 	return path, err
 }
 
-// URI is where the image is served after Start. It stays the same, and means something in this process only.
+// URI is where the image is served after Start. It stays the same, and means something in this
+// process only.
 func (s *Server) URI() string {
 	return "nbd+unix:///?socket=" + s.path()
 }
 
 func (s *Server) path() string { return "/proc/self/fd/" + strconv.Itoa(s.socket.Int()) }
 
-// Start sees to it that the image is served, and returns when it is. While the image is in use by another process it tries again for a
-// few seconds. Errors: ctx's when that is done; a *StartError. generation changes when a program has ended badly, with which what it
-// had answered, and not been asked to flush, may be gone.
+// Start sees to it that the image is served, and returns when it is. While the image is in use by
+// another process it tries again for a few seconds. Errors: ctx's when that is done; a *StartError.
+// generation changes when a program has ended badly, with which what it had answered, and not been
+// asked to flush, may be gone.
 func (s *Server) Start(ctx context.Context) (generation uint64, err error) {
 	for begun := time.Now(); ; {
 		if !s.runs() {
@@ -321,7 +328,8 @@ func (s *Server) args() ([]string, error) {
 	return append(args, "--format="+c.Format, s.image), nil
 }
 
-// makeDo has the first Start serve a disk of the same size in place of an image that is in use, where that is enough.
+// makeDo has the first Start serve a disk of the same size in place of an image that is in use,
+// where that is enough.
 func (s *Server) makeDo(inUse error) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -347,19 +355,20 @@ func (s *Server) whyNot(p *process) error {
 // Stop ends the program in order, and returns when it is gone and the image is not locked any more.
 func (s *Server) Stop() { s.end(syscall.SIGTERM) }
 
-// Kill ends the program at once, and returns when it is gone. After End it may be no more than Stop.
+// Kill ends the program at once, and returns when it is gone. After End it may be no more than
+// Stop.
 func (s *Server) Kill() { s.end(syscall.SIGKILL) }
 
-// End says that Close will follow. From here on a program is not killed any more that may keep what it has answered: the guest may go
-// on with another vdev, which knows nothing of a loss.
+// End says that Close will follow. From here on a program is not killed any more that may keep what
+// it has answered: the guest may go on with another vdev, which knows nothing of a loss.
 func (s *Server) End() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ending = true
 }
 
-// Holding implements nbd.Holder. An overlay goes with the Server. Other programs have what they have
-// answered in the image when they have ended in order.
+// Holding implements nbd.Holder. An overlay goes with the Server. Other programs have what they
+// have answered in the image when they have ended in order.
 func (s *Server) Holding() (devsw.Holding, uint64) {
 	switch {
 	case s.overlay != nil:
@@ -397,8 +406,9 @@ func (s *Server) end(sig syscall.Signal) {
 	}
 }
 
-// Close ends the program and forgets the overlay. It does not wait for ever: a program that does not end is killed where it keeps
-// nothing; else the error says that it was left to itself, and it ends when it has written what it keeps.
+// Close ends the program and forgets the overlay. It does not wait for ever: a program that does
+// not end is killed where it keeps nothing; else the error says that it was left to itself, and it
+// ends when it has written what it keeps.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true
@@ -425,7 +435,8 @@ func (s *Server) Close() error {
 	}
 	s.mu.Lock()
 	if s.ordered && s.conf.Records != "" {
-		// A disk that was closed in order, and of whose program there is no record, has lost nothing.
+		// A disk that was closed in order, and of whose program there is no record, has lost
+		// nothing.
 		_ = os.Remove(recordFile(s.conf.Records, s.holder))
 	}
 	s.mu.Unlock()
@@ -435,8 +446,8 @@ func (s *Server) Close() error {
 // overlayPath is the overlay as a program sees it that has inherited it after one other file.
 const overlayPath = "/proc/self/fd/4"
 
-// makeOverlay makes an empty image that stands on the other one, without a name. Memory is no place for it, as it is for much of what
-// is in /tmp.
+// makeOverlay makes an empty image that stands on the other one, without a name. Memory is no place
+// for it, as it is for much of what is in /tmp.
 func (s *Server) makeOverlay() (err error) {
 	s.overlay, err = os.CreateTemp(cmp.Or(os.Getenv("TMPDIR"), "/var/tmp"), "vdev-snapshot-*")
 	if err != nil {

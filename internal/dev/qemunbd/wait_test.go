@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// TestWhereAnImageLeadsIsLookedAtBeforeEachStart: a guest of before, or somebody else, may have written another header.
+// TestWhereAnImageLeadsIsLookedAtBeforeEachStart: a guest of before, or somebody else, may have
+// written another header.
 func TestWhereAnImageLeadsIsLookedAtBeforeEachStart(t *testing.T) {
 	dir := t.TempDir()
 	folder := filepath.Join(dir, "images")

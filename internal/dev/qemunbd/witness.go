@@ -36,15 +36,15 @@ const (
 	witnessRecord = 4
 )
 
-// What stands in the record of a Server: begun since its qemu-nbd has served the image, and endedWell
-// when that has ended in order. They are of one length, so that the end needs no room.
+// What stands in the record of a Server: begun since its qemu-nbd has served the image, and
+// endedWell when that has ended in order. They are of one length, so that the end needs no room.
 const (
 	begun     = "begun\n"
 	endedWell = "ended\n"
 )
 
-// witness runs a program, and returns its exit status. It hands SIGTERM on. When it is killed, so is
-// the program: then nobody could say how that has ended.
+// witness runs a program, and returns its exit status. It hands SIGTERM on. When it is killed, so
+// is the program: then nobody could say how that has ended.
 func witness(args []string) int {
 	told := make(chan os.Signal, 1)
 	signal.Notify(told, syscall.SIGTERM)
@@ -97,8 +97,9 @@ func (h heard) Write(p []byte) (int, error) {
 
 const (
 	recordPrefix = "qemu-nbd-"
-	// maxRecords bounds the records of Servers that have gone: each vdev that is killed leaves one for
-	// each image. But one that is younger than recordLife stays: a guest that comes back may need it.
+	// maxRecords bounds the records of Servers that have gone: each vdev that is killed leaves one
+	// for each image. But one that is younger than recordLife stays: a guest that comes back may
+	// need it.
 	maxRecords = 64
 	recordLife = time.Hour
 	// verdictWait is how long the end of another Server's witness is waited for, once its qemu-nbd
@@ -111,8 +112,8 @@ func recordFile(dir string, holder uint64) string {
 	return filepath.Join(dir, fmt.Sprintf("%s%016x", recordPrefix, holder))
 }
 
-// newRecord opens the record of a Server, which it makes if need be, and locks it: the lock goes with
-// the witness. What it says stays until the next program serves, since that may fail to begin.
+// newRecord opens the record of a Server, which it makes if need be, and locks it: the lock goes
+// with the witness. What it says stays until the next program serves, since that may fail to begin.
 func newRecord(dir string, holder uint64) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -204,8 +205,8 @@ func sweep(dir string) {
 
 // Ended tells of the qemu-nbd of a Server, of any process, whether it has ended in order: then all
 // that it had answered is in the image. known is false where there is no record of it: there was
-// none, or not here, or it has gone with the host. It is asked when this Server has the image, which
-// the other one's qemu-nbd has let go of then. It waits for its witness, but not for long.
+// none, or not here, or it has gone with the host. It is asked when this Server has the image,
+// which the other one's qemu-nbd has let go of then. It waits for its witness, but not for long.
 func (s *Server) Ended(holder uint64) (ended, known bool) {
 	if s.conf.Records == "" {
 		return false, false
