@@ -15,7 +15,7 @@ func TestAFolderForRecordsThatCannotBeIsToldAtTheStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := serving(t, nil, "blk", "--socket-path", filepath.Join(dir, "s"), "--driver", "null,size=1M", "--state-dir", filepath.Join(file, "state"))
-	p.waitFor("what a vdev after this one has to know of a flush that fails cannot be kept (--state-dir)")
+	p.waitFor("failed flushes cannot be recorded for the next vdev (--state-dir)")
 	p.waitFor("not a directory")
 	p.endsCleanly()
 

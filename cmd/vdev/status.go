@@ -44,7 +44,7 @@ func writeStatus(w io.Writer, st control.Status) error {
 		}
 	}
 	if st.Fenced > 0 {
-		t.row("", "waits for %s that storage has not given back, fenced from the guest's memory", count(st.Fenced, "transfer"))
+		t.row("", "waits for %s that storage has not completed, fenced from the guest's memory", count(st.Fenced, "transfer"))
 	}
 	stop := "requests in flight are cancelled after " + age(st.CancelAfter)
 	if !st.Migratable {

@@ -48,7 +48,7 @@ warning     it smokes
 socket      /run/vm1.sock
 state       closing: no disk
             is being stopped; requests in flight are cancelled in 4s
-            waits for 2 transfers that storage has not given back, fenced from the guest's memory
+            waits for 2 transfers that storage has not completed, fenced from the guest's memory
 on a stop   requests in flight are cancelled after 1s, not migratable
 front-end   process 7 of user 1000, connected for 1m1s
             waits for the answer to GET_VRING_BASE, for 1.23s

@@ -68,7 +68,7 @@ func await(ctx context.Context, served <-chan error) error {
 	case err := <-served:
 		return err
 	case <-time.After(endPatience):
-		return errors.New("storage has not given back what was in progress: ended without it")
+		return errors.New("storage has not completed what is in progress: vdev ends without it")
 	}
 }
 

@@ -47,15 +47,15 @@ func (d Disk) Describe(st *control.Status) {
 // process. log is told when it cannot.
 func NewFailures(dir string, log *slog.Logger) *vnd.Failures {
 	f := vnd.NewFailures(dir, func(err error) {
-		log.Error("a vdev after this one would not know that a flush has failed: that could not be recorded (--state-dir)", "cause", err)
+		log.Error("the next vdev will not know that a flush has failed: it could not be recorded (--state-dir)", "cause", err)
 	})
 	go func() {
 		if err := f.Check(); err != nil {
-			log.Warn("what a vdev after this one has to know of a flush that fails cannot be kept (--state-dir)", "cause", err)
+			log.Warn("failed flushes cannot be recorded for the next vdev (--state-dir)", "cause", err)
 		}
 	}()
 	if dir == "" {
-		log.Warn("there is no folder for what a vdev after this one has to know of a flush that fails: XDG_RUNTIME_DIR is not set, and neither is --state-dir; " +
+		log.Warn("there is no folder to record failed flushes in, for the next vdev: XDG_RUNTIME_DIR is not set, and neither is --state-dir; " +
 			"and what a guest has not flushed to an image that is not raw is taken for lost when this " +
 			"vdev is killed: every request fails until the guest resets")
 	}
