@@ -40,14 +40,13 @@ type Device interface {
 	// has returned false. It is called again after Queue.Wake, after a Push, or at the next kick.
 	// It must not block.
 	Process(q *Queue) (more bool)
-	// PauseQueue is called when q was disabled with requests in flight. Process is not called any
-	// more, until ResumeQueue. When PauseQueue returns, nothing of those requests uses guest memory
-	// any more: each one was pushed, or is kept as it is, untouched, until ResumeQueue, StopQueue
-	// or StopDevice. It may wait until how.Deadline, and the front-end waits as long. (Some
-	// front-ends pause or reset a device by this alone.) The Backend then publishes what was
-	// pushed, and signals it. PauseQueue is not called where the front-end takes the in-flight
-	// region along (GET_VRING_BASE_INFLIGHT): the stop that follows cancels at once, and must not
-	// be held up.
+	// PauseQueue is called when q was disabled with requests in flight or suspended. Process is not
+	// called any more, until ResumeQueue. When PauseQueue returns, nothing of those requests uses
+	// guest memory any more: each one was pushed, or is suspended until ResumeQueue, StopQueue or
+	// StopDevice. It may wait until how.Deadline, and the front-end waits as long. (Some front-ends
+	// pause or reset a device by this alone.) The Backend then publishes what was pushed, and
+	// signals it. PauseQueue is not called where the front-end takes the in-flight region along
+	// (GET_VRING_BASE_INFLIGHT): the stop that follows cancels at once, and must not be held up.
 	PauseQueue(q *Queue, how Stop)
 	// ResumeQueue is called when q, which was disabled, is enabled again. Process may be called
 	// from then on.

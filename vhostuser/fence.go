@@ -1,7 +1,6 @@
 package vhostuser
 
 import (
-	"errors"
 	"slices"
 
 	"vdev/internal/guestmem"
@@ -29,16 +28,13 @@ type Stuck struct {
 // under it:
 //
 //  1. The regions that a stuck transfer uses are mapped anew, elsewhere, and make a new generation
-//     of guest memory, to which every ring of the session goes over. Nothing is translated into the
-//     old mapping from here on.
-//  2. move is called: with it the Device takes what is in flight and goes on, or has yet to be
-//     answered, over to the new memory (Queue.Rehome), on the queues' reactors. What it leaves
-//     behind it must not answer.
-//  3. Private memory, with a copy of what the stuck writes have yet to read, takes the place of the
+//     of guest memory, to which every ring of the session goes over. No ring has anything in flight
+//     by then: the Device has suspended it. Nothing is translated into the old mapping any more.
+//  2. Private memory, with a copy of what the stuck writes have yet to read, takes the place of the
 //     old mapping.
 //
-// Until 3 a stuck transfer may go on in the guest's memory, as it may before any stop is answered;
-// what ends before it, ends as ever. From 3 on it reads the copy, and writes to memory that nobody
+// Until 2 a stuck transfer may go on in the guest's memory, as it may before any stop is answered;
+// what ends before it, ends as ever. From 2 on it reads the copy, and writes to memory that nobody
 // looks at. The transfers' Memory holds the addresses, so that nothing else comes to lie there
 // before they have ended. Storage is not fenced: a write may still reach it at any time, so that
 // nobody must open it anew before.
@@ -47,15 +43,13 @@ type Stuck struct {
 // this process's own code. It does not hold for transfers that pin pages (O_DIRECT, registered
 // buffers), which must not be fenced.
 //
-// An error says that the fence could not be put up. Where move was called, everything is in the new
-// memory as if it had been; else nothing has changed. Either way the stuck transfers still are in
-// the guest's memory, and have to be waited for.
-func (q *Queue) Fence(stuck []Stuck, move func()) error {
+// An error says that the fence could not be put up. Then the stuck transfers still are in the
+// guest's memory, and have to be waited for.
+func (q *Queue) Fence(stuck []Stuck) error {
 	fences := fencesFor(stuck)
 	if err := q.s.renewMemory(fences); err != nil {
 		return err
 	}
-	move()
 	for _, f := range fences {
 		if err := f.region.Fence(f.keep); err != nil {
 			return err
@@ -63,8 +57,6 @@ func (q *Queue) Fence(stuck []Stuck, move func()) error {
 	}
 	return nil
 }
-
-var errGoneInFlight = errors.New("memory of a request in flight was taken away")
 
 // fence is a region that is to be fenced, with what of it is to be kept.
 type fence struct {
@@ -133,13 +125,3 @@ func (s *session) renewMemory(fences []*fence) error {
 // Memory returns the memory that the buffers of c, a chain in flight, lie in, with a reference to
 // it that is the caller's.
 func (q *Queue) Memory(c *virtq.Chain) *virtq.Memory { return q.vq.Memory(c) }
-
-// Rehome makes c, a chain in flight, lie in the current generation of the guest's memory: see Fence
-// and virtq.Queue.Rehome. Where some of its memory is not the guest's any more the ring breaks, so
-// that nothing comes of c, and c stays as it is; false is returned.
-func (q *Queue) Rehome(c *virtq.Chain, also [][]byte) (moved [][]byte, ok bool) {
-	if moved, ok = q.vq.Rehome(c, also); !ok {
-		q.fail(errGoneInFlight)
-	}
-	return moved, ok
-}

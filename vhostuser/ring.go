@@ -286,19 +286,20 @@ func (s *session) enable(r *ring) {
 }
 
 // disable makes a running ring be fetched from no more, and returns how many of its requests are in
-// flight. It is a barrier, as enable is.
-func (s *session) disable(r *ring) (inFlight int) {
+// flight or suspended. It is a barrier, as enable is.
+func (s *session) disable(r *ring) (left int) {
 	q := r.q
 	q.state = RingDisabled
 	q.reactor.Do(func() {
 		q.paused = true
-		if q.inFlight = q.InFlight(); q.inFlight == 0 {
+		q.inFlight = q.InFlight()
+		if left = q.inFlight + q.Suspended(); left == 0 {
 			// What was pushed in this batch is shown now: after the answer nothing is.
 			poller{q}.Flush()
 		}
 	})
 	s.b.event(Event{Kind: EventDisable, Ring: r.index})
-	return q.inFlight
+	return left
 }
 
 // start makes the ring run: it is given to a reactor, then to the Device, and then fetched from.

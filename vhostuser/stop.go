@@ -262,7 +262,7 @@ func (s *session) drain(r *ring) {
 	s.whileWaited(func() { s.dev.PauseQueue(q, how) })
 	q.reactor.Do(func() {
 		poller{q}.Flush()
-		left = q.InFlight()
+		left = q.InFlight() + q.Suspended()
 	})
 	q.state = RingDisabled
 	s.answered()

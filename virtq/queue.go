@@ -217,45 +217,6 @@ func (q *Queue) Memory(c *Chain) *Memory {
 	return (*Memory)(c.gen.mem)
 }
 
-// Rehome makes the buffers of c, a chain in flight, lie in the queue's current memory, where
-// SetMemory had left them in the one before. The lists of c are new ones, of as many slices as the
-// owner has left in them; the old lists and buffers stay as they are, for whoever still uses them
-// and holds a reference to their memory (see Memory). also are other slices of the old buffers, and
-// what is returned is where they are now. It fails, with c as it was, where the guest has taken
-// some of that memory away.
-func (q *Queue) Rehome(c *Chain, also [][]byte) (moved [][]byte, ok bool) {
-	if c.gen == nil || c.gen.queue != q || q.gen == nil {
-		panic("virtq: chain is not in flight in this queue")
-	}
-	from, to := c.gen, q.gen
-	if from == to {
-		return also, true
-	}
-	readable, ok1 := moveAll(c.Readable, from.mem, to.mem)
-	writable, ok2 := moveAll(c.Writable, from.mem, to.mem)
-	moved, ok3 := moveAll(also, from.mem, to.mem)
-	if !ok1 || !ok2 || !ok3 {
-		return nil, false
-	}
-	c.Readable, c.Writable, c.gen = readable, writable, to
-	to.inFlight++
-	if from.inFlight--; from.inFlight == 0 {
-		from.mem.ReleaseSoon()
-	}
-	return moved, true
-}
-
-func moveAll(bufs [][]byte, from, to *guestmem.Memory) ([][]byte, bool) {
-	moved := make([][]byte, len(bufs))
-	for i, b := range bufs {
-		var ok bool
-		if moved[i], ok = from.Move(b, to); !ok {
-			return nil, false
-		}
-	}
-	return moved, true
-}
-
 // LiesIn tells whether SetMemory can go over to mem: whether the ring is in it. A broken or closed
 // ring always can.
 func (q *Queue) LiesIn(mem *Memory) bool {

@@ -26,32 +26,12 @@ func (r *Region) Fence(keep [][]byte) error {
 	return nil
 }
 
-// holding gives the region that p, which is not empty, lies in, or nil.
-func (m *Memory) holding(p []byte) (*Region, uint64) {
-	for _, r := range m.regions {
-		if off, ok := within(r.mem, p); ok {
-			return r, off
-		}
-	}
-	return nil, 0
-}
-
 // Holding gives the region that p lies in, or nil. p is not empty.
 func (m *Memory) Holding(p []byte) *Region {
-	r, _ := m.holding(p)
-	return r
-}
-
-// Move translates p, a slice of m's memory, to the same guest memory in another generation, to. An
-// empty p gives nil. It fails where p does not lie in one region of m, or where to does not have
-// that memory in one piece.
-func (m *Memory) Move(p []byte, to *Memory) ([]byte, bool) {
-	if len(p) == 0 {
-		return nil, true
+	for _, r := range m.regions {
+		if _, ok := within(r.mem, p); ok {
+			return r
+		}
 	}
-	r, off := m.holding(p)
-	if r == nil {
-		return nil, false
-	}
-	return to.Slice(r.GuestPhys+off, uint64(len(p)))
+	return nil
 }

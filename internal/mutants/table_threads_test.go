@@ -101,8 +101,8 @@ var _ = add("threads", []mutant{
 	},
 	{
 		what: "a stop of the device leaves what waits for a place", file: deviceGo,
-		from: "\t\t\tq.park()\n\t\t\tq.recall()\n",
-		to:   "\t\t\tq.park()\n",
+		from: "\t\t\tq.hold()\n\t\t\tq.recall()\n",
+		to:   "\t\t\tq.hold()\n",
 		by:   tests{in: "./vhostuser/virtioblk", run: "TestAStopTakesBackWhatWaitsForAPlace$/of_the_device"},
 	},
 	{

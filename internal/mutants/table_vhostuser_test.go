@@ -255,8 +255,8 @@ var _ = add("vhostuser", []mutant{
 	},
 	{
 		what: "a disk does not wait when it is disabled", file: deviceGo,
-		from: "\tq.disabled = true\n\tif d.park(q) {",
-		to:   "\tq.disabled = true\n\tif d.park(q) || true {",
+		from: "\tbusy := d.hold([]*queue{q})\n\tif len(busy) == 0 {",
+		to:   "\tbusy := d.hold([]*queue{q})\n\tif true {",
 		by:   tests{in: "./vhostuser/virtioblk", run: "TestCloudHypervisorPausesAndResets$|TestLibkrunResets$"},
 	},
 	{
@@ -322,8 +322,14 @@ var _ = add("vhostuser", []mutant{
 		by:   tests{in: "./vhostuser", run: "TestThePolicyOfAStop$"},
 	},
 	{
+		what: "what is suspended stays after a disable", file: ringGo,
+		from: "if left = q.inFlight + q.Suspended(); left == 0 {",
+		to:   "if left = q.inFlight; left == 0 {",
+		by:   tests{in: "./vhostuser/virtioblk", run: "TestADisableFencesWhatStorageDoesNotGiveBack$", timeout: 30 * time.Second},
+	},
+	{
 		what: "requests that hang stay after a disable", file: deviceGo,
-		from: "\t\td.awaitCancelled(q)\n\t\t// What would be",
+		from: "\t\td.awaitCancelled(busy)\n\t\t// What would be",
 		to:   "\t\t// What would be",
 		by:   tests{in: "./vhostuser/virtioblk", run: "TestADisableFencesWhatStorageDoesNotGiveBack$", timeout: 30 * time.Second},
 	},
@@ -335,8 +341,8 @@ var _ = add("vhostuser", []mutant{
 	},
 	{
 		what: "a ring that is enabled again is not served", file: deviceGo,
-		from: "\t\tq.vq.Do(q.resume)\n",
-		to:   "",
+		from: "\tvq.Do(q.resume)\n",
+		to:   "\t_ = q\n",
 		by:   tests{in: "./vhostuser/virtioblk", run: "TestCloudHypervisorPausesAndResets$", timeout: 40 * time.Second},
 	},
 

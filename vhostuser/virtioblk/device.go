@@ -389,56 +389,82 @@ func (d *Device) StopQueue(vq *vhostuser.Queue, how vhostuser.Stop) {
 
 // stopQueues is StopDevice and StopQueue.
 func (d *Device) stopQueues(vqs []*vhostuser.Queue, how vhostuser.Stop) {
-	var opens []*specfs.Life
-	var busy []*queue
-	for _, vq := range vqs {
-		q := vq.Data.(*queue)
-		if !d.park(q) {
-			busy = append(busy, q)
-		}
-		if !slices.Contains(opens, q.open) {
-			opens = append(opens, q.open)
-		}
+	all := make([]*queue, len(vqs))
+	for i, vq := range vqs {
+		all[i] = vq.Data.(*queue)
 	}
+	busy := d.hold(all)
 	if len(busy) > 0 {
 		d.beginStop(how)
 	}
 	if how.Revoke {
-		for _, o := range opens {
-			d.takeDown(o, true)
-		}
-	} else {
-		cancelled := false
-		for _, q := range busy {
-			cancelled = d.completeOrCancel(q, how) != nil || cancelled
-		}
-		fails := func(q *queue) bool { return !how.Suspends(q.vq) }
-		if cancelled && slices.ContainsFunc(busy, fails) {
-			d.log("requests were cancelled, and fail: they did not complete in time after the ring was stopped", nil)
-		}
+		d.fails(busy, how)
+		d.takeDown(all, true)
+	} else if d.completeOrCancel(busy, how) != nil && d.fails(busy, how) {
+		d.log("requests were cancelled, and fail: they did not complete in time after the ring was stopped", nil)
 	}
+	d.awaitCancelled(busy)
 	for _, q := range busy {
-		d.awaitCancelled(q)
 		q.settle(how.Suspends(q.vq))
 	}
 	for _, vq := range vqs {
 		d.release(vq)
 	}
 	d.endStop(how)
-	for _, o := range opens {
-		d.mu.Lock()
-		last := len(d.queuesOfLocked(o)) == 0
-		d.mu.Unlock()
-		if last {
-			d.takeDown(o, false)
-			// It may have been begun for another ring, and have waited for transfers that have ended
-			// since.
-			if d.lost.Count() == 0 {
-				o.Await(closeWait)
-			}
+	for _, o := range opensOf(all) {
+		if len(d.queuesOf(o)) > 0 {
+			continue
 		}
+		// It may have been ended for another ring, and have waited for transfers that have come back
+		// since.
+		if d.endLife(o, false) || d.lost.Count() == 0 {
+			o.Await(closeWait)
+		}
+	}
+	for _, o := range opensOf(all) {
 		d.tellLate(o)
 	}
+}
+
+// opensOf gives what the queues have open: more than one Life where some have not begun a new one yet.
+func opensOf(queues []*queue) (all []*specfs.Life) {
+	for _, q := range queues {
+		if !slices.Contains(all, q.open) {
+			all = append(all, q.open)
+		}
+	}
+	return all
+}
+
+// hold holds queues, and returns those that have something in flight or suspended. What an in-flight
+// region has brought is as it was, where the queue has begun nothing.
+func (d *Device) hold(all []*queue) (busy []*queue) {
+	for _, q := range all {
+		q.vq.Do(func() {
+			q.hold()
+			if q.vq.InFlight() > 0 || q.vq.Suspended() > 0 && len(q.requests) > 0 {
+				busy = append(busy, q)
+			}
+		})
+	}
+	return busy
+}
+
+// fails tells the queues what is to become of requests that come back cancelled, and returns whether
+// any are to fail.
+func (d *Device) fails(busy []*queue, how vhostuser.Stop) (any bool) {
+	for _, q := range busy {
+		state := queueSuspends
+		if !how.Suspends(q.vq) {
+			state, any = queueFails, true
+		}
+		q.vq.Do(func() {
+			if q.state < queueClosed {
+				q.state = state
+			}
+		})
+	}
+	return any
 }
 
 // release lets go of a queue that has nothing in flight.
@@ -465,14 +491,14 @@ func (d *Device) release(vq *vhostuser.Queue) {
 // left to the stop that comes then.
 func (d *Device) PauseQueue(vq *vhostuser.Queue, how vhostuser.Stop) {
 	q := vq.Data.(*queue)
-	q.disabled = true
-	if d.park(q) {
+	busy := d.hold([]*queue{q})
+	if len(busy) == 0 {
 		return
 	}
 	d.beginStop(how)
-	err := d.completeOrCancel(q, how)
+	err := d.completeOrCancel(busy, how)
 	if how.Context().Err() == nil {
-		d.awaitCancelled(q)
+		d.awaitCancelled(busy)
 		// What would be suspended by a stop is kept for it.
 		if !how.Suspends(vq) {
 			q.settle(false)
@@ -485,24 +511,13 @@ func (d *Device) PauseQueue(vq *vhostuser.Queue, how vhostuser.Stop) {
 	d.tellLate(q.open)
 }
 
-// ResumeQueue implements vhostuser.Device. What is kept is begun again.
+// ResumeQueue implements vhostuser.Device. What is suspended is begun again.
 func (d *Device) ResumeQueue(vq *vhostuser.Queue) {
 	d.mu.Lock()
 	d.stop = stop{}
 	d.mu.Unlock()
-	if q := vq.Data.(*queue); q.disabled {
-		q.disabled = false
-		q.vq.Do(q.resume)
-	}
-}
-
-// park parks q. quiet says that nothing of it is in flight, nor kept: then that is how it stays.
-func (d *Device) park(q *queue) (quiet bool) {
-	q.vq.Do(func() {
-		q.park()
-		quiet = q.vq.InFlight() == 0
-	})
-	return quiet
+	q := vq.Data.(*queue)
+	vq.Do(q.resume)
 }
 
 // beginStop says that the front-end waits from now on.
@@ -530,25 +545,45 @@ func (s *stop) reopensIn(now time.Time) time.Duration {
 	return max(s.next-now.Sub(s.answered), 0)
 }
 
-// completeOrCancel waits until nothing of q, which is parked, is in flight but what is kept. At the
-// deadline, or when the front-end has hung up, it cancels what is left, and returns the error of the
-// wait.
-func (d *Device) completeOrCancel(q *queue, how vhostuser.Stop) error {
+// completeOrCancel waits until nothing of the queues, which are held, is in flight. At the deadline,
+// or when the front-end has hung up, it cancels what is left, and returns the error of the wait.
+func (d *Device) completeOrCancel(busy []*queue, how vhostuser.Stop) error {
 	ctx, cancel := context.WithDeadline(how.Context(), how.Deadline)
 	defer cancel()
-	err := q.wait(ctx)
+	err := waitIdle(ctx, busy)
+	if err == nil {
+		return nil
+	}
+	d.fails(busy, how)
 	switch {
-	case err == nil:
 	case how.WholeDevice:
-		d.takeDown(q.open, false)
+		d.takeDown(busy, false)
 	case how.Context().Err() != nil:
 		// All the other rings are stopped next.
 		d.beginStop(how)
-		d.takeDown(q.open, false)
+		d.takeDown(busy, false)
 	default:
-		d.cancelAlone(q)
+		d.cancelAlone(busy)
 	}
 	return err
+}
+
+// waitIdle waits until nothing of the queues is in flight, or ctx is done, whose error it then
+// returns.
+func waitIdle(ctx context.Context, queues []*queue) error {
+	for _, q := range queues {
+		if err := q.vq.WaitIdle(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// waitIdleFor is waitIdle for so long.
+func waitIdleFor(patience time.Duration, queues []*queue) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return waitIdle(ctx, queues)
 }
 
 // A queue that is stopped alone has its requests cancelled this often, since one may go by unseen, and for this long before
@@ -558,50 +593,54 @@ const (
 	cancelFor   = 10
 )
 
-// cancelAlone cancels the requests of a queue that is parked, with the device open, and returns when they have come back.
-func (d *Device) cancelAlone(q *queue) {
+// cancelAlone cancels the requests of queues that are held, with the device open, and returns when
+// they have come back.
+func (d *Device) cancelAlone(busy []*queue) {
 	for range cancelFor {
-		for at, all := 0, false; !all; {
-			q.vq.Do(func() { at, all = q.cancel(at) })
+		for _, q := range busy {
+			for at, all := 0, false; !all; {
+				q.vq.Do(func() { at, all = q.cancel(at) })
+			}
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), cancelEvery)
-		err := q.wait(ctx)
-		cancel()
-		if err == nil {
+		if waitIdleFor(cancelEvery, busy) == nil {
 			return
 		}
 	}
-	d.takeDown(q.open, false)
+	d.takeDown(busy, false)
 }
 
-// takeDown closes or revokes the block device, once: cancel, drain, close. Requests that are cancelled by it are kept by their
-// queues, which have to open the device again before they can go on.
+// takeDown closes or revokes what the queues have open, once: cancel, drain, close. Requests that are
+// cancelled by it are suspended by queues that go on, which have to open the device again before.
 //
-// It waits for the end of all that, but not for long: what is left then goes on by itself. The next open waits for it, so that
-// nothing that begins later is overtaken by what is still in progress.
-func (d *Device) takeDown(o *specfs.Life, revoke bool) {
+// It waits for the end of all that, but not for long: what is left then goes on by itself. The next
+// open waits for it, so that nothing that begins later is overtaken by what is still in progress.
+func (d *Device) takeDown(queues []*queue, revoke bool) {
+	for _, o := range opensOf(queues) {
+		if d.endLife(o, revoke) {
+			o.Await(closeWait)
+		}
+	}
+}
+
+// endLife has an open end, and tells whether it is this call that does.
+func (d *Device) endLife(o *specfs.Life, revoke bool) (first bool) {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.open == o {
 		d.open = nil
 	}
 	// With the lock: an open that begins from now on waits for this close.
-	var first bool
 	if revoke {
-		first = o.Revoke()
-	} else {
-		first = o.Close(d.flag())
+		return o.Revoke()
 	}
-	d.mu.Unlock()
-	if first {
-		o.Await(closeWait)
-	}
+	return o.Close(d.flag())
 }
 
-// lifeEnding has the queues keep what comes back cancelled from now on.
+// lifeEnding has the queues suspend what comes back cancelled from now on.
 func (d *Device) lifeEnding(l *specfs.Life) {
 	for _, q := range d.queuesOf(l) {
 		q.vq.Do(func() {
-			q.park()
+			q.hold()
 			q.recall()
 		})
 	}
@@ -614,7 +653,7 @@ func (d *Device) lifeEnded(l *specfs.Life, err error) {
 	}
 	d.closed()
 	for _, q := range d.queuesOf(l) {
-		q.vq.Post(q.orphan)
+		q.vq.Post(q.closed)
 	}
 }
 
@@ -628,20 +667,20 @@ func (d *Device) tellLate(o *specfs.Life) {
 // closeWait is how long a close may take before it is left to itself, and an operation to come back from a cancel.
 const closeWait = 200 * time.Millisecond
 
-// awaitCancelled waits until nothing of a queue that is parked is in flight. What does not come back, though it was cancelled some time
-// ago, is not waited for: operations that have no part in the guest's memory are given up, and whatever becomes of them, the guest does
-// not see it; reads and writes are fenced from that memory, where that can be done.
-func (d *Device) awaitCancelled(q *queue) {
+// awaitCancelled waits until nothing of queues that are held is in flight. What does not come back,
+// though it was cancelled some time ago, is not waited for: operations that have no part in the
+// guest's memory are given up, and whatever becomes of them, the guest does not see it; reads and
+// writes are fenced from that memory, where that can be done.
+func (d *Device) awaitCancelled(busy []*queue) {
 	for first := true; ; {
-		if q.open.Late() {
-			d.fence(q, q.open, first)
-			first = false
-			q.vq.Do(q.abandon)
+		for _, q := range busy {
+			if q.open.Late() {
+				d.fence(q, first)
+				q.vq.Do(q.giveUp)
+				first = false
+			}
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), closeWait)
-		err := q.wait(ctx)
-		cancel()
-		if err == nil {
+		if waitIdleFor(closeWait, busy) == nil {
 			return
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -28,11 +29,21 @@ type keeper struct {
 	kept  []*devsw.Buf
 	wrote map[int64][]byte // by block: what the last write there had
 	order []int64          // the blocks that were written
+
+	flush   chan struct{} // where it is set, a flush waits for it, and then ends well
+	flushes atomic.Int64
 }
 
 func (d *keeper) disk(t testing.TB, table *devsw.Table) (devsw.Dev, func() (devsw.DiskInfo, error)) {
 	ok := func(devsw.Dev, devsw.Flag, devsw.Mode) error { return nil }
 	b := &devsw.Bdevsw{Name: "keeper", Flag: devsw.DDisk | devsw.DMPSafe, Open: ok, Close: ok, Cancel: ok, Strategy: d.strategy}
+	if d.flush != nil {
+		b.Ioctl = func(devsw.Dev, devsw.Cmd, any, devsw.Flag) error {
+			d.flushes.Add(1)
+			<-d.flush
+			return nil
+		}
+	}
 	bmajor, _, err := table.Attach("keeper", b, devsw.NODEVMAJOR, &devsw.Cdevsw{Name: "keeper"}, devsw.NODEVMAJOR)
 	if err != nil {
 		t.Fatal(err)
@@ -395,9 +406,8 @@ func TestAQueueWithNothingStuckFencesNobody(t *testing.T) {
 			idle = q
 		}
 	}
-	o := w.dev.open
 	w.dev.mu.Unlock()
-	w.dev.fence(idle, o, true)
+	w.dev.fence(idle, true)
 	if n := w.dev.Status().Fenced; n != 0 {
 		t.Errorf("%d transfers of the other queue were fenced", n)
 	}
@@ -405,6 +415,33 @@ func TestAQueueWithNothingStuckFencesNobody(t *testing.T) {
 	if _, _, err := w.rings[1].Wait(); err != nil || w.bytes(read)[0] != statusOK {
 		t.Error(err, w.bytes(read)[0])
 	}
+}
+
+// TestAFenceTakesTheOperationsOfAnotherRingAlong: they use nothing of the guest's memory but the byte
+// for the status. That, too, is to be in the memory that the guest has when they have ended.
+func TestAFenceTakesTheOperationsOfAnotherRingAlong(t *testing.T) {
+	eachMode(t, func(t *testing.T, mode reactor.Mode) {
+		d := &keeper{hold: true, fill: 0xaa, wrote: map[int64][]byte{}, flush: make(chan struct{})}
+		w, _ := newSuspendBench(t, mode, 2, d.disk, noInflight, func(c *benchConfig) {
+			c.CancelAfter, c.StopGap = time.Millisecond, time.Millisecond
+		})
+		w.readAt(0, 1)
+		status := w.request(1, tFlush)
+		d.await(t, 1)
+		w.until("the flush has begun", func() bool { return d.flushes.Load() == 1 })
+		w.check(w.rings[0].Stop())
+		if got := w.dev.Status(); got.Fenced != 1 {
+			t.Fatalf("%d transfers are fenced, want 1", got.Fenced)
+		}
+		close(d.flush)
+		d.release()
+		if _, _, err := w.rings[1].Wait(); err != nil || w.bytes(status)[0] != statusOK {
+			t.Errorf("%v; the flush has status %#x", err, w.bytes(status)[0])
+		}
+		if n := d.flushes.Load(); n != 2 {
+			t.Errorf("the flush was begun %d times, want 2", n)
+		}
+	})
 }
 
 // TestARingThatGoesOnLosesNothing, at whatever moment storage goes on while the other one is stopped.

@@ -1,16 +1,26 @@
 package virtioblk
 
 import (
-	"cmp"
-	"context"
-	"errors"
-	"slices"
 	"time"
 
 	"vdev/devsw"
 	"vdev/specfs"
 	"vdev/vhostuser"
 	"vdev/virtq"
+)
+
+// queueState is what a queue does with requests.
+type queueState uint8
+
+const (
+	queueWaits queueState = iota // it begins none before the device is open
+	queueRuns
+	// It begins none, since the ring is disabled or being stopped, or the device is being closed.
+	// What comes back cancelled
+	queueSuspends // is suspended,
+	queueFails    // or ends with its error, unless the driver has not had it.
+	queueClosed   // The device was closed for another ring's sake: Process opens it again,
+	queueLingers  // when a stop is over that this ring may be a part of.
 )
 
 // queue is a started virtqueue and its requests. But for the fields that newQueue sets it is its reactor's.
@@ -22,24 +32,17 @@ type queue struct {
 	features uint64
 	stable   bool // writes are stable when they complete, whatever writeback says: the driver cannot flush
 
-	disabled bool // PauseQueue was called, and ResumeQueue not; the connection's goroutine only
-
 	// Changed by the queue's reactor, or before it has the queue, under Device.mu.
 	open    *specfs.Life
 	node    *specfs.Node    // open's
 	counter *specfs.Counter // of open's node
 
-	ready    bool  // the open has succeeded or failed, and requests may be started
-	failed   error // with what they end then
-	parking  bool  // see park
-	orphaned bool  // open was closed for another queue's sake
-	waits    bool  // to be reopened once a stop is over
-	fetched  uint64
+	state     queueState
+	failed    error    // with what requests end that are begun
+	untouched []uint64 // a bit for each head: nothing was begun of the chain, when it was suspended
 	account
 	free     []*request
-	requests []*request    // all
-	parked   []*request    // have come back cancelled, and are kept
-	idle     chan struct{} // closed when nothing is in flight but what is parked; nil if nobody waits
+	requests []*request // all
 }
 
 func newQueue(d *Device, vq *vhostuser.Queue) *queue {
@@ -47,52 +50,51 @@ func newQueue(d *Device, vq *vhostuser.Queue) *queue {
 		stable: d.negotiated&fFlush == 0}
 }
 
-// opened lets the queue's requests go, or fail, according to how the open went: first those that were kept. On the reactor.
+// opened lets the queue's requests go, or fail, according to how the open went. On the reactor.
 func (q *queue) opened(o *specfs.Life) {
-	if o != q.open || q.parking {
+	if o != q.open || q.state > queueRuns {
 		return
 	}
-	q.ready, q.failed = true, nil
+	q.state, q.failed = queueRuns, nil
 	switch {
 	case o.Err() != nil:
 		q.failed = errNotOpen
 	case q.d.memory.lost():
 		q.failed = errLost
 	}
-	parked := q.takeParked()
-	for _, r := range parked {
-		if q.failed != nil {
-			r.end(q.failed)
-		} else {
-			r.again()
-		}
-	}
 	q.vq.Wake()
 }
 
-// park fetches no more, and keeps from now on what comes back cancelled: when the queue is stopped, settle says what becomes of
-// it, and where it goes on instead, because it was only disabled, or the device was closed for another one, it is handed to
-// the device again. On the reactor.
-func (q *queue) park() { q.ready, q.parking = false, true }
+// hold begins no more requests, and suspends those that come back cancelled from now on. On the
+// reactor.
+func (q *queue) hold() {
+	if q.state <= queueRuns {
+		q.state = queueSuspends
+	}
+}
 
-// resume goes on where park has left off: at once, unless the device was closed meanwhile. On the reactor.
+// resume goes on where hold has left off, unless the device is being closed: then it goes on when it
+// has been opened again. On the reactor.
 func (q *queue) resume() {
+	if q.state != queueSuspends && q.state != queueFails {
+		return
+	}
 	o := q.open
 	q.d.mu.Lock()
 	closed := q.d.open != o
 	q.d.mu.Unlock()
 	if closed {
-		return // reopen comes, when the close has been done
+		return
 	}
-	q.parking = false
+	q.state = queueWaits
 	if ended(o.Began()) {
 		q.opened(o)
 	}
 }
 
-// orphan says that the device has been closed. On the reactor.
-func (q *queue) orphan() {
-	q.orphaned = true
+// closed says that the device has been closed. On the reactor.
+func (q *queue) closed() {
+	q.state = queueClosed
 	q.vq.Wake()
 }
 
@@ -103,127 +105,76 @@ func (q *queue) reopen() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if left := d.stop.reopensIn(time.Now()); left > 0 {
-		if !q.waits {
-			q.waits = true
-			time.AfterFunc(left, func() { q.vq.Post(q.waited) })
-		}
+		q.state = queueLingers
+		time.AfterFunc(left, func() { q.vq.Post(q.closed) })
 		return
 	}
-	q.orphaned, q.parking = false, false
+	q.state = queueWaits
 	q.counter.Release()
 	d.openLocked(q)
 }
 
-// waited says that reopen is to be tried again. On the reactor.
-func (q *queue) waited() {
-	q.waits = false
-	q.vq.Wake()
-}
-
-// keep takes a request that has come back cancelled by err, which is to be ended with it or started again. On the reactor.
-func (q *queue) keep(r *request, err error) {
-	r.kept = err
-	q.parked = append(q.parked, r)
-	q.checkIdle()
-}
-
-// takeParked takes what is kept, in the order it was fetched in. On the reactor.
-func (q *queue) takeParked() []*request {
-	parked := q.parked
-	q.parked = nil
-	slices.SortFunc(parked, func(a, b *request) int { return cmp.Compare(a.seq, b.seq) })
-	return parked
-}
-
-// wait waits until nothing is in flight but what is parked, or ctx is done, whose error it then returns. Not on a reactor.
-func (q *queue) wait(ctx context.Context) error {
-	idle := make(chan struct{})
-	q.vq.Do(func() {
-		q.idle = idle
-		q.checkIdle()
-	})
-	select {
-	case <-idle:
-		return nil
-	case <-ctx.Done():
-	}
-	q.vq.Do(func() { q.idle = nil })
-	select {
-	case <-idle:
-		return nil
-	default:
-		return ctx.Err()
-	}
-}
-
-func (q *queue) checkIdle() {
-	if q.idle != nil && q.vq.InFlight() == len(q.parked) {
-		close(q.idle)
-		q.idle = nil
-	}
-}
-
-// abandon keeps the operations in flight, as if they had come back cancelled, if they are none that use the guest's memory; they
-// go on by themselves. On the reactor.
-func (q *queue) abandon() {
-	var ops []*request
+// giveUp ends the operations in flight as if they had come back cancelled. They use nothing of the
+// guest's memory, and go on by themselves. On the reactor.
+func (q *queue) giveUp() {
 	for _, r := range q.requests {
-		switch {
-		case !r.chain.InFlight() || r.kept != nil:
-		case r.op == nil:
-			return
-		default:
-			ops = append(ops, r)
-		}
-	}
-	for _, r := range ops {
 		// One that has ended meanwhile tells so in a moment.
-		if r.op.settled.CompareAndSwap(false, true) {
+		if r.op != nil && r.op.settled.CompareAndSwap(false, true) {
 			r.op = nil
-			q.keep(r, devsw.ECANCELED)
+			r.end(devsw.ECANCELED)
 		}
 	}
 }
 
-// settle ends what is parked, when nothing else is in flight: what has not reached the driver is given back, newest first, as
-// far as it was fetched last; the rest is suspended, or fails. Other rings of the reactor have their turn between. Not on a
-// reactor.
+// settle ends what is suspended when nothing is in flight any more. What the driver has not had goes
+// back to the ring, as far as it was fetched last. The rest stays suspended, or fails. Other rings of
+// the reactor have their turn between. Not on a reactor.
 func (q *queue) settle(suspend bool) {
-	q.vq.Do(func() {
-		q.parked = q.takeParked()
-		for n := len(q.parked) - 1; n >= 0; n-- {
-			r := q.parked[n]
-			// It got no section: see cancelled.
-			if !errors.Is(r.kept, devsw.ENXIO) || !q.vq.CanUnpop(&r.chain) {
-				break
-			}
-			q.parked = q.parked[:n]
-			q.drop(r)
-		}
-	})
-	for left := true; left; {
+	q.vq.Do(func() { q.vq.Unfetch(q.isUntouched) })
+	for left := !suspend; left; {
 		q.vq.Do(func() {
-			n := min(len(q.parked), stopTurn)
-			turn := q.parked[:n]
-			q.parked = q.parked[n:]
-			for _, r := range turn {
-				if suspend {
-					r.suspend()
-				} else {
-					r.finish(r.kept)
+			for range stopTurn {
+				if left = q.failSuspended(); !left {
+					return
 				}
 			}
-			left = len(q.parked) > 0
 		})
 	}
-	q.parked = nil
+}
+
+// failSuspended fails the oldest request that is suspended, and tells whether there was one.
+func (q *queue) failSuspended() bool {
+	r := q.get()
+	if !q.vq.PopSuspended(&r.chain) {
+		q.put(r)
+		return false
+	}
+	q.charge(r)
+	r.fail(devsw.ECANCELED)
+	return true
+}
+
+// setUntouched notes whether the driver has not had a chain that is suspended.
+func (q *queue) setUntouched(head uint16, is bool) {
+	if q.untouched == nil {
+		q.untouched = make([]uint64, (q.vq.Size()+63)/64)
+	}
+	if bit := uint64(1) << (head % 64); is {
+		q.untouched[head/64] |= bit
+	} else {
+		q.untouched[head/64] &^= bit
+	}
+}
+
+func (q *queue) isUntouched(head uint16) bool {
+	return q.untouched != nil && q.untouched[head/64]>>(head%64)&1 != 0
 }
 
 // Process implements vhostuser.Device.
 func (d *Device) Process(vq *vhostuser.Queue) (worked bool) {
 	q, _ := vq.Data.(*queue)
-	if q == nil || !q.ready {
-		if q != nil && q.orphaned {
+	if q == nil || q.state != queueRuns {
+		if q != nil && q.state == queueClosed {
 			q.reopen()
 		}
 		return false
@@ -258,15 +209,27 @@ func (d *Device) Process(vq *vhostuser.Queue) (worked bool) {
 	return worked
 }
 
-// fail ends a request that was not even looked at.
+// fail ends a request that nothing is begun of.
 func (r *request) fail(err error) {
+	defer func() {
+		// A fault on the guest's memory ends this, and nobody has the request then.
+		if r.chain.InFlight() {
+			r.q.drop(r)
+		}
+	}()
 	r.typ, r.sector, r.bytes, r.in = ^uint32(0), 0, 0, 0
-	if _, _, perr := r.parse(); perr != nil && r.status == nil {
+	readable, writable, perr := r.parse()
+	if perr != nil && r.status == nil {
 		r.q.vq.Break(perr)
-		r.q.drop(r)
 		return
 	}
-	r.end(err)
+	switch r.typ {
+	case tIn:
+		r.bytes = length(writable)
+	case tOut:
+		r.bytes = length(readable)
+	}
+	r.finish(err)
 }
 
 func (q *queue) get() *request {
@@ -276,13 +239,13 @@ func (q *queue) get() *request {
 		return r
 	}
 	r := &request{q: q, at: len(q.requests)}
-	r.transfer = newTransfer(r, nil)
+	r.transfer = newTransfer(r)
 	q.requests = append(q.requests, r)
 	return r
 }
 
 func (q *queue) put(r *request) {
-	r.transfer.data, r.status, r.kept, r.ranges = nil, nil, nil, nil
+	r.status, r.ranges = nil, nil
 	q.held -= r.units
 	if q.granted > queueUnits {
 		q.giveBack(q.held + roomChunk)
@@ -292,9 +255,6 @@ func (q *queue) put(r *request) {
 	}
 	r.units = 0
 	q.free = append(q.free, r)
-	if q.idle != nil {
-		q.checkIdle()
-	}
 }
 
 // drop gives up a request that is given back unanswered, or whose ring is broken.
@@ -304,7 +264,7 @@ func (q *queue) drop(r *request) {
 }
 
 // recall takes back the operations that wait for a place to be done in, as if they had come back cancelled. On the reactor, when the
-// queue is parked.
+// queue is held.
 func (q *queue) recall() {
 	for _, r := range q.requests {
 		if r.op == nil {
@@ -312,7 +272,7 @@ func (q *queue) recall() {
 		}
 		if err, recalled := r.op.recall(); recalled {
 			r.op = nil
-			q.keep(r, err)
+			r.end(err)
 		}
 	}
 }

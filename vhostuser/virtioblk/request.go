@@ -96,9 +96,7 @@ type request struct {
 	in       int               // bytes that are written from the first writable one on, where all goes well; without the status
 	ranges   []devsw.ZeroRange // made anew for each request: an operation may use them for longer
 	op       *operation        // in progress, of a request that may block
-	seq      uint64            // the order of fetching
 	began    time.Duration     // by the reactor's clock
-	kept     error             // while it is parked: what it came back with
 	at       int               // in queue.requests
 	units    int               // see Room
 	// flushed: of a discard or write-zeroes, a flush has followed it before it ended.
@@ -171,8 +169,7 @@ func length(bufs [][]byte) (n int64) {
 
 // start begins the request that was popped into r. It ends through r.end, on the reactor.
 func (r *request) start() {
-	r.q.fetched++
-	r.seq, r.began, r.transfer.traced = r.q.fetched, r.q.loop.Clock(), false
+	r.began, r.transfer.traced = r.q.loop.Clock(), false
 	r.typ, r.sector, r.bytes, r.in = ^uint32(0), 0, 0, 0
 	r.q.charge(r)
 	readable, writable, err := r.parse()
@@ -230,8 +227,7 @@ func (r *request) readWrite(op devsw.Op, data, wrong [][]byte) {
 		r.end(nil)
 		return
 	}
-	r.transfer.data = data
-	r.submit()
+	r.submit(data)
 }
 
 // getID answers with the serial number, padded with zeros (section 5.2.6).
@@ -299,25 +295,20 @@ func (r *request) parseRanges(readable [][]byte, writable int64) error {
 	return nil
 }
 
-// again hands a request that has come back cancelled to the device once more. On the reactor.
-func (r *request) again() {
-	r.kept = nil
-	switch r.typ {
-	case tIn, tOut:
-		r.submit()
-	default:
-		r.slow()
-	}
-}
-
-// end ends the request with the device's answer, or keeps it.
+// end ends the request with the device's answer, or suspends it.
 func (r *request) end(err error) {
-	if err != nil && r.q.parking && cancelled(err) {
-		r.q.keep(r, err)
-		return
+	if err != nil && cancelled(err) {
+		state := r.q.state
+		if state == queueSuspends || state == queueFails && untouched(err) {
+			r.suspend(err)
+			return
+		}
 	}
 	r.finish(err)
 }
+
+// untouched tells of an error for which cancelled is true whether the driver has not had the request.
+func untouched(err error) bool { return errors.Is(err, devsw.ENXIO) }
 
 // cancelled tells whether err is how an operation ends that the driver has given back (ECANCELED, EINTR), or that specfs has not
 // let through to it (ENXIO), because the device is being taken down. A driver that answers ENXIO for reasons of its own will do
@@ -326,12 +317,13 @@ func cancelled(err error) bool {
 	return errors.Is(err, devsw.ECANCELED) || errors.Is(err, devsw.EINTR) || errors.Is(err, devsw.ENXIO)
 }
 
-// suspend leaves the request in the in-flight region.
-func (r *request) suspend() {
+// suspend leaves the request to its ring, which gives it out again.
+func (r *request) suspend(err error) {
 	q := r.q
 	if q.d.trace != nil {
-		q.d.trace(Request{Queue: q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes, Err: r.kept, Suspended: true})
+		q.d.trace(Request{Queue: q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes, Err: err, Suspended: true})
 	}
+	q.setUntouched(r.chain.Head, untouched(err))
 	q.vq.Suspend(&r.chain)
 	q.put(r)
 }

@@ -100,7 +100,7 @@ func TestDriverIsToldWhetherTheGuestGoesOn(t *testing.T) {
 	if err := w.rings[0].Stop(); err != nil {
 		t.Fatal(err)
 	}
-	w.dev.takeDown(w.dev.open, false)
+	w.dev.takeDown(w.dev.startedQueues(), false)
 	if err := w.rings[0].Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -126,7 +126,8 @@ func ended(c <-chan struct{}) bool {
 
 // status tells what the queue is doing. On the reactor.
 func (q *queue) status() QueueStatus {
-	s := QueueStatus{Index: q.vq.Index(), Started: true, Resubmitted: q.vq.Resubmitted(), InFlight: q.vq.InFlight(), Kept: len(q.parked)}
+	s := QueueStatus{Index: q.vq.Index(), Started: true, Resubmitted: q.vq.Resubmitted(), Kept: q.vq.Suspended()}
+	s.InFlight = q.vq.InFlight() + s.Kept
 	now := q.loop.Now()
 	for _, r := range q.requests {
 		if r.status != nil {

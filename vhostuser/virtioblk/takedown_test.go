@@ -91,6 +91,34 @@ func TestMemoryThatGoesAwayEndsTheConnection(t *testing.T) {
 	})
 }
 
+// TestAFaultInAStopLeavesNothingInFlight: a request that was suspended is read again to be failed, and
+// its memory has gone. It would keep the rest of the guest's memory mapped.
+func TestAFaultInAStopLeavesNothingInFlight(t *testing.T) {
+	d := &keeper{hold: true, wrote: map[int64][]byte{}}
+	w, _ := newSuspendBench(t, reactor.ModeURing, 1, d.disk, noInflight, nil)
+	header := w.far(headerSize)
+	copy(w.bytes(header), w.bytes(w.header(tIn, 1)))
+	w.rings[0].Add([]virtqtest.Seg{header}, []virtqtest.Seg{w.buffer(512), w.buffer(1)})
+	w.check(w.rings[0].Notify())
+	d.await(t, 1)
+	q := w.dev.startedQueues()[0]
+	w.cut() // so that it cannot be fenced, either
+	go func() { _, _ = w.f.GetVringBase(0) }()
+	w.until("it is suspended", func() bool { return w.dev.Status().Fenced == 1 })
+	d.release()
+	err := <-w.ended
+	if fault := (*vhostuser.FaultError)(nil); !errors.As(err, &fault) {
+		t.Errorf("the session ended with %v", err)
+	}
+	w.ended <- nil
+	w.hangUp()
+	for _, r := range q.requests {
+		if r.chain.InFlight() {
+			t.Error("a request is in flight after the stop")
+		}
+	}
+}
+
 // held is a driver whose transfers end when the test says so, or by d_cancel.
 type held struct {
 	bufs  devsw.BufSet

@@ -1,7 +1,6 @@
 package virtioblk
 
 import (
-	"slices"
 	"sync/atomic"
 
 	"vdev/devsw"
@@ -17,28 +16,27 @@ import (
 type transfer struct {
 	q      *queue
 	buf    devsw.Buf // Context is the transfer
-	data   [][]byte  // guest memory; buf.Data in the driver
 	traced bool      // iodone has told how it ended
 	// of is the request whose half this is; nil once the transfer is abandoned.
 	of atomic.Pointer[request]
-	// memory is what data lies in, with a reference that is the transfer's, once it is abandoned.
+	// memory is what buf.Data lies in, with a reference that is the transfer's, once it is abandoned.
 	memory *virtq.Memory
 }
 
-func newTransfer(r *request, data [][]byte) *transfer {
-	t := &transfer{q: r.q, data: data}
+func newTransfer(r *request) *transfer {
+	t := &transfer{q: r.q}
 	t.of.Store(r)
 	return t
 }
 
-// submit hands a read or a write to the device, for the first time or once more.
-func (r *request) submit() {
+// submit hands a read or a write to the device. data is guest memory.
+func (r *request) submit(data [][]byte) {
 	q, t := r.q, r.transfer
 	b := &t.buf
 	b.Data = nil // it is the chain's memory, which is not to be cleared
 	b.Reset()
 	b.Op, b.Dev, b.Blkno = devsw.BRead, q.d.dev, int64(r.sector)
-	b.Data, b.Bcount, b.Resid = t.data, r.bytes, r.bytes
+	b.Data, b.Bcount, b.Resid = data, r.bytes, r.bytes
 	b.Iodone, b.AIO, b.Context = iodone, q.aio, t
 	if r.typ == tOut {
 		b.Op = devsw.BWrite
@@ -113,43 +111,28 @@ func (t *transfer) done() {
 // A chain that is not in flight may have a request all the same, which nobody ends: Process has lost both in a fault on the guest's
 // memory (vhostuser.Queue.RecoverFault).
 func (r *request) inDriver() bool {
-	return r.chain.InFlight() && r.kept == nil && (r.typ == tIn || r.typ == tOut)
+	return r.chain.InFlight() && (r.typ == tIn || r.typ == tOut)
 }
 
-// abandon leaves the request's transfer to the driver, and keeps the request, as if the transfer had
-// come back cancelled. On the reactor.
-func (r *request) abandon() {
+// abandon leaves the request's transfer to the driver, and suspends the request, as if the transfer
+// had come back cancelled. On the reactor.
+func (r *request) abandon() *transfer {
 	q, t := r.q, r.transfer
 	t.memory = q.vq.Memory(&r.chain)
 	t.of.Store(nil)
-	r.transfer = newTransfer(r, t.data)
+	r.transfer = newTransfer(r)
+	r.chain.Readable, r.chain.Writable = nil, nil // the lists are the transfer's, too
 	q.d.lost.Acquire()
 	q.open.Hold()
-	q.keep(r, devsw.ECANCELED)
+	r.suspend(devsw.ECANCELED)
+	return t
 }
 
 // letGo ends a transfer that was abandoned, when the driver has returned it. On the reactor.
 func (t *transfer) letGo() {
 	memory := t.memory
-	t.memory, t.data = nil, nil
+	t.memory, t.buf.Data = nil, nil
 	memory.ReleaseSoon()
 	t.q.d.lost.Release()
 	t.q.open.Release()
-}
-
-// rehome takes the requests in flight over to the memory that the ring has now. On the reactor.
-func (q *queue) rehome() {
-	for _, r := range q.requests {
-		if !r.chain.InFlight() {
-			continue
-		}
-		moved, ok := q.vq.Rehome(&r.chain, append(slices.Clone(r.transfer.data), r.status))
-		if !ok {
-			// The ring is broken, and nothing that is done with the request is to be seen.
-			r.status = make([]byte, 1)
-			continue
-		}
-		last := len(moved) - 1
-		r.transfer.data, r.status = moved[:last:last], moved[last]
-	}
 }
