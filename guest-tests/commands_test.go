@@ -37,49 +37,50 @@ func init() {
 		"crash": plain(func(w *world, args []string) (string, error) {
 			return "", w.eachBackend(args, func(b *backend) error { b.kill(); return nil })
 		}),
-		"signal":       plain(sendSignal),
-		"expect-log":   expectLog,
-		"qemu":         plain(startQEMU),
-		"guest":        guestCommand,
-		"reboot":       plain(func(w *world, _ []string) (string, error) { return w.restart(guestReboot) }),
-		"system_reset": plain(systemReset),
-		"poweroff":     plain(powerOff),
-		"quit":         plain(quit),
-		"crash-qemu":   plain(func(w *world, _ []string) (string, error) { w.machine.Kill(); return "", nil }),
-		"console":      plain(awaitConsole),
-		"qmp":          plain(qmpCommand),
-		"monitor":      plain(monitorCommand),
-		"device_del":   plain(deviceDel),
-		"device_add":   plain(deviceAdd),
-		"pattern":      plain(hostPattern),
-		"boot-sector":  plain(writeBootSector),
-		"netbsd-root":  plain(netbsdRoot),
-		"build-rng":    plain(func(*world, []string) (string, error) { _, err := built.rng(); return "", err }),
-		"nothing-runs": plain(nothingRuns),
-		"repeat":       repeat,
-		"limit":        plain(setLimit),
-		"watch":        plain(watch),
-		"watched":      watched,
-		"busy":         plain(busy),
-		"idle":         plain(idle),
-		"ctl":          plain(control),
-		"pause":        plain(pause),
-		"deaf":         deaf,
-		"deafness":     deafness,
-		"restart":      plain(restartBackend),
-		"mutant":       mutantCommand,
-		"life":         plain(life),
-		"migrate":      plain(migrate),
-		"hangfs":       plain(mountHanging),
-		"lossy":        plain(makeLossy),
-		"hold":         plain(hold),
-		"held":         plain(held),
-		"release":      plain(letGo),
-		"record":       plain(startRecord),
-		"recorded":     recorded,
-		"line":         plain(changeLine),
-		"hang":         plain(hang),
-		"go-on":        plain(func(w *world, args []string) (string, error) { return "", w.goOn(args) }),
+		"signal":        plain(sendSignal),
+		"expect-log":    expectLog,
+		"qemu":          plain(startQEMU),
+		"guest":         guestCommand,
+		"reboot":        plain(func(w *world, _ []string) (string, error) { return w.restart(guestReboot) }),
+		"system_reset":  plain(systemReset),
+		"poweroff":      plain(powerOff),
+		"quit":          plain(quit),
+		"crash-qemu":    plain(func(w *world, _ []string) (string, error) { w.machine.Kill(); return "", nil }),
+		"console":       plain(awaitConsole),
+		"qmp":           plain(qmpCommand),
+		"monitor":       plain(monitorCommand),
+		"device_del":    plain(deviceDel),
+		"device_add":    plain(deviceAdd),
+		"pattern":       plain(hostPattern),
+		"boot-sector":   plain(writeBootSector),
+		"netbsd-root":   plain(netbsdRoot),
+		"build-rng":     plain(func(*world, []string) (string, error) { _, err := built.rng(); return "", err }),
+		"nothing-runs":  plain(nothingRuns),
+		"build-ramdisk": plain(func(*world, []string) (string, error) { _, err := built.ramdisk(); return "", err }),
+		"repeat":        repeat,
+		"limit":         plain(setLimit),
+		"watch":         plain(watch),
+		"watched":       watched,
+		"busy":          plain(busy),
+		"idle":          plain(idle),
+		"ctl":           plain(control),
+		"pause":         plain(pause),
+		"deaf":          deaf,
+		"deafness":      deafness,
+		"restart":       plain(restartBackend),
+		"mutant":        mutantCommand,
+		"life":          plain(life),
+		"migrate":       plain(migrate),
+		"hangfs":        plain(mountHanging),
+		"lossy":         plain(makeLossy),
+		"hold":          plain(hold),
+		"held":          plain(held),
+		"release":       plain(letGo),
+		"record":        plain(startRecord),
+		"recorded":      recorded,
+		"line":          plain(changeLine),
+		"hang":          plain(hang),
+		"go-on":         plain(func(w *world, args []string) (string, error) { return "", w.goOn(args) }),
 
 		"image-servers": plain(imageServers),
 	}
@@ -443,9 +444,15 @@ func monitorCommand(w *world, args []string) (string, error) {
 	return m.Monitor(ctx, strings.Join(args, " "))
 }
 
-// deviceDel is "device_del NAME": the guest gives the device up, and QEMU says that it is gone.
+// deviceDel is "device_del [-signal SIGNAL] NAME": the guest gives the device up, and QEMU says that it
+// is gone. Meanwhile its back-end is sent a signal.
 func deviceDel(w *world, args []string) (string, error) {
-	m, d, err := w.disk(args)
+	flags := flag.NewFlagSet("device_del", flag.ContinueOnError)
+	signal := flags.String("signal", "", "")
+	if err := flags.Parse(args); err != nil {
+		return "", err
+	}
+	m, d, err := w.disk(flags.Args())
 	if err != nil {
 		return "", err
 	}
@@ -454,6 +461,11 @@ func deviceDel(w *world, args []string) (string, error) {
 	before := m.Events()
 	if _, err := m.Do(ctx, "device_del", map[string]any{"id": d.Name}); err != nil {
 		return "", err
+	}
+	if *signal != "" {
+		if _, err := sendSignal(w, []string{d.Name, *signal}); err != nil {
+			return "", err
+		}
 	}
 	return "", m.AwaitEvent(ctx, before, "DEVICE_DELETED", func(data map[string]any) bool { return data["device"] == d.Name })
 }

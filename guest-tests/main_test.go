@@ -220,7 +220,7 @@ func hasIOUring() bool {
 
 // built makes programs and images once for all tests.
 var built = struct {
-	vdev, rng, agent, initramfs, netbsdAgent func() (string, error)
+	vdev, rng, ramdisk, agent, initramfs, netbsdAgent func() (string, error)
 }{
 	vdev: sync.OnceValues(func() (string, error) {
 		args := []string{"build"}
@@ -229,9 +229,8 @@ var built = struct {
 		}
 		return build("vdev", "../cmd/vdev", nil, args)
 	}),
-	rng: sync.OnceValues(func() (string, error) {
-		return build("rng", ".", []string{"GOWORK=off"}, []string{"-C", "rng", "build"})
-	}),
+	rng:     sync.OnceValues(func() (string, error) { return buildExample("rng") }),
+	ramdisk: sync.OnceValues(func() (string, error) { return buildExample("ramdisk") }),
 	agent: sync.OnceValues(func() (string, error) {
 		return build("agent", "./agent", []string{"GOOS=linux", "GOARCH=amd64", "CGO_ENABLED=0"}, []string{"build"})
 	}),
@@ -257,6 +256,15 @@ func init() {
 		name := filepath.Join(work, "initramfs")
 		return name, os.WriteFile(name, data, 0o644)
 	})
+}
+
+// buildExample builds a module of its own in the folder of that name.
+func buildExample(name string) (string, error) {
+	args := []string{"-C", name, "build"}
+	if raceEnabled {
+		args = append(args, "-race")
+	}
+	return build(name, ".", []string{"GOWORK=off"}, args)
 }
 
 func build(name, pkg string, env, args []string) (string, error) {

@@ -11,7 +11,7 @@ type Bounds struct {
 	Size     int64 // bytes, a multiple of Sector
 	High     int64 // bytes, the largest Size since the device was opened; never below Size
 	Sector   int64 // bytes, a power of two of 512 or more
-	ReadOnly bool
+	ReadOnly bool  // writes are EROFS
 }
 
 // Check looks whether b, which a d_strategy has just been given, may be transferred. It gives the

@@ -53,11 +53,13 @@ type Medium interface {
 	// Flush puts every write that has ended on stable storage. It may wait.
 	Flush() error
 
-	// Discard discards the bytes pos to pos+n. It is called where the DiskInfo of NewBase says that
-	// discards work. WriteZeroes writes zeroes there, and may discard the range if unmap is set and
-	// it reads as zeroes then. EOPNOTSUPP: that does not work here. Both may wait. The range lies
-	// within the disk, which is not read-only, and is made of whole sectors.
+	// Discard discards n bytes from byte pos on. It is called where the DiskInfo of NewBase says
+	// that discards work. The range lies within the disk, which is not read-only, and is made of
+	// whole sectors. EOPNOTSUPP: that does not work here after all. It may wait.
 	Discard(pos, n int64) error
+
+	// WriteZeroes makes n bytes from byte pos on zero. It may discard them if unmap is set and they
+	// read as zeroes then. The range and the errors are as for Discard. It may wait.
 	WriteZeroes(pos, n int64, unmap bool) error
 
 	// Grow looks how large the disk is now, tells it to Base.Resize, and returns the size in bytes.

@@ -21,29 +21,37 @@ type Storage interface {
 	// SectorSize of 0 means 512. Discard and WriteZeroes need not be set: see Discarder and Zeroer.
 	Info() (devsw.DiskInfo, error)
 
-	// Open is the first open, Close what comes after the last close: one Close for each Open that
-	// has gone well. While Close runs nothing else does. flag is as for Disk.Open.
+	// Open is called at the first open of the disk. flag is as for Disk.Open.
 	Open(ctx context.Context, flag devsw.Flag) error
+
+	// Close is called after the last close of the disk, once for each Open that has gone well.
+	// While it runs no other function of the Storage does but Info.
 	Close()
 
-	// ReadAt fills p from byte off of the disk on, WriteAt writes it there: all of p, or it is an
-	// error. p is whole sectors within the disk, at most 1 MiB, and the caller's again when they
-	// return. A transfer that is longer takes several calls.
+	// ReadAt fills p from byte off of the disk on: all of it, or it is an error. p is whole sectors
+	// within the disk, at most 1 MiB, and the caller's again when ReadAt returns. A transfer that
+	// is longer takes several calls.
 	ReadAt(ctx context.Context, p []byte, off int64) error
+
+	// WriteAt writes p to byte off of the disk on: all of it, or it is an error. p is as for
+	// ReadAt.
 	WriteAt(ctx context.Context, p []byte, off int64) error
 
 	// Flush puts every write that has returned on stable storage.
 	Flush(ctx context.Context) error
 }
 
-// Discarder is a Storage that can discard the n bytes from byte pos on. They are whole sectors.
+// Discarder is a Storage that can discard.
 type Discarder interface {
+	// Discard discards n bytes from byte pos on, which are whole sectors of a disk that is not
+	// read-only.
 	Discard(ctx context.Context, pos, n int64) error
 }
 
-// Zeroer is a Storage that can make the n bytes from byte pos on zero, faster than by writing them.
-// unmap says that they may be discarded, if they read as zeroes then. They are whole sectors.
+// Zeroer is a Storage that can write zeroes faster than by WriteAt.
 type Zeroer interface {
+	// WriteZeroes makes n bytes from byte pos on zero, which are whole sectors of a disk that is
+	// not read-only. unmap says that they may be discarded, if they read as zeroes then.
 	WriteZeroes(ctx context.Context, pos, n int64, unmap bool) error
 }
 

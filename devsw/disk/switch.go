@@ -6,15 +6,23 @@ import (
 	"vdev/devsw"
 )
 
-// Funcs are the functions of a disk driver. Its block and its character device share them: see
-// devsw.Bdevsw for what each has to do.
+// Funcs are the functions of a disk driver. Its block and its character device share them. Each is
+// what devsw.Bdevsw says of the field of that name, with the same units, and the same meaning of
+// nil.
 type Funcs struct {
+	// Open is d_open, Cancel is d_cancel and Close is d_close, for the device of kind mode.
 	Open, Cancel, Close func(dev devsw.Dev, flag devsw.Flag, mode devsw.Mode) error
-	Strategy            func(b *devsw.Buf)
-	CancelBuf           func(b *devsw.Buf)
-	Ioctl               func(dev devsw.Dev, cmd devsw.Cmd, data any, flag devsw.Flag) error
-	Psize               func(dev devsw.Dev) int64
-	Discard             func(dev devsw.Dev, pos, n int64) error
+	// Strategy is d_strategy, for the block device's transfers, and those that d_read and d_write
+	// of the character device are made of.
+	Strategy func(b *devsw.Buf)
+	// CancelBuf interrupts one transfer.
+	CancelBuf func(b *devsw.Buf)
+	// Ioctl is d_ioctl of both devices.
+	Ioctl func(dev devsw.Dev, cmd devsw.Cmd, data any, flag devsw.Flag) error
+	// Psize is d_psize of the block device, in units of devsw.DEVBSIZE.
+	Psize func(dev devsw.Dev) int64
+	// Discard is d_discard of both devices, in bytes.
+	Discard func(dev devsw.Dev, pos, n int64) error
 }
 
 // Switch is a disk driver's place in a device switch: its two devices there, and its units. A
