@@ -261,9 +261,9 @@ var _ = add("vdev", []mutant{
 		from: "\t\tcase <-d.again:\n\t\t\t// Whoever asks",
 		to:   "\t\tcase <-make(chan struct{}):\n\t\t\t// Whoever asks",
 		by: tests{
-			in:      "./cmd/vdev",
-			run:     "^TestADiskThatCouldNotBeOpenedIsTriedAgain$",
-			timeout: 90 * time.Second,
+			in:      "./internal/serve",
+			run:     "^TestADeviceThatIsNoDiskIsServed$",
+			timeout: 60 * time.Second,
 		},
 	},
 	{
@@ -281,7 +281,7 @@ var _ = add("vdev", []mutant{
 		what: "a device is asked for what it has not",
 		file: "internal/control/server.go",
 		from: "\t\tif !ok {\n\t\t\treturn out, Impossible(",
-		to:   "\t\tif false {\n\t\t\treturn out, Impossible(",
+		to:   "\t\tif !ok && false {\n\t\t\treturn out, Impossible(",
 		by:   tests{in: "./internal/control", run: "^TestADeviceIsAskedOnlyForWhatItsKindHas$"},
 	},
 	{

@@ -60,4 +60,5 @@ type host struct {
 	reactors *vhostuser.Reactors
 	pool     *offload.Pool
 	ended    chan struct{} // closed when no device is served any more
+	again    time.Duration // firstAgain, but in tests
 }

@@ -195,14 +195,14 @@ func (d *Device) retry(ctx context.Context) (*stack, error) {
 			return s, err
 		}
 	}
-	for wait := firstAgain; ; wait = min(2*wait, lastAgain) {
+	for wait := d.host.again; ; wait = min(2*wait, lastAgain) {
 		d.plan(time.Now().Add(wait))
 		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
 		case <-d.again:
 			// Whoever asks has done something about it, and may not be done.
-			wait = firstAgain / 2
+			wait = d.host.again / 2
 		case <-ctx.Done():
 		}
 		timer.Stop()

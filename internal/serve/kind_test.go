@@ -174,6 +174,7 @@ func newSet(t *testing.T, out *transcript, kinds map[string]Kind) (s *Set, dir s
 func serving(t *testing.T, out *transcript, kinds map[string]Kind) (s *Set, end func() error, dir string) {
 	t.Helper()
 	s, dir = newSet(t, out, kinds)
+	s.again = time.Hour // it is Reload that has a device tried again
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()

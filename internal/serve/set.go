@@ -27,7 +27,7 @@ type Set struct {
 
 // New makes a Set, with its event loops, but opens nothing. Run is to be called, and ends them.
 func New(c Config) (*Set, error) {
-	s := &Set{host: host{Config: c, log: c.Log("").Asked, ended: make(chan struct{})}}
+	s := &Set{host: host{Config: c, log: c.Log("").Asked, ended: make(chan struct{}), again: firstAgain}}
 	if err := s.startLoops(); err != nil {
 		return nil, err
 	}
