@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"math"
 	"os"
 	"time"
 
@@ -41,6 +42,8 @@ func (e *Epoll) Remove(fd int) error {
 func (e *Epoll) Wait(timeout time.Duration, woken func(tag uint64)) error {
 	ms := -1
 	if timeout >= 0 {
+		// More than the kernel can count would be no time to it, or without limit.
+		timeout = min(timeout, math.MaxInt32*time.Millisecond)
 		ms = int((timeout + time.Millisecond - 1) / time.Millisecond)
 	}
 	n, err := unix.EpollWait(e.fd.Int(), e.events[:], ms)
