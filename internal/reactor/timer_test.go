@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"vdev/devsw"
 )
 
 // aTick is what timers are set to here: more than no time, and not long.
@@ -95,6 +97,26 @@ func TestATimerThatWasStoppedNeverFires(t *testing.T) {
 		if len(fired) != 1 {
 			t.Errorf("these fired: %v", fired)
 		}
+	})
+}
+
+// TestATimerFiresWhileACallStalls: it goes over with the reactor.
+func TestATimerFiresWhileACallStalls(t *testing.T) {
+	modes(t, func(t *testing.T, p *Pool) {
+		var tm Timer
+		release, fired := make(chan struct{}), make(chan struct{})
+		r := stalling(t, p, func(int64) { <-release })
+		tm.Init(r, func() { close(fired) })
+		d := newResult()
+		f := newFile(t, r, d)
+		b := &devsw.Buf{Op: devsw.BWrite, Data: [][]byte{make([]byte, 16)}, Bcount: 16}
+		r.Post(func() {
+			tm.Reset(10 * aTick) // by then the write stalls
+			r.WriteAt(b, int(f.Fd()), 0, d)
+		})
+		<-fired
+		close(release)
+		<-d.ch
 	})
 }
 
