@@ -163,7 +163,7 @@ func silent(t *testing.T, kinds []hangfs.Kind, runs bool) {
 	}
 
 	p.signal(syscall.SIGTERM)
-	within(t, "the end", func() { p.waitFor("ended without it") })
+	within(t, "the end", func() { p.waitFor("ends without it") })
 	fs.Release(hangfs.Kinds()...)
 	if status := p.wait(); status != exitFailure {
 		t.Errorf("exit status %d", status)
