@@ -45,7 +45,6 @@ func columns(line string) (n int) {
 var stillWide = []string{
 	"guest-tests",
 	"internal/mutants",
-	"vhostuser/virtioblk",
 }
 
 // narrow reports comments that are too wide.

@@ -13,8 +13,8 @@ import (
 	"vdev/internal/reactor"
 )
 
-// TestRequestsAllocateNothing counts over the whole way, from the kick to the used ring, with the front-end's side polling.
-// (Under the race detector pools forget on purpose.)
+// TestRequestsAllocateNothing counts over the whole way, from the kick to the used ring, with the
+// front-end's side polling. (Under the race detector pools forget on purpose.)
 func TestRequestsAllocateNothing(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it tries every kind of disk many times")
@@ -48,8 +48,9 @@ func TestRequestsAllocateNothing(t *testing.T) {
 			b := newLoadInPieces(w, 16, c.pieces...)
 			b.run(tIn, 2000)
 			b.run(tOut, 2000)
-			// Not testing.AllocsPerRun: it leaves one processor to both sides. The few that are left are the runtime's,
-			// and those of lists that grow, once, when the machine is busy and more than ever is on its way.
+			// Not testing.AllocsPerRun: it leaves one processor to both sides. The few that are
+			// left are the runtime's, and those of lists that grow, once, when the machine is busy
+			// and more than ever is on its way.
 			least := uint64(math.MaxUint64)
 			for range 5 {
 				var before, after runtime.MemStats

@@ -146,8 +146,9 @@ func BenchmarkRequest(b *testing.B) {
 	}
 }
 
-// BenchmarkRing is the reactor's part alone, from the available ring to the used ring: entries are offered once, and from then on
-// only avail.idx moves, on the reactor itself, between one round and the next.
+// BenchmarkRing is the reactor's part alone, from the available ring to the used ring: entries are
+// offered once, and from then on only avail.idx moves, on the reactor itself, between one round
+// and the next.
 func BenchmarkRing(b *testing.B) {
 	for _, d := range []struct {
 		name string

@@ -47,19 +47,22 @@ const (
 	writebackOff  = 32 // of the field writeback in it
 	physicalBlock = 4096
 
-	// DefaultSegMax is what a request may have besides header and status (seg_max): what fits a ring of 128, QEMU's default.
+	// DefaultSegMax is how many buffers a request may have besides header and status (seg_max),
+	// where Config.SegMax is 0: what fits a ring of 128 descriptors, QEMU's default.
 	DefaultSegMax = 126
-	// MaxSegMax fits the largest ring that QEMU makes.
+	// MaxSegMax is the largest Config.SegMax. It fits the largest ring that QEMU makes.
 	MaxSegMax = 1022
 	// maxRanges is how many ranges a request may have (max_discard_seg, max_write_zeroes_seg).
 	maxRanges = 64
-	// maxRangeSectors are the sectors of one range (max_discard_sectors, max_write_zeroes_sectors), so that a whole disk takes few
-	// requests: 2 GiB, as much as QEMU's block layer has in one. What does it does it in pieces.
+	// maxRangeSectors are the sectors of one range (max_discard_sectors,
+	// max_write_zeroes_sectors), so that a whole disk takes few requests: 2 GiB, as much as QEMU's
+	// block layer has in one. What does it does it in pieces.
 	maxRangeSectors = 1 << 22
 )
 
-// fillConfig writes struct virtio_blk_config (section 5.2.4) for a disk into p, which has configSize bytes. All fields are
-// little-endian; on the hosts vdev runs on that is a legacy driver's order too.
+// fillConfig writes struct virtio_blk_config (section 5.2.4) for a disk into p, which has
+// configSize bytes. All fields are little-endian; on the hosts vdev runs on that is a legacy
+// driver's order too.
 func fillConfig(p []byte, info devsw.DiskInfo, queues, segMax int, writeback bool) {
 	le := binary.LittleEndian
 	clear(p)

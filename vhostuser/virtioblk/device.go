@@ -1,14 +1,16 @@
-// Package virtioblk is the virtio block device (virtio specification, section 5.2): it makes a devsw.Buf of each request of
-// a virtqueue and hands it to a block device through specfs.
+// Package virtioblk is the virtio block device (virtio 1.2, section 5.2). It makes a devsw.Buf of
+// each request of a virtqueue, and hands it to a block device through specfs. Somebody else's
+// storage is behind it as a driver: see vdev/devsw/disk.
 //
-// A Device's life is the front-end's: the first ring that starts opens the block device, off the control path, and requests
-// wait in their rings until it is open; the stop of the last ring closes it (cancel, drain, close). Of the stop sequence see
-// StopQueue.
+// A Device lives as its front-end wants. The first ring that starts opens the block device, off
+// the control path, and requests wait in their rings until it is open. The stop of the last ring
+// closes it: cancel, drain, close. See StopDevice.
 //
-// Two kinds of goroutine meet here. The connection's calls the methods of vhostuser.Device; the reactor of a queue calls
-// Process and owns the queue and its requests. Device.mu guards what the connection's goroutine, the one that opens the
-// device and the reactors share; it is never held while anything is waited for, and never taken on the way of a read or a
-// write.
+// Two kinds of goroutine meet here. The connection's calls the methods of vhostuser.Device. The
+// reactor of a queue calls Process, and owns the queue and its requests. Device.mu guards what the
+// connection's goroutine, those of specfs.Life and the reactors share. It is never held while
+// anything is waited for, and never taken on the way of a read or a write. memory.mu, and what a
+// Life locks, are taken after it.
 package virtioblk
 
 import (
@@ -29,55 +31,65 @@ import (
 // MaxSerial is the longest serial number, in bytes (VIRTIO_BLK_ID_BYTES).
 const MaxSerial = idSize
 
-// One look at a ring starts at most budget requests, and no further one after budgetBytes, so that rings of one reactor take
-// turns, and messages of the front-end wait for neither: a driver may copy data on the reactor. Nor
-// does it after budgetWork descriptors (virtq.Chain.Work): requests that have no data, or are
-// refused, may be long, too.
+// One look at a ring starts at most budget requests, and no further one after budgetBytes, so that
+// rings of one reactor take turns, and messages of the front-end wait for neither: a driver may
+// copy data on the reactor. Nor does it after budgetWork descriptors (virtq.Chain.Work): requests
+// that have no data, or are refused, may be long, too.
 const (
 	budget      = 128
 	budgetBytes = 4 << 20
 	budgetWork  = 4096
 )
 
-// Config says what a Device serves.
+// Config says what a Device serves. FS, Dev, Info and NumQueues must be set. The functions are
+// called on any goroutine, but where it is said otherwise.
 type Config struct {
 	FS  *specfs.FS
-	Dev devsw.Dev
-	// Info describes the disk. It is called by New, by Resize, when a session begins and when the disk has been opened, whether the
-	// disk is open or not.
+	Dev devsw.Dev // a block device's number
+	// Info describes the disk. It is called by New, by Resize, when a session begins and when the
+	// disk has been opened, whether the disk is open or not. It may wait for storage: a session's
+	// beginning waits for it for a second.
 	Info func() (devsw.DiskInfo, error)
-	// Keeper, where it is set, is what the disk knows of itself beside.
+	// Keeper is what the disk knows of itself beside. nil: nothing.
 	Keeper Keeper
-	// Ended, where it is set, tells of a holder of another disk's (devsw.DiskInfo.Holder) whether it has ended in order, with all that
-	// it had put where this disk has it too. known: it knows of it, or that it has not. It is called when the disk has been opened, and
-	// may wait, but not for long. nil: it knows of none.
+	// Ended tells of a holder of another disk's (devsw.DiskInfo.Holder) whether it has ended in
+	// order, with all that it had put where this disk has it too. known: it knows of it, or that
+	// it has not. It is called when the disk has been opened, and may wait, but not for long. nil:
+	// it knows of none.
 	Ended func(holder uint64) (ended, known bool)
-	// SizeChanged, where it is set, is called when a session's beginning or an open has found another size: the front-end is to be told
-	// (vhostuser.Backend.ConfigChanged). Any goroutine.
+	// SizeChanged is called when a session's beginning or an open has found another size. The
+	// front-end is to be told (vhostuser.Backend.ConfigChanged). nil: nobody is told.
 	SizeChanged func()
-	Serial      string // at most MaxSerial bytes
-	// NumQueues is how many queues the front-end may use; at least 1.
+	// Serial is what the guest reads as the disk's serial number, at most MaxSerial bytes.
+	Serial string
+	// NumQueues is how many queues the front-end may use, 1 to 256.
 	NumQueues int
-	// SegMax is how many buffers a read or a write may have (seg_max), at most MaxSegMax; DefaultSegMax where it is 0. The front-end asks
-	// before it says how large a ring is, and a guest driver without indirect descriptors takes it at its word: a request of more buffers
-	// than fit its ring then waits for ever for room there. For rings of less than 128 it must be their size less 2.
+	// SegMax is how many buffers a read or a write may have (seg_max), at most MaxSegMax. 0 stands
+	// for DefaultSegMax. The front-end asks before it says how large a ring is, and a guest driver
+	// without indirect descriptors takes it at its word: a request of more buffers than fit its
+	// ring then waits for ever for room there. For rings of less than 128 it must be their size
+	// less 2.
 	SegMax int
-	// Pool is where requests that may block are done: all but reads and writes. nil: offload.Default.
-	Pool *offload.Pool
-	// Room bounds the memory of the requests in flight. nil: one that all devices without one share, 64 MiB for each of them and 512 MiB
-	// for all.
-	Room *Room
-	// Trace, where it is set, is called for each request that has ended, was suspended, or has come back cancelled. It is
-	// called on the queues' reactors and where drivers end transfers, also at the same time, and must not block.
+	// Pool is where requests that may block are done. nil: one that all devices without one share,
+	// which has 64 places, and 16 of them for each device.
+	Pool *Pool
+	// room bounds the memory of the requests in flight. nil: one that all devices without one
+	// share, 64 MiB for each of them and 512 MiB for all.
+	room *room
+	// Trace is called for each request that has ended, was suspended, or has come back cancelled.
+	// It is called on the queues' reactors and where drivers end transfers, also at the same time,
+	// and must not block. nil: nobody wants to know.
 	Trace func(Request)
-	// Failed, where it is set, is told of each request that storage has failed: see Failures. It is called on the queues' reactors, also
-	// at the same time, and must not block.
+	// Failed is told of each request that storage has failed: see Failures. It is called on the
+	// queues' reactors, also at the same time, and must not block. nil: nobody is told.
 	Failed func(Request)
-	// Log, where it is set, is told what went wrong or took long where nobody is there to take an error.
+	// Log is told what went wrong or took long where nobody is there to take an error. err may be
+	// nil. Log may be nil.
 	Log func(msg string, err error)
 }
 
-// Device is one virtio block device. It implements vhostuser.Device.
+// Device is one virtio block device. It implements vhostuser.Device, whose methods are the
+// Backend's to call. One Backend at a time serves it.
 type Device struct {
 	fs          *specfs.FS
 	dev         devsw.Dev
@@ -93,27 +105,32 @@ type Device struct {
 	failed      func(Request)
 	readOnly    bool
 	share       *offload.Share // of Config.Pool
-	room        deviceRoom     // of Config.Room
+	room        deviceRoom     // of Config.room
 
-	sectors atomic.Int64          // of 512 bytes
-	stable  atomic.Bool           // each write is to be stable when it is answered, because of the cache's mode
-	unsaid  atomic.Pointer[error] // how a flush failed that nobody waited for any more; the next one tells it
-	looking atomic.Bool           // a session's beginning has asked for the size, and storage has not answered yet
+	sectors atomic.Int64 // of 512 bytes
+	// each write is to be stable when it is answered, because of the cache's mode
+	stable atomic.Bool
+	// how a flush failed that nobody waited for any more; the next one tells it
+	unsaid atomic.Pointer[error]
+	// a session's beginning has asked for the size, and storage has not answered yet
+	looking atomic.Bool
 
 	memory memory
 
 	failures failures
 
-	lives      specfs.Lives     // opens of the block device
-	negotiated uint64           // the connection's goroutine only
-	lost       devsw.Localcount // transfers that the driver has not returned, and that were abandoned: see fence
+	lives      specfs.Lives // opens of the block device
+	negotiated uint64       // the connection's goroutine only
+	// transfers that the driver has not returned, and that were abandoned: see fence
+	lost devsw.Localcount
 
-	mu        sync.Mutex
-	info      devsw.DiskInfo
-	open      *specfs.Life // nil while the device is not to be open
-	queues    map[*queue]struct{}
-	stop      stop
-	anew      bool  // the guest's driver has begun anew, and the block device has not been opened since
+	mu     sync.Mutex
+	info   devsw.DiskInfo
+	open   *specfs.Life // nil while the device is not to be open
+	queues map[*queue]struct{}
+	stop   stop
+	// the guest's driver has begun anew, and the block device has not been opened since
+	anew      bool
 	suspended []int // by ring: requests left in the in-flight region by its last stop
 }
 
@@ -127,7 +144,9 @@ type stop struct {
 
 var _ vhostuser.Device = (*Device)(nil)
 
-// New makes a Device. The block device is not opened.
+// New makes a Device, which Close ends. The block device is not opened, but Info is asked for its
+// size. It fails where Config is not as it must be, with the error of Info, and with devsw.EINVAL
+// (errors.Is) for sectors whose size is no power of two from 512 on.
 func New(c Config) (*Device, error) {
 	switch {
 	case c.NumQueues < 1:
@@ -154,14 +173,14 @@ func New(c Config) (*Device, error) {
 	}
 	d.readOnly = d.info.ReadOnly
 	d.memory.holds, d.memory.own = d.info.Holds, d.info.Holder
-	pool := c.Pool
+	pool := (*offload.Pool)(c.Pool)
 	if pool == nil {
 		pool = offload.Default()
 	}
 	d.share = pool.Share()
 	d.lives = specfs.Lives{FS: c.FS, Mode: devsw.IFBLK, Dev: c.Dev, Flag: d.openFlag, Opened: d.lifeOpened,
 		Began: d.lifeBegan, Ending: d.lifeEnding, Ended: d.lifeEnded}
-	if d.room.room = c.Room; c.Room == nil {
+	if d.room.room = c.room; c.room == nil {
 		d.room.room = defaultRoom
 	}
 	return d, nil
@@ -173,11 +192,12 @@ func (d *Device) lifeOpened(*specfs.Life) {
 	d.lookAgain()
 }
 
-// Close gives up the device's part in Config.Pool. The block device is not open, and is not to be any more.
+// Close lets go of Config.Pool. No front-end is served any more, and WaitClosed has returned nil.
 func (d *Device) Close() { d.share.Close() }
 
-// Resize asks the disk for its size again and tells whether it has changed: then the front-end is to be told
-// (vhostuser.Backend.ConfigChanged). Any goroutine.
+// Resize asks the disk for its size again and tells whether it has changed. Then the front-end is
+// to be told (vhostuser.Backend.ConfigChanged). Any goroutine. It fails as New does, and the size
+// stays as it was.
 func (d *Device) Resize() (changed bool, err error) {
 	info, err := d.readInfo()
 	if err != nil {
@@ -195,15 +215,17 @@ func (d *Device) Resize() (changed bool, err error) {
 	return changed, nil
 }
 
-// lookWait is how long the beginning of a session waits for storage to say how large the disk is. The front-end waits as long.
+// lookWait is how long the beginning of a session waits for storage to say how large the disk is.
+// The front-end waits as long.
 const lookWait = time.Second
 
-// SessionBegin implements vhostuser.Device. The disk may have become another one since the last session: the front-end that asks for
-// its size first of all is told the one of now.
+// SessionBegin implements vhostuser.Device. The disk may have become another one since the last
+// session: the front-end that asks for its size first of all is told the one of now.
 func (d *Device) SessionBegin() {
 	d.negotiated = 0
 	d.memory.beginSession()
-	// At most one look at a time: where storage does not answer, further sessions begin with the size that is known.
+	// At most one look at a time: where storage does not answer, further sessions begin with the
+	// size that is known.
 	if !d.looking.CompareAndSwap(false, true) {
 		return
 	}
@@ -229,7 +251,8 @@ func (d *Device) lookAgain() {
 		d.log("the disk's size could not be read again", err)
 	}
 	if changed {
-		// Also where none has been told the old one in this session: a front-end that comes back does not ask.
+		// Also where none has been told the old one in this session: a front-end that comes back
+		// does not ask.
 		d.sizeChanged()
 	}
 }
@@ -254,7 +277,8 @@ func (d *Device) ReadConfig(p []byte) {
 	fillConfig(p, d.snapshot(), d.numQueues, d.segMax, d.memory.writeback())
 }
 
-// WriteConfig implements vhostuser.Device: the driver may change writeback, and nothing else (section 5.2.5).
+// WriteConfig implements vhostuser.Device: the driver may change writeback, and nothing else
+// (section 5.2.5).
 func (d *Device) WriteConfig(off int, p []byte) error {
 	if off != writebackOff || len(p) != 1 || p[0] > 1 {
 		return fmt.Errorf("virtio-blk: %d bytes at offset %d of the configuration: only writeback (1 byte at %d, 0 or 1) may be written", len(p), off, writebackOff)
@@ -273,7 +297,8 @@ func (d *Device) flag() devsw.Flag {
 	return devsw.FREAD | devsw.FWRITE
 }
 
-// StartQueue implements vhostuser.Device. The first queue opens the block device, in the background.
+// StartQueue implements vhostuser.Device. The first queue opens the block device, in the
+// background.
 func (d *Device) StartQueue(vq *vhostuser.Queue) error {
 	for _, line := range d.startQueue(vq) {
 		d.log(line, nil)
@@ -314,7 +339,8 @@ func (d *Device) tooSmall(size int) bool {
 	return d.negotiated&features == fSegMax && size < d.segMax+2
 }
 
-// openLocked gives q the open of the block device that there is, or begins one. q is told when it is done.
+// openLocked gives q the open of the block device that there is, or begins one. q is told when it
+// is done.
 func (d *Device) openLocked(q *queue) {
 	if d.open == nil {
 		d.open = d.lives.Begin()
@@ -366,23 +392,24 @@ func (d *Device) queuesOfLocked(l *specfs.Life) (all []*queue) {
 }
 
 // StopDevice implements vhostuser.Device. It returns when nothing of the queues is in flight, and
-// closes the block device: cancel, drain, close. A close that takes long goes on in the background,
-// and so does an operation that cannot be interrupted: a read or a write, which is in the guest's
-// memory, is fenced from it (see fence), but where that cannot be done (devsw.DiskInfo.Pinned) it is
-// waited for.
+// closes the block device: cancel, drain, close. A close that takes long goes on in the
+// background, and so does an operation that cannot be interrupted: a read or a write, which is in
+// the guest's memory, is fenced from it (see fence), but where that cannot be done
+// (devsw.DiskInfo.Pinned) it is waited for.
 //
 // It waits until how.Deadline for what is in flight to complete, and then cancels, by closing the
 // device. Where how.Revoke is set it revokes the device, which cancels at once. A front-end that
 // hangs up while it is waited for ends the wait.
 //
 // What completes all the same completes normally. Of what comes back cancelled, that which had not
-// reached the driver is unpopped, as far as it is what was fetched last. The rest is suspended, or
-// ends with VIRTIO_BLK_S_IOERR, as how.Suspends says.
+// reached the driver goes back to the ring, as far as it was fetched last. The rest is suspended,
+// or ends with VIRTIO_BLK_S_IOERR, as how.Suspends says.
 func (d *Device) StopDevice(vqs []*vhostuser.Queue, how vhostuser.Stop) { d.stopQueues(vqs, how) }
 
-// StopQueue implements vhostuser.Device. It is StopDevice for one queue, but while others go on its
-// requests are cancelled alone, and the device stays open, unless the driver does not return them:
-// then it is closed all the same, and opened again for the others, who go on where they were.
+// StopQueue implements vhostuser.Device. It is StopDevice for one queue, but while others go on
+// its requests are cancelled alone, and the device stays open, unless the driver does not return
+// them: then it is closed all the same, and opened again for the others, who go on where they
+// were.
 func (d *Device) StopQueue(vq *vhostuser.Queue, how vhostuser.Stop) {
 	d.stopQueues([]*vhostuser.Queue{vq}, how)
 }
@@ -415,8 +442,8 @@ func (d *Device) stopQueues(vqs []*vhostuser.Queue, how vhostuser.Stop) {
 		if len(d.queuesOf(o)) > 0 {
 			continue
 		}
-		// It may have been ended for another ring, and have waited for transfers that have come back
-		// since.
+		// It may have been ended for another ring, and have waited for transfers that have come
+		// back since.
 		if d.endLife(o, false) || d.lost.Count() == 0 {
 			o.Await(closeWait)
 		}
@@ -426,7 +453,8 @@ func (d *Device) stopQueues(vqs []*vhostuser.Queue, how vhostuser.Stop) {
 	}
 }
 
-// opensOf gives what the queues have open: more than one Life where some have not begun a new one yet.
+// opensOf gives what the queues have open: more than one Life where some have not begun a new one
+// yet.
 func opensOf(queues []*queue) (all []*specfs.Life) {
 	for _, q := range queues {
 		if !slices.Contains(all, q.open) {
@@ -436,8 +464,8 @@ func opensOf(queues []*queue) (all []*specfs.Life) {
 	return all
 }
 
-// hold holds queues, and returns those that have something in flight or suspended. What an in-flight
-// region has brought is as it was, where the queue has begun nothing.
+// hold holds queues, and returns those that have something in flight or suspended. What an
+// in-flight region has brought is as it was, where the queue has begun nothing.
 func (d *Device) hold(all []*queue) (busy []*queue) {
 	for _, q := range all {
 		q.vq.Do(func() {
@@ -450,8 +478,8 @@ func (d *Device) hold(all []*queue) (busy []*queue) {
 	return busy
 }
 
-// fails tells the queues what is to become of requests that come back cancelled, and returns whether
-// any are to fail.
+// fails tells the queues what is to become of requests that come back cancelled, and returns
+// whether any are to fail.
 func (d *Device) fails(busy []*queue, how vhostuser.Stop) (any bool) {
 	for _, q := range busy {
 		state := queueSuspends
@@ -484,11 +512,11 @@ func (d *Device) release(vq *vhostuser.Queue) {
 	d.suspended[vq.Index()] = suspended
 }
 
-// PauseQueue implements vhostuser.Device. It waits for what is in flight to complete, as a stop for
-// GET_VRING_BASE that may follow it does, and within the same deadline, and then cancels in the same
-// way. Of what comes back cancelled, that which a stop would suspend is kept for it, or for
-// ResumeQueue; the rest ends with VIRTIO_BLK_S_IOERR. A front-end that hangs up ends the wait: all is
-// left to the stop that comes then.
+// PauseQueue implements vhostuser.Device. It waits for what is in flight to complete, as a stop
+// for GET_VRING_BASE that may follow it does, and within the same deadline, and then cancels in
+// the same way. Of what comes back cancelled, that which a stop would suspend stays suspended for
+// it, or for ResumeQueue. The rest ends with VIRTIO_BLK_S_IOERR. A front-end that hangs up ends
+// the wait: all is left to the stop that comes then.
 func (d *Device) PauseQueue(vq *vhostuser.Queue, how vhostuser.Stop) {
 	q := vq.Data.(*queue)
 	busy := d.hold([]*queue{q})
@@ -499,7 +527,7 @@ func (d *Device) PauseQueue(vq *vhostuser.Queue, how vhostuser.Stop) {
 	err := d.completeOrCancel(busy, how)
 	if how.Context().Err() == nil {
 		d.awaitCancelled(busy)
-		// What would be suspended by a stop is kept for it.
+		// What would be suspended by a stop stays so for it.
 		if !how.Suspends(vq) {
 			q.settle(false)
 			if err != nil {
@@ -545,8 +573,9 @@ func (s *stop) reopensIn(now time.Time) time.Duration {
 	return max(s.next-now.Sub(s.answered), 0)
 }
 
-// completeOrCancel waits until nothing of the queues, which are held, is in flight. At the deadline,
-// or when the front-end has hung up, it cancels what is left, and returns the error of the wait.
+// completeOrCancel waits until nothing of the queues, which are held, is in flight. At the
+// deadline, or when the front-end has hung up, it cancels what is left, and returns the error of
+// the wait.
 func (d *Device) completeOrCancel(busy []*queue, how vhostuser.Stop) error {
 	ctx, cancel := context.WithDeadline(how.Context(), how.Deadline)
 	defer cancel()
@@ -586,8 +615,8 @@ func waitIdleFor(patience time.Duration, queues []*queue) error {
 	return waitIdle(ctx, queues)
 }
 
-// A queue that is stopped alone has its requests cancelled this often, since one may go by unseen, and for this long before
-// the device is taken down.
+// A queue that is stopped alone has its requests cancelled this often, since one may go by unseen,
+// and for this long before the device is taken down.
 const (
 	cancelEvery = 10 * time.Millisecond
 	cancelFor   = 10
@@ -609,11 +638,13 @@ func (d *Device) cancelAlone(busy []*queue) {
 	d.takeDown(busy, false)
 }
 
-// takeDown closes or revokes what the queues have open, once: cancel, drain, close. Requests that are
-// cancelled by it are suspended by queues that go on, which have to open the device again before.
+// takeDown closes or revokes what the queues have open, once: cancel, drain, close. Requests that
+// are cancelled by it are suspended by queues that go on, which have to open the device again
+// before.
 //
-// It waits for the end of all that, but not for long: what is left then goes on by itself. The next
-// open waits for it, so that nothing that begins later is overtaken by what is still in progress.
+// It waits for the end of all that, but not for long: what is left then goes on by itself. The
+// next open waits for it, so that nothing that begins later is overtaken by what is still in
+// progress.
 func (d *Device) takeDown(queues []*queue, revoke bool) {
 	for _, o := range opensOf(queues) {
 		if d.endLife(o, revoke) {
@@ -646,7 +677,8 @@ func (d *Device) lifeEnding(l *specfs.Life) {
 	}
 }
 
-// lifeEnded tells the queues that are still started that the block device has been closed. err is d_close's.
+// lifeEnded tells the queues that are still started that the block device has been closed. err is
+// d_close's.
 func (d *Device) lifeEnded(l *specfs.Life, err error) {
 	if err != nil {
 		d.log("close", err)
@@ -664,13 +696,14 @@ func (d *Device) tellLate(o *specfs.Life) {
 	}
 }
 
-// closeWait is how long a close may take before it is left to itself, and an operation to come back from a cancel.
+// closeWait is how long a close may take before it is left to itself, and an operation to come
+// back from a cancel.
 const closeWait = 200 * time.Millisecond
 
-// awaitCancelled waits until nothing of queues that are held is in flight. What does not come back,
-// though it was cancelled some time ago, is not waited for: operations that have no part in the
-// guest's memory are given up, and whatever becomes of them, the guest does not see it; reads and
-// writes are fenced from that memory, where that can be done.
+// awaitCancelled waits until nothing of queues that are held is in flight. What does not come
+// back, though it was cancelled some time ago, is not waited for: operations that have no part in
+// the guest's memory are given up, and whatever becomes of them, the guest does not see it; reads
+// and writes are fenced from that memory, where that can be done.
 func (d *Device) awaitCancelled(busy []*queue) {
 	for first := true; ; {
 		for _, q := range busy {
@@ -686,9 +719,11 @@ func (d *Device) awaitCancelled(busy []*queue) {
 	}
 }
 
-// WaitClosed waits until nothing of the block device is in progress any more, when no front-end is served: a close may go on in
-// the background. ctx's end ends the wait, with its error. Any goroutine.
+// WaitClosed waits until nothing of the block device is in progress any more, when no front-end is
+// served: a close may go on in the background. Where ctx is done first it returns ctx's error. Any
+// goroutine.
 func (d *Device) WaitClosed(ctx context.Context) error { return d.lives.WaitClosed(ctx) }
 
-// SessionEnd implements vhostuser.Device. What was known of the guest goes when the next session begins.
+// SessionEnd implements vhostuser.Device. What was known of the guest goes when the next session
+// begins.
 func (d *Device) SessionEnd() {}

@@ -19,7 +19,6 @@ import (
 	"vdev/internal/dev/md"
 	"vdev/internal/dev/null"
 	"vdev/internal/dev/vnd"
-	"vdev/internal/offload"
 	"vdev/internal/reactor"
 	"vdev/specfs"
 	"vdev/vhostuser"
@@ -31,7 +30,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const diskSize = 8 << 20
 
-// bench is a device with everything in front of it and behind it: driver, specfs, reactors, back-end, front-end, guest.
+// bench is a device with everything in front of it and behind it: driver, specfs, reactors,
+// back-end, front-end, guest.
 type bench struct {
 	t        testing.TB
 	reactors *vhostuser.Reactors
@@ -136,7 +136,7 @@ func newBenchOn(t testing.TB, reactors vhostuser.ReactorConfig, queues int, make
 		change(&c)
 	}
 	if c.Pool == nil {
-		c.Pool = offload.New(offload.Config{})
+		c.Pool = NewPool(0, 0)
 		t.Cleanup(c.Pool.Close)
 	}
 	w.dev = must(New(c.Config))(t)

@@ -5,12 +5,12 @@ import (
 	"time"
 )
 
-// Failures are the requests that storage has failed. What the guest has asked for in vain (beyond the
-// disk's end, for one) is none, nor is what was cancelled, or what storage does not have.
+// Failures are the requests that storage has failed. What the guest has asked for in vain (beyond
+// the disk's end, for one) is none, nor is what was cancelled, or what storage does not have.
 type Failures struct {
-	Count uint64
-	Last  Request
-	At    time.Time // of Last
+	Count uint64    // since the Device was made
+	Last  Request   // the zero Request where Count is 0
+	At    time.Time // when Last failed
 }
 
 // failures are those of a Device.

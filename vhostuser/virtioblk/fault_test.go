@@ -71,7 +71,8 @@ func (f *faulty) waitHeld(n int) {
 // kinds are the requests that reach a driver.
 var kinds = []uint32{tIn, tOut, tFlush, tDiscard, tWriteZeroes}
 
-// request adds a request of this type to ring q, for one sector, and gives the place of its status.
+// request adds a request of this type to ring q, for one sector, and gives the place of its
+// status.
 func (w *bench) request(q int, typ uint32) (status virtqtest.Seg) {
 	w.t.Helper()
 	out := []virtqtest.Seg{w.header(typ, 0)}
@@ -103,8 +104,8 @@ func eachLower(t *testing.T, f func(t *testing.T, mode reactor.Mode, lower disk)
 	})
 }
 
-// TestAStopEndsRequestsThatHang: once CancelAfter is over they end with IOERR and GET_VRING_BASE is answered, whether the driver
-// has a d_cancel or not.
+// TestAStopEndsRequestsThatHang: once CancelAfter is over they end with IOERR and GET_VRING_BASE
+// is answered, whether the driver has a d_cancel or not.
 func TestAStopEndsRequestsThatHang(t *testing.T) {
 	eachLower(t, func(t *testing.T, mode reactor.Mode, lower disk) {
 		for name, c := range map[string]struct {
@@ -277,7 +278,8 @@ func TestFaultsAreErrorsToTheGuest(t *testing.T) {
 	}
 }
 
-// TestAGuestSeesAPowerFailure: what it has not flushed is lost, and nothing works until the device is started again.
+// TestAGuestSeesAPowerFailure: what it has not flushed is lost, and nothing works until the device
+// is started again.
 func TestAGuestSeesAPowerFailure(t *testing.T) {
 	f := newFaulty(t, vndDisk)
 	f.conf.Cache = 1 << 20

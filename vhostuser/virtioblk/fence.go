@@ -8,27 +8,29 @@ import (
 )
 
 // fence abandons the transfers that the driver has not returned, though their cancel was a while
-// ago, and keeps them off the guest's memory (vhostuser.Queue.Fence). q is being stopped or disabled,
-// and its open is being closed, so that all queues are held and nothing new is begun. first says that
-// it is tried for the first time. On the connection's goroutine.
+// ago, and keeps them off the guest's memory (vhostuser.Queue.Fence). q is being stopped or
+// disabled, and its open is being closed, so that all queues are held and nothing new is begun.
+// first says that it is tried for the first time. On the connection's goroutine.
 //
-// The driver keeps each transfer, with the memory it had. Nobody waits for its end any more but the
-// close of the device, and so the next open. The request is suspended, as if its transfer had come
-// back cancelled. So a write that still reaches the storage late does so before anything that is
-// begun later.
+// The driver keeps each transfer, with the memory it had. Nobody waits for its end any more but
+// the close of the device, and so the next open. The request is suspended, as if its transfer had
+// come back cancelled. So a write that still reaches the storage late does so before anything that
+// is begun later.
 //
-// Other queues, those that go on as well, are treated alike: what they have in flight lies in the old
-// memory, too. Operations are given up with it, since the byte for their status does. So no ring has
-// anything in flight when it goes over to the new memory, and what is suspended holds no memory.
+// Other queues, those that go on as well, are treated alike: what they have in flight lies in the
+// old memory, too. Operations are given up with it, since the byte for their status does. So no
+// ring has anything in flight when it goes over to the new memory, and what is suspended holds no
+// memory.
 //
-// A transfer may come back at any moment of this. Until it is abandoned it ends as ever. After that,
-// what it has read is in the guest's memory or is not, and what it has written is on the storage or
-// is not, as with any cancelled transfer. Its end is posted to the reactor as ever (letGo), also when
-// its queue has long been stopped: it lets go of the old memory, and so in the end of its addresses,
-// and of nothing else.
+// A transfer may come back at any moment of this. Until it is abandoned it ends as ever. After
+// that, what it has read is in the guest's memory or is not, and what it has written is on the
+// storage or is not, as with any cancelled transfer. Its end is posted to the reactor as ever
+// (letGo), also when its queue has long been stopped: it lets go of the old memory, and so in the
+// end of its addresses, and of nothing else.
 func (d *Device) fence(q *queue, first bool) {
-	// With this no queue opens the device again meanwhile: what one begins then is not stuck. It does not come too late where
-	// the driver still has a transfer of q, and else there is nothing to be fenced for q's sake.
+	// With this no queue opens the device again meanwhile: what one begins then is not stuck. It
+	// does not come too late where the driver still has a transfer of q, and else there is nothing
+	// to be fenced for q's sake.
 	q.open.Hold()
 	defer q.open.Release()
 	if !q.hasTransfers() {
@@ -54,7 +56,8 @@ func (d *Device) fence(q *queue, first bool) {
 					writes++
 				}
 				t := r.abandon()
-				// A transfer that comes back lets go of its memory, and the fence is to stand on it all the same.
+				// A transfer that comes back lets go of its memory, and the fence is to stand on
+				// it all the same.
 				t.memory.Retain()
 				stuck = append(stuck, vhostuser.Stuck{Memory: t.memory, Bufs: t.buf.Data, Keep: write})
 			}

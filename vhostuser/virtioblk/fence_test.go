@@ -20,8 +20,8 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// keeper is a driver that does not give back what it is told to hold, cancelled or not: when it goes on, it uses the memory that
-// it was given.
+// keeper is a driver that does not give back what it is told to hold, cancelled or not: when it
+// goes on, it uses the memory that it was given.
 type keeper struct {
 	mu    sync.Mutex
 	hold  bool
@@ -131,8 +131,9 @@ func (w *bench) write(q int, block uint64, v byte) (data, status virtqtest.Seg) 
 	return data, status
 }
 
-// TestATransferThatNeverEndsIsFenced, whatever ends the rings: the stop is answered; what the storage reads and writes when it goes on
-// is a copy of the guest's memory as it was then; and the next start waits for it, so that nothing newer is overtaken.
+// TestATransferThatNeverEndsIsFenced, whatever ends the rings: the stop is answered; what the
+// storage reads and writes when it goes on is a copy of the guest's memory as it was then; and the
+// next start waits for it, so that nothing newer is overtaken.
 func TestATransferThatNeverEndsIsFenced(t *testing.T) {
 	byBase := func(w *bench) { w.stopRings() }
 	byHangUp := func(w *bench) { w.hangUp() }
@@ -227,7 +228,8 @@ func TestATransferThatNeverEndsIsFenced(t *testing.T) {
 	}
 }
 
-// TestTheNextStartWaitsForWhatWasFenced: what the guest writes then is not overtaken, over several starts and stops.
+// TestTheNextStartWaitsForWhatWasFenced: what the guest writes then is not overtaken, over several
+// starts and stops.
 func TestTheNextStartWaitsForWhatWasFenced(t *testing.T) {
 	d := &keeper{hold: true, fill: 0xcc, wrote: map[int64][]byte{}}
 	w, _ := newSuspendBench(t, reactor.ModeURing, 1, d.disk, noInflight, nil)
@@ -252,8 +254,9 @@ func TestTheNextStartWaitsForWhatWasFenced(t *testing.T) {
 	}
 }
 
-// TestARingThatGoesOnIsNotFencedOut: one ring is stopped alone, and storage gives nothing back. The other one's requests, which hang
-// as well, are begun again when it does, in the memory that the guest has.
+// TestARingThatGoesOnIsNotFencedOut: one ring is stopped alone, and storage gives nothing back.
+// The other one's requests, which hang as well, are begun again when it does, in the memory that
+// the guest has.
 func TestARingThatGoesOnIsNotFencedOut(t *testing.T) {
 	eachMode(t, func(t *testing.T, mode reactor.Mode) {
 		d := &keeper{hold: true, fill: 0xaa, wrote: map[int64][]byte{}}
@@ -270,7 +273,8 @@ func TestARingThatGoesOnIsNotFencedOut(t *testing.T) {
 		if got := w.bytes(gone)[0]; got != statusIOErr {
 			t.Errorf("the read of the ring that was stopped has status %#x", got)
 		}
-		// The guest may change a write's memory before it has ended. What is begun again sees it; the late one does not.
+		// The guest may change a write's memory before it has ended. What is begun again sees it;
+		// the late one does not.
 		copy(w.bytes(data), bytes.Repeat([]byte{8}, 512))
 		d.mu.Lock()
 		d.fill = 0xbb
@@ -349,8 +353,8 @@ func TestTransfersThatEndWhileTheyAreFencedEndOnce(t *testing.T) {
 	})
 }
 
-// TestATransferThatCannotBeFencedHoldsTheReply, since it writes into the guest's memory whenever it ends; what else hangs with it
-// does not wait for its own end then.
+// TestATransferThatCannotBeFencedHoldsTheReply, since it writes into the guest's memory whenever
+// it ends; what else hangs with it does not wait for its own end then.
 func TestATransferThatCannotBeFencedHoldsTheReply(t *testing.T) {
 	f := newFaulty(t, mdDisk(md.Config{Size: diskSize}), "hang:read:uncancellable", "hang:flush:uncancellable")
 	logged := make(chan string, 100)
@@ -392,8 +396,9 @@ func TestATransferThatCannotBeFencedHoldsTheReply(t *testing.T) {
 	}
 }
 
-// TestAQueueWithNothingStuckFencesNobody: what it has waited for may have ended a moment ago, and another queue have opened the device
-// anew since. That one is not parked, so that what was split off it would be kept for good.
+// TestAQueueWithNothingStuckFencesNobody: what it has waited for may have ended a moment ago, and
+// another queue have opened the device anew since. That one is not parked, so that what was split
+// off it would be kept for good.
 func TestAQueueWithNothingStuckFencesNobody(t *testing.T) {
 	d := &keeper{hold: true, fill: 0xcc, wrote: map[int64][]byte{}}
 	w, _ := newSuspendBench(t, reactor.ModeURing, 2, d.disk, noInflight, nil)
@@ -417,8 +422,8 @@ func TestAQueueWithNothingStuckFencesNobody(t *testing.T) {
 	}
 }
 
-// TestAFenceTakesTheOperationsOfAnotherRingAlong: they use nothing of the guest's memory but the byte
-// for the status. That, too, is to be in the memory that the guest has when they have ended.
+// TestAFenceTakesTheOperationsOfAnotherRingAlong: they use nothing of the guest's memory but the
+// byte for the status. That, too, is to be in the memory that the guest has when they have ended.
 func TestAFenceTakesTheOperationsOfAnotherRingAlong(t *testing.T) {
 	eachMode(t, func(t *testing.T, mode reactor.Mode) {
 		d := &keeper{hold: true, fill: 0xaa, wrote: map[int64][]byte{}, flush: make(chan struct{})}
@@ -444,7 +449,8 @@ func TestAFenceTakesTheOperationsOfAnotherRingAlong(t *testing.T) {
 	})
 }
 
-// TestARingThatGoesOnLosesNothing, at whatever moment storage goes on while the other one is stopped.
+// TestARingThatGoesOnLosesNothing, at whatever moment storage goes on while the other one is
+// stopped.
 func TestARingThatGoesOnLosesNothing(t *testing.T) {
 	eachMode(t, func(t *testing.T, mode reactor.Mode) {
 		for i := range 6 {
@@ -480,7 +486,8 @@ func TestARingThatGoesOnLosesNothing(t *testing.T) {
 	})
 }
 
-// TestAFenceLeavesOutWhatAFaultHasLost: a request whose header was cut off is nobody's, when a transfer that hangs is fenced.
+// TestAFenceLeavesOutWhatAFaultHasLost: a request whose header was cut off is nobody's, when a
+// transfer that hangs is fenced.
 func TestAFenceLeavesOutWhatAFaultHasLost(t *testing.T) {
 	eachMode(t, func(t *testing.T, mode reactor.Mode) {
 		d := &keeper{hold: true, fill: 0xcc, wrote: map[int64][]byte{}}

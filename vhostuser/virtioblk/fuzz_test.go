@@ -37,8 +37,8 @@ var fuzzPayloads = func() (all [256][]byte) {
 	return all
 }()
 
-// fuzzBench is a disk with a model of it, for FuzzRequests: one ring, whose place stays the same, and an arena of guest memory in
-// which the buffers lie.
+// fuzzBench is a disk with a model of it, for FuzzRequests: one ring, whose place stays the same,
+// and an arena of guest memory in which the buffers lie.
 type fuzzBench struct {
 	*bench
 	ring              *vhostusertest.Ring
@@ -160,14 +160,16 @@ func (b *fuzzBytes) length() int {
 
 var fuzzTypes = []uint32{tIn, tOut, tFlush, tGetID, tDiscard, tWriteZeroes}
 
-// Bits of the second byte of a request. The lowest two are how many buffers its data has, each way, the next two likewise.
+// Bits of the second byte of a request. The lowest two are how many buffers its data has, each
+// way, the next two likewise.
 const (
 	fuzzIndirect  = 1 << 4
 	fuzzShapeless = 1 << 5 // header and status have no buffers of their own
 	fuzzWait      = 1 << 6 // for what is in flight, before
 )
 
-// add builds a request as the input says, and puts it into the ring. It is false where there is no room, or no buffer.
+// add builds a request as the input says, and puts it into the ring. It is false where there is no
+// room, or no buffer.
 func (w *fuzzBench) add(in *fuzzBytes) (head uint16, r *fuzzRequest, ok bool) {
 	kind, shape := in.byte(), in.byte()
 	header := make([]byte, headerSize)
@@ -390,8 +392,9 @@ func (w *fuzzBench) plain(t *testing.T, typ uint32, data []byte) {
 	}
 }
 
-// FuzzRequests puts requests of any kind and shape into a ring, and has a model of the disk say what becomes of them: status,
-// data, used.len, the rest of the guest's memory, and the disk in the end.
+// FuzzRequests puts requests of any kind and shape into a ring, and has a model of the disk say
+// what becomes of them: status, data, used.len, the rest of the guest's memory, and the disk in
+// the end.
 func FuzzRequests(f *testing.F) {
 	request := func(typ, shape byte, words ...uint16) (b []byte) {
 		b = []byte{typ, shape}
@@ -439,7 +442,8 @@ func FuzzRequests(f *testing.F) {
 	f.Fuzz(func(t *testing.T, readOnly bool, data []byte) {
 		w := benches[readOnly]
 		w.at = 0
-		changes := 0 // requests in flight that change the disk: their order with others is nobody's promise
+		// requests in flight that change the disk: their order with others is nobody's promise
+		changes := 0
 		dirty := false
 		for in := fuzzBytes(data[:min(len(data), fuzzInput)]); len(in) > 0; {
 			typ, shape := in[0], byte(0)
@@ -489,7 +493,8 @@ func (w *fuzzBench) breaks(t *testing.T) {
 	}
 	flight := maps.Clone(w.flight)
 	w.restart(t)
-	// Those that were in flight may have been answered or not: the ring was broken. From now on they are over.
+	// Those that were in flight may have been answered or not: the ring was broken. From now on
+	// they are over.
 	for _, r := range flight {
 		for _, p := range r.writable {
 			copy(w.shadow[p[0]:p[0]+p[1]], w.arena[p[0]:])

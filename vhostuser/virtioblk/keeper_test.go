@@ -159,8 +159,8 @@ func (w *bench) startWith(features uint64) *vhostusertest.Inflight {
 	return region
 }
 
-// TestAFailedFlushIsHandedOn: a successor of this process, a new region of this one, and a migration's target know of it before the
-// guest's first request.
+// TestAFailedFlushIsHandedOn: a successor of this process, a new region of this one, and a
+// migration's target know of it before the guest's first request.
 func TestAFailedFlushIsHandedOn(t *testing.T) {
 	failed := devsw.DiskState{FlushError: devsw.ENOSPC}
 	for name, fail := range map[string]func(w *bench, c *cautious){
@@ -233,7 +233,8 @@ func TestAFailedFlushIsHandedOn(t *testing.T) {
 	}
 }
 
-// TestAFailureIsNotForgottenWithItsRegion: the front-end brings another one before the disk is opened.
+// TestAFailureIsNotForgottenWithItsRegion: the front-end brings another one before the disk is
+// opened.
 func TestAFailureIsNotForgottenWithItsRegion(t *testing.T) {
 	c := &cautious{}
 	w := cautiousBench(t, c)
@@ -259,8 +260,8 @@ func TestAFailureIsNotForgottenWithItsRegion(t *testing.T) {
 	}
 }
 
-// TestUnflushedWritesAreHandedOn where a process of the disk's holds them, and this one is killed: it
-// leaves the page as it is. What became of them the next one knows, or it takes them for lost.
+// TestUnflushedWritesAreHandedOn where a process of the disk's holds them, and this one is killed:
+// it leaves the page as it is. What became of them the next one knows, or it takes them for lost.
 func TestUnflushedWritesAreHandedOn(t *testing.T) {
 	write := func(w *bench) {
 		w.t.Helper()
@@ -382,7 +383,8 @@ func TestWhatBecameOfAHolderDecides(t *testing.T) {
 	}
 }
 
-// TestWhatIsSaidOfOneHolderIsNotTakenForAnothers, whose page comes while the first one is asked about.
+// TestWhatIsSaidOfOneHolderIsNotTakenForAnothers, whose page comes while the first one is asked
+// about.
 func TestWhatIsSaidOfOneHolderIsNotTakenForAnothers(t *testing.T) {
 	const first, second = 4711, 4713
 	c := &cautious{volatile: true}
@@ -434,8 +436,8 @@ func TestAnOpenAfterACloseHoldsNothing(t *testing.T) {
 	o.expect("with the next vdev", allWell)
 }
 
-// TestACloseThatTakesLongStillSaysThatNothingIsLost: the region has been dropped meanwhile, and waits with the front-end for the next
-// connection.
+// TestACloseThatTakesLongStillSaysThatNothingIsLost: the region has been dropped meanwhile, and
+// waits with the front-end for the next connection.
 func TestACloseThatTakesLongStillSaysThatNothingIsLost(t *testing.T) {
 	c := &cautious{volatile: true, slow: make(chan struct{})}
 	w := cautiousBench(t, c)

@@ -11,8 +11,8 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// TestARingWithManyRequestsIsStoppedAloneInATimeLinearInThem, and another device's ring on the same reactors goes on
-// meanwhile. What grew with the square of them took 27 s here.
+// TestARingWithManyRequestsIsStoppedAloneInATimeLinearInThem, and another device's ring on the
+// same reactors goes on meanwhile. What grew with the square of them took 27 s here.
 func TestARingWithManyRequestsIsStoppedAloneInATimeLinearInThem(t *testing.T) {
 	const most = 32768
 	eachMode(t, func(t *testing.T, mode reactor.Mode) {

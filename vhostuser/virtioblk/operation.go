@@ -22,8 +22,9 @@ func (r *request) slow() {
 	r.q.d.share.Add(&o.job)
 }
 
-// operation is what a request that may block does. It uses nothing of the guest's memory: it may go on when nobody waits for it any
-// more. What it does stands in an I/O section of specfs. Where it has no place it waits as it is (see offload), and can be taken back.
+// operation is what a request that may block does. It uses nothing of the guest's memory: it may
+// go on when nobody waits for it any more. What it does stands in an I/O section of specfs. Where
+// it has no place it waits as it is (see offload), and can be taken back.
 type operation struct {
 	d      *Device
 	open   *specfs.Life
@@ -36,18 +37,20 @@ type operation struct {
 	q *queue
 	r *request
 
-	begun    bool         // some of it has been done, or is being done
-	next     int          // the range whose turn it is
-	done     int64        // bytes of it
-	covered  []*operation // flushes that this one is for, too
-	settled  atomic.Bool  // it has ended, or was given up: whoever sets this says what becomes of the request
-	recalled atomic.Bool  // what is left is not to be done
-	flushErr error        // how its flush failed
-	flushed  bool         // its flush has succeeded
+	begun   bool         // some of it has been done, or is being done
+	next    int          // the range whose turn it is
+	done    int64        // bytes of it
+	covered []*operation // flushes that this one is for, too
+	// it has ended, or was given up: whoever sets this says what becomes of the request
+	settled  atomic.Bool
+	recalled atomic.Bool // what is left is not to be done
+	flushErr error       // how its flush failed
+	flushed  bool        // its flush has succeeded
 }
 
-// A discard, and a write-zeroes, is done in pieces of so many bytes: others have their turns in between, and a stop need not wait for
-// the rest. Whole blocks stay whole. Where the host has to write zeroes one by one, a piece takes a while.
+// A discard, and a write-zeroes, is done in pieces of so many bytes: others have their turns in
+// between, and a stop need not wait for the rest. Whole blocks stay whole. Where the host has to
+// write zeroes one by one, a piece takes a while.
 const (
 	discardPiece     = 2 << 30
 	writeZeroesPiece = 64 << 20
@@ -118,7 +121,8 @@ func (o *operation) cover(jobs []*offload.Job) {
 	}
 }
 
-// end ends the operation and those it covers, and each one's request with its result, unless that has been given up.
+// end ends the operation and those it covers, and each one's request with its result, unless that
+// has been given up.
 func (o *operation) end(err error) {
 	if err != nil && !cancelled(err) {
 		o.d.Learn()
@@ -146,8 +150,8 @@ func (o *operation) tell(err error) {
 	})
 }
 
-// recall takes the operation back, if it can be had, and tells whether it could: then it has ended, and err says how. On the reactor
-// of its queue.
+// recall takes the operation back, if it can be had, and tells whether it could: then it has
+// ended, and err says how. On the reactor of its queue.
 func (o *operation) recall() (err error, recalled bool) {
 	o.recalled.Store(true)
 	if !o.d.share.Remove(&o.job) {
@@ -183,8 +187,9 @@ func (o *operation) flush() error {
 	return o.flushErr
 }
 
-// keepQuiet ends an operation that was given up. That a flush has failed is told once by the host, and often by drivers: the next
-// flush, which may be the same one begun again, must not succeed as if nothing had been lost.
+// keepQuiet ends an operation that was given up. That a flush has failed is told once by the host,
+// and often by drivers: the next flush, which may be the same one begun again, must not succeed as
+// if nothing had been lost.
 func (o *operation) keepQuiet() {
 	if err := o.flushErr; err != nil && !cancelled(err) && !errors.Is(err, devsw.ESTALE) {
 		o.d.unsaid.Store(&err)

@@ -6,7 +6,8 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// TestAPageOfThisProcessIsNoPredecessors: a front-end brings it back while the disk is still being closed.
+// TestAPageOfThisProcessIsNoPredecessors: a front-end brings it back while the disk is still being
+// closed.
 func TestAPageOfThisProcessIsNoPredecessors(t *testing.T) {
 	c := &cautious{volatile: true, slow: make(chan struct{})}
 	w := cautiousBench(t, c)

@@ -15,9 +15,10 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// TestWhatADisableDoesWithRequestsThatHang, once their time is over: it is answered, and from then on nothing touches the
-// guest's memory, whatever storage does. Where a stop would leave the requests in the region, they are kept: for the stop
-// that may follow, or for the ring that is enabled again, which goes on with them. Else they have failed.
+// TestWhatADisableDoesWithRequestsThatHang, once their time is over: it is answered, and from then
+// on nothing touches the guest's memory, whatever storage does. Where a stop would leave the
+// requests in the region, they are kept: for the stop that may follow, or for the ring that is
+// enabled again, which goes on with them. Else they have failed.
 func TestWhatADisableDoesWithRequestsThatHang(t *testing.T) {
 	for name, c := range map[string]struct {
 		knows      vhostuser.ProtocolFeatures
@@ -133,8 +134,9 @@ func TestADisableFencesWhatStorageDoesNotGiveBack(t *testing.T) {
 	})
 }
 
-// foreign is a conversation of a front-end that is not QEMU: what it negotiates, and in which order it sets the device up.
-// Its guest has the rings in memory of its own for each life of the device.
+// foreign is a conversation of a front-end that is not QEMU: what it negotiates, and in which
+// order it sets the device up. Its guest has the rings in memory of its own for each life of the
+// device.
 type foreign struct {
 	*bench
 }
@@ -161,7 +163,8 @@ func (w *foreign) newRings() {
 	}
 }
 
-// cloudHypervisor is what Cloud Hypervisor acknowledges of a disk; it asks for an answer to every message.
+// cloudHypervisor is what Cloud Hypervisor acknowledges of a disk; it asks for an answer to every
+// message.
 const cloudHypervisor = vhostuser.ProtocolConfig | vhostuser.ProtocolMQ | vhostuser.ProtocolConfigureMemSlots |
 	vhostuser.ProtocolReplyAck | vhostuser.ProtocolInflightSHMFD | vhostuser.ProtocolLogSHMFD
 
@@ -188,8 +191,8 @@ func (w *foreign) setUpCloudHypervisor() {
 	}
 }
 
-// slowly runs a step of the front-end while storage hangs, and lets storage go on a moment later. Its end must come after
-// that, and from then on nothing touches the guest's memory.
+// slowly runs a step of the front-end while storage hangs, and lets storage go on a moment later.
+// Its end must come after that, and from then on nothing touches the guest's memory.
 func (w *foreign) slowly(f *faulty, step func()) {
 	w.t.Helper()
 	answered, released := make(chan struct{}), make(chan struct{})
@@ -211,8 +214,9 @@ func (w *foreign) slowly(f *faulty, step func()) {
 	w.watch(func() { <-released })
 }
 
-// TestCloudHypervisorPausesAndResets: it pauses by SET_VRING_ENABLE 0 on each ring and nothing else, and resumes by 1; it
-// resets ring by ring, by SET_VRING_ENABLE 0 and GET_VRING_BASE, and sets the device up anew.
+// TestCloudHypervisorPausesAndResets: it pauses by SET_VRING_ENABLE 0 on each ring and nothing
+// else, and resumes by 1; it resets ring by ring, by SET_VRING_ENABLE 0 and GET_VRING_BASE, and
+// sets the device up anew.
 func TestCloudHypervisorPausesAndResets(t *testing.T) {
 	f := newFaulty(t, mdDisk(md.Config{Size: diskSize}))
 	w := newForeign(t, f.disk, 2, cloudHypervisor, func(c *benchConfig) { c.CancelAfter, c.Migratable = time.Hour, true })
@@ -299,8 +303,9 @@ func (w *foreign) activateLibkrun() {
 // libkrun is what libkrun acknowledges: no message is answered that has no reply of its own.
 const libkrun = vhostuser.ProtocolConfig | vhostuser.ProtocolMQ
 
-// TestLibkrunResets: it does so by SET_VRING_ENABLE 0 on each ring and nothing else, and then begins anew with SET_OWNER.
-// The guest's driver reads the configuration after its reset, which is the first message that libkrun waits for.
+// TestLibkrunResets: it does so by SET_VRING_ENABLE 0 on each ring and nothing else, and then
+// begins anew with SET_OWNER. The guest's driver reads the configuration after its reset, which is
+// the first message that libkrun waits for.
 func TestLibkrunResets(t *testing.T) {
 	f := newFaulty(t, mdDisk(md.Config{Size: diskSize}))
 	w := newForeign(t, f.disk, 2, libkrun, func(c *benchConfig) { c.CancelAfter, c.Migratable = time.Hour, true })
@@ -329,8 +334,8 @@ func TestLibkrunResets(t *testing.T) {
 	w.served()
 }
 
-// TestNothingOfTheOldLifeIsInFlightWhenANewOneBegins, though storage never gave it back: what it does with the old requests
-// is seen by nobody, and the new life's wait for it.
+// TestNothingOfTheOldLifeIsInFlightWhenANewOneBegins, though storage never gave it back: what it
+// does with the old requests is seen by nobody, and the new life's wait for it.
 func TestNothingOfTheOldLifeIsInFlightWhenANewOneBegins(t *testing.T) {
 	for _, disables := range []bool{true, false} {
 		t.Run(fmt.Sprintf("disabled first: %v", disables), func(t *testing.T) {

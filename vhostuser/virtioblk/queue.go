@@ -23,14 +23,16 @@ const (
 	queueLingers  // when a stop is over that this ring may be a part of.
 )
 
-// queue is a started virtqueue and its requests. But for the fields that newQueue sets it is its reactor's.
+// queue is a started virtqueue and its requests. But for the fields that newQueue sets it is its
+// reactor's.
 type queue struct {
 	d        *Device
 	vq       *vhostuser.Queue
 	loop     vhostuser.Loop
 	aio      devsw.AIO
 	features uint64
-	stable   bool // writes are stable when they complete, whatever writeback says: the driver cannot flush
+	// stable: each write is made stable, whatever writeback says: the guest driver cannot flush.
+	stable bool
 
 	// Changed by the queue's reactor, or before it has the queue, under Device.mu.
 	open    *specfs.Life
@@ -73,8 +75,8 @@ func (q *queue) hold() {
 	}
 }
 
-// resume goes on where hold has left off, unless the device is being closed: then it goes on when it
-// has been opened again. On the reactor.
+// resume goes on where hold has left off, unless the device is being closed: then it goes on when
+// it has been opened again. On the reactor.
 func (q *queue) resume() {
 	if q.state != queueSuspends && q.state != queueFails {
 		return
@@ -98,8 +100,9 @@ func (q *queue) closed() {
 	q.vq.Wake()
 }
 
-// reopen opens the device again, or shares the open that there is. It waits for the end of a stop in which this ring may
-// be disabled next: the device would be opened only to be closed again. On the reactor.
+// reopen opens the device again, or shares the open that there is. It waits for the end of a stop
+// in which this ring may be disabled next: the device would be opened only to be closed again. On
+// the reactor.
 func (q *queue) reopen() {
 	d := q.d
 	d.mu.Lock()
@@ -126,9 +129,9 @@ func (q *queue) giveUp() {
 	}
 }
 
-// settle ends what is suspended when nothing is in flight any more. What the driver has not had goes
-// back to the ring, as far as it was fetched last. The rest stays suspended, or fails. Other rings of
-// the reactor have their turn between. Not on a reactor.
+// settle ends what is suspended when nothing is in flight any more. What the driver has not had
+// goes back to the ring, as far as it was fetched last. The rest stays suspended, or fails. Other
+// rings of the reactor have their turn between. Not on a reactor.
 func (q *queue) settle(suspend bool) {
 	q.vq.Do(func() { q.vq.Unfetch(q.isUntouched) })
 	for left := !suspend; left; {
@@ -263,8 +266,8 @@ func (q *queue) drop(r *request) {
 	q.put(r)
 }
 
-// recall takes back the operations that wait for a place to be done in, as if they had come back cancelled. On the reactor, when the
-// queue is held.
+// recall takes back the operations that wait for a place to be done in, as if they had come back
+// cancelled. On the reactor, when the queue is held.
 func (q *queue) recall() {
 	for _, r := range q.requests {
 		if r.op == nil {
@@ -277,9 +280,10 @@ func (q *queue) recall() {
 	}
 }
 
-// cancel interrupts the queue's own transfers, with the device open; they end soon after. Operations that have begun are interrupted
-// by nothing but the close of the device. It begins with the request at from, does one turn's worth, and returns with which to go on,
-// and whether that was all. On the reactor.
+// cancel interrupts the queue's own transfers, with the device open; they end soon after.
+// Operations that have begun are interrupted by nothing but the close of the device. It begins
+// with the request at from, does one turn's worth, and returns with which to go on, and whether
+// that was all. On the reactor.
 func (q *queue) cancel(from int) (next int, all bool) {
 	if from == 0 {
 		q.recall()
@@ -296,5 +300,6 @@ func (q *queue) cancel(from int) (next int, all bool) {
 	return next, next == len(q.requests)
 }
 
-// stopTurn is how many requests are cancelled, or ended, before other rings of the reactor have their turn.
+// stopTurn is how many requests are cancelled, or ended, before other rings of the reactor have
+// their turn.
 const stopTurn = 2048

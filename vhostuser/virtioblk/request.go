@@ -10,20 +10,22 @@ import (
 	"vdev/virtq"
 )
 
-// Request is what the trace hook is told of a request that has ended.
+// Request is what Config.Trace and Config.Failed are told of a request.
 type Request struct {
-	Queue  int
-	Type   uint32 // VIRTIO_BLK_T_*
+	Queue  int    // the queue's index
+	Type   uint32 // VIRTIO_BLK_T_* (virtio 1.2, section 5.2.6)
 	Sector uint64 // of 512 bytes; of the first range for discard and write-zeroes
 	Bytes  int64  // of data, or of the ranges
-	Status uint8  // VIRTIO_BLK_S_*
-	Err    error  // why Status is not OK
-	// Suspended: it has not ended, and has no Status. It is left in the in-flight region, to be started again.
+	Status uint8  // VIRTIO_BLK_S_*, of a request that has ended
+	Err    error  // why Status is not VIRTIO_BLK_S_OK; nil if it is
+	// Suspended: it has not ended, and has no Status. Its ring has it, and gives it out again when
+	// the device is open again, or at the next start that has the in-flight region.
 	Suspended bool
-	// Cancelled: it is a transfer that the driver has given back cancelled, and has no Status yet. What becomes of it is told
-	// when it does.
+	// Cancelled: it is a transfer that the driver has returned cancelled, and has no Status yet.
+	// What becomes of it is told when it does.
 	Cancelled bool
-	// Answered: the guest's driver is told now of what was cancelled, or came too late for the device. This is no I/O.
+	// Answered: the guest driver is told now of what was cancelled, or came too late for the
+	// device. This is no I/O.
 	Answered bool
 }
 
@@ -68,7 +70,8 @@ func typeName(t uint32) string {
 	return fmt.Sprintf("request of type %d", t)
 }
 
-// What is wrong with a request itself. They end with VIRTIO_BLK_S_IOERR, errUnknown and errFlags with UNSUPP.
+// What is wrong with a request itself. They end with VIRTIO_BLK_S_IOERR, errUnknown and errFlags
+// with UNSUPP.
 var (
 	errHeader    = errors.New("header shorter than 16 bytes")
 	errNoStatus  = errors.New("no room for the status byte")
@@ -84,7 +87,8 @@ var (
 	errLost      = fmt.Errorf("what the guest has written is lost: %w", devsw.ESTALE)
 )
 
-// request is one request of a queue, from Pop to Push. Requests are the queue's and are used again.
+// request is one request of a queue, from Pop to Push. Requests are the queue's and are used
+// again.
 type request struct {
 	q        *queue
 	chain    virtq.Chain
@@ -93,18 +97,20 @@ type request struct {
 	typ      uint32
 	sector   uint64
 	bytes    int64
-	in       int               // bytes that are written from the first writable one on, where all goes well; without the status
-	ranges   []devsw.ZeroRange // made anew for each request: an operation may use them for longer
-	op       *operation        // in progress, of a request that may block
-	began    time.Duration     // by the reactor's clock
-	at       int               // in queue.requests
-	units    int               // see Room
+	// bytes that are written from the first writable one on, where all goes well; without the
+	// status
+	in     int
+	ranges []devsw.ZeroRange // made anew for each request: an operation may use them for longer
+	op     *operation        // in progress, of a request that may block
+	began  time.Duration     // by the reactor's clock
+	at     int               // in queue.requests
+	units  int               // see room
 	// flushed: of a discard or write-zeroes, a flush has followed it before it ended.
 	flushed bool
 }
 
-// parse reads the request's header, finds the status byte, and leaves the data in readable and writable.
-// errNoStatus means that there is nowhere to answer.
+// parse reads the request's header, finds the status byte, and leaves the data in readable and
+// writable. errNoStatus means that there is nowhere to answer.
 func (r *request) parse() (readable, writable [][]byte, err error) {
 	w := r.chain.Writable
 	for len(w) > 0 && len(w[len(w)-1]) == 0 {
@@ -247,9 +253,10 @@ func (r *request) getID(writable [][]byte) {
 	r.end(nil)
 }
 
-// parseRanges reads the ranges of a discard or write-zeroes request into r.ranges, in bytes, and validates them. One that is larger than
-// max_discard_sectors or max_write_zeroes_sectors is taken all the same: there are drivers that split nothing (QEMU's, by libblkio), and
-// an operation is done in pieces anyway.
+// parseRanges reads the ranges of a discard or write-zeroes request into r.ranges, in bytes, and
+// validates them. One that is larger than max_discard_sectors or max_write_zeroes_sectors is taken
+// all the same: there are drivers that split nothing (QEMU's, by libblkio), and an operation is
+// done in pieces anyway.
 func (r *request) parseRanges(readable [][]byte, writable int64) error {
 	d := r.q.d
 	total := length(readable)
@@ -307,12 +314,13 @@ func (r *request) end(err error) {
 	r.finish(err)
 }
 
-// untouched tells of an error for which cancelled is true whether the driver has not had the request.
+// untouched tells of an error for which cancelled is true whether the driver has not had the
+// request.
 func untouched(err error) bool { return errors.Is(err, devsw.ENXIO) }
 
-// cancelled tells whether err is how an operation ends that the driver has given back (ECANCELED, EINTR), or that specfs has not
-// let through to it (ENXIO), because the device is being taken down. A driver that answers ENXIO for reasons of its own will do
-// so again.
+// cancelled tells whether err is how an operation ends that the driver has given back (ECANCELED,
+// EINTR), or that specfs has not let through to it (ENXIO), because the device is being taken
+// down. A driver that answers ENXIO for reasons of its own will do so again.
 func cancelled(err error) bool {
 	return errors.Is(err, devsw.ECANCELED) || errors.Is(err, devsw.EINTR) || errors.Is(err, devsw.ENXIO)
 }
@@ -346,9 +354,10 @@ func (r *request) finish(err error) {
 	q.put(r)
 }
 
-// written is the length for the used element: so many bytes have been written, from the first writable one on (section 2.7.8.2; a device
-// may write more than it says). The status is the last writable byte, and only counts where nothing before it is left out: after
-// a read that has failed, the driver is to count on none of the data. QEMU says all the room there is instead.
+// written is the length for the used element: so many bytes have been written, from the first
+// writable one on (section 2.7.8.2; a device may write more than it says). The status is the last
+// writable byte, and only counts where nothing before it is left out: after a read that has
+// failed, the driver is to count on none of the data. QEMU says all the room there is instead.
 func (r *request) written(err error) int {
 	n := r.in
 	if err != nil {
@@ -360,7 +369,8 @@ func (r *request) written(err error) int {
 	return n
 }
 
-// held tells whether the request, which has succeeded, has changed the disk, in a way that depends on the disk's holder.
+// held tells whether the request, which has succeeded, has changed the disk, in a way that depends
+// on the disk's holder.
 func (r *request) held() bool {
 	always := r.q.d.memory.holds == devsw.HoldsAlways
 	switch r.typ {

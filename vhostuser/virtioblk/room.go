@@ -6,46 +6,48 @@ import (
 	"time"
 )
 
-// A guest decides how many requests there are, and of how many buffers each is made: up to 32768 of up to 32768, in each of 256
-// queues. What is in flight is charged in units of about 64 bytes of memory, which is what a buffer takes, here and in the reactor, and a
-// queue that has no units left leaves the rest in its ring until some of its requests have ended.
+// A guest decides how many requests there are, and of how many buffers each is made: up to 32768
+// of up to 32768, in each of 256 queues. What is in flight is charged in units of about 64 bytes
+// of memory, which is what a buffer takes, here and in the reactor, and a queue that has no units
+// left leaves the rest in its ring until some of its requests have ended.
 const (
 	requestUnits = 16 // of a request without buffers, with all that the driver has of it
 	rangesAUnit  = 2  // ranges of a discard or write-zeroes
 
-	// queueUnits are a queue's own. They do for a ring of 256 with small requests. Where more is refused, it goes on with these: its
-	// requests end, and then it is its turn again.
+	// queueUnits are a queue's own. They do for a ring of 256 with small requests. Where more is
+	// refused, it goes on with these: its requests end, and then it is its turn again.
 	queueUnits = 8 << 10
 	// roomChunk is how many more a queue asks for at a time.
 	roomChunk = queueUnits
 
-	// keepRequests and keepBuffers are what a queue keeps for later: requests, and in each room for so many buffers. They do for QEMU's
-	// largest ring and for what seg_max allows, which a driver that behaves does not exceed; beyond them memory is made anew each time.
+	// keepRequests and keepBuffers are what a queue keeps for later: requests, and in each room
+	// for so many buffers. They do for QEMU's largest ring and for what seg_max allows, which a
+	// driver that behaves does not exceed; beyond them memory is made anew each time.
 	keepRequests = 1024
 	keepBuffers  = 512
 )
 
-// The default Room.
+// The default room.
 const (
 	processUnits = 8 << 20 // 512 MiB
 	deviceUnits  = 1 << 20 // 64 MiB
 )
 
-// Room is the units that devices share, beside what each queue has to itself.
-type Room struct {
+// room is the units that devices share, beside what each queue has to itself.
+type room struct {
 	process, device int64
 	used            atomic.Int64
 }
 
-// NewRoom makes a Room of so many units for all devices that share it, and for each of them.
-func NewRoom(process, device int) *Room { return &Room{process: int64(process), device: int64(device)} }
+// newRoom makes a room of so many units for all devices that share it, and for each of them.
+func newRoom(process, device int) *room { return &room{process: int64(process), device: int64(device)} }
 
 // defaultRoom is for a Config that has none.
-var defaultRoom = NewRoom(processUnits, deviceUnits)
+var defaultRoom = newRoom(processUnits, deviceUnits)
 
-// deviceRoom is a device's part in a Room.
+// deviceRoom is a device's part in a room.
 type deviceRoom struct {
-	room *Room
+	room *room
 	used atomic.Int64
 }
 
@@ -73,7 +75,8 @@ type account struct {
 	most    int // of granted, since memory was given back to the host last
 }
 
-// moreRoom asks for more than is granted, and tells whether another request may be begun. On the reactor.
+// moreRoom asks for more than is granted, and tells whether another request may be begun. On the
+// reactor.
 func (q *queue) moreRoom() bool {
 	for q.held >= q.granted {
 		if !q.d.room.take() {
@@ -105,16 +108,18 @@ func (q *queue) giveBack(need int) {
 	}
 }
 
-// largeUnits is from how many units on a queue that has done with them has memory given back to the host: 16 MiB.
+// largeUnits is from how many units on a queue that has done with them has memory given back to
+// the host: 16 MiB.
 const largeUnits = 16 << 20 / 64
 
 var freeing atomic.Bool
 
-// freeAfter is how long after that, so that it is done once for many queues, and not all the time for a guest that provokes it.
+// freeAfter is how long after that, so that it is done once for many queues, and not all the time
+// for a guest that provokes it.
 const freeAfter = 2 * time.Second
 
-// freeMemory has memory given back to the host, soon. The runtime by itself looks for garbage only when there is more, or after two
-// minutes, and then keeps much of what it finds.
+// freeMemory has memory given back to the host, soon. The runtime by itself looks for garbage only
+// when there is more, or after two minutes, and then keeps much of what it finds.
 func freeMemory() {
 	if freeing.CompareAndSwap(false, true) {
 		time.AfterFunc(freeAfter, func() {
@@ -124,7 +129,8 @@ func freeMemory() {
 	}
 }
 
-// trim gives up requests that are not in use, if they are many. On the reactor, while nobody goes through q.requests.
+// trim gives up requests that are not in use, if they are many. On the reactor, while nobody goes
+// through q.requests.
 func (q *queue) trim() {
 	for _, r := range q.free[keepRequests:] {
 		last := len(q.requests) - 1

@@ -10,7 +10,8 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// offerLong fills ring i with writes of so many buffers, which all are the same memory and descriptors.
+// offerLong fills ring i with writes of so many buffers, which all are the same memory and
+// descriptors.
 func (w *bench) offerLong(i, buffers int) (n int) {
 	w.t.Helper()
 	data, status := w.buffer(512), w.buffer(1)
@@ -35,7 +36,8 @@ func (w *bench) offerLong(i, buffers int) (n int) {
 	return n
 }
 
-// TestRequestsInFlightTakeBoundedMemory fills a ring with requests of many buffers each, with a driver that does not end them.
+// TestRequestsInFlightTakeBoundedMemory fills a ring with requests of many buffers each, with a
+// driver that does not end them.
 func TestRequestsInFlightTakeBoundedMemory(t *testing.T) {
 	const size, buffers = 1024, 1000
 	for name, c := range map[string]struct {
@@ -47,10 +49,10 @@ func TestRequestsInFlightTakeBoundedMemory(t *testing.T) {
 		"none":           {0, 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			room := NewRoom(c.process, c.device)
+			room := newRoom(c.process, c.device)
 			h := newHeld()
 			h.more = make(chan devsw.BufFlag, 1<<16)
-			w := newBench(t, reactor.ModeURing, 2, h.disk, func(c *benchConfig) { c.Room = room })
+			w := newBench(t, reactor.ModeURing, 2, h.disk, func(c *benchConfig) { c.room = room })
 			w.startSized(size, nil)
 			n := w.offerLong(0, buffers)
 			// A request that is begun where there is room for a little may exceed it.
@@ -97,10 +99,10 @@ func (w *bench) finish(h *held, n int) {
 // TestRoomIsGivenBackWithTheFrontEnd hangs up in the midst.
 func TestRoomIsGivenBackWithTheFrontEnd(t *testing.T) {
 	const chunks = largeUnits / roomChunk
-	room := NewRoom(chunks*roomChunk, chunks*roomChunk)
+	room := newRoom(chunks*roomChunk, chunks*roomChunk)
 	h := newHeld()
 	h.more = make(chan devsw.BufFlag, 1<<16)
-	w := newBench(t, reactor.ModeURing, 1, h.disk, func(c *benchConfig) { c.Room = room })
+	w := newBench(t, reactor.ModeURing, 1, h.disk, func(c *benchConfig) { c.room = room })
 	w.startSized(1024, nil)
 	w.offerLong(0, 1000)
 	w.until("the room is full", func() bool { return room.used.Load() == chunks*roomChunk })
@@ -118,7 +120,7 @@ func TestRoomIsGivenBackWithTheFrontEnd(t *testing.T) {
 func TestRangesTakeRoom(t *testing.T) {
 	const size, units = 1024, requestUnits + 3 + maxRanges/rangesAUnit
 	f := newFrozen(t)
-	w := newBench(t, reactor.ModeURing, 1, f.disk, func(c *benchConfig) { c.Room = NewRoom(0, 0) })
+	w := newBench(t, reactor.ModeURing, 1, f.disk, func(c *benchConfig) { c.room = newRoom(0, 0) })
 	t.Cleanup(f.thaw) // before the bench is closed
 	w.startSized(size, nil)
 	var list [][3]uint64
@@ -140,7 +142,8 @@ func TestRangesTakeRoom(t *testing.T) {
 	}
 }
 
-// TestAQueueKeepsLittle looks at what a queue keeps of many requests, some of them long, when they have ended.
+// TestAQueueKeepsLittle looks at what a queue keeps of many requests, some of them long, when they
+// have ended.
 func TestAQueueKeepsLittle(t *testing.T) {
 	const size, buffers = 4096, 600
 	h := newHeld()
@@ -177,10 +180,11 @@ func TestAQueueKeepsLittle(t *testing.T) {
 	t.Logf("%d KiB are kept", (heap()-before)>>10)
 }
 
-// TestRoomOfWhatWasLostIsGivenBackWithTheFrontEnd: a request that was lost in a fault on the guest's memory has units, and ends nowhere.
+// TestRoomOfWhatWasLostIsGivenBackWithTheFrontEnd: a request that was lost in a fault on the
+// guest's memory has units, and ends nowhere.
 func TestRoomOfWhatWasLostIsGivenBackWithTheFrontEnd(t *testing.T) {
-	room := NewRoom(4*roomChunk, 4*roomChunk)
-	w := newBench(t, reactor.ModeURing, 1, nullDisk, func(c *benchConfig) { c.Room = room })
+	room := newRoom(4*roomChunk, 4*roomChunk)
+	w := newBench(t, reactor.ModeURing, 1, nullDisk, func(c *benchConfig) { c.room = room })
 	w.start(w.all())
 	q := w.dev.startedQueues()[0]
 	q.vq.Do(func() {

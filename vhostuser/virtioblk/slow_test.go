@@ -21,8 +21,8 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// frozen is a driver whose discards, write-zeroes and flushes are in a system call, with their thread, until it is thawed: nothing
-// interrupts them. Reads and writes end at once.
+// frozen is a driver whose discards, write-zeroes and flushes are in a system call, with their
+// thread, until it is thawed: nothing interrupts them. Reads and writes end at once.
 type frozen struct {
 	pipe  [2]int
 	thaw  func()
@@ -130,14 +130,14 @@ func (w *bench) inFlight() (n int) {
 	return n
 }
 
-// TestStorageThatStallsTakesABoundedNumberOfThreads fills 16 rings of 1024 with discards of 64 ranges each while none of them ends, has
-// the front-end die and come back in the midst, and lets storage go on. Reads behind the discards, and another device's flush, do not
-// wait for them.
+// TestStorageThatStallsTakesABoundedNumberOfThreads fills 16 rings of 1024 with discards of 64
+// ranges each while none of them ends, has the front-end die and come back in the midst, and lets
+// storage go on. Reads behind the discards, and another device's flush, do not wait for them.
 func TestStorageThatStallsTakesABoundedNumberOfThreads(t *testing.T) {
 	const queues, size, spare = 16, 1024, 4 // spare is for a read
 	pool := offload.New(offload.Config{Places: 24, Each: 12})
 	t.Cleanup(pool.Close)
-	in := func(c *benchConfig) { c.Pool = pool }
+	in := func(c *benchConfig) { c.Pool = (*Pool)(pool) }
 	neighbour := newBench(t, reactor.ModeURing, 1, vndDisk, in)
 	neighbour.start(neighbour.all())
 	f := newFrozen(t)
@@ -222,8 +222,9 @@ func heap() int64 {
 	return int64(m.HeapInuse + m.StackInuse)
 }
 
-// TestAStopTakesBackWhatWaitsForAPlace stops rings whose operations wait, one of them or one of another
-// ring being stuck: those that wait have not reached the driver, never do, and are given back.
+// TestAStopTakesBackWhatWaitsForAPlace stops rings whose operations wait, one of them or one of
+// another ring being stuck: those that wait have not reached the driver, never do, and are given
+// back.
 func TestAStopTakesBackWhatWaitsForAPlace(t *testing.T) {
 	for name, c := range map[string]struct {
 		alone   bool // one ring is stopped
@@ -239,7 +240,7 @@ func TestAStopTakesBackWhatWaitsForAPlace(t *testing.T) {
 			pool := offload.New(offload.Config{Places: 2, Each: 1})
 			t.Cleanup(pool.Close)
 			f := newFrozen(t)
-			w, _ := newSuspendBench(t, reactor.ModeURing, 2, f.disk, noInflight, func(c *benchConfig) { c.Pool = pool })
+			w, _ := newSuspendBench(t, reactor.ModeURing, 2, f.disk, noInflight, func(c *benchConfig) { c.Pool = (*Pool)(pool) })
 			t.Cleanup(f.thaw)
 			st := w.buffer(1)
 			ask := func(q int, typ uint32, ranges ...[3]uint64) {
@@ -326,7 +327,8 @@ func TestARecalledOperationDoesNoMore(t *testing.T) {
 	}
 }
 
-// TestLargeRangesAreDoneInPieces looks at what reaches the driver of ranges as large as there can be, whole and in order.
+// TestLargeRangesAreDoneInPieces looks at what reaches the driver of ranges as large as there can
+// be, whole and in order.
 func TestLargeRangesAreDoneInPieces(t *testing.T) {
 	const sectors = 1<<32 - 8 // num_sectors has 32 bits
 	for name, c := range map[string]struct {
@@ -379,7 +381,7 @@ func TestAFrozenFileSystem(t *testing.T) {
 	disk := func(t testing.TB, table *devsw.Table) (devsw.Dev, func() (devsw.DiskInfo, error)) {
 		return vndWith(t, table, dir, vnd.Config{Discard: true})
 	}
-	w := newBench(t, reactor.ModeURing, 1, disk, func(c *benchConfig) { c.Pool = pool })
+	w := newBench(t, reactor.ModeURing, 1, disk, func(c *benchConfig) { c.Pool = (*Pool)(pool) })
 	t.Cleanup(thaw)
 	w.startSized(128, nil)
 	r := w.rings[0]
@@ -448,7 +450,8 @@ func freezable(t *testing.T) (dir string, freeze, thaw func()) {
 	if run("mkfs.ext4", "-q", image) != nil || run("mount", "-o", "loop", image, dir) != nil {
 		t.Skip("no file system can be mounted here")
 	}
-	// It is thawed and unmounted by a shell, when this process lets go of its input: also where a test does not come to its end.
+	// It is thawed and unmounted by a shell, when this process lets go of its input: also where a
+	// test does not come to its end.
 	guard := exec.Command("sh", "-c", `read x; fsfreeze --unfreeze "$0" 2>/dev/null; umount "$0"`, dir)
 	hold := must(guard.StdinPipe())(t)
 	if err := guard.Start(); err != nil {

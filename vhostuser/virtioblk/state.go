@@ -18,28 +18,32 @@ const (
 	cacheWritethrough
 )
 
-// memory is what of a Device outlives its sessions and its process. It stands in the state page of the in-flight region, as far as a
-// front-end has brought one.
+// memory is what of a Device outlives its sessions and its process. It stands in the state page of
+// the in-flight region, as far as a front-end has brought one.
 //
-// A front-end such as QEMU reads writeback once, when it makes its device, and from then on answers the guest with its own copy, over
-// resets of the guest and over lost connections. It sends SET_CONFIG when the guest changes that copy, and never again. A migration's
-// target makes a new copy, of what its back-end says, while the guest's driver goes on with what it knows. So the two are two things,
-// and neither is known just because there is a connection:
+// A front-end such as QEMU reads writeback once, when it makes its device, and from then on
+// answers the guest with its own copy, over resets of the guest and over lost connections. It
+// sends SET_CONFIG when the guest changes that copy, and never again. A migration's target makes a
+// new copy, of what its back-end says, while the guest's driver goes on with what it knows. So the
+// two are two things, and neither is known just because there is a connection:
 //
-//   - told is the front-end's copy. It is known from a SET_CONFIG, from a GET_CONFIG before a ring has run in the session, which is how
-//     a front-end begins, and from the page. RESET_DEVICE leaves it as it is, because the front-end's copy stays; after a reset either
-//     mode may be found (section 5.2.5).
-//   - driver is what the guest's driver takes the cache for. A driver that begins reads the copy; one that goes on elsewhere
-//     (vhostuser.DriverElsewhere) has read another one, of which only the page tells.
+//   - told is the front-end's copy. It is known from a SET_CONFIG, from a GET_CONFIG before a ring
+//     has run in the session, which is how a front-end begins, and from the page. RESET_DEVICE
+//     leaves it as it is, because the front-end's copy stays; after a reset either mode may be
+//     found (section 5.2.5).
+//   - driver is what the guest's driver takes the cache for. A driver that begins reads the copy;
+//     one that goes on elsewhere (vhostuser.DriverElsewhere) has read another one, of which only
+//     the page tells.
 //
-// What the guest has written is a third thing. A disk in memory ends with its process, and so may what
-// a process of the disk's holds (devsw.DiskInfo.Holds). The page says whose it is, from before a write
-// is answered that depends on it. A driver that goes on with a disk that does not have its writes must
-// not see what was there before them: everything fails until it begins anew.
+// What the guest has written is a third thing. A disk in memory ends with its process, and so may
+// what a process of the disk's holds (devsw.DiskInfo.Holds). The page says whose it is, from
+// before a write is answered that depends on it. A driver that goes on with a disk that does not
+// have its writes must not see what was there before them: everything fails until it begins anew.
 //
 // mu is taken last. Nothing is waited for with it, but for the system call that writes the page.
 type memory struct {
-	asking sync.Mutex // held while the disk is asked for its state and that is noted; taken before mu
+	// held while the disk is asked for its state and that is noted; taken before mu
+	asking sync.Mutex
 
 	mu       sync.Mutex
 	page     *vhostuser.StatePage // nil for none
@@ -49,9 +53,10 @@ type memory struct {
 	fromPage bool                   // driver is what the page has said
 	ran      bool                   // a ring has run in this session
 	origin   vhostuser.DriverOrigin // of the driver of the rings that run, or ran last
-	brought  devsw.Errno            // with what a flush has failed, as the page has said, until the next open
-	disk     devsw.DiskState        // what the driver has said last
-	taken    bool                   // an open has taken what page has said
+	// with what a flush has failed, as the page has said, until the next open
+	brought devsw.Errno
+	disk    devsw.DiskState // what the driver has said last
+	taken   bool            // an open has taken what page has said
 
 	holds   devsw.Holding // the disk's; does not change
 	own     uint64        // its holder; does not change
@@ -62,8 +67,9 @@ type memory struct {
 	fresh   bool          // none had, when the first of the rings that run was started
 	mourned bool          // the log has it that they are lost
 
-	// unflushed is unflushedNo, unflushedYes, or the number of the last flush, where no write has been answered since that began. It
-	// says whether the disk's holder has anything. Changed under mu.
+	// unflushed is unflushedNo, unflushedYes, or the number of the last flush, where no write has
+	// been answered since that began. It says whether the disk's holder has anything. Changed
+	// under mu.
 	unflushed atomic.Uint64
 	handed    bool   // the disk has been closed in order since
 	flushes   uint64 // the number of the last flush
@@ -73,10 +79,12 @@ type memory struct {
 type whereabouts uint8
 
 const (
-	writesHere       whereabouts = iota // on the disk
-	writesHeld                          // with a holder that is not this disk's: the next open asks how it has ended
-	writesHandedOver                    // likewise; the disk that it was of has been closed in order
-	writesLost                          // nowhere: everything fails until a driver begins
+	writesHere whereabouts = iota // on the disk
+	// with a holder that is not this disk's: the next open asks how it has ended
+	writesHeld
+	// likewise; the disk that it was of has been closed in order
+	writesHandedOver
+	writesLost // nowhere: everything fails until a driver begins
 )
 
 const (
@@ -152,8 +160,9 @@ func (d *Device) SetStatePage(p *vhostuser.StatePage) {
 	m := &d.memory
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	// That a flush has failed (brought) is the disk's affair, whoever its guest is. It stays until an open has taken it. Where the
-	// writes are stays known as well, until another page says it, or a driver begins.
+	// That a flush has failed (brought) is the disk's affair, whoever its guest is. It stays until
+	// an open has taken it. Where the writes are stays known as well, until another page says it,
+	// or a driver begins.
 	m.fromPage, m.known = false, false
 	m.dropLocked(m.page, used && m.taken)
 	m.page, m.taken = p, false
@@ -172,7 +181,8 @@ func (d *Device) SetStatePage(p *vhostuser.StatePage) {
 	m.storeLocked()
 }
 
-// findWritesLocked finds out from the page where the writes of its guest are. lost: it says that they are nowhere.
+// findWritesLocked finds out from the page where the writes of its guest are. lost: it says that
+// they are nowhere.
 func (m *memory) findWritesLocked(lost bool) {
 	state, tag := m.page.State(), m.page.Tag()
 	m.known = lost || tag != 0
@@ -189,7 +199,8 @@ func (m *memory) findWritesLocked(lost bool) {
 	}
 }
 
-// dropLocked closes a page, but keeps it for as long as the disk is used: a close may still have something to say.
+// dropLocked closes a page, but keeps it for as long as the disk is used: a close may still have
+// something to say.
 func (m *memory) dropLocked(p *vhostuser.StatePage, used bool) {
 	if p == nil {
 		return
@@ -205,7 +216,8 @@ func (m *memory) dropLocked(p *vhostuser.StatePage, used bool) {
 	p.Close()
 }
 
-// beginSession forgets what the session before knew of the front-end and of the guest: they may be others.
+// beginSession forgets what the session before knew of the front-end and of the guest: they may be
+// others.
 func (m *memory) beginSession() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -213,8 +225,8 @@ func (m *memory) beginSession() {
 	m.writes, m.known = writesHere, false
 }
 
-// ConfigRead implements vhostuser.ConfigWatcher. Once a ring has run it is the new size that a front-end wants, and its copy of
-// writeback stays as it was.
+// ConfigRead implements vhostuser.ConfigWatcher. Once a ring has run it is the new size that a
+// front-end wants, and its copy of writeback stays as it was.
 func (d *Device) ConfigRead(off, n int) {
 	m := &d.memory
 	m.mu.Lock()
@@ -236,7 +248,8 @@ func (m *memory) status() (devsw.DiskState, string) {
 	return lost, [...]string{"unknown", "writeback", "writethrough"}[m.driver]
 }
 
-// Failure returns with what a flush of the disk has failed: 0 where none has. Any goroutine; it waits for nothing.
+// Failure returns with what a flush of the disk has failed: 0 where none has. Any goroutine; it
+// waits for nothing.
 func (d *Device) Failure() devsw.Errno {
 	lost, _ := d.memory.status()
 	return lost.FlushError
@@ -263,8 +276,9 @@ func (m *memory) writeback() bool {
 	return m.told != cacheWritethrough
 }
 
-// meetDriver finds out what the guest's driver takes the disk's cache for, and where its writes are, when a ring starts. first: no
-// other one runs. unknown: the log is to say that the former is not known.
+// meetDriver finds out what the guest's driver takes the disk's cache for, and where its writes
+// are, when a ring starts. first: no other one runs. unknown: the log is to say that the former is
+// not known.
 func (d *Device) meetDriver(first bool, origin vhostuser.DriverOrigin) (unknown bool) {
 	m := &d.memory
 	m.mu.Lock()
@@ -296,26 +310,28 @@ func (d *Device) meetDriver(first bool, origin vhostuser.DriverOrigin) (unknown 
 const unknownMode = "it is not known whether the guest counts on a write cache, since its driver began elsewhere: each write is made stable, " +
 	"which is slow, until the guest sets its cache mode or its machine is started anew"
 
-// setStableLocked works out whether each write is to be stable because of the cache's mode. A driver without CONFIG_WCE counts on
-// nothing but its flushes, unless somebody has switched the cache off all the same.
+// setStableLocked works out whether each write is to be stable because of the cache's mode. A
+// driver without CONFIG_WCE counts on nothing but its flushes, unless somebody has switched the
+// cache off all the same.
 func (d *Device) setStableLocked() {
 	m := &d.memory
 	d.stable.Store(m.driver == cacheWritethrough || m.driver == cacheUnknown && d.negotiated&fConfigWCE != 0)
 }
 
-// Keeper is a disk that knows more of itself than what is on it (devsw.DiskState). Its methods work whether it is open or not, on any
-// goroutine, those of reactors included, and do not block.
+// Keeper is a disk that knows more of itself than what is on it (devsw.DiskState). Its methods
+// work whether it is open or not, on any goroutine, those of reactors included, and do not block.
 type Keeper interface {
+	// State tells what the disk knows now.
 	State() devsw.DiskState
-	// SetState tells with what a flush failed that a predecessor knew of. It comes after d_open has succeeded, and before the first
-	// transfer.
+	// SetState tells with what a flush failed that a predecessor knew of. It comes after d_open
+	// has succeeded, and before the first transfer.
 	SetState(devsw.DiskState)
-	// ClearState has it forgotten, and returns what that was. After an error nothing is.
+	// ClearState has it forgotten, and returns what that was. After an error nothing is forgotten.
 	ClearState() (devsw.DiskState, error)
 }
 
-// takeOver tells the disk, which has just been opened, what a predecessor knew of it, and finds out
-// where the guest's writes are.
+// takeOver tells the disk, which has just been opened, what a predecessor knew of it, and finds
+// out where the guest's writes are.
 func (d *Device) takeOver() {
 	m := &d.memory
 	for again := true; again; {
@@ -370,16 +386,17 @@ const (
 )
 
 // Learn asks the disk for its state and puts that into the page, before the guest is told of what
-// has led to it. Requests that fail do so. It is called as well when a disk finds out by itself that
-// it has lost something. Any goroutine; it waits for the disk's Keeper alone.
+// has led to it. Requests that fail do so. It is called as well when a disk finds out by itself
+// that it has lost something. Any goroutine; it waits for the disk's Keeper alone.
 func (d *Device) Learn() {
 	if d.keeper != nil {
 		d.ask(func() {})
 	}
 }
 
-// ask asks the disk for its state and puts that, and what change changes of memory, with mu held, into the page. One that asks notes
-// what it was told before another one asks, so that the last answer stays.
+// ask asks the disk for its state and puts that, and what change changes of memory, with mu held,
+// into the page. One that asks notes what it was told before another one asks, so that the last
+// answer stays.
 func (d *Device) ask(change func()) {
 	m := &d.memory
 	m.asking.Lock()
@@ -412,7 +429,8 @@ func (m *memory) lost() bool {
 	return m.writes == writesLost
 }
 
-// ClearFailure has it forgotten that a flush has failed and that writes are lost, and returns what was known of that. Any goroutine.
+// ClearFailure has it forgotten that a flush has failed and that writes are lost, and returns what
+// was known of that. Any goroutine.
 func (d *Device) ClearFailure() (cleared devsw.DiskState, err error) {
 	if d.keeper != nil {
 		if cleared, err = d.keeper.ClearState(); err != nil {
@@ -437,7 +455,8 @@ func (d *Device) ClearFailure() (cleared devsw.DiskState, err error) {
 	return cleared, nil
 }
 
-// answered says that a write, or a discard, is about to be answered that depends on the disk's holder.
+// answered says that a write, or a discard, is about to be answered that depends on the disk's
+// holder.
 func (m *memory) answered() {
 	if m.unflushed.Load() == unflushedYes {
 		return
@@ -459,7 +478,8 @@ func (m *memory) beginFlush() (number uint64) {
 	return m.flushes
 }
 
-// endFlush says that a flush has succeeded. Where another one has begun meanwhile, that one says whether all is flushed.
+// endFlush says that a flush has succeeded. Where another one has begun meanwhile, that one says
+// whether all is flushed.
 func (m *memory) endFlush(number uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

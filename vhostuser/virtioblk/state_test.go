@@ -40,8 +40,9 @@ func (w *bench) moveTo(o *bench) {
 	}
 }
 
-// TestWritesAreStableUnlessTheGuestIsKnownToFlush, whatever comes between the guest's choice and the write: a front-end that comes
-// back, or goes on elsewhere, keeps the guest's choice to itself.
+// TestWritesAreStableUnlessTheGuestIsKnownToFlush, whatever comes between the guest's choice and
+// the write: a front-end that comes back, or goes on elsewhere, keeps the guest's choice to
+// itself.
 func TestWritesAreStableUnlessTheGuestIsKnownToFlush(t *testing.T) {
 	const through, back = true, false
 	choose := func(w *bench, through bool) {
@@ -147,7 +148,8 @@ func TestWritesAreStableUnlessTheGuestIsKnownToFlush(t *testing.T) {
 			newDriver(w.bench)
 			w.start(w.all())
 		}, false},
-		// That read is for the size: the front-end's copy of the mode is the guest's choice, which is not known.
+		// That read is for the size: the front-end's copy of the mode is the guest's choice, which
+		// is not known.
 		"lost connection, new size read, and a reboot, through": {through, func(t *testing.T, w *world) {
 			w.again(noInflight)
 			w.restart(nil)
@@ -182,7 +184,8 @@ func TestWritesAreStableUnlessTheGuestIsKnownToFlush(t *testing.T) {
 	}
 }
 
-// TestTheGuestsChoiceIsKnownAfterAKill right after it: the process that is killed leaves the page as it is.
+// TestTheGuestsChoiceIsKnownAfterAKill right after it: the process that is killed leaves the page
+// as it is.
 func TestTheGuestsChoiceIsKnownAfterAKill(t *testing.T) {
 	for name, c := range map[string]struct {
 		choices []byte // of writeback
@@ -209,8 +212,8 @@ func TestTheGuestsChoiceIsKnownAfterAKill(t *testing.T) {
 	}
 }
 
-// TestASessionBeginsWithTheSizeThatStorageHasNow, and with the one that is known while storage does not answer; once it does, the
-// front-end is told.
+// TestASessionBeginsWithTheSizeThatStorageHasNow, and with the one that is known while storage
+// does not answer; once it does, the front-end is told.
 func TestASessionBeginsWithTheSizeThatStorageHasNow(t *testing.T) {
 	c := &cautious{}
 	changed := make(chan struct{}, 10)

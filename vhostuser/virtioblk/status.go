@@ -21,22 +21,23 @@ const (
 
 // Status is what a Device is doing at the moment.
 type Status struct {
-	Dev   devsw.Dev
+	Dev   devsw.Dev      // Config.Dev
 	Disk  devsw.DiskInfo // as the front-end is told of it: storage is not asked
 	State State
-	Err   error // why it could not be opened
+	Err   error // of StateFailed: why it could not be opened
 	// Lost is what the disk has lost: with what a flush has failed, for one.
 	Lost devsw.DiskState
-	// Cache says what the guest's driver takes the disk's cache for: "writeback", "writethrough", or "unknown", while the first ring
-	// has not started, and where the driver began elsewhere. Stable: each write is made stable before it is answered.
+	// Cache says what the guest driver takes the disk's cache for: "writeback", "writethrough", or
+	// "unknown", while the first ring has not started, and where the driver began elsewhere.
+	// Stable: each write is made stable before it is answered.
 	Cache  string
 	Stable bool
-	// CancelAt is when requests in flight will be cancelled, or have been: the deadline of the stop that the front-end
-	// waits for. Zero without one.
+	// CancelAt is when requests in flight will be cancelled, or have been: the deadline of the
+	// stop that the front-end waits for. Zero without one.
 	CancelAt time.Time
 	Queues   []QueueStatus // by Index, from 0 on; those that are not started as well
-	// Fenced is how many reads and writes storage has not given back, that were fenced from the guest's memory and that the next
-	// start waits for.
+	// Fenced is how many reads and writes storage has not returned, that were fenced from the
+	// guest's memory and that the next start waits for.
 	Fenced int
 	// Failures are those since the Device was made.
 	Failures Failures
@@ -46,25 +47,29 @@ type Status struct {
 
 // QueueStatus is what a queue is doing.
 type QueueStatus struct {
-	Index   int
-	Started bool
-	// Suspended is how many requests the last stop left in the in-flight region. Of a queue that is started it is 0.
+	Index   int  // from 0 on
+	Started bool // from StartQueue on, until it has stopped
+	// Suspended is how many requests the last stop left in the in-flight region. Of a queue that
+	// is started it is 0.
 	Suspended int
 
 	// Of a queue that is started:
 
-	Resubmitted int           // found in the in-flight region by the start
-	InFlight    int           // fetched and not ended, those Kept included
-	Kept        int           // cancelled with the device, and waiting for the ring to be enabled or stopped
-	Oldest      time.Duration // how long the oldest of those in flight has been so, to a few batches
-	Late        bool          // its reactor has not answered in time: InFlight, Kept and Oldest are not known
+	Resubmitted int // found in the in-flight region by the start
+	InFlight    int // fetched and not ended, those Kept included
+	// suspended, until the device is open and the ring enabled, or stopped
+	Kept int
+	// how long the oldest of those in flight has been so, to a few batches
+	Oldest time.Duration
+	// its reactor has not answered in time: InFlight, Kept and Oldest are not known
+	Late bool
 }
 
 // statusWait is how long a reactor has time to answer.
 const statusWait = time.Second
 
-// Status tells what the device is doing. It waits for the queues' reactors to answer, a second at most, and for nothing else. Any
-// goroutine.
+// Status tells what the device is doing. It waits for the queues' reactors to answer, a second at
+// most, and for nothing else. Any goroutine.
 func (d *Device) Status() Status {
 	s := Status{Dev: d.dev, State: StateClosed, Fenced: d.lost.Count(), Queues: make([]QueueStatus, d.numQueues)}
 	s.Lost, s.Cache = d.memory.status()

@@ -142,8 +142,8 @@ func (l *life) stop() {
 	l.untouched("GET_VRING_BASE")
 }
 
-// untouched looks for a while whether what the back-end promised to leave alone is left alone. It is called at once after that
-// promise.
+// untouched looks for a while whether what the back-end promised to leave alone is left alone. It
+// is called at once after that promise.
 func (l *life) untouched(when string) {
 	l.t.Helper()
 	all := l.mem.Bytes(0, lifeMemory)
@@ -167,9 +167,9 @@ func (l *life) untouched(when string) {
 	}
 }
 
-// TestNothingHappensAfterAStopInTheMiddleOfEverything ends what runs in each of the ways a front-end has, with requests of all
-// kinds in flight, and looks whether guest memory and the call descriptors are left alone from then on, and whether each request
-// that was taken was answered.
+// TestNothingHappensAfterAStopInTheMiddleOfEverything ends what runs in each of the ways a
+// front-end has, with requests of all kinds in flight, and looks whether guest memory and the call
+// descriptors are left alone from then on, and whether each request that was taken was answered.
 func TestNothingHappensAfterAStopInTheMiddleOfEverything(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk")
 	if err := os.WriteFile(path, make([]byte, diskSize), 0o600); err != nil {
@@ -188,7 +188,8 @@ func TestNothingHappensAfterAStopInTheMiddleOfEverything(t *testing.T) {
 		}
 	}
 	disks := map[string]disk{"md": mdDisk(md.Config{Size: diskSize}), "vnd": file(false)}
-	if fd, err := sys.OpenFile(path, sys.OpenFlags{Direct: true}); err == nil { // not every file system has it
+	// not every file system has it
+	if fd, err := sys.OpenFile(path, sys.OpenFlags{Direct: true}); err == nil {
 		fd.Close()
 		disks["vnd direct"] = file(true)
 	}

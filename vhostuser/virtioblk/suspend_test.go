@@ -38,7 +38,8 @@ func (w *bench) again(want vhostuser.ProtocolFeatures) {
 	}
 }
 
-// restart negotiates, gives the back-end memory and in-flight region (which may be nil), and starts the rings where they were.
+// restart negotiates, gives the back-end memory and in-flight region (which may be nil), and
+// starts the rings where they were.
 func (w *bench) restart(region *vhostusertest.Inflight) {
 	w.t.Helper()
 	w.check(w.f.SetFeatures(w.all()))
@@ -63,8 +64,8 @@ func (w *bench) check(err error) {
 	}
 }
 
-// newSuspendBench connects a front-end that knows these protocol features, and starts its rings, with an in-flight region where
-// it knows what that is.
+// newSuspendBench connects a front-end that knows these protocol features, and starts its rings,
+// with an in-flight region where it knows what that is.
 func newSuspendBench(t *testing.T, mode reactor.Mode, queues int, make disk, want vhostuser.ProtocolFeatures, change func(*benchConfig)) (*bench, *vhostusertest.Inflight) {
 	t.Helper()
 	w := newBench(t, mode, queues, make, change)
@@ -99,8 +100,9 @@ func (w *bench) stopRings() {
 	}
 }
 
-// watch poisons all that the guest has used of its memory, the rings as well, runs what might have somebody write there, and
-// looks. It is called right after the back-end has promised to leave the memory alone, and leaves it as it was.
+// watch poisons all that the guest has used of its memory, the rings as well, runs what might have
+// somebody write there, and looks. It is called right after the back-end has promised to leave the
+// memory alone, and leaves it as it was.
 func (w *bench) watch(provoke func()) {
 	w.t.Helper()
 	for _, r := range w.rings {
@@ -159,9 +161,9 @@ var (
 	revokes = slices.Concat([]specfs.Kind{specfs.EventRevoke}, closes, []specfs.Kind{specfs.EventRevoked})
 )
 
-// TestWhatAStopDoesWithRequestsThatHang goes through the branches of the stop sequence: what ends the rings, what the front-end
-// knows of in-flight regions, and whether the guest can be migrated. Whoever waits where it must cancel at once waits for an
-// hour.
+// TestWhatAStopDoesWithRequestsThatHang goes through the branches of the stop sequence: what ends
+// the rings, what the front-end knows of in-flight regions, and whether the guest can be migrated.
+// Whoever waits where it must cancel at once waits for an hour.
 func TestWhatAStopDoesWithRequestsThatHang(t *testing.T) {
 	const never = time.Hour
 	byBase := func(w *bench) { w.stopRings() }
@@ -304,7 +306,8 @@ func TestWhatAStopDoesWithRequestsThatHang(t *testing.T) {
 	}
 }
 
-// TestAStopLeavesWhatCompletesAlone: what ends in time, though the stop has begun, ends well, suspending or not.
+// TestAStopLeavesWhatCompletesAlone: what ends in time, though the stop has begun, ends well,
+// suspending or not.
 func TestAStopLeavesWhatCompletesAlone(t *testing.T) {
 	for _, knows := range []vhostuser.ProtocolFeatures{noInflight, noMigration} {
 		for _, migratable := range []bool{false, true} {
@@ -332,13 +335,15 @@ func TestAStopLeavesWhatCompletesAlone(t *testing.T) {
 	}
 }
 
-// recorder is a driver that writes down the transfers that come, by block, and holds them while it is told to.
+// recorder is a driver that writes down the transfers that come, by block, and holds them while it
+// is told to.
 type recorder struct {
 	noCancelBuf bool
 
-	mu      sync.Mutex
-	hold    bool
-	refuse  map[int64]bool // blocks whose transfers a cancel ends with ENXIO, as if they had never reached the driver
+	mu   sync.Mutex
+	hold bool
+	// blocks whose transfers a cancel ends with ENXIO, as if they had never reached the driver
+	refuse  map[int64]bool
 	opens   int
 	came    []int64
 	pending []*devsw.Buf
@@ -382,7 +387,8 @@ func (d *recorder) strategy(b *devsw.Buf) {
 	b.Biodone()
 }
 
-// cancel ends b, or all where it is nil, the newest first: what has a good order must get it elsewhere.
+// cancel ends b, or all where it is nil, the newest first: what has a good order must get it
+// elsewhere.
 func (d *recorder) cancel(b *devsw.Buf) {
 	d.mu.Lock()
 	var all []*devsw.Buf
@@ -497,8 +503,8 @@ func TestSuspendedRequestsGoOnInTheirOrderOnce(t *testing.T) {
 	}
 }
 
-// TestWhatDidNotReachTheDriverIsGivenBack as far as it was fetched last; the ring then begins there again, also where there is no
-// in-flight region.
+// TestWhatDidNotReachTheDriverIsGivenBack as far as it was fetched last; the ring then begins
+// there again, also where there is no in-flight region.
 func TestWhatDidNotReachTheDriverIsGivenBack(t *testing.T) {
 	for name, c := range map[string]struct {
 		knows    vhostuser.ProtocolFeatures
@@ -556,8 +562,9 @@ func TestWhatDidNotReachTheDriverIsGivenBack(t *testing.T) {
 	}
 }
 
-// TestNoStaleWriteLandsAfterANewerOne: a write hangs when the ring is stopped; whatever becomes of it, what the guest writes to
-// the same block after the next start is what stays, also when everything that hung is let go.
+// TestNoStaleWriteLandsAfterANewerOne: a write hangs when the ring is stopped; whatever becomes of
+// it, what the guest writes to the same block after the next start is what stays, also when
+// everything that hung is let go.
 func TestNoStaleWriteLandsAfterANewerOne(t *testing.T) {
 	eachLower(t, func(t *testing.T, mode reactor.Mode, lower disk) {
 		for name, c := range map[string]struct {
@@ -641,8 +648,9 @@ func (d *hasty) PauseQueue(q *vhostuser.Queue, how vhostuser.Stop) {
 	d.Device.PauseQueue(q, how)
 }
 
-// TestOneDeadlineForAllRings: the first ring that is disabled with a request in flight sets it, those that are disabled or
-// stopped after it do not set it anew, and when it is over, the device is closed for all of them, once.
+// TestOneDeadlineForAllRings: the first ring that is disabled with a request in flight sets it,
+// those that are disabled or stopped after it do not set it anew, and when it is over, the device
+// is closed for all of them, once.
 func TestOneDeadlineForAllRings(t *testing.T) {
 	d := &recorder{hold: true}
 	hasty := new(hasty)
@@ -693,8 +701,8 @@ func TestOneDeadlineForAllRings(t *testing.T) {
 	}
 }
 
-// TestADisabledRingGoesOnAfterTheDeviceWasClosed for the stop of the other one: what it had in flight is begun again, and the
-// guest sees no error.
+// TestADisabledRingGoesOnAfterTheDeviceWasClosed for the stop of the other one: what it had in
+// flight is begun again, and the guest sees no error.
 func TestADisabledRingGoesOnAfterTheDeviceWasClosed(t *testing.T) {
 	for name, knows := range map[string]vhostuser.ProtocolFeatures{"the region travels": everything, "it stays": noMigration} {
 		t.Run(name, func(t *testing.T) {
@@ -735,7 +743,8 @@ func TestADisabledRingGoesOnAfterTheDeviceWasClosed(t *testing.T) {
 	}
 }
 
-// TestADisabledRingThatIsEnabledHasATimeOfItsOwn: the deadline of a stop that went on without it is not its.
+// TestADisabledRingThatIsEnabledHasATimeOfItsOwn: the deadline of a stop that went on without it
+// is not its.
 func TestADisabledRingThatIsEnabledHasATimeOfItsOwn(t *testing.T) {
 	d := &recorder{hold: true}
 	w, _ := newSuspendBench(t, reactor.ModeURing, 2, d.disk, noInflight, func(c *benchConfig) {
@@ -767,7 +776,8 @@ func TestADisabledRingThatIsEnabledHasATimeOfItsOwn(t *testing.T) {
 	}
 }
 
-// TestARingStoppedAloneCancelsItsOwnTransfers, wherever they are, with the device open and the other ring's going on.
+// TestARingStoppedAloneCancelsItsOwnTransfers, wherever they are, with the device open and the
+// other ring's going on.
 func TestARingStoppedAloneCancelsItsOwnTransfers(t *testing.T) {
 	eachLower(t, func(t *testing.T, mode reactor.Mode, lower disk) {
 		for name, c := range map[string]struct {
@@ -816,8 +826,8 @@ func TestARingStoppedAloneCancelsItsOwnTransfers(t *testing.T) {
 	})
 }
 
-// TestWhatARingStoppedAloneCannotCancelHasTheDeviceTakenDown: the other ring goes on with its requests when the device has been
-// opened again.
+// TestWhatARingStoppedAloneCannotCancelHasTheDeviceTakenDown: the other ring goes on with its
+// requests when the device has been opened again.
 func TestWhatARingStoppedAloneCannotCancelHasTheDeviceTakenDown(t *testing.T) {
 	t.Run("a flush", func(t *testing.T) {
 		f := newFaulty(t, vndDisk, "hang:any")
@@ -1027,8 +1037,9 @@ func (g *guest) finish() {
 	}
 }
 
-// TestEachRequestIsAnsweredOnceOverStopsOfAllKinds, with the right data, on a disk that is slow, hangs, and has a cache; and where
-// the region travels with the guest, or nothing else needs what is in it, without an error.
+// TestEachRequestIsAnsweredOnceOverStopsOfAllKinds, with the right data, on a disk that is slow,
+// hangs, and has a cache; and where the region travels with the guest, or nothing else needs what
+// is in it, without an error.
 func TestEachRequestIsAnsweredOnceOverStopsOfAllKinds(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it stops a busy disk many times")
@@ -1076,7 +1087,8 @@ func TestEachRequestIsAnsweredOnceOverStopsOfAllKinds(t *testing.T) {
 	}
 }
 
-// life has the guest work for a while, and then stops its rings in some way, and starts them again.
+// life has the guest work for a while, and then stops its rings in some way, and starts them
+// again.
 func (g *guest) life(knows vhostuser.ProtocolFeatures, region *vhostusertest.Inflight) {
 	g.t.Helper()
 	for range 3 {
@@ -1120,8 +1132,9 @@ func (g *guest) life(knows vhostuser.ProtocolFeatures, region *vhostusertest.Inf
 	}
 }
 
-// TestWhatASessionForgetsIsNotBegunAgain: what was suspended goes with a reset, and with the session, since the guest has
-// forgotten it, too. The next start, with a region of its own, begins with nothing.
+// TestWhatASessionForgetsIsNotBegunAgain: what was suspended goes with a reset, and with the
+// session, since the guest has forgotten it, too. The next start, with a region of its own, begins
+// with nothing.
 func TestWhatASessionForgetsIsNotBegunAgain(t *testing.T) {
 	reset := func(w *bench) { w.check(w.f.ResetDevice()) }
 	for name, end := range map[string]func(*bench){
@@ -1221,7 +1234,8 @@ func TestRequestsWaitForAnOpenAndFailWithIt(t *testing.T) {
 	f.waitHeld(1)
 }
 
-// TestADisabledRingWhoseDeviceCannotBeOpenedAgainFails what it had, as every request of a device that could not be opened does.
+// TestADisabledRingWhoseDeviceCannotBeOpenedAgainFails what it had, as every request of a device
+// that could not be opened does.
 func TestADisabledRingWhoseDeviceCannotBeOpenedAgainFails(t *testing.T) {
 	f := newFaulty(t, vndDisk, "hang:any", "error:open:skip=1")
 	w, _ := newSuspendBench(t, reactor.ModeURing, 2, f.disk, everything, nil)
@@ -1246,8 +1260,9 @@ func TestADisabledRingWhoseDeviceCannotBeOpenedAgainFails(t *testing.T) {
 	}
 }
 
-// TestAnOperationThatCannotBeInterruptedDoesNotHoldTheReply where it does not use the guest's memory. The device stays closing
-// until it has ended, and what the guest does after the next start waits for that: nothing newer is overtaken.
+// TestAnOperationThatCannotBeInterruptedDoesNotHoldTheReply where it does not use the guest's
+// memory. The device stays closing until it has ended, and what the guest does after the next
+// start waits for that: nothing newer is overtaken.
 func TestAnOperationThatCannotBeInterruptedDoesNotHoldTheReply(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it waits for storage that hangs")
@@ -1327,7 +1342,8 @@ func TestAnOperationThatCannotBeInterruptedDoesNotHoldTheReply(t *testing.T) {
 				if s := w.dev.Status(); s.Queues[1].InFlight != 0 || s.State != StateClosing {
 					t.Errorf("a request has not waited: %+v", s)
 				}
-				// What was suspended is begun again; the guest, which knows that it has not ended, would not overtake it.
+				// What was suspended is begun again; the guest, which knows that it has not ended,
+				// would not overtake it.
 				for range answered {
 					w.rings[0].Used()
 				}

@@ -30,8 +30,9 @@ func (w *bench) cut() {
 	}
 }
 
-// TestMemoryThatGoesAwayEndsTheConnection takes it away under each part of a request, for drivers that end a transfer within
-// d_strategy, later on the reactor, and elsewhere. What is in flight must be counted right, or the end never comes.
+// TestMemoryThatGoesAwayEndsTheConnection takes it away under each part of a request, for drivers
+// that end a transfer within d_strategy, later on the reactor, and elsewhere. What is in flight
+// must be counted right, or the end never comes.
 func TestMemoryThatGoesAwayEndsTheConnection(t *testing.T) {
 	eachMode(t, func(t *testing.T, mode reactor.Mode) {
 		for name, d := range map[string]disk{"md": mdDisk(md.Config{Size: diskSize}), "vnd": vndDisk} {
@@ -91,8 +92,8 @@ func TestMemoryThatGoesAwayEndsTheConnection(t *testing.T) {
 	})
 }
 
-// TestAFaultInAStopLeavesNothingInFlight: a request that was suspended is read again to be failed, and
-// its memory has gone. It would keep the rest of the guest's memory mapped.
+// TestAFaultInAStopLeavesNothingInFlight: a request that was suspended is read again to be failed,
+// and its memory has gone. It would keep the rest of the guest's memory mapped.
 func TestAFaultInAStopLeavesNothingInFlight(t *testing.T) {
 	d := &keeper{hold: true, wrote: map[int64][]byte{}}
 	w, _ := newSuspendBench(t, reactor.ModeURing, 1, d.disk, noInflight, nil)
@@ -183,7 +184,8 @@ func (w *bench) read(q int, h *held) (status virtqtest.Seg) {
 	return status
 }
 
-// TestAResetWaitsForNothing: nobody wants what is in flight any more, and the front-end may wait for an answer.
+// TestAResetWaitsForNothing: nobody wants what is in flight any more, and the front-end may wait
+// for an answer.
 func TestAResetWaitsForNothing(t *testing.T) {
 	h := newHeld()
 	w := newBench(t, reactor.ModeURing, 2, h.disk, func(c *benchConfig) { c.CancelAfter = time.Hour })
@@ -206,8 +208,8 @@ func TestAResetWaitsForNothing(t *testing.T) {
 	}
 }
 
-// TestWritesAreStableWhereTheDriverCannotFlush, whatever else it has negotiated (section 5.2.5.2: without FLUSH, writeback
-// begins as 0), and where it has switched writeback off.
+// TestWritesAreStableWhereTheDriverCannotFlush, whatever else it has negotiated (section 5.2.5.2:
+// without FLUSH, writeback begins as 0), and where it has switched writeback off.
 func TestWritesAreStableWhereTheDriverCannotFlush(t *testing.T) {
 	for name, c := range map[string]struct {
 		without uint64
@@ -241,8 +243,9 @@ func TestWritesAreStableWhereTheDriverCannotFlush(t *testing.T) {
 	}
 }
 
-// TestLargeRequestsDoNotKeepTheReactorFromItsOtherWork: a driver that copies takes its time on the reactor, and a guest may
-// have a ring full of requests as large as its memory, and larger. A message of the front-end does not wait for all of them.
+// TestLargeRequestsDoNotKeepTheReactorFromItsOtherWork: a driver that copies takes its time on the
+// reactor, and a guest may have a ring full of requests as large as its memory, and larger. A
+// message of the front-end does not wait for all of them.
 func TestLargeRequestsDoNotKeepTheReactorFromItsOtherWork(t *testing.T) {
 	const size = 16 << 20
 	ended, endedBefore := 0, make(chan int, 1)

@@ -13,7 +13,8 @@ import (
 	"vdev/specfs"
 )
 
-// traced is what the trace hooks of a device's requests were told, each with the step of the device's life that came before.
+// traced is what the trace hooks of a device's requests were told, each with the step of the
+// device's life that came before.
 type traced struct {
 	w  atomic.Pointer[bench]
 	mu sync.Mutex
@@ -42,8 +43,8 @@ func (l *traced) take() []tracedRequest {
 	return slices.Clone(l.of)
 }
 
-// TestTheTraceTellsOfNoTransferBehindTheDrain: what storage has made of one is told before the drain is over. That the guest is told
-// later is no I/O.
+// TestTheTraceTellsOfNoTransferBehindTheDrain: what storage has made of one is told before the
+// drain is over. That the guest is told later is no I/O.
 func TestTheTraceTellsOfNoTransferBehindTheDrain(t *testing.T) {
 	eachMode(t, func(t *testing.T, mode reactor.Mode) {
 		var l traced
@@ -77,7 +78,8 @@ func TestTheTraceTellsOfNoTransferBehindTheDrain(t *testing.T) {
 	})
 }
 
-// TestATransferThatEndsInTheDrainIsTracedThere, although its reactor is busy with something else until the device is closed.
+// TestATransferThatEndsInTheDrainIsTracedThere, although its reactor is busy with something else
+// until the device is closed.
 func TestATransferThatEndsInTheDrainIsTracedThere(t *testing.T) {
 	var l traced
 	d := &keeper{hold: true, wrote: map[int64][]byte{}}

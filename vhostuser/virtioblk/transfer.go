@@ -19,7 +19,8 @@ type transfer struct {
 	traced bool      // iodone has told how it ended
 	// of is the request whose half this is; nil once the transfer is abandoned.
 	of atomic.Pointer[request]
-	// memory is what buf.Data lies in, with a reference that is the transfer's, once it is abandoned.
+	// memory is what buf.Data lies in, with a reference that is the transfer's, once it is
+	// abandoned.
 	memory *virtq.Memory
 }
 
@@ -65,8 +66,8 @@ func iodone(b *devsw.Buf) {
 	t.done()
 }
 
-// trace tells how the transfer has ended, as far as iodone is to tell it. Any goroutine: the request
-// of a transfer stays as it is until the transfer is done.
+// trace tells how the transfer has ended, as far as iodone is to tell it. Any goroutine: the
+// request of a transfer stays as it is until the transfer is done.
 func (t *transfer) trace(tell func(Request)) {
 	b, r := &t.buf, t.of.Load()
 	if r == nil {
@@ -108,14 +109,14 @@ func (t *transfer) done() {
 
 // inDriver tells whether the request is a read or a write that the driver has. On the reactor.
 //
-// A chain that is not in flight may have a request all the same, which nobody ends: Process has lost both in a fault on the guest's
-// memory (vhostuser.Queue.RecoverFault).
+// A chain that is not in flight may have a request all the same, which nobody ends: Process has
+// lost both in a fault on the guest's memory (vhostuser.Queue.RecoverFault).
 func (r *request) inDriver() bool {
 	return r.chain.InFlight() && (r.typ == tIn || r.typ == tOut)
 }
 
-// abandon leaves the request's transfer to the driver, and suspends the request, as if the transfer
-// had come back cancelled. On the reactor.
+// abandon leaves the request's transfer to the driver, and suspends the request, as if the
+// transfer had come back cancelled. On the reactor.
 func (r *request) abandon() *transfer {
 	q, t := r.q, r.transfer
 	t.memory = q.vq.Memory(&r.chain)

@@ -12,8 +12,9 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// TestAFlushThatFailsUnseenFailsTheNextOne: the host tells a failed writeback once. The one who was told of it is not waited for
-// any more, and the flush that is begun again after the stop would find nothing wrong.
+// TestAFlushThatFailsUnseenFailsTheNextOne: the host tells a failed writeback once. The one who
+// was told of it is not waited for any more, and the flush that is begun again after the stop
+// would find nothing wrong.
 func TestAFlushThatFailsUnseenFailsTheNextOne(t *testing.T) {
 	f := newFaulty(t, vndDisk, "hang:flush:uncancellable:count=1", "error:flush:count=1")
 	w, region := newSuspendBench(t, reactor.ModeURing, 1, f.disk, everything, nil)
@@ -30,7 +31,8 @@ func TestAFlushThatFailsUnseenFailsTheNextOne(t *testing.T) {
 	}
 }
 
-// TestADiscardDoesNotTakeTheNewsOfAFlush that has failed unseen: a guest that is told by a discard may think no more of it.
+// TestADiscardDoesNotTakeTheNewsOfAFlush that has failed unseen: a guest that is told by a discard
+// may think no more of it.
 func TestADiscardDoesNotTakeTheNewsOfAFlush(t *testing.T) {
 	f := newFaulty(t, vndDisk)
 	w, _ := newSuspendBench(t, reactor.ModeURing, 1, f.disk, everything, nil)
@@ -52,7 +54,8 @@ func TestADiscardDoesNotTakeTheNewsOfAFlush(t *testing.T) {
 	}
 }
 
-// TestACloseBySomebodyElseIsWaitedFor: where the device was revoked, the close that a stop finds begun is the stop's affair, too.
+// TestACloseBySomebodyElseIsWaitedFor: where the device was revoked, the close that a stop finds
+// begun is the stop's affair, too.
 func TestACloseBySomebodyElseIsWaitedFor(t *testing.T) {
 	f := newFaulty(t, vndDisk, "hang:close:count=1")
 	w, region := newSuspendBench(t, reactor.ModeURing, 1, f.disk, everything, nil)

@@ -100,9 +100,9 @@ func (w *bench) newDriver(withRegion bool) (region *vhostusertest.Inflight) {
 	return nil
 }
 
-// TestAGuestDoesNotGoOnWithADiskThatHasForgottenItsWrites: what a disk in memory has taken ends with
-// its process, flushed or not. A guest that goes on with the next one's disk is not to read what
-// was there before its writes.
+// TestAGuestDoesNotGoOnWithADiskThatHasForgottenItsWrites: what a disk in memory has taken ends
+// with its process, flushed or not. A guest that goes on with the next one's disk is not to read
+// what was there before its writes.
 func TestAGuestDoesNotGoOnWithADiskThatHasForgottenItsWrites(t *testing.T) {
 	write := func(w *bench) {
 		w.t.Helper()

@@ -87,7 +87,7 @@ func (d Disk) open(ctx context.Context, p serve.Parts) (_ *model, err error) {
 	}
 	c := virtioblk.Config{
 		FS: p.FS, Dev: s.dev, Info: s.info, Serial: d.Serial, NumQueues: d.NumQueues, SegMax: d.SegMax,
-		Pool: p.Pool, Log: p.Note, Keeper: s.keeper(), Ended: s.ended(), SizeChanged: p.ConfigChanged,
+		Pool: (*virtioblk.Pool)(p.Pool), Log: p.Note, Keeper: s.keeper(), Ended: s.ended(), SizeChanged: p.ConfigChanged,
 		Failed: func(q virtioblk.Request) { p.Log.Found.Warn("storage has failed a request", "request", q.String()) },
 	}
 	if p.Trace != nil {
