@@ -164,7 +164,7 @@ var _ = add("vhostuser", []mutant{
 		what: "any number of descriptors wait to be closed", file: closerGo,
 		from: "for len(c.queue) >= maxClosing {",
 		to:   "for false {",
-		by:   tests{in: "./vhostuser", run: "TestManyClosesThatHangAreWaitedFor$"},
+		by:   tests{in: "./vhostuser", run: "TestManyClosesThatHangKeepFrontEndsAway$"},
 	},
 
 	// Other front-ends.
