@@ -169,6 +169,11 @@ type guest struct {
 func connect(t *testing.T, path string) *guest {
 	t.Helper()
 	f, err := vhostusertest.Dial(path)
+	// A socket has its name before it listens.
+	for deadline := time.Now().Add(patience); errors.Is(err, syscall.ECONNREFUSED) && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+		f, err = vhostusertest.Dial(path)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
