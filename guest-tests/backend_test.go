@@ -19,7 +19,8 @@ import (
 	"vdev/internal/child"
 )
 
-// endLimit is how long a back-end may take to end once it was asked to, before it counts as hanging.
+// endLimit is how long a back-end may take to end once it was asked to, before it counts as
+// hanging.
 const endLimit = 30 * time.Second
 
 // backend is a vhost-user back-end that runs.
@@ -34,7 +35,8 @@ type backend struct {
 	beside    bool // not under test at all: it serves what is, such as an NBD server
 	inherited bool // the socket is not the back-end's to remove
 
-	// Of a vdev that serves several disks, each is a back-end of its own, but for its process, which is the whole's.
+	// Of a vdev that serves several disks, each is a back-end of its own, but for its process,
+	// which is the whole's.
 	name  string // of the device
 	of    string // the whole's name
 	whole *backend
@@ -46,8 +48,8 @@ type backend struct {
 // server makes the command line of a back-end from vdev's arguments.
 type server func(socket string, args []string) (*exec.Cmd, error)
 
-// theServer is the program under test: vdev, or, with VDEV_BACKEND=qemu-storage-daemon, the one that the scripts
-// can be tried on when they themselves are in doubt.
+// theServer is the program under test: vdev, or, with VDEV_BACKEND=qemu-storage-daemon, the one
+// that the scripts can be tried on when they themselves are in doubt.
 func theServer(w *world) server {
 	if os.Getenv(backendEnv) == "qemu-storage-daemon" {
 		return storageDaemon
@@ -146,7 +148,8 @@ func startBackend(ctx context.Context, cmd *exec.Cmd, dir, socket, log string) (
 	return b, nil
 }
 
-// listening asks the kernel whether anybody listens on a socket. To connect would be to be a front-end.
+// listening asks the kernel whether anybody listens on a socket. To connect would be to be a
+// front-end.
 func listening(socket string) bool {
 	const acceptsConnections = "00010000"
 	table, err := os.ReadFile("/proc/net/unix")
@@ -237,7 +240,8 @@ func (b *backend) tail(n int) string {
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
-// awaitLog waits until the back-end has written something. Its log is a file, so it is looked at again and again.
+// awaitLog waits until the back-end has written something. Its log is a file, so it is looked at
+// again and again.
 func (b *backend) awaitLog(ctx context.Context, re *regexp.Regexp) error {
 	for {
 		ended := false

@@ -25,7 +25,8 @@ import (
 	"vdev/guest-tests/internal/vm"
 )
 
-// commands are what scripts can say beside testscript's own; testdata/script/README.md describes them.
+// commands are what scripts can say beside testscript's own; testdata/script/README.md describes
+// them.
 var commands map[string]func(*testscript.TestScript, bool, []string)
 
 func init() {
@@ -86,7 +87,8 @@ func init() {
 	}
 }
 
-// plain makes a script's command of a function that cannot be negated: its text is the command's output.
+// plain makes a script's command of a function that cannot be negated: its text is the command's
+// output.
 func plain(f func(*world, []string) (string, error)) func(*testscript.TestScript, bool, []string) {
 	return func(ts *testscript.TestScript, neg bool, args []string) {
 		defer timed(ts)()
@@ -177,8 +179,8 @@ func startServer(w *world, args []string) (string, error) {
 	return "", w.addBackend(flags.Arg(0), make, flags.Args()[1:])
 }
 
-// onTmpfs has a back-end see a small file system of its own at the folder "small", with a sparse file "disk.img"
-// of 64 MiB in it that cannot be filled. The file system ends with the process.
+// onTmpfs has a back-end see a small file system of its own at the folder "small", with a sparse
+// file "disk.img" of 64 MiB in it that cannot be filled. The file system ends with the process.
 func onTmpfs(inner server, size string) server {
 	return func(socket string, args []string) (*exec.Cmd, error) {
 		cmd, err := inner(socket, args)
@@ -213,7 +215,8 @@ func onDescriptor(inner server) server {
 	}
 }
 
-// startOther is "serve NAME PROGRAM ARG...": a back-end that is not vdev; @SOCKET stands for its socket.
+// startOther is "serve NAME PROGRAM ARG...": a back-end that is not vdev; @SOCKET stands for its
+// socket.
 func startOther(w *world, args []string) (string, error) {
 	if len(args) < 2 {
 		return "", errors.New("usage: serve NAME PROGRAM ARG...")
@@ -260,8 +263,9 @@ func expectLog(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(b.awaitLog(ctx, re))
 }
 
-// startQEMU is "qemu [-version V] [-smp N] [-memory MIB] [-transport T] [-queues N] [-options K=V,...] [-boot]
-// [-firmware | -netbsd] [-arg OPTION]... NAME...": a machine whose disks are the back-ends of those names.
+// startQEMU is "qemu [-version V] [-smp N] [-memory MIB] [-transport T] [-queues N] [-options
+// K=V,...] [-boot] [-firmware | -netbsd] [-arg OPTION]... NAME...": a machine whose disks are the
+// back-ends of those names.
 func startQEMU(w *world, args []string) (string, error) {
 	flags := flag.NewFlagSet("qemu", flag.ContinueOnError)
 	version := flags.String("version", "11.1", "")
@@ -348,8 +352,8 @@ func guestReboot(ctx context.Context, m *vm.Machine) error {
 	return err
 }
 
-// systemReset is "system_reset [-release NAME]": with -release the disk, whose server is recorded, hangs, and is let go when its rings
-// have stopped, so that the guest can boot.
+// systemReset is "system_reset [-release NAME]": with -release the disk, whose server is recorded,
+// hangs, and is let go when its rings have stopped, so that the guest can boot.
 func systemReset(w *world, args []string) (string, error) {
 	flags := flag.NewFlagSet("system_reset", flag.ContinueOnError)
 	release := flags.String("release", "", "")
@@ -444,8 +448,8 @@ func monitorCommand(w *world, args []string) (string, error) {
 	return m.Monitor(ctx, strings.Join(args, " "))
 }
 
-// deviceDel is "device_del [-signal SIGNAL] NAME": the guest gives the device up, and QEMU says that it
-// is gone. Meanwhile its back-end is sent a signal.
+// deviceDel is "device_del [-signal SIGNAL] NAME": the guest gives the device up, and QEMU says
+// that it is gone. Meanwhile its back-end is sent a signal.
 func deviceDel(w *world, args []string) (string, error) {
 	flags := flag.NewFlagSet("device_del", flag.ContinueOnError)
 	signal := flags.String("signal", "", "")
@@ -470,7 +474,8 @@ func deviceDel(w *world, args []string) (string, error) {
 	return "", m.AwaitEvent(ctx, before, "DEVICE_DELETED", func(data map[string]any) bool { return data["device"] == d.Name })
 }
 
-// deviceAdd is "device_add NAME": the device that device_del removed comes back on the same chardev.
+// deviceAdd is "device_add NAME": the device that device_del removed comes back on the same
+// chardev.
 func deviceAdd(w *world, args []string) (string, error) {
 	m, d, err := w.disk(args)
 	if err != nil {
@@ -496,8 +501,8 @@ func (w *world) disk(args []string) (*vm.Machine, vm.Disk, error) {
 	return m, w.disks[args[0]], nil
 }
 
-// hostPattern is "pattern write|verify FILE [seed=N] [off=BYTES] [size=BYTES]": what the agent's commands of
-// those names do, on a file of the host.
+// hostPattern is "pattern write|verify FILE [seed=N] [off=BYTES] [size=BYTES]": what the agent's
+// commands of those names do, on a file of the host.
 func hostPattern(w *world, args []string) (text string, err error) {
 	const usage = "usage: pattern write|verify FILE [seed=N] [off=BYTES] [size=BYTES]"
 	if len(args) < 2 || args[0] != "write" && args[0] != "verify" {
@@ -556,8 +561,8 @@ func bytesOf(s string) (int64, error) {
 	return n << shift, err
 }
 
-// repeat is "repeat N FILE": the lines of the file, commands of this package all of them, N times. $i counts; other variables are the
-// script's.
+// repeat is "repeat N FILE": the lines of the file, commands of this package all of them, N times.
+// $i counts; other variables are the script's.
 func repeat(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: repeat N FILE")
@@ -586,8 +591,8 @@ func repeat(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// nothingRuns fails if a process still works in the script's folder, other than the script's own back-ends and
-// machine.
+// nothingRuns fails if a process still works in the script's folder, other than the script's own
+// back-ends and machine.
 func nothingRuns(w *world, _ []string) (string, error) {
 	links, err := filepath.Glob("/proc/[0-9]*/cwd")
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// TestCompare runs the scripts in testdata/compare on vdev and on qemu-storage-daemon, and prints which of them passes what.
-// That qemu-storage-daemon fails is no failure of the test.
+// TestCompare runs the scripts in testdata/compare on vdev and on qemu-storage-daemon, and prints
+// which of them passes what. That qemu-storage-daemon fails is no failure of the test.
 func TestCompare(t *testing.T) {
 	if os.Getenv("VDEV_COMPARE") == "" {
 		t.Skip("scripts/compare runs this")
@@ -62,8 +62,8 @@ func headline(t *testing.T, script string) string {
 	return strings.TrimPrefix(line, "# ")
 }
 
-// trial is the run of a script that may fail without failing a test. It is the script's testing.T; as with that, FailNow
-// ends the goroutine.
+// trial is the run of a script that may fail without failing a test. It is the script's testing.T;
+// as with that, FailNow ends the goroutine.
 type trial struct {
 	name   string
 	failed bool

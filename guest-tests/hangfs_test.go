@@ -11,8 +11,9 @@ import (
 	"vdev/internal/test/hangfs"
 )
 
-// mountHanging is "hangfs [-direct] [-writeback] [-interrupt] FOLDER": the folder shows the files of FOLDER.files through a FUSE
-// file system that can be told to stop answering. The script is skipped where there can be none.
+// mountHanging is "hangfs [-direct] [-writeback] [-interrupt] FOLDER": the folder shows the files
+// of FOLDER.files through a FUSE file system that can be told to stop answering. The script is
+// skipped where there can be none.
 func mountHanging(w *world, args []string) (string, error) {
 	var conf hangfs.Config
 	flags := flag.NewFlagSet("hangfs", flag.ContinueOnError)
@@ -58,8 +59,8 @@ func (w *world) hangingKinds(args []string) (*hangfs.FS, []hangfs.Kind, error) {
 	return w.hanging[args[0]], kinds, nil
 }
 
-// hold is "hold FOLDER KIND...": requests of these kinds are not answered any more. What the host has cached of the files is dropped
-// first, so that reads are requests.
+// hold is "hold FOLDER KIND...": requests of these kinds are not answered any more. What the host
+// has cached of the files is dropped first, so that reads are requests.
 func hold(w *world, args []string) (string, error) {
 	f, kinds, err := w.hangingKinds(args)
 	if err != nil {
@@ -78,7 +79,8 @@ func hold(w *world, args []string) (string, error) {
 	return "", nil
 }
 
-// letGo is "release FOLDER [KIND...]": requests of these kinds are answered again, without any those of all kinds.
+// letGo is "release FOLDER [KIND...]": requests of these kinds are answered again, without any
+// those of all kinds.
 func letGo(w *world, args []string) (string, error) {
 	f, kinds, err := w.hangingKinds(args)
 	if err != nil {
@@ -91,7 +93,8 @@ func letGo(w *world, args []string) (string, error) {
 	return "", nil
 }
 
-// held is "held FOLDER KIND N": so many requests of that kind are waiting for their answers, or soon will be.
+// held is "held FOLDER KIND N": so many requests of that kind are waiting for their answers, or
+// soon will be.
 func held(w *world, args []string) (string, error) {
 	if len(args) != 3 {
 		return "", errors.New("usage: held FOLDER KIND N")

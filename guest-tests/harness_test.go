@@ -17,7 +17,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// standInEnv makes this test binary play a back-end: one that ends well, or one that does what the variable says.
+// standInEnv makes this test binary play a back-end: one that ends well, or one that does what the
+// variable says.
 const standInEnv = "VDEV_STAND_IN"
 
 func standIn(how string) int {
@@ -97,7 +98,8 @@ func TestABackendThatCannotStartSaysWhy(t *testing.T) {
 	}
 }
 
-// asked runs a script that is one line, and tells whether its command was reached and what conditions the harness was asked for.
+// asked runs a script that is one line, and tells whether its command was reached and what
+// conditions the harness was asked for.
 func asked(t *testing.T, r row, line string) (reached bool, names []string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -139,7 +141,8 @@ func TestAKernelThatIsGivenIsForTheNetBSDScripts(t *testing.T) {
 
 var conditions = regexp.MustCompile(`(?m)^(?:\[!?[^\]\n]+\] *)+`)
 
-// testscript answers some names itself, and never asks. A value that no row has is as bad: what depends on it never runs.
+// testscript answers some names itself, and never asks. A value that no row has is as bad: what
+// depends on it never runs.
 func TestEveryConditionOfAScriptIsOurs(t *testing.T) {
 	scripts, err := filepath.Glob("testdata/*/*.txtar")
 	if err != nil || len(scripts) == 0 {

@@ -10,9 +10,9 @@ import (
 	"vdev/guest-tests/internal/netbsd"
 )
 
-// bootSector assembles a boot sector that reads the disk's sector 1 through the firmware (int 13h, function 42h),
-// writes the text found there to the first serial port, has the firmware write the same sector to sector 2
-// (function 43h), says so on the port, and stops.
+// bootSector assembles a boot sector that reads the disk's sector 1 through the firmware (int 13h,
+// function 42h), writes the text found there to the first serial port, has the firmware write the
+// same sector to sector 2 (function 43h), says so on the port, and stops.
 func bootSector() []byte {
 	code := []byte{
 		0xfa,       // cli
@@ -66,7 +66,8 @@ func bootSector() []byte {
 	drive := len(code)
 	code = append(code, 0)
 	packet := len(code)
-	code = append(code, 0x10, 0, 1, 0, 0x00, 0x7e, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0) // one sector, 1, to 0:7e00h
+	// one sector, 1, to 0:7e00h
+	code = append(code, 0x10, 0, 1, 0, 0x00, 0x7e, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0)
 	good := len(code)
 	code = append(code, "sector 2 written\r\n\x00"...)
 	bad := len(code)

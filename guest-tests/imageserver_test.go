@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// imageServers is "image-servers [-kill | -stop | -continue] N": waits until the script's vdevs have N qemu-nbd running, and sends them a
-// signal then.
+// imageServers is "image-servers [-kill | -stop | -continue] N": waits until the script's vdevs
+// have N qemu-nbd running, and sends them a signal then.
 func imageServers(w *world, args []string) (string, error) {
 	flags := flag.NewFlagSet("image-servers", flag.ContinueOnError)
 	var signal syscall.Signal
@@ -51,7 +51,8 @@ func imageServers(w *world, args []string) (string, error) {
 	}
 }
 
-// imageServers gives those that have the script's folder in their environment, as its vdevs do. They work in / like any daemon.
+// imageServers gives those that have the script's folder in their environment, as its vdevs do.
+// They work in / like any daemon.
 func (w *world) imageServers() (pids []int, err error) {
 	all, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -60,7 +61,8 @@ func (w *world) imageServers() (pids []int, err error) {
 	for _, process := range all {
 		line, _ := os.ReadFile(filepath.Join(process, "cmdline"))
 		words := bytes.Split(line, []byte{0})
-		// What scripts/setup unpacked is an argument of its ld.so; a shell that is about to start it has it elsewhere.
+		// What scripts/setup unpacked is an argument of its ld.so; a shell that is about to start
+		// it has it elsewhere.
 		if len(words) > 3 && string(words[1]) == "--library-path" {
 			words = words[3:]
 		}

@@ -81,7 +81,8 @@ func TestAMutantMustChangeWhatIsThere(t *testing.T) {
 	}
 }
 
-// TestEveryMutantOfTheScriptsApplies to the sources as they are, which the scripts find out after minutes.
+// TestEveryMutantOfTheScriptsApplies to the sources as they are, which the scripts find out after
+// minutes.
 func TestEveryMutantOfTheScriptsApplies(t *testing.T) {
 	scripts, err := filepath.Glob("testdata/script/*.txtar")
 	if err != nil {

@@ -10,9 +10,10 @@ import (
 	"syscall"
 )
 
-// makeLossy is "lossy NAME": NAME is a block device that takes writes into the host's page cache and cannot write them back: a loop device
-// on a sparse file of 4 MiB, on a file system that has room for a quarter of it. The host tells a flush of that once. The script is skipped where
-// there can be none.
+// makeLossy is "lossy NAME": NAME is a block device that takes writes into the host's page cache
+// and cannot write them back: a loop device on a sparse file of 4 MiB, on a file system that has
+// room for a quarter of it. The host tells a flush of that once. The script is skipped where there
+// can be none.
 func makeLossy(w *world, args []string) (string, error) {
 	if len(args) != 1 {
 		return "", errors.New("usage: lossy NAME")

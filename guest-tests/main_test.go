@@ -1,6 +1,6 @@
 // Package guesttests runs guests under QEMU on disks that vdev serves. The tests are the scripts in
-// testdata/script, one for each thing that must be seen working; the README there lists the commands they are
-// written in. They need what scripts/setup fetches and run under scripts/test.
+// testdata/script, one for each thing that must be seen working; the README there lists the
+// commands they are written in. They need what scripts/setup fetches and run under scripts/test.
 package guesttests
 
 import (
@@ -124,23 +124,25 @@ func runScript(t *testing.T, script string, row row) {
 	})
 }
 
-// within runs a script as the test it is given, not as a test below it: the matrix has named it already.
+// within runs a script as the test it is given, not as a test below it: the matrix has named it
+// already.
 type within struct{ *testing.T }
 
 func (w within) Run(_ string, f func(testscript.T)) { f(w) }
 func (within) Parallel()                            {}
 
-// Verbose is for -v. go test -json gives -test.v=test2json, and wants to know of everything, but nobody reads it all.
+// Verbose is for -v. go test -json gives -test.v=test2json, and wants to know of everything, but
+// nobody reads it all.
 func (within) Verbose() bool {
 	return testing.Verbose() && flag.Lookup("test.v").Value.String() != "test2json"
 }
 
-// givenKernel is the condition of a script that needs a NetBSD kernel. It is not "netbsd": testscript answers the names of
-// systems itself, with what the tests run on.
+// givenKernel is the condition of a script that needs a NetBSD kernel. It is not "netbsd":
+// testscript answers the names of systems itself, with what the tests run on.
 const givenKernel = "netbsd-kernel"
 
-// condition knows what a script may depend on. "KEY:VALUE" is for one value of its matrix. A name that testscript knows too
-// does not get here: TestEveryConditionOfAScriptIsOurs.
+// condition knows what a script may depend on. "KEY:VALUE" is for one value of its matrix. A name
+// that testscript knows too does not get here: TestEveryConditionOfAScriptIsOurs.
 func (r row) condition(name string) (bool, error) {
 	switch name {
 	case "mounts":
@@ -162,7 +164,8 @@ const (
 	kernelEnv  = "VDEV_NETBSD_KERNEL"
 	kvmEnv     = "VDEV_KVM"
 	backendEnv = "VDEV_BACKEND"
-	rowsEnv    = "VDEV_GUEST_ROWS" // "all": scripts have all combinations, also where they ask for fewer
+	// "all": scripts have all combinations, also where they ask for fewer
+	rowsEnv = "VDEV_GUEST_ROWS"
 )
 
 // checkEnvironment refuses what would have no effect.
@@ -210,8 +213,8 @@ var canMount = sync.OnceValue(func() bool {
 	return exec.Command("unshare", "--mount", "--map-root-user", "mount", "-t", "tmpfs", "none", "/mnt").Run() == nil
 })
 
-// hasIOUring says whether the host lets us have an io_uring; containers often do not. Where it does, the call gets
-// as far as to find that it was given no parameters.
+// hasIOUring says whether the host lets us have an io_uring; containers often do not. Where it
+// does, the call gets as far as to find that it was given no parameters.
 func hasIOUring() bool {
 	const ioUringSetup = 425
 	_, _, e := syscall.Syscall(ioUringSetup, 1, 0, 0)

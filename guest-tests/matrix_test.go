@@ -33,8 +33,8 @@ func (r row) value(key string) string {
 	return ""
 }
 
-// readMatrix reads the head of a script: the lines of comment that it begins with. The script runs once for each row, with
-// the values in the environment.
+// readMatrix reads the head of a script: the lines of comment that it begins with. The script runs
+// once for each row, with the values in the environment.
 //
 //	# matrix: KEY=VALUE,VALUE...    a parameter. Rows are all combinations of values
 //	# pairs: KEY KEY KEY...         of these parameters only enough rows that every two values meet: they do not
@@ -130,8 +130,8 @@ func (r row) combinations(together int) (all []combination) {
 	return all
 }
 
-// cover picks rows so that each combination of so many values that some row has is in one that is picked: always the row that has
-// most of those that are missing, the first of them.
+// cover picks rows so that each combination of so many values that some row has is in one that is
+// picked: always the row that has most of those that are missing, the first of them.
 func cover(rows []row, together int) []row {
 	met := map[combination]bool{}
 	var picked []row
@@ -159,8 +159,8 @@ func cover(rows []row, together int) []row {
 	}
 }
 
-// TestEveryTwoValuesMeetInSomeScript, and every value is in every script that names it: that some scripts have not all combinations
-// leaves none of two untried.
+// TestEveryTwoValuesMeetInSomeScript, and every value is in every script that names it: that some
+// scripts have not all combinations leaves none of two untried.
 func TestEveryTwoValuesMeetInSomeScript(t *testing.T) {
 	scripts, err := filepath.Glob("testdata/script/*.txtar")
 	if err != nil {

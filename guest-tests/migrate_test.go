@@ -18,10 +18,11 @@ import (
 	"vdev/guest-tests/internal/vm"
 )
 
-// migrate is "migrate [-bandwidth BYTES] [-downtime DURATION] [-meanwhile COMMAND] NAME=OTHER...": a second machine is started whose
-// disk NAME is the back-end OTHER, the guest moves there while it works, at so many bytes a second, and the first machine ends. It is
-// stopped when what is left to be copied fits into that time; not before the guest's agent has done the command, which it is given
-// when all memory has been copied once (both have to be QEMU 8.1 or later for that).
+// migrate is "migrate [-bandwidth BYTES] [-downtime DURATION] [-meanwhile COMMAND] NAME=OTHER...":
+// a second machine is started whose disk NAME is the back-end OTHER, the guest moves there while it
+// works, at so many bytes a second, and the first machine ends. It is stopped when what is left to
+// be copied fits into that time; not before the guest's agent has done the command, which it is
+// given when all memory has been copied once (both have to be QEMU 8.1 or later for that).
 func migrate(w *world, args []string) (string, error) {
 	flags := flag.NewFlagSet("migrate", flag.ContinueOnError)
 	bandwidth := flags.Int64("bandwidth", 1<<30, "")
@@ -70,11 +71,13 @@ func migrate(w *world, args []string) (string, error) {
 	err = func() error {
 		var consent *returnPath
 		if *meanwhile != "" {
-			// With so little to be left, what has changed is not asked for again before all has been copied.
+			// With so little to be left, what has changed is not asked for again before all has
+			// been copied.
 			if err := parameters(time.Millisecond, 30e6); err != nil {
 				return err
 			}
-			// A guest that is slow at the moment changes even less. It is not stopped all the same before the target has consented.
+			// A guest that is slow at the moment changes even less. It is not stopped all the same
+			// before the target has consented.
 			if err := errors.Join(switchoverAck(ctx, source), switchoverAck(ctx, target)); err != nil {
 				return err
 			}
@@ -116,8 +119,8 @@ func migrate(w *world, args []string) (string, error) {
 	return "", nil
 }
 
-// beforeItLeaves has the guest do a command, and tells of a guest that was stopped before it had, by the events since begun: its answer
-// comes elsewhere.
+// beforeItLeaves has the guest do a command, and tells of a guest that was stopped before it had,
+// by the events since begun: its answer comes elsewhere.
 func beforeItLeaves(ctx context.Context, m *vm.Machine, begun int, command string) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	var watching sync.WaitGroup
@@ -132,7 +135,8 @@ func beforeItLeaves(ctx context.Context, m *vm.Machine, begun int, command strin
 	return err
 }
 
-// switchoverAck has a machine's migration wait, before the guest is stopped, until the target says on the return path that it may be.
+// switchoverAck has a machine's migration wait, before the guest is stopped, until the target says
+// on the return path that it may be.
 func switchoverAck(ctx context.Context, m *vm.Machine) error {
 	var on []map[string]any
 	for _, name := range []string{"return-path", "switchover-ack"} {
@@ -142,7 +146,8 @@ func switchoverAck(ctx context.Context, m *vm.Machine) error {
 	return err
 }
 
-// returnPath stands between a migration's source and its target, and holds back what the target says until it is released.
+// returnPath stands between a migration's source and its target, and holds back what the target
+// says until it is released.
 type returnPath struct {
 	path     string // of the socket for the source
 	listener *net.UnixListener
@@ -206,7 +211,8 @@ type migration struct {
 	Status string
 	Desc   string `json:"error-desc"`
 	RAM    struct {
-		Syncs int `json:"dirty-sync-count"` // how often it was asked what memory has changed, first of all before anything was copied
+		// how often it was asked what memory has changed, first of all before anything was copied
+		Syncs int `json:"dirty-sync-count"`
 	}
 }
 
@@ -215,7 +221,8 @@ func migrated(ctx context.Context, m *vm.Machine) error {
 	return awaitMigration(ctx, m, func(s migration) (bool, error) { return s.Status == "completed", nil })
 }
 
-// copied waits until all memory of a machine has been copied once, and tells of a guest that has left by then.
+// copied waits until all memory of a machine has been copied once, and tells of a guest that has
+// left by then.
 func copied(ctx context.Context, m *vm.Machine) error {
 	return awaitMigration(ctx, m, func(s migration) (bool, error) {
 		if s.Status == "completed" {
@@ -225,7 +232,8 @@ func copied(ctx context.Context, m *vm.Machine) error {
 	})
 }
 
-// awaitMigration waits until a machine's migration is as done wants it. QEMU has no event for most of that.
+// awaitMigration waits until a machine's migration is as done wants it. QEMU has no event for most
+// of that.
 func awaitMigration(ctx context.Context, m *vm.Machine, done func(migration) (bool, error)) error {
 	for {
 		raw, err := m.Do(ctx, "query-migrate", nil)

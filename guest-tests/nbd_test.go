@@ -19,8 +19,9 @@ type record struct {
 	log string
 }
 
-// startRecord is "record [-of DISK] NAME": a recorder stands before the NBD server NAME, at NAME.nbd. With -of the disk DISK, which is
-// watched, must not ask the server for anything while its rings are stopped.
+// startRecord is "record [-of DISK] NAME": a recorder stands before the NBD server NAME, at
+// NAME.nbd. With -of the disk DISK, which is watched, must not ask the server for anything while
+// its rings are stopped.
 func startRecord(w *world, args []string) (string, error) {
 	flags := flag.NewFlagSet("record", flag.ContinueOnError)
 	disk := flags.String("of", "", "")
@@ -65,7 +66,8 @@ func (w *world) record(name string) (*record, error) {
 	return nil, fmt.Errorf("nobody records %q", name)
 }
 
-// recorded is "[!] recorded NAME": what vdev has sent to the server is in order, or, negated, is not.
+// recorded is "[!] recorded NAME": what vdev has sent to the server is in order, or, negated, is
+// not.
 func recorded(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) != 1 {
 		ts.Fatalf("usage: recorded NAME")
@@ -77,7 +79,8 @@ func recorded(ts *testscript.TestScript, neg bool, args []string) {
 	judge(ts, neg, r, r.Findings, r.Dropped)
 }
 
-// changeLine is "line NAME stop|hold|go|cut|slow TIME TIME": what becomes of what vdev and the server send to each other.
+// changeLine is "line NAME stop|hold|go|cut|slow TIME TIME": what becomes of what vdev and the
+// server send to each other.
 func changeLine(w *world, args []string) (string, error) {
 	usage := errors.New("usage: line NAME stop|hold|go|cut|slow TIME TIME")
 	if len(args) < 2 {
@@ -117,7 +120,8 @@ func changeLine(w *world, args []string) (string, error) {
 	return "", nil
 }
 
-// hang is "hang NAME...": the storage of those disks hangs. An NBD server is stopped, for others there is the driver fault.
+// hang is "hang NAME...": the storage of those disks hangs. An NBD server is stopped, for others
+// there is the driver fault.
 func hang(w *world, args []string) (string, error) {
 	for _, name := range args {
 		var err error

@@ -10,9 +10,10 @@ import (
 	"strings"
 )
 
-// startSeveral is "backends NAME ARG...": one vdev that serves several disks, with its control socket at NAME.ctl and its log in
-// NAME.log. Each --device has a name, and gets a socket of its own; where other commands want the name of a back-end, the name of a
-// device does. It is NAME that ends, and is killed.
+// startSeveral is "backends NAME ARG...": one vdev that serves several disks, with its control
+// socket at NAME.ctl and its log in NAME.log. Each --device has a name, and gets a socket of its
+// own; where other commands want the name of a back-end, the name of a device does. It is NAME that
+// ends, and is killed.
 func startSeveral(w *world, args []string) (string, error) {
 	if len(args) < 2 {
 		return "", errors.New("usage: backends NAME ARG...")
@@ -39,7 +40,8 @@ func startSeveral(w *world, args []string) (string, error) {
 	if len(devices) == 0 {
 		return "", errors.New("backends: there is no --device")
 	}
-	// The sockets are made one after the other: when somebody listens on the last one, all are there.
+	// The sockets are made one after the other: when somebody listens on the last one, all are
+	// there.
 	err := w.startAs(name, sockets[len(sockets)-1], func() (*exec.Cmd, error) {
 		program, err := w.vdev()
 		if err != nil {
@@ -62,7 +64,8 @@ func startSeveral(w *world, args []string) (string, error) {
 // deviceName finds the name in the value of --device.
 var deviceName = regexp.MustCompile(`(?:^|,)name=([^,]+)`)
 
-// control is "ctl NAME ARG...": vdev ctl for a back-end that was started with --control NAME.ctl, or for one of several devices.
+// control is "ctl NAME ARG...": vdev ctl for a back-end that was started with --control NAME.ctl,
+// or for one of several devices.
 func control(w *world, args []string) (string, error) {
 	if len(args) < 2 {
 		return "", errors.New("usage: ctl NAME ARG...")

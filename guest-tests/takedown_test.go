@@ -21,8 +21,9 @@ import (
 	"vdev/guest-tests/internal/proxy"
 )
 
-// watch is "watch [-hold DURATION] NAME": a proxy stands between QEMU and the back-end from the next "qemu" on, and
-// holds each answer to GET_VRING_BASE back for so long, to look at guest memory.
+// watch is "watch [-hold DURATION] NAME": a proxy stands between QEMU and the back-end from the
+// next "qemu" on, and holds each answer to GET_VRING_BASE back for so long, to look at guest
+// memory.
 func watch(w *world, args []string) (string, error) {
 	flags := flag.NewFlagSet("watch", flag.ContinueOnError)
 	hold := flags.Duration("hold", 5*time.Millisecond, "")
@@ -61,7 +62,8 @@ func (w *world) proxy(name string) (*proxy.Proxy, error) {
 	return nil, fmt.Errorf("nobody watches %q", name)
 }
 
-// watched is "[!] watched NAME": the back-end has written nothing and called nobody when it must not, or, negated, has.
+// watched is "[!] watched NAME": the back-end has written nothing and called nobody when it must
+// not, or, negated, has.
 func watched(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) != 1 {
 		ts.Fatalf("usage: watched NAME")
@@ -72,8 +74,8 @@ func watched(ts *testscript.TestScript, neg bool, args []string) {
 	judge(ts, neg, r, r.Findings, r.Dropped)
 }
 
-// judge shows a report, and ends the script where something was found, or, negated, where nothing was. dropped is how many findings
-// more there are.
+// judge shows a report, and ends the script where something was found, or, negated, where nothing
+// was. dropped is how many findings more there are.
 func judge(ts *testscript.TestScript, neg bool, report fmt.Stringer, findings []string, dropped int) {
 	show(ts, report.String())
 	ts.Logf("%v", report)
@@ -103,7 +105,8 @@ func busy(w *world, args []string) (string, error) {
 	return "", awaitWork(ctx, p, n)
 }
 
-// awaitWork waits until n requests have completed. The rings are in memory, so they are looked at again and again.
+// awaitWork waits until n requests have completed. The rings are in memory, so they are looked at
+// again and again.
 func awaitWork(ctx context.Context, p *proxy.Proxy, n int) error {
 	first := p.Report()
 	for {
@@ -122,7 +125,8 @@ func awaitWork(ctx context.Context, p *proxy.Proxy, n int) error {
 // idleTime is how long no request completes on a disk that is said to be idle.
 const idleTime = 100 * time.Millisecond
 
-// idle is "idle NAME...": no more requests complete, because none is made or because all that are made hang.
+// idle is "idle NAME...": no more requests complete, because none is made or because all that are
+// made hang.
 func idle(w *world, args []string) (string, error) {
 	ctx, cancel := w.context()
 	defer cancel()
@@ -147,9 +151,11 @@ func idle(w *world, args []string) (string, error) {
 	return "", nil
 }
 
-// pause is "pause [-for DURATION] [-release] [-let FOLDER] [-continue OTHER] NAME...": stop, and cont after that time. Meanwhile nothing may write to the
-// guest's memory, which is found out where those back-ends are watched. With -release what hangs in the back-ends is let go
-// in between, and hangs no more; with -let so does what is held in a folder of hangfs; with -continue another back-end, which was stopped by a signal, goes on.
+// pause is "pause [-for DURATION] [-release] [-let FOLDER] [-continue OTHER] NAME...": stop, and
+// cont after that time. Meanwhile nothing may write to the guest's memory, which is found out where
+// those back-ends are watched. With -release what hangs in the back-ends is let go in between, and
+// hangs no more; with -let so does what is held in a folder of hangfs; with -continue another
+// back-end, which was stopped by a signal, goes on.
 func pause(w *world, args []string) (string, error) {
 	flags := flag.NewFlagSet("pause", flag.ContinueOnError)
 	length := flags.Duration("for", 50*time.Millisecond, "")
@@ -221,7 +227,8 @@ func (w *world) exec(ctx context.Context, words []string) (string, error) {
 	return string(out), nil
 }
 
-// deaf is "deaf COMMAND ARG...": does a command of this package, and tells how long QEMU's monitor was deaf meanwhile.
+// deaf is "deaf COMMAND ARG...": does a command of this package, and tells how long QEMU's monitor
+// was deaf meanwhile.
 func deaf(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) == 0 || commands[args[0]] == nil {
 		ts.Fatalf("usage: deaf COMMAND ARG...")
@@ -241,8 +248,8 @@ func deaf(ts *testscript.TestScript, neg bool, args []string) {
 	commands[args[0]](ts, neg, args[1:])
 }
 
-// deafness is "deafness WHAT...": the longest that the monitor was deaf during the commands after "deaf" since the last
-// time this was asked.
+// deafness is "deafness WHAT...": the longest that the monitor was deaf during the commands after
+// "deaf" since the last time this was asked.
 func deafness(ts *testscript.TestScript, _ bool, args []string) {
 	w := worldOf(ts)
 	figure(ts, fmt.Sprintf("QEMU's monitor was deaf for %.3f s at most: %s", w.deafness.Seconds(), strings.Join(args, " ")))
@@ -255,9 +262,9 @@ func figure(ts *testscript.TestScript, text string) {
 	fmt.Fprintf(os.Stderr, "         %s: %s\n", strings.TrimPrefix(worldOf(ts).t.Name(), "TestGuests/"), text)
 }
 
-// restartBackend is "restart [-n N] [-term] [-busy N] [-within DURATION] NAME": N times the back-end is killed, at a random
-// moment within that time after so many requests were served, and started again on the same socket, as it was started
-// first.
+// restartBackend is "restart [-n N] [-term] [-busy N] [-within DURATION] NAME": N times the
+// back-end is killed, at a random moment within that time after so many requests were served, and
+// started again on the same socket, as it was started first.
 func restartBackend(w *world, args []string) (string, error) {
 	flags := flag.NewFlagSet("restart", flag.ContinueOnError)
 	times := flags.Int("n", 1, "")
@@ -311,9 +318,10 @@ func restartBackend(w *world, args []string) (string, error) {
 	return "", nil
 }
 
-// mutantCommand is "mutant FILE": from here on "backend" starts a vdev with a defect. The file has one change or several, with
-// a line "---" between them. Each names a source file of the repository in its first line, and then says what stands in it,
-// exactly once, and, after a line "=>", what is to stand there instead.
+// mutantCommand is "mutant FILE": from here on "backend" starts a vdev with a defect. The file has
+// one change or several, with a line "---" between them. Each names a source file of the repository
+// in its first line, and then says what stands in it, exactly once, and, after a line "=>", what is
+// to stand there instead.
 func mutantCommand(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: mutant FILE")
@@ -381,10 +389,12 @@ func buildMutant(dir, name, text string) (string, error) {
 	return out, nil
 }
 
-// lifeLine is what --trace prints of a device's and of its rings' life, and of what storage has made of transfers.
+// lifeLine is what --trace prints of a device's and of its rings' life, and of what storage has
+// made of transfers.
 var lifeLine = regexp.MustCompile(`(?m)^ *(\d+\.\d+) (?:specfs  block (\d+,\d+) (\w+)(:.*)?|vhost   (start|out GET_VRING_BASE|disconnect)\b(?: ring=(\d+))?|blk     queue \d+ (?:read|write) .*: (ok|cancelled)$)`)
 
-// afterStep says which steps of a device's life may follow which. A device that was never opened is closed.
+// afterStep says which steps of a device's life may follow which. A device that was never opened is
+// closed.
 var afterStep = map[string][]string{
 	"closed":   {"open"},
 	"open":     {"opened", "failed", "cancel"}, // a device may be revoked while it is being opened
@@ -397,9 +407,10 @@ var afterStep = map[string][]string{
 	"close":    {"closed"},
 }
 
-// life is "life NAME": the log of a back-end with --trace tells of devices that were opened, and taken down in order:
-// cancel, drain, close; and where the last ring's stop was answered, or the connection has ended, all was closed. Nor is
-// there a transfer between the end of a drain and the next open, and the times only grow. The output counts.
+// life is "life NAME": the log of a back-end with --trace tells of devices that were opened, and
+// taken down in order: cancel, drain, close; and where the last ring's stop was answered, or the
+// connection has ended, all was closed. Nor is there a transfer between the end of a drain and the
+// next open, and the times only grow. The output counts.
 func life(w *world, args []string) (string, error) {
 	if len(args) != 1 {
 		return "", errors.New("usage: life NAME")

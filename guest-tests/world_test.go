@@ -20,8 +20,8 @@ import (
 	"vdev/internal/test/hangfs"
 )
 
-// commandLimit is how long one step of a script may take before it counts as hanging. Emulation on a busy machine
-// is slow; no test depends on how slow.
+// commandLimit is how long one step of a script may take before it counts as hanging. Emulation on
+// a busy machine is slow; no test depends on how slow.
 const commandLimit = 5 * time.Minute
 
 // tester is what a script's world needs of testing.T.
@@ -164,7 +164,8 @@ func order(a, b *backend) int {
 	return -1
 }
 
-// inquire logs what a failed test leaves to be seen: where the guest is, and, through SIGUSR1, what vdev has done.
+// inquire logs what a failed test leaves to be seen: where the guest is, and, through SIGUSR1, what
+// vdev has done.
 func (w *world) inquire() {
 	if w.machine != nil {
 		w.t.Logf("the guest's console:\n%s", w.machine.Console.Tail(60))
@@ -192,7 +193,8 @@ func (w *world) inquire() {
 
 func worldOf(ts *testscript.TestScript) *world { return ts.Value(worldKey{}).(*world) }
 
-// context limits one step, in time and to the life of the back-ends: a guest whose disk has died waits for ever.
+// context limits one step, in time and to the life of the back-ends: a guest whose disk has died
+// waits for ever.
 func (w *world) context() (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), w.limit, errors.New("the step hangs"))
 	ctx, stop := context.WithCancelCause(ctx)
