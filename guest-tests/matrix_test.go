@@ -37,10 +37,11 @@ func (r row) value(key string) string {
 // once for each row, with the values in the environment.
 //
 //	# matrix: KEY=VALUE,VALUE...    a parameter. Rows are all combinations of values
-//	# pairs: KEY KEY KEY...         of these parameters only enough rows that every two values meet: they do not
-//	                                depend on each other, and what fails fails by one or two of them
-//	# each: KEY KEY...              only enough rows that every value is there: the script does not depend on two of them
-//	                                together, and another script has each two
+//	# pairs: KEY KEY KEY...         of these parameters only enough rows that every two values
+//	                                meet: they do not depend on each other, and what fails fails by
+//	                                one or two of them
+//	# each: KEY KEY...              only enough rows that every value is there: the script does not
+//	                                depend on two of them together, and another script has each two
 //	# except: KEY=VALUE KEY=VALUE   no rows with all these values; the next line of comment says why
 //
 // With all, pairs and each change nothing.
