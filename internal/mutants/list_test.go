@@ -32,11 +32,13 @@ type edit struct {
 // tests are those that must notice a defect. Keep them few: each defect pays for building and
 // running them.
 type tests struct {
-	in      string        // the packages, from the module's root, such as "./devsw ./specfs"
-	run     string        // for -run; "" is all tests
-	timeout time.Duration // of each run; where it is given, a test that hangs has noticed the defect
-	tags    []string      // sets of build tags, one run each, until one fails; nil is one run without
-	args    string        // other arguments of go test, such as -race, or of the test program
+	in  string // the packages, from the module's root, such as "./devsw ./specfs"
+	run string // for -run; "" is all tests
+	// of each run; where it is given, a test that hangs has noticed the defect
+	timeout time.Duration
+	// sets of build tags, one run each, until one fails; nil is one run without
+	tags []string
+	args string // other arguments of go test, such as -race, or of the test program
 }
 
 // area is a part of the code with a table of its own.
