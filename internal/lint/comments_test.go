@@ -41,16 +41,9 @@ func columns(line string) (n int) {
 	return n
 }
 
-// stillWide lists packages whose comments are not narrow yet. It only gets shorter.
-var stillWide = []string{
-}
-
 // narrow reports comments that are too wide.
 func narrow(files []file) (faults []string) {
 	for _, f := range files {
-		if slices.Contains(stillWide, f.pkg) {
-			continue
-		}
 		for _, line := range f.wide {
 			faults = append(faults, fmt.Sprintf("%s:%d: the comment is wider than %d columns", f.name, line, maxColumns))
 		}
