@@ -12,7 +12,7 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// late is the half of a request that storage does not give back.
+// late is the half of a request that storage does not complete.
 type late struct {
 	memory *virtq.Memory
 	bufs   [][]byte

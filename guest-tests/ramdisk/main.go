@@ -1,11 +1,12 @@
-// Command ramdisk is a disk of somebody else's behind vdev's virtio-blk: a driver of its own (ram.go)
-// on package devsw/disk, in a Go module of its own, on public packages alone. What stands in the driver
-// is where the bytes are, and that a context ends a wait. That requests in flight are cancelled,
-// drained, and the storage then closed, when a guest pauses, resets or loses the disk, comes from the
-// packages above it. It serves one guest after the other:
+// Command ramdisk is a disk of somebody else's behind vdev's virtio-blk: a driver of its own
+// (ram.go) on package devsw/disk, in a Go module of its own, on public packages alone. What stands
+// in the driver is where the bytes are, and that a context ends a wait. That requests in flight are
+// cancelled, drained, and the storage then closed, when a guest pauses, resets or loses the disk,
+// comes from the packages above it. It serves one guest after the other:
 //
 //	ramdisk /run/ram.sock
-//	qemu-system-x86_64 ... -chardev socket,id=ram,path=/run/ram.sock -device vhost-user-blk-pci,chardev=ram
+//	qemu-system-x86_64 ... -chardev socket,id=ram,path=/run/ram.sock \
+//	    -device vhost-user-blk-pci,chardev=ram
 //
 // SIGUSR1 makes writes stall, and the next one lets them go on. What happens to the disk is written
 // to the standard error.
@@ -66,7 +67,8 @@ func serve(ctx context.Context, path string, r *ram, told *journal) error {
 	backend, err := vhostuser.New(vhostuser.Config{
 		Device: blk, Reactors: reactors,
 		// Such a guest cannot be moved to another host, and its memory disk could not, either. So
-		// requests that are cancelled stay in the in-flight region, and a paused guest sees no error.
+		// requests that are cancelled stay in the in-flight region, and a paused guest sees no
+		// error.
 		NotMigratable: true,
 		CancelAfter:   cancelAfter,
 		Trace:         func(e vhostuser.Event) { told.note("vhost", e) },

@@ -50,7 +50,7 @@ func (p *paper) await(t *testing.T, what string) {
 	}
 }
 
-// guest plays the front-end and the guest's driver of a disk with one ring.
+// guest plays the front-end and the guest driver of a disk with one ring.
 type guest struct {
 	*vhostusertest.Ring
 	t   *testing.T
@@ -146,7 +146,8 @@ func (g *guest) do(kind uint32, sector uint64) (data []byte, status byte) {
 	return data, at[0]
 }
 
-// steps are those of the disk's life, in the order in which they were noted, and the answers to the front-end.
+// steps are those of the disk's life, in the order in which they were noted, and the answers to the
+// front-end.
 var steps = regexp.MustCompile(`specfs +block \d+,0 (\w+)|vhost +(out GET_VRING_BASE|disconnect)|blk +(.*: (?:ok|cancelled|suspended))`)
 
 // life returns what the journal has of the disk's life.
@@ -174,7 +175,8 @@ func TestADiskIsTakenDownInOrderWithAWriteInFlight(t *testing.T) {
 		t.Fatalf("a read ends with status %d, and %d", status, data[0])
 	}
 
-	// The front-end stops the ring, without an in-flight region: what has not completed in time fails.
+	// The front-end stops the ring, without an in-flight region: what has not completed in time
+	// fails.
 	r.toggle()
 	before := len(told.String())
 	_, status := g.add(out, 8)

@@ -1,8 +1,10 @@
-// Command rng is a virtio entropy device (virtio 1.3, section 5.4) on vdev's public packages, in a Go module of its
-// own: what a project that is not vdev needs to write a vhost-user device. It serves one guest after the other:
+// Command rng is a virtio entropy device (virtio 1.3, section 5.4) on vdev's public packages, in a
+// Go module of its own: what a project that is not vdev needs to write a vhost-user device. It
+// serves one guest after the other:
 //
 //	rng /run/rng.sock
-//	qemu-system-x86_64 ... -chardev socket,id=rng,path=/run/rng.sock -device vhost-user-rng-pci,chardev=rng
+//	qemu-system-x86_64 ... -chardev socket,id=rng,path=/run/rng.sock \
+//	    -device vhost-user-rng-pci,chardev=rng
 package main
 
 import (
@@ -17,15 +19,16 @@ import (
 	"vdev/virtq"
 )
 
-// rng is the device. What it does not define, one queue and no configuration space, is BaseDevice's.
+// rng is the device. What it does not define, one queue and no configuration space, is
+// BaseDevice's.
 type rng struct {
 	vhostuser.BaseDevice
 	chain virtq.Chain
 	bytes [4096]byte
 }
 
-// Process fills the buffers that the guest offers, some at a time, so that other queues of the reactor have their
-// turn. A guest takes fewer bytes than it asked for.
+// Process fills the buffers that the guest offers, some at a time, so that other queues of the
+// reactor have their turn. A guest takes fewer bytes than it asked for.
 func (r *rng) Process(q *vhostuser.Queue) (more bool) {
 	for range 16 {
 		if !q.Pop(&r.chain) {

@@ -61,7 +61,7 @@ const (
 )
 
 // fillConfig writes struct virtio_blk_config (section 5.2.4) for a disk into p, which has
-// configSize bytes. All fields are little-endian; on the hosts vdev runs on that is a legacy
+// configSize bytes. All fields are little-endian; on the hosts vdev runs on that is a legacy guest
 // driver's order too.
 func fillConfig(p []byte, info devsw.DiskInfo, queues, segMax int, writeback bool) {
 	le := binary.LittleEndian

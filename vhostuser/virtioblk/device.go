@@ -129,7 +129,7 @@ type Device struct {
 	open   *specfs.Life // nil while the device is not to be open
 	queues map[*queue]struct{}
 	stop   stop
-	// the guest's driver has begun anew, and the block device has not been opened since
+	// the guest driver has begun anew, and the block device has not been opened since
 	anew      bool
 	suspended []int // by ring: requests left in the in-flight region by its last stop
 }
@@ -277,7 +277,7 @@ func (d *Device) ReadConfig(p []byte) {
 	fillConfig(p, d.snapshot(), d.numQueues, d.segMax, d.memory.writeback())
 }
 
-// WriteConfig implements vhostuser.Device: the driver may change writeback, and nothing else
+// WriteConfig implements vhostuser.Device: the guest driver may change writeback, and nothing else
 // (section 5.2.5).
 func (d *Device) WriteConfig(off int, p []byte) error {
 	if off != writebackOff || len(p) != 1 || p[0] > 1 {
@@ -333,7 +333,7 @@ func (d *Device) startQueue(vq *vhostuser.Queue) (news []string) {
 	return news
 }
 
-// tooSmall tells whether a ring is too small for the requests that its driver may make.
+// tooSmall tells whether a ring is too small for the requests that its guest driver may make.
 func (d *Device) tooSmall(size int) bool {
 	const features = fSegMax | fIndirect
 	return d.negotiated&features == fSegMax && size < d.segMax+2
@@ -391,25 +391,24 @@ func (d *Device) queuesOfLocked(l *specfs.Life) (all []*queue) {
 	return all
 }
 
-// StopDevice implements vhostuser.Device. It returns when nothing of the queues is in flight, and
-// closes the block device: cancel, drain, close. A close that takes long goes on in the
-// background, and so does an operation that cannot be interrupted: a read or a write, which is in
-// the guest's memory, is fenced from it (see fence), but where that cannot be done
-// (devsw.DiskInfo.Pinned) it is waited for.
+// StopDevice implements vhostuser.Device. It closes the block device (cancel, drain, close), and
+// returns when nothing of the queues is in flight. A close that takes long goes on in the
+// background. So does an operation that cannot be interrupted: a read or a write is fenced from the
+// guest's memory (see fence). Where that is impossible (devsw.DiskInfo.Pinned) StopDevice waits for
+// it.
 //
 // It waits until how.Deadline for what is in flight to complete, and then cancels, by closing the
-// device. Where how.Revoke is set it revokes the device, which cancels at once. A front-end that
-// hangs up while it is waited for ends the wait.
+// device. Where how.Revoke is set it revokes the device, which cancels at once. If the front-end
+// hangs up meanwhile, the wait ends.
 //
 // What completes all the same completes normally. Of what comes back cancelled, that which had not
 // reached the driver goes back to the ring, as far as it was fetched last. The rest is suspended,
 // or ends with VIRTIO_BLK_S_IOERR, as how.Suspends says.
 func (d *Device) StopDevice(vqs []*vhostuser.Queue, how vhostuser.Stop) { d.stopQueues(vqs, how) }
 
-// StopQueue implements vhostuser.Device. It is StopDevice for one queue, but while others go on
-// its requests are cancelled alone, and the device stays open, unless the driver does not return
-// them: then it is closed all the same, and opened again for the others, who go on where they
-// were.
+// StopQueue implements vhostuser.Device. It is StopDevice for one queue, while others go on. Only
+// this queue's requests are cancelled, and the device stays open. But if the driver does not return
+// them, the device is closed, and opened again for the others, who go on where they were.
 func (d *Device) StopQueue(vq *vhostuser.Queue, how vhostuser.Stop) {
 	d.stopQueues([]*vhostuser.Queue{vq}, how)
 }

@@ -38,7 +38,7 @@ func (d *Device) fence(q *queue, first bool) {
 	}
 	if d.snapshot().Pinned {
 		if first {
-			d.log("reads or writes that storage does not give back hold up the stop: they use the guest's pages themselves, and cannot be fenced from them", nil)
+			d.log("reads or writes that storage does not complete hold up the stop: they use the guest's pages themselves, and cannot be fenced from them", nil)
 		}
 		return
 	}
@@ -72,12 +72,12 @@ func (d *Device) fence(q *queue, first bool) {
 		s.Memory.Release()
 	}
 	if err != nil {
-		d.log("reads or writes that storage does not give back hold up the stop: they cannot be fenced from the guest's memory", err)
+		d.log("reads or writes that storage does not complete hold up the stop: they cannot be fenced from the guest's memory", err)
 		// Background never ends, so this does not fail.
 		_ = d.lost.Drain(context.Background())
 		return
 	}
-	d.log(fmt.Sprintf("storage does not give back %d reads and %d writes: they were fenced from the guest's memory, and the next start waits for them", len(stuck)-writes, writes), nil)
+	d.log(fmt.Sprintf("storage does not complete %d reads and %d writes: they were fenced from the guest's memory, and the next start waits for them", len(stuck)-writes, writes), nil)
 }
 
 // startedQueues gives the queues that are started.

@@ -20,7 +20,7 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// keeper is a driver that does not give back what it is told to hold, cancelled or not: when it
+// keeper is a driver that does not complete what it is told to hold, cancelled or not: when it
 // goes on, it uses the memory that it was given.
 type keeper struct {
 	mu    sync.Mutex

@@ -304,7 +304,7 @@ func (w *foreign) activateLibkrun() {
 const libkrun = vhostuser.ProtocolConfig | vhostuser.ProtocolMQ
 
 // TestLibkrunResets: it does so by SET_VRING_ENABLE 0 on each ring and nothing else, and then
-// begins anew with SET_OWNER. The guest's driver reads the configuration after its reset, which is
+// begins anew with SET_OWNER. The guest driver reads the configuration after its reset, which is
 // the first message that libkrun waits for.
 func TestLibkrunResets(t *testing.T) {
 	f := newFaulty(t, mdDisk(md.Config{Size: diskSize}))

@@ -260,7 +260,7 @@ func (q *queue) put(r *request) {
 	q.free = append(q.free, r)
 }
 
-// drop gives up a request that is given back unanswered, or whose ring is broken.
+// drop drops a request that returns to the ring unanswered, or whose ring is broken.
 func (q *queue) drop(r *request) {
 	q.vq.Unpop(&r.chain)
 	q.put(r)

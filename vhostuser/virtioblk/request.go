@@ -255,8 +255,8 @@ func (r *request) getID(writable [][]byte) {
 
 // parseRanges reads the ranges of a discard or write-zeroes request into r.ranges, in bytes, and
 // validates them. One that is larger than max_discard_sectors or max_write_zeroes_sectors is taken
-// all the same: there are drivers that split nothing (QEMU's, by libblkio), and an operation is
-// done in pieces anyway.
+// all the same: there are guest drivers that split nothing (QEMU's, by libblkio), and an operation
+// is done in pieces anyway.
 func (r *request) parseRanges(readable [][]byte, writable int64) error {
 	d := r.q.d
 	total := length(readable)
@@ -318,9 +318,9 @@ func (r *request) end(err error) {
 // request.
 func untouched(err error) bool { return errors.Is(err, devsw.ENXIO) }
 
-// cancelled tells whether err is how an operation ends that the driver has given back (ECANCELED,
-// EINTR), or that specfs has not let through to it (ENXIO), because the device is being taken
-// down. A driver that answers ENXIO for reasons of its own will do so again.
+// cancelled tells whether an operation with this error was cancelled in the driver (ECANCELED,
+// EINTR), or was not let through to it by specfs (ENXIO), because the device is being taken down. A
+// driver that answers ENXIO for reasons of its own will do so again.
 func cancelled(err error) bool {
 	return errors.Is(err, devsw.ECANCELED) || errors.Is(err, devsw.EINTR) || errors.Is(err, devsw.ENXIO)
 }
@@ -356,8 +356,8 @@ func (r *request) finish(err error) {
 
 // written is the length for the used element: so many bytes have been written, from the first
 // writable one on (section 2.7.8.2; a device may write more than it says). The status is the last
-// writable byte, and only counts where nothing before it is left out: after a read that has
-// failed, the driver is to count on none of the data. QEMU says all the room there is instead.
+// writable byte, and only counts where nothing before it is left out: after a read that has failed,
+// the guest driver is to count on none of the data. QEMU says all the room there is instead.
 func (r *request) written(err error) int {
 	n := r.in
 	if err != nil {

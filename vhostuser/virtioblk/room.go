@@ -20,8 +20,8 @@ const (
 	// roomChunk is how many more a queue asks for at a time.
 	roomChunk = queueUnits
 
-	// keepRequests and keepBuffers are what a queue keeps for later: requests, and in each room
-	// for so many buffers. They do for QEMU's largest ring and for what seg_max allows, which a
+	// keepRequests and keepBuffers are what a queue keeps for later: requests, and in each room for
+	// so many buffers. They do for QEMU's largest ring and for what seg_max allows, which a guest
 	// driver that behaves does not exceed; beyond them memory is made anew each time.
 	keepRequests = 1024
 	keepBuffers  = 512
@@ -72,7 +72,7 @@ func (r *deviceRoom) giveBack(units int64) {
 type account struct {
 	held    int // of requests in flight
 	granted int // how many there may be; a request that is begun below that may exceed it
-	most    int // of granted, since memory was given back to the host last
+	most    int // of granted, since memory was last freed to the host
 }
 
 // moreRoom asks for more than is granted, and tells whether another request may be begun. On the
@@ -94,7 +94,7 @@ func (q *queue) charge(r *request) {
 	q.held += r.units
 }
 
-// giveBack gives back the chunks that are not needed for so many units. On the reactor.
+// giveBack returns the chunks that are not needed for so many units. On the reactor.
 func (q *queue) giveBack(need int) {
 	spare := (q.granted - max(need, queueUnits)) / roomChunk * roomChunk
 	if spare <= 0 {
@@ -108,8 +108,8 @@ func (q *queue) giveBack(need int) {
 	}
 }
 
-// largeUnits is from how many units on a queue that has done with them has memory given back to
-// the host: 16 MiB.
+// largeUnits is from how many units on a queue that has done with them frees memory to the host: 16
+// MiB.
 const largeUnits = 16 << 20 / 64
 
 var freeing atomic.Bool
@@ -118,8 +118,8 @@ var freeing atomic.Bool
 // for a guest that provokes it.
 const freeAfter = 2 * time.Second
 
-// freeMemory has memory given back to the host, soon. The runtime by itself looks for garbage only
-// when there is more, or after two minutes, and then keeps much of what it finds.
+// freeMemory frees memory to the host, soon. The runtime by itself looks for garbage only when
+// there is more, or after two minutes, and then keeps much of what it finds.
 func freeMemory() {
 	if freeing.CompareAndSwap(false, true) {
 		time.AfterFunc(freeAfter, func() {

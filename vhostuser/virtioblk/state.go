@@ -24,14 +24,14 @@ const (
 // A front-end such as QEMU reads writeback once, when it makes its device, and from then on
 // answers the guest with its own copy, over resets of the guest and over lost connections. It
 // sends SET_CONFIG when the guest changes that copy, and never again. A migration's target makes a
-// new copy, of what its back-end says, while the guest's driver goes on with what it knows. So the
+// new copy, of what its back-end says, while the guest driver goes on with what it knows. So the
 // two are two things, and neither is known just because there is a connection:
 //
 //   - told is the front-end's copy. It is known from a SET_CONFIG, from a GET_CONFIG before a ring
 //     has run in the session, which is how a front-end begins, and from the page. RESET_DEVICE
 //     leaves it as it is, because the front-end's copy stays; after a reset either mode may be
 //     found (section 5.2.5).
-//   - driver is what the guest's driver takes the cache for. A driver that begins reads the copy;
+//   - driver is what the guest driver takes the cache for. A driver that begins reads the copy;
 //     one that goes on elsewhere (vhostuser.DriverElsewhere) has read another one, of which only
 //     the page tells.
 //
@@ -60,7 +60,7 @@ type memory struct {
 
 	holds   devsw.Holding // the disk's; does not change
 	own     uint64        // its holder; does not change
-	writes  whereabouts   // of what the guest's driver has written
+	writes  whereabouts   // of what the guest driver has written
 	holder  uint64        // of writesHeld and writesHandedOver
 	known   bool          // page says where they are
 	served  bool          // a driver has had the disk in this process
@@ -75,7 +75,7 @@ type memory struct {
 	flushes   uint64 // the number of the last flush
 }
 
-// whereabouts says where is what the guest's driver has written.
+// whereabouts says where is what the guest driver has written.
 type whereabouts uint8
 
 const (
@@ -236,7 +236,7 @@ func (d *Device) ConfigRead(off, n int) {
 	}
 }
 
-// status gives what the disk has lost, and what the guest's driver takes its cache for.
+// status gives what the disk has lost, and what the guest driver takes its cache for.
 func (m *memory) status() (devsw.DiskState, string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -276,7 +276,7 @@ func (m *memory) writeback() bool {
 	return m.told != cacheWritethrough
 }
 
-// meetDriver finds out what the guest's driver takes the disk's cache for, and where its writes
+// meetDriver finds out what the guest driver takes the disk's cache for, and where its writes
 // are, when a ring starts. first: no other one runs. unknown: the log is to say that the former is
 // not known.
 func (d *Device) meetDriver(first bool, origin vhostuser.DriverOrigin) (unknown bool) {

@@ -28,7 +28,7 @@ type Status struct {
 	// Lost is what the disk has lost: with what a flush has failed, for one.
 	Lost devsw.DiskState
 	// Cache says what the guest driver takes the disk's cache for: "writeback", "writethrough", or
-	// "unknown", while the first ring has not started, and where the driver began elsewhere.
+	// "unknown", while the first ring has not started, and where the guest driver began elsewhere.
 	// Stable: each write is made stable before it is answered.
 	Cache  string
 	Stable bool
