@@ -130,7 +130,8 @@ func (b tests) exist(known map[string]string) error {
 }
 
 // TestEveryMutantApplies looks that the code still has what each defect changes, and that the tests
-// that are named are there. That they notice the change is for scripts/mutants, which takes its time.
+// that are named are there. That they notice the change is for scripts/mutants, which takes its
+// time.
 func TestEveryMutantApplies(t *testing.T) {
 	if len(areas) == 0 {
 		t.Fatal("there are no tables")
