@@ -1,5 +1,7 @@
 package mutants
 
+import "time"
+
 var _ = add("virtioblk", []mutant{
 	{
 		what: "the mode in the page is not read",
@@ -515,7 +517,14 @@ var _ = add("virtioblk", []mutant{
 		file: "vhostuser/virtioblk/fence.go",
 		from: "\t\t\tq.giveUp()\n",
 		to:   "",
-		by:   tests{in: "./vhostuser/virtioblk", run: "^TestAFenceTakesTheOperationsOfAnotherRingAlong$"},
+		by:   tests{in: "./vhostuser/virtioblk", run: "^TestAFenceTakesTheOperationsOfAnotherRingAlong$", timeout: 20 * time.Second},
+	},
+	{
+		what: "a fence leaves an operation that has just ended in the old memory",
+		file: "vhostuser/virtioblk/fence.go",
+		from: "\t_ = waitIdle(context.Background(), queues)\n",
+		to:   "",
+		by:   tests{in: "./vhostuser/virtioblk", run: "^TestAnOperationThatEndsWhileAFenceIsPutUpIsAnswered$"},
 	},
 	{
 		what: "a request that a fault has ended stays in flight",

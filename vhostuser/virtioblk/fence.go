@@ -44,7 +44,8 @@ func (d *Device) fence(q *queue, first bool) {
 	}
 	var stuck []vhostuser.Stuck
 	writes := 0
-	for _, q := range d.startedQueues() {
+	queues := d.startedQueues()
+	for _, q := range queues {
 		q.vq.Do(func() {
 			q.hold()
 			for _, r := range q.requests {
@@ -67,6 +68,9 @@ func (d *Device) fence(q *queue, first bool) {
 	if len(stuck) == 0 {
 		return
 	}
+	// An operation that has ended by itself tells so in a moment. The byte for its status is in the
+	// old memory, too.
+	_ = waitIdle(context.Background(), queues)
 	err := q.vq.Fence(stuck)
 	for _, s := range stuck {
 		s.Memory.Release()

@@ -2,6 +2,7 @@ package virtioblk
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"runtime"
 	"slices"
@@ -302,6 +303,52 @@ func TestARingThatGoesOnIsNotFencedOut(t *testing.T) {
 			t.Errorf("status %d, the guest reads %#x", st, w.bytes(in)[511])
 		}
 	})
+}
+
+// TestAnOperationThatEndsWhileAFenceIsPutUpIsAnswered: it has ended, and the reactor does not know
+// yet. The byte for its status is in the guest's memory, and not in what is fenced.
+func TestAnOperationThatEndsWhileAFenceIsPutUpIsAnswered(t *testing.T) {
+	d := &keeper{hold: true, wrote: map[int64][]byte{}, flush: make(chan struct{})}
+	fenced := make(chan struct{})
+	w, _ := newSuspendBench(t, reactor.ModeURing, 2, d.disk, noInflight, func(c *benchConfig) {
+		c.CancelAfter, c.StopGap = time.Millisecond, time.Millisecond
+		c.Log = func(line string, _ error) {
+			if strings.Contains(line, "were fenced") {
+				close(fenced)
+			}
+		}
+	})
+	w.readAt(0, 1)
+	status := w.request(1, tFlush)
+	d.await(t, 1)
+	var o *operation
+	for _, q := range w.dev.startedQueues() {
+		if q.vq.Index() == 1 {
+			for o == nil || d.flushes.Load() == 0 {
+				q.vq.Do(func() {
+					for _, r := range q.requests {
+						o = cmp.Or(o, r.op)
+					}
+				})
+			}
+		}
+	}
+	if !o.settled.CompareAndSwap(false, true) {
+		t.Fatal("the flush has ended")
+	}
+	stopped := make(chan error)
+	go func() { stopped <- w.rings[0].Stop() }()
+	select {
+	case <-fenced:
+	case <-time.After(5 * closeWait):
+	}
+	o.q.vq.Post(func() { o.told(nil) })
+	w.check(<-stopped)
+	if _, _, err := w.rings[1].Wait(); err != nil || w.bytes(status)[0] != statusOK {
+		t.Errorf("%v; the flush has status %#x", err, w.bytes(status)[0])
+	}
+	close(d.flush)
+	d.release()
 }
 
 // TestTransfersThatEndWhileTheyAreFencedEndOnce, at whatever moment they do.

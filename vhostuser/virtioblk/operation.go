@@ -141,13 +141,16 @@ func (o *operation) tell(err error) {
 		o.keepQuiet()
 		return
 	}
-	o.q.vq.Post(func() {
-		o.r.op, o.r.flushed = nil, o.flushed
-		if err != nil {
-			o.r.storageFailed(err)
-		}
-		o.r.end(err)
-	})
+	o.q.vq.Post(func() { o.told(err) })
+}
+
+// told ends the request of an operation that is settled. On the reactor.
+func (o *operation) told(err error) {
+	o.r.op, o.r.flushed = nil, o.flushed
+	if err != nil {
+		o.r.storageFailed(err)
+	}
+	o.r.end(err)
 }
 
 // recall takes the operation back, if it can be had, and tells whether it could: then it has
