@@ -57,8 +57,8 @@ type Stop struct {
 }
 
 // Context is done when the front-end has hung up, the session has failed or the Backend is to end.
-// Then there is nobody left to wait for. A hang-up in the midst of a wait is only seen once Context
-// was called, so who is to wait calls it before.
+// Then nobody waits for the answer any more. Call it before a wait: a hang-up during the wait is
+// only seen once Context was called.
 func (how Stop) Context() context.Context {
 	how.s.watchHangup()
 	return how.s.ctx

@@ -20,7 +20,7 @@ type xfer struct {
 	// Under xferList.mu:
 
 	prev, next *xfer
-	pinned     bool // whoever has pinned it may still name it: it is not used again
+	kept       bool // whoever has kept it may still name it: it is not used again
 }
 
 // xferList is the transfers that the lower device has in progress, for CancelBuf to find them. Its
@@ -42,8 +42,8 @@ func (l *xferList) add(x *xfer) {
 	l.begun++
 }
 
-// remove takes x out, and tells whether it is pinned.
-func (l *xferList) remove(x *xfer) (pinned bool) {
+// remove takes x out, and tells whether it is kept.
+func (l *xferList) remove(x *xfer) (kept bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if x.prev != nil {
@@ -55,12 +55,12 @@ func (l *xferList) remove(x *xfer) (pinned bool) {
 		x.next.prev = x.prev
 	}
 	l.of.Ended(x.b)
-	return x.pinned
+	return x.kept
 }
 
-// pin finds the transfer for b, and keeps it from being used again once it has ended: a cancel of
+// keep finds the transfer for b, and keeps it from being used again once it has ended: a cancel of
 // it that comes late must not hit another one.
-func (l *xferList) pin(b *devsw.Buf) *xfer {
+func (l *xferList) keep(b *devsw.Buf) *xfer {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	x, ok := l.of.Find(b, l.begun, func(yield func(*devsw.Buf, *xfer) bool) {
@@ -71,7 +71,7 @@ func (l *xferList) pin(b *devsw.Buf) *xfer {
 		}
 	})
 	if ok {
-		x.pinned = true
+		x.kept = true
 	}
 	return x
 }
@@ -152,7 +152,7 @@ func (d *Driver) cancelBuf(b *devsw.Buf) {
 	if sc.held.CancelBuf(b) {
 		return
 	}
-	if x := sc.xfers.pin(b); x != nil {
+	if x := sc.xfers.keep(b); x != nil {
 		_ = sc.table.BdevCancelBuf(&x.buf) // it can, or it cannot
 	}
 }

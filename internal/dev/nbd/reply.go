@@ -282,12 +282,12 @@ func (c *conn) hole(r *request, header int, length uint64) error {
 	}
 	for left := int64(n); left > 0; {
 		k := min(left, 1<<20)
-		b := c.pin(r)
+		b := c.borrow(r)
 		if b == nil {
 			return nil
 		}
 		e := disk.Zero(b, r.pos+at, k)
-		c.unpin(r, e)
+		c.endBorrow(r, e)
 		at += k
 		left -= k
 	}
@@ -320,9 +320,9 @@ func (c *conn) failure(kind uint16, header int, length uint64) (code uint32, err
 	return code, nil
 }
 
-// pin gives the transfer of r, whose memory the receiver may touch until unpin; nil where it was
-// given up.
-func (c *conn) pin(r *request) *devsw.Buf {
+// borrow gives the transfer of r, whose memory the receiver may touch until endBorrow; nil where it
+// was given up.
+func (c *conn) borrow(r *request) *devsw.Buf {
 	c.cl.mu.Lock()
 	defer c.cl.mu.Unlock()
 	if r.finished {
@@ -332,8 +332,8 @@ func (c *conn) pin(r *request) *devsw.Buf {
 	return r.buf
 }
 
-// unpin undoes pin.
-func (c *conn) unpin(r *request, e devsw.Errno) {
+// endBorrow undoes borrow.
+func (c *conn) endBorrow(r *request, e devsw.Errno) {
 	c.cl.mu.Lock()
 	r.busy = false
 	if e != 0 && r.err == 0 {
@@ -375,7 +375,7 @@ func (c *conn) payload() error {
 			in.left -= k
 			continue
 		}
-		b := c.pin(r)
+		b := c.borrow(r)
 		if b == nil {
 			in.drop = true
 			continue
@@ -390,7 +390,7 @@ func (c *conn) payload() error {
 		} else if k, err = c.direct(b, r.pos+in.at, in.left); errors.Is(err, syscall.EFAULT) {
 			e, err = devsw.EFAULT, nil
 		}
-		c.unpin(r, e)
+		c.endBorrow(r, e)
 		in.at += k
 		in.left -= k
 		in.drop = e != 0
