@@ -223,6 +223,16 @@ func (w *bench) start(features uint64) {
 	}
 }
 
+// startedQueues gives the queues that are started.
+func (d *Device) startedQueues() (all []*queue) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for q := range d.queues {
+		all = append(all, q)
+	}
+	return all
+}
+
 // all is every feature the device offers.
 func (w *bench) all() uint64 { return w.offered }
 

@@ -44,7 +44,7 @@ func (d *Device) fence(q *queue, first bool) {
 	}
 	var stuck []vhostuser.Stuck
 	writes := 0
-	queues := d.startedQueues()
+	queues := d.queuesOf(q.open) // what was started since has begun nothing
 	for _, q := range queues {
 		q.vq.Do(func() {
 			q.hold()
@@ -82,16 +82,6 @@ func (d *Device) fence(q *queue, first bool) {
 		return
 	}
 	d.log(fmt.Sprintf("storage does not complete %d reads and %d writes: they were fenced from the guest's memory, and the next start waits for them", len(stuck)-writes, writes), nil)
-}
-
-// startedQueues gives the queues that are started.
-func (d *Device) startedQueues() (all []*queue) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for q := range d.queues {
-		all = append(all, q)
-	}
-	return all
 }
 
 // hasTransfers tells whether the driver has a read or a write of this queue.

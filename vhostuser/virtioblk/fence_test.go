@@ -351,6 +351,32 @@ func TestAnOperationThatEndsWhileAFenceIsPutUpIsAnswered(t *testing.T) {
 	d.release()
 }
 
+// TestARingThatWasStartedSinceIsNotHeldByAFence: it waits for the close in which another ring's
+// transfer hangs, and nobody tells it to go on but the open that comes then.
+func TestARingThatWasStartedSinceIsNotHeldByAFence(t *testing.T) {
+	d := &keeper{hold: true, wrote: map[int64][]byte{}, flush: make(chan struct{})}
+	w, _ := newSuspendBench(t, reactor.ModeURing, 2, d.disk, noInflight, func(c *benchConfig) {
+		c.CancelAfter, c.StopGap = time.Millisecond, time.Millisecond
+	})
+	w.readAt(1, 1)
+	w.request(0, tFlush)
+	d.await(t, 1)
+	for d.flushes.Load() == 0 {
+		runtime.Gosched()
+	}
+	// The flush is no transfer, so that nothing is fenced yet.
+	w.check(w.rings[0].Stop())
+	w.check(w.rings[0].Start())
+	w.rings[0].Used()
+	status := w.readAt(0, 2)
+	w.check(w.rings[1].Stop())
+	close(d.flush)
+	d.release()
+	if _, _, err := w.rings[0].Wait(); err != nil || w.bytes(status)[0] != statusOK {
+		t.Errorf("%v; the read has status %#x", err, w.bytes(status)[0])
+	}
+}
+
 // TestTransfersThatEndWhileTheyAreFencedEndOnce, at whatever moment they do.
 func TestTransfersThatEndWhileTheyAreFencedEndOnce(t *testing.T) {
 	if testing.Short() {
