@@ -33,11 +33,15 @@ type keeper struct {
 
 	flush   chan struct{} // where it is set, a flush waits for it, and then ends well
 	flushes atomic.Int64
+	cancel  func() // where it is set, d_cancel calls it
 }
 
 func (d *keeper) disk(t testing.TB, table *devsw.Table) (devsw.Dev, func() (devsw.DiskInfo, error)) {
 	ok := func(devsw.Dev, devsw.Flag, devsw.Mode) error { return nil }
 	b := &devsw.Bdevsw{Name: "keeper", Flag: devsw.DDisk | devsw.DMPSafe, Open: ok, Close: ok, Cancel: ok, Strategy: d.strategy}
+	if d.cancel != nil {
+		b.Cancel = func(devsw.Dev, devsw.Flag, devsw.Mode) error { d.cancel(); return nil }
+	}
 	if d.flush != nil {
 		b.Ioctl = func(devsw.Dev, devsw.Cmd, any, devsw.Flag) error {
 			d.flushes.Add(1)
@@ -94,6 +98,26 @@ func (d *keeper) release() {
 	d.mu.Unlock()
 	for _, b := range kept {
 		d.transfer(b)
+	}
+}
+
+// end ends the transfers of one block with e, on the calling goroutine.
+func (d *keeper) end(block int64, e devsw.Errno) {
+	d.mu.Lock()
+	var all []*devsw.Buf
+	d.kept = slices.DeleteFunc(d.kept, func(b *devsw.Buf) bool {
+		if b.Blkno == block {
+			all = append(all, b)
+		}
+		return b.Blkno == block
+	})
+	d.mu.Unlock()
+	for _, b := range all {
+		if e == 0 {
+			d.transfer(b)
+		} else {
+			b.Fail(e)
+		}
 	}
 }
 
@@ -586,5 +610,42 @@ func TestAFenceLeavesOutWhatAFaultHasLost(t *testing.T) {
 			t.Errorf("%d transfers are fenced, want 1", got.Fenced)
 		}
 		w.watch(d.release)
+	})
+}
+
+// TestWhatIsTracedOfATransferIsNobodyElses: the driver returns one while it is fenced, and what is
+// told of it then does not touch the request, which is another one's by now.
+func TestWhatIsTracedOfATransferIsNobodyElses(t *testing.T) {
+	eachMode(t, func(t *testing.T, mode reactor.Mode) {
+		d := &keeper{hold: true, fill: 0xcc, wrote: map[int64][]byte{}}
+		var told [2]atomic.Bool
+		var of Request
+		w, _ := newSuspendBench(t, mode, 1, d.disk, noInflight, func(c *benchConfig) {
+			c.CancelAfter = time.Millisecond
+			c.Trace = func(r Request) {
+				if r.Cancelled {
+					of = r
+					told[0].Store(true)
+					for !told[1].Load() {
+						time.Sleep(time.Millisecond)
+					}
+				}
+			}
+		})
+		w.readAt(0, 7)
+		d.await(t, 1)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			d.end(7, devsw.ECANCELED)
+		}()
+		w.until("the driver returns it", told[0].Load)
+		w.stopRings()
+		told[1].Store(true)
+		<-done
+		if of.Type != tIn || of.Sector != 7 || of.Bytes != 512 {
+			t.Errorf("what was told of is %v", of)
+		}
+		w.waitClosed()
 	})
 }

@@ -66,14 +66,17 @@ func iodone(b *devsw.Buf) {
 	t.done()
 }
 
-// trace tells how the transfer has ended, as far as iodone is to tell it. Any goroutine: the
-// request of a transfer stays as it is until the transfer is done.
+// trace tells how the transfer has ended, as far as iodone is to tell it. Any goroutine. It does
+// not look at the request, which a fence may take away meanwhile, and begin again.
 func (t *transfer) trace(tell func(Request)) {
-	b, r := &t.buf, t.of.Load()
-	if r == nil {
+	if t.of.Load() == nil {
 		return
 	}
-	told := Request{Queue: t.q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes}
+	b := &t.buf
+	told := Request{Queue: t.q.vq.Index(), Type: tIn, Sector: uint64(b.Blkno), Bytes: b.Bcount}
+	if b.Op == devsw.BWrite {
+		told.Type = tOut
+	}
 	switch {
 	case b.Error == devsw.ECANCELED || b.Error == devsw.EINTR:
 		told.Err, told.Cancelled = b.Error, true
