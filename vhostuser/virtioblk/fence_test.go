@@ -649,3 +649,43 @@ func TestWhatIsTracedOfATransferIsNobodyElses(t *testing.T) {
 		w.waitClosed()
 	})
 }
+
+// TestTheTraceTellsOfEachRequestThatFails: also of one that fails in the place of another one that
+// the driver has told to have ended.
+func TestTheTraceTellsOfEachRequestThatFails(t *testing.T) {
+	eachMode(t, func(t *testing.T, mode reactor.Mode) {
+		d := &keeper{hold: true, fill: 0xcc, wrote: map[int64][]byte{}}
+		d.cancel = func() {
+			d.end(2, devsw.ECANCELED)
+			d.end(3, 0)
+		}
+		var mu sync.Mutex
+		var answered []uint64
+		w, _ := newSuspendBench(t, mode, 2, d.disk, noInflight, func(c *benchConfig) {
+			c.CancelAfter, c.StopGap = time.Millisecond, time.Hour
+			c.Trace = func(r Request) {
+				if r.Answered {
+					mu.Lock()
+					defer mu.Unlock()
+					answered = append(answered, r.Sector)
+				}
+			}
+		})
+		w.readAt(0, 1)
+		cancelled := w.readAt(1, 2)
+		w.readAt(1, 3)
+		d.await(t, 3)
+		w.check(w.rings[0].Stop())
+		w.check(w.rings[1].Stop())
+		if st := w.bytes(cancelled)[0]; st != statusIOErr {
+			t.Errorf("the read that was cancelled has status %#x", st)
+		}
+		mu.Lock()
+		if !slices.Equal(answered, []uint64{1, 2}) {
+			t.Errorf("the trace tells that the reads of %v were answered, want those of 1 and 2", answered)
+		}
+		mu.Unlock()
+		w.watch(d.release)
+		w.waitClosed()
+	})
+}

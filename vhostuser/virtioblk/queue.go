@@ -248,7 +248,7 @@ func (q *queue) get() *request {
 }
 
 func (q *queue) put(r *request) {
-	r.status, r.ranges = nil, nil
+	r.status, r.ranges, r.transfer.traced = nil, nil, false
 	q.held -= r.units
 	if q.granted > queueUnits {
 		q.giveBack(q.held + roomChunk)

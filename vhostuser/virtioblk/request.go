@@ -175,7 +175,7 @@ func length(bufs [][]byte) (n int64) {
 
 // start begins the request that was popped into r. It ends through r.end, on the reactor.
 func (r *request) start() {
-	r.began, r.transfer.traced = r.q.loop.Clock(), false
+	r.began = r.q.loop.Clock()
 	r.typ, r.sector, r.bytes, r.in = ^uint32(0), 0, 0, 0
 	r.q.charge(r)
 	readable, writable, err := r.parse()
