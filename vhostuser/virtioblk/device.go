@@ -310,7 +310,7 @@ func (d *Device) StartQueue(vq *vhostuser.Queue) error {
 func (d *Device) startQueue(vq *vhostuser.Queue) (news []string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.stop = stop{}
+	d.stopOverLocked()
 	first := len(d.queues) == 0
 	if d.meetDriver(first, vq.Driver()) {
 		news = append(news, unknownMode)
@@ -541,7 +541,7 @@ func (d *Device) PauseQueue(vq *vhostuser.Queue, how vhostuser.Stop) {
 // ResumeQueue implements vhostuser.Device. What is suspended is begun again.
 func (d *Device) ResumeQueue(vq *vhostuser.Queue) {
 	d.mu.Lock()
-	d.stop = stop{}
+	d.stopOverLocked()
 	d.mu.Unlock()
 	q := vq.Data.(*queue)
 	vq.Do(q.resume)
@@ -561,6 +561,18 @@ func (d *Device) endStop(how vhostuser.Stop) {
 	d.stop = stop{answered: time.Now(), next: how.Next()}
 	if len(d.queues) == 0 {
 		d.stop = stop{}
+	}
+}
+
+// stopOverLocked says that no further ring is likely to be disabled or stopped. Queues that have
+// waited for that go on.
+func (d *Device) stopOverLocked() {
+	if d.stop == (stop{}) {
+		return
+	}
+	d.stop = stop{}
+	for q := range d.queues {
+		q.vq.Post(q.lingered)
 	}
 }
 

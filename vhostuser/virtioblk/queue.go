@@ -100,6 +100,13 @@ func (q *queue) closed() {
 	q.vq.Wake()
 }
 
+// lingered has the queue look again whether it may open the device. On the reactor.
+func (q *queue) lingered() {
+	if q.state == queueLingers {
+		q.closed()
+	}
+}
+
 // reopen opens the device again, or shares the open that there is. It waits for the end of a stop
 // in which this ring may be disabled next: the device would be opened only to be closed again. On
 // the reactor.
@@ -109,7 +116,7 @@ func (q *queue) reopen() {
 	defer d.mu.Unlock()
 	if left := d.stop.reopensIn(time.Now()); left > 0 {
 		q.state = queueLingers
-		time.AfterFunc(left, func() { q.vq.Post(q.closed) })
+		time.AfterFunc(left, func() { q.vq.Post(q.lingered) })
 		return
 	}
 	q.state = queueWaits

@@ -776,6 +776,25 @@ func TestADisabledRingThatIsEnabledHasATimeOfItsOwn(t *testing.T) {
 	}
 }
 
+// TestARingThatWaitsForTheEndOfAStopGoesOnWithIt: the device was closed for a ring that was
+// disabled, and that ring is enabled again. No further one is to be expected to be disabled.
+func TestARingThatWaitsForTheEndOfAStopGoesOnWithIt(t *testing.T) {
+	d := &recorder{hold: true, noCancelBuf: true}
+	w, _ := newSuspendBench(t, reactor.ModeURing, 2, d.disk, noInflight, func(c *benchConfig) {
+		c.CancelAfter, c.StopGap = time.Millisecond, time.Hour
+	})
+	w.readAt(0, 0)
+	status := w.readAt(1, 1)
+	d.take(t, 2)
+	d.setHold(false)
+	w.check(w.f.SetVringEnable(0, false))
+	w.expectOrder("the disable", slices.Concat(opens, closes)...)
+	w.check(w.f.SetVringEnable(0, true))
+	if _, _, err := w.rings[1].Wait(); err != nil || w.bytes(status)[0] != statusOK {
+		t.Errorf("%v; the other ring's read has status %#x", err, w.bytes(status)[0])
+	}
+}
+
 // TestARingStoppedAloneCancelsItsOwnTransfers, wherever they are, with the device open and the
 // other ring's going on.
 func TestARingStoppedAloneCancelsItsOwnTransfers(t *testing.T) {
