@@ -86,9 +86,6 @@ func (s *Lives) Begin() *Life {
 	return l
 }
 
-// Closing tells whether a Life of these was closed or revoked and has not ended.
-func (s *Lives) Closing() bool { return s.ending.Count() > 0 }
-
 // WaitClosed waits until no Life of these is between Close, or Revoke, and its end. Where ctx is
 // done first it returns ctx's error.
 func (s *Lives) WaitClosed(ctx context.Context) error { return s.ending.Drain(ctx) }

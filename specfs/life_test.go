@@ -109,8 +109,8 @@ func TestALifeOpensAndIsClosedOnce(t *testing.T) {
 		v := p.begin(1)
 		<-v.Began()
 		v.expect(t, lifeOpen)
-		if v.Err() != nil || p.Closing() {
-			t.Errorf("Err %v, closing %v", v.Err(), p.Closing())
+		if n := p.ending.Count(); v.Err() != nil || n != 0 {
+			t.Errorf("Err %v, %d are being closed", v.Err(), n)
 		}
 		if !v.Close(rw) || v.Close(rw) || v.Revoke() {
 			t.Error("it is not the first Close that ends it")
@@ -519,7 +519,7 @@ func runLives(t *testing.T, rt *rapid.T, kind devsw.Mode) {
 	rt.Repeat(actions)
 	rest()
 	for _, p := range ports {
-		if p.Closing() {
+		if p.ending.Count() != 0 {
 			rt.Fatal("a Life has not ended")
 		}
 	}

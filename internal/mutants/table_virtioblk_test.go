@@ -204,13 +204,23 @@ var _ = add("virtioblk", []mutant{
 		},
 	},
 	{
-		what: "a close that has ended is still counted when the page is dropped",
+		what: "a page is dropped although the disk is still being closed",
 		file: "vhostuser/virtioblk/state.go",
-		from: "used := d.open != nil || d.lives.Closing()",
-		to:   "used := d.open != nil",
+		from: "m.brought, m.taken, m.open, m.handed = 0, true, true, false",
+		to:   "m.brought, m.taken, m.handed = 0, true, false",
 		by: tests{
 			in:  "./vhostuser/virtioblk",
 			run: "^TestACloseThatTakesLongStillSaysThatNothingIsLost$",
+		},
+	},
+	{
+		what: "a start that is over before the disk is open counts as a close",
+		file: "vhostuser/virtioblk/device.go",
+		from: "\tif l.Err() == nil {\n\t\td.closed()",
+		to:   "\tif true {\n\t\td.closed()",
+		by: tests{
+			in:  "./vhostuser/virtioblk",
+			run: "^TestAStartThatIsOverBeforeTheCloseSaysNothingOfIt$",
 		},
 	},
 	{

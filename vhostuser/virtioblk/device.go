@@ -694,7 +694,10 @@ func (d *Device) lifeEnded(l *specfs.Life, err error) {
 	if err != nil {
 		d.log("close", err)
 	}
-	d.closed()
+	// Where it was ended before it was open, the one before may still be being closed.
+	if l.Err() == nil {
+		d.closed()
+	}
 	for _, q := range d.queuesOf(l) {
 		q.vq.Post(q.closed)
 	}

@@ -470,6 +470,29 @@ func TestACloseThatTakesLongStillSaysThatNothingIsLost(t *testing.T) {
 	}
 }
 
+// TestAStartThatIsOverBeforeTheCloseSaysNothingOfIt: the device is not opened for it, and what the
+// guest has written is still with whom the close is to end in order.
+func TestAStartThatIsOverBeforeTheCloseSaysNothingOfIt(t *testing.T) {
+	c := &cautious{volatile: true, slow: make(chan struct{})}
+	w := cautiousBench(t, c)
+	region := w.startWith(w.all())
+	if st, _ := w.do(0, tOut, 0, []virtqtest.Seg{w.buffer(512)}, nil); st != statusOK {
+		t.Fatalf("write: %d", st)
+	}
+	handed := func() bool { return pageState(t, region)&stateHanded != 0 }
+	w.stopRings()
+	w.startRings(region)
+	w.stopRings()
+	if handed() {
+		t.Error("the disk counts as closed although its close has not ended")
+	}
+	close(c.slow)
+	w.waitClosed()
+	if !handed() {
+		t.Error("the disk does not count as closed although its close has ended")
+	}
+}
+
 // pageState gives the state in the region's page.
 func pageState(t *testing.T, region *vhostusertest.Inflight) uint32 {
 	t.Helper()

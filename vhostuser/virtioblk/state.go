@@ -57,6 +57,7 @@ type memory struct {
 	brought devsw.Errno
 	disk    devsw.DiskState // what the driver has said last
 	taken   bool            // an open has taken what page has said
+	open    bool            // the disk is open, or is still being closed
 
 	holds   devsw.Holding // the disk's; does not change
 	own     uint64        // its holder; does not change
@@ -154,9 +155,6 @@ func (m *memory) storeLocked() {
 
 // SetStatePage implements vhostuser.StateKeeper.
 func (d *Device) SetStatePage(p *vhostuser.StatePage) {
-	d.mu.Lock()
-	used := d.open != nil || d.lives.Closing()
-	d.mu.Unlock()
 	m := &d.memory
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -164,7 +162,7 @@ func (d *Device) SetStatePage(p *vhostuser.StatePage) {
 	// an open has taken it. Where the writes are stays known as well, until another page says it,
 	// or a driver begins.
 	m.fromPage, m.known = false, false
-	m.dropLocked(m.page, used && m.taken)
+	m.dropLocked(m.page, m.open && m.taken)
 	m.page, m.taken = p, false
 	if p == nil {
 		return
@@ -355,7 +353,7 @@ func (d *Device) takeOver() {
 
 // tookLocked notes that the disk knows what the page has said of it.
 func (m *memory) tookLocked() {
-	m.brought, m.taken, m.handed = 0, true, false
+	m.brought, m.taken, m.open, m.handed = 0, true, true, false
 	if m.holds == devsw.HoldsToClose && !m.disk.Unflushed {
 		m.unflushed.Store(unflushedNo) // what held it before has ended in order
 	}
@@ -489,12 +487,13 @@ func (m *memory) endFlush(number uint64) {
 	}
 }
 
-// closed says that the disk has been closed.
+// closed says that the disk has been closed, which was open.
 func (d *Device) closed() {
 	m := &d.memory
 	d.ask(func() { m.handed = m.holds == devsw.HoldsToClose })
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.open = false
 	if m.late != nil {
 		m.late.Close()
 		m.late = nil
