@@ -23,6 +23,7 @@ var allocTests = map[string][]string{
 	"vdev/vhostuser/virtioblk": {"TestAFaultDiskWithoutRulesAllocatesNothing", "TestRequestsAllocateNothing"},
 	"vdev/internal/dev/fault":  {"TestWithoutRulesATransferAllocatesNothing"},
 	"vdev/internal/dev/md":     {"TestATransferAllocatesNothing"},
+	"vdev/internal/dev/nbd":    {"TestAWriteThatProvesNothingAllocatesNothing"},
 	"vdev/internal/dev/null":   {"TestATransferAllocatesNothing"},
 	"vdev/internal/dev/vnd":    {"TestATransferAllocatesNothing"},
 	"vdev/internal/reactor":    {"TestTransfersAllocateNothing"},

@@ -46,7 +46,8 @@ type client struct {
 	of      devsw.BufIndex[*request]
 	orphans int // writes that were given up, and that the server may still do
 	proof   proof
-	only    *conn // by which all goes while proof is narrow; nil: not chosen yet
+	only    *conn   // by which all goes while proof is narrow; nil: not chosen yet
+	prover  *prover // nil where there is nothing to prove
 	givenUp bool
 	flushed stability
 	outages uint64     // the generation of a server that cannot be told from another: see attach
@@ -104,6 +105,8 @@ func (cl *client) start(first *link, n int) {
 	cl.slots += n - 1
 	if _, foreign := cl.server.(nobody); foreign && n > 1 {
 		cl.proof = proofDue
+		cl.slots++
+		cl.prover = cl.newProver()
 	}
 	cl.mu.Unlock()
 	c := cl.attach(first)

@@ -31,6 +31,31 @@ const (
 	proofTries = 3
 )
 
+// prover compares connections, in a slot of its own and with memory of its own, until the proof is
+// given: a guest may write for long what proves nothing, and its writes are to allocate nothing.
+type prover struct {
+	cl   *client
+	due  chan trial // has room for one
+	done chan struct{}
+	told func(*devsw.Buf) // of buf: done has it
+	buf  devsw.Buf
+	seen [4][proofSize]byte
+}
+
+// trial is what is to be compared: n bytes from byte off on, of two connections.
+type trial struct {
+	one, other *conn
+	off, n     int64
+}
+
+// newProver starts a prover in the caller's slot.
+func (cl *client) newProver() *prover {
+	p := &prover{cl: cl, due: make(chan trial, 1), done: make(chan struct{}, 1)}
+	p.told = func(*devsw.Buf) { p.done <- struct{}{} }
+	go p.run()
+	return p
+}
+
 // proveLocked begins to look whether another connection shows what c, by which all goes, has
 // written to n bytes from byte off on. Where there is no other one, a later write is looked at.
 func (cl *client) proveLocked(c *conn, off, n int64) {
@@ -40,42 +65,53 @@ func (cl *client) proveLocked(c *conn, off, n int64) {
 	for _, other := range cl.conns {
 		if other != c && !other.quit {
 			cl.proof = proofRuns
-			cl.slots++
-			go cl.prove(c, other, off, min(n, proofSize))
+			cl.prover.due <- trial{c, other, off, min(n, proofSize)}
 			return
 		}
 	}
 }
 
-// prove looks whether two connections show the same, in a slot of its own.
-func (cl *client) prove(one, other *conn, off, n int64) {
+// run looks whether two connections show the same, again and again until that is known or the
+// client is given up.
+func (p *prover) run() {
+	cl := p.cl
 	defer cl.leave()
-	same, split := cl.compare(one, other, off, n)
-	cl.mu.Lock()
-	cl.proof = proofLacks
-	switch {
-	case same:
-		cl.proof, cl.only = proofGiven, nil
-	case split:
-		cl.flushed.split, cl.flushed.lost = true, max(1, cl.flushed.acked)
-		cl.lostLocked()
+	for {
+		var t trial
+		select {
+		case t = <-p.due:
+		case <-cl.ctx.Done():
+			return
+		}
+		same, split := p.compare(t)
+		cl.mu.Lock()
+		cl.proof = proofLacks
+		switch {
+		case same:
+			cl.proof, cl.only, cl.prover = proofGiven, nil, nil
+		case split:
+			cl.flushed.split, cl.flushed.lost = true, max(1, cl.flushed.acked)
+			cl.lostLocked()
+		}
+		cl.unlock(nil)
+		if same {
+			return
+		}
 	}
-	cl.unlock(nil)
 }
 
-// compare reads the same n bytes by two connections, in turns. Zeroes that are the same prove
+// compare reads the same bytes by two connections, in turns. Zeroes that are the same prove
 // nothing: there may have been zeroes before. What changes meanwhile proves nothing, either.
-func (cl *client) compare(one, other *conn, off, n int64) (same, split bool) {
-	zero := make([]byte, n)
+func (p *prover) compare(t trial) (same, split bool) {
 	for range proofTries {
 		var seen [4][]byte
 		for i := range seen {
-			c := one
+			c := t.one
 			if i%2 == 1 {
-				c = other
+				c = t.other
 			}
-			seen[i] = make([]byte, n)
-			if !cl.readBy(c, off, seen[i]) {
+			seen[i] = p.seen[i][:t.n]
+			if !p.read(c, t.off, seen[i]) {
 				return false, false
 			}
 		}
@@ -83,24 +119,23 @@ func (cl *client) compare(one, other *conn, off, n int64) (same, split bool) {
 		case !bytes.Equal(seen[0], seen[2]) || !bytes.Equal(seen[1], seen[3]):
 			return false, false
 		case bytes.Equal(seen[0], seen[1]):
-			return !bytes.Equal(seen[0], zero), false
+			return !bytes.Equal(seen[0], zeroes[:t.n]), false
 		}
 	}
 	return false, true
 }
 
-// readBy reads by one connection alone, and tells whether it could.
-func (cl *client) readBy(c *conn, off int64, p []byte) bool {
-	done := make(chan struct{}, 1)
-	b := devsw.Buf{
-		Op: devsw.BRead, Data: [][]byte{p}, Bcount: int64(len(p)),
-		Iodone: func(*devsw.Buf) { done <- struct{}{} },
-	}
+// read reads by one connection alone, and tells whether it could.
+func (p *prover) read(c *conn, off int64, data []byte) bool {
+	cl := p.cl
+	b := &p.buf
+	b.Reset()
+	b.Op, b.Data, b.Bcount, b.Iodone = devsw.BRead, append(b.Data, data), int64(len(data)), p.told
 	cl.mu.Lock()
 	r := cl.newLocked()
-	r.buf, r.off, r.total, r.by = &b, off, b.Bcount, c
+	r.buf, r.off, r.total, r.by = b, off, b.Bcount, c
 	cl.enqueueLocked(r)
 	cl.unlock(nil)
-	<-done
+	<-p.done
 	return b.Error == 0
 }
