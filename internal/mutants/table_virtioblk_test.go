@@ -537,6 +537,24 @@ var _ = add("virtioblk", []mutant{
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestAnOperationThatEndsWhileAFenceIsPutUpIsAnswered$"},
 	},
 	{
+		what: "a ring waits for a stop that is over",
+		file: "vhostuser/virtioblk/device.go",
+		from: "\t\tq.vq.Post(q.lingered)\n",
+		to:   "\t\t_ = q\n",
+		by: tests{
+			in:      "./vhostuser/virtioblk",
+			run:     "^TestARingThatWaitsForTheEndOfAStopGoesOnWithIt$",
+			timeout: 20 * time.Second,
+		},
+	},
+	{
+		what: "what was traced of one request counts for the next one in its place",
+		file: "vhostuser/virtioblk/queue.go",
+		from: "r.status, r.ranges, r.transfer.traced = nil, nil, false",
+		to:   "r.status, r.ranges = nil, nil",
+		by:   tests{in: "./vhostuser/virtioblk", run: "^TestTheTraceTellsOfEachRequestThatFails$"},
+	},
+	{
 		what: "a request that a fault has ended stays in flight",
 		file: "vhostuser/virtioblk/queue.go",
 		from: "\t\tif r.chain.InFlight() {\n\t\t\tr.q.drop(r)\n\t\t}\n",
