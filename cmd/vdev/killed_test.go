@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"vdev/internal/control"
+	"vdev/internal/test/halt"
 	"vdev/vhostuser/vhostusertest"
 	"vdev/virtq/virtqtest"
 )
@@ -84,7 +85,7 @@ func (p *process) children() (pids []int) {
 // disk, whatever was flushed.
 func TestAGuestGoesOnAfterAKillWhereNothingIsLost(t *testing.T) {
 	together := func(p *process, _ string) {
-		p.signal(syscall.SIGSTOP)
+		halt.Process(p.t, p.cmd.Process.Pid)
 		for _, pid := range p.children() {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}

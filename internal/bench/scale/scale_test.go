@@ -1,22 +1,19 @@
 package scale
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
-	"vdev/internal/sys"
+	"vdev/internal/test/halt"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -141,34 +138,13 @@ func TestTheEndOfTheContextIsHeardBesideAMuteBackEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 		// Not a read that hangs: vdev would end that with the connection, and wake the guest.
-		halt(t, f.p.PID())
+		halt.Process(t, f.p.PID())
 		time.AfterFunc(100*time.Millisecond, func() { cancel(enough) })
 		if err := mute.wait(ctx, f.guests[0]); !errors.Is(err, mute.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if err := f.close(ctx, nil); !errors.Is(err, enough) {
 			t.Errorf("%s: the end: %v", name, err)
-		}
-	}
-}
-
-// halt returns when a process stands still, all its threads.
-func halt(t *testing.T, pid int) {
-	t.Helper()
-	if err := sys.SignalGroup(pid, syscall.SIGSTOP); err != nil {
-		t.Error(err)
-	}
-	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
-	if err != nil || len(threads) == 0 {
-		t.Errorf("threads %v, %v", threads, err)
-	}
-	for _, name := range threads {
-		for {
-			text, err := os.ReadFile(name)
-			if err != nil || bytes.Contains(text, []byte(") T ")) {
-				break
-			}
-			time.Sleep(time.Millisecond)
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"vdev/devsw"
+	"vdev/internal/test/halt"
 )
 
 // qemuNBD starts a qemu-nbd that serves a raw image.
@@ -32,6 +33,11 @@ func image(t testing.TB) string {
 	return img
 }
 
+func (s *server) halt() {
+	s.t.Helper()
+	halt.Process(s.t, s.cmd.Process.Pid)
+}
+
 func (s *server) signal(sig syscall.Signal) {
 	s.t.Helper()
 	if err := s.cmd.Process.Signal(sig); err != nil {
@@ -42,7 +48,7 @@ func (s *server) signal(sig syscall.Signal) {
 // sluggish are servers that stop answering for a while, or take their time.
 func sluggish(t *testing.T) map[string]func(t *testing.T) (s *server, hold, release func()) {
 	stopped := func(s *server) (*server, func(), func()) {
-		return s, func() { s.signal(syscall.SIGSTOP) }, func() { s.signal(syscall.SIGCONT) }
+		return s, s.halt, func() { s.signal(syscall.SIGCONT) }
 	}
 	all := map[string]func(t *testing.T) (*server, func(), func()){
 		"nbdkit stopped": func(t *testing.T) (*server, func(), func()) { return stopped(nbdkit(t, "memory", "size=1M")) },
@@ -145,7 +151,7 @@ func TestRequestsSurviveAQemuNBDThatIsKilledAndComesBack(t *testing.T) {
 			r := newRig(t)
 			d := &diskUnderTest{r.open(r.create(Config{URI: s.uri(), ReconnectDelay: 30 * time.Second})), r}
 			for i := range 2 {
-				s.signal(syscall.SIGSTOP) // so that it is killed in the middle
+				s.halt() // so that it is killed in the middle
 				want := bytes.Repeat([]byte{byte(i + 1)}, 512<<10)
 				b, done := d.begin(devsw.BWrite, devsw.BMediaFUA, 0, want)
 				s.kill()

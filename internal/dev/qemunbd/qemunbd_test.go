@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"vdev/devsw"
+	"vdev/internal/test/halt"
 )
 
 // serveEnv makes this test binary serve the image that the variable names until it is killed.
@@ -322,9 +323,7 @@ func TestKillEndsAProgramThatDoesNothing(t *testing.T) {
 	s := newServer(t, Config{File: makeImage(t, "qcow2", "16M"), Format: "qcow2"})
 	start(t, s)
 	pid, _ := s.running()
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	halt.Process(t, pid)
 	stopped := make(chan struct{})
 	go func() { s.Stop(); close(stopped) }()
 	s.Kill()
@@ -341,9 +340,7 @@ func TestAProgramThatKeepsSomethingIsNotKilledAtTheEnd(t *testing.T) {
 	}
 	start(t, s)
 	pid, ended := s.running()
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	halt.Process(t, pid)
 	s.End()
 	killed := make(chan struct{})
 	go func() { s.Kill(); close(killed) }()
@@ -368,9 +365,7 @@ func TestCloseEndsAProgramThatDoesNothing(t *testing.T) {
 	}
 	start(t, s)
 	pid, _ := s.running()
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	halt.Process(t, pid)
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}

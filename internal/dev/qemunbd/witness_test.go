@@ -13,6 +13,7 @@ import (
 	"vdev/devsw"
 	"vdev/internal/child"
 	"vdev/internal/sys"
+	"vdev/internal/test/halt"
 )
 
 // predecessor is a process that serves an image, to which writes were made that were not flushed.
@@ -62,13 +63,13 @@ func (p *predecessor) kill() {
 // ends in order, with all that it has answered; one that was killed with it does not.
 func TestAServerFindsOutHowAnothersProgramHasEnded(t *testing.T) {
 	for name, c := range map[string]struct {
-		kill  func(p *predecessor)
+		kill  func(t *testing.T, p *predecessor)
 		ended bool
 	}{
-		"killed alone": {func(p *predecessor) { p.kill() }, true},
-		"killed with its qemu-nbd": {func(p *predecessor) {
+		"killed alone": {func(_ *testing.T, p *predecessor) { p.kill() }, true},
+		"killed with its qemu-nbd": {func(t *testing.T, p *predecessor) {
 			// All of them at once, as the kill of a container does.
-			_ = p.cmd.Process.Signal(syscall.SIGSTOP)
+			halt.Process(t, p.cmd.Process.Pid)
 			_ = syscall.Kill(p.witness, syscall.SIGKILL)
 			p.kill()
 		}, false},
@@ -76,7 +77,7 @@ func TestAServerFindsOutHowAnothersProgramHasEnded(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			file, dir := makeImage(t, "qcow2", "16M"), filepath.Join(t.TempDir(), "state")
 			p := newPredecessor(t, file, dir)
-			c.kill(p)
+			c.kill(t, p)
 			s := newServer(t, Config{File: file, Format: "qcow2", Records: dir})
 			start(t, s)
 			if ended, known := s.Ended(p.holder); ended != c.ended || !known {
