@@ -41,6 +41,15 @@ func (m *Base) Bounds() Bounds {
 	return Bounds{Size: size, High: m.high.Load(), Sector: int64(m.info.SectorSize), ReadOnly: m.info.ReadOnly}
 }
 
+// within tells whether all of b can be transferred, and then gives the byte offset on the disk. It
+// is Check for the usual case.
+func (m *Base) within(b *devsw.Buf) (off int64, ok bool) {
+	n, size := b.Bcount, m.size.Load()
+	off = b.Blkno * devsw.DEVBSIZE
+	return off, n > 0 && uint64(b.Blkno) <= uint64(size)/devsw.DEVBSIZE && n <= size-off &&
+		(off|n)&(int64(m.info.SectorSize)-1) == 0 && (b.Op == devsw.BRead || !m.info.ReadOnly)
+}
+
 // Resize says that the disk has size bytes from now on. It returns the new size in whole sectors.
 // Nothing is told to anybody: Medium.Grow, where this belongs, is asked.
 func (m *Base) Resize(size int64) int64 {

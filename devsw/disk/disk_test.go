@@ -99,6 +99,35 @@ func TestCheckNeverLetsATransferOutOfTheMedium(t *testing.T) {
 	})
 }
 
+// TestWithinIsCheckForTheUsualCase: what within lets through Check lets through whole, and nothing
+// that Check lets through whole is left to it.
+func TestWithinIsCheckForTheUsualCase(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		sector := rapid.SampledFrom([]uint32{512, 4096}).Draw(t, "sector")
+		m := NewBase(devsw.DiskInfo{SectorSize: sector, ReadOnly: rapid.Bool().Draw(t, "read-only"),
+			Size: rapid.Int64Range(0, 1<<24).Draw(t, "size") * int64(sector)})
+		if rapid.Bool().Draw(t, "shrunk") {
+			m.Resize(m.size.Load() / 2)
+		}
+		b := &devsw.Buf{Op: rapid.SampledFrom([]devsw.Op{devsw.BRead, devsw.BWrite}).Draw(t, "op"), Bcount: rapid.Int64().Draw(t, "bcount")}
+		b.Blkno = rapid.OneOf(rapid.Int64(), rapid.Int64Range(-16, m.size.Load()/512+16)).Draw(t, "blkno")
+		switch rapid.IntRange(0, 3).Draw(t, "like") {
+		case 0:
+		case 1: // the byte offset is too large to count
+			b.Blkno |= math.MaxInt64/512 + 1
+			fallthrough
+		default:
+			b.Blkno &^= int64(sector)/512 - 1
+			b.Bcount = rapid.Int64Range(0, 64).Draw(t, "count") * int64(sector)
+		}
+		off, ok := m.within(b)
+		checked, n, all := Check(b, m.Bounds())
+		if all = all && n == b.Bcount; ok != all || ok && off != checked {
+			t.Fatalf("%v at %d, Check says %v at %d", ok, off, all, checked)
+		}
+	})
+}
+
 func TestCheckRange(t *testing.T) {
 	m := Bounds{Size: 8192, High: 16384, Sector: 4096}
 	for _, c := range []struct {

@@ -102,6 +102,27 @@ var _ = add("disk", []mutant{
 		by:   tests{in: "./devsw/disk", run: "^TestAStableWriteIsFlushedBeforeItEnds$"},
 	},
 	{
+		what: "a transfer may begin far beyond the end",
+		file: "devsw/disk/base.go",
+		from: "uint64(b.Blkno) <= uint64(size)/devsw.DEVBSIZE &&",
+		to:   "b.Blkno >= 0 &&",
+		by:   tests{in: "./devsw/disk", run: "^TestWithinIsCheckForTheUsualCase$"},
+	},
+	{
+		what: "a transfer may be cut off without a word",
+		file: "devsw/disk/base.go",
+		from: "n <= size-off &&\n",
+		to:   "true &&\n",
+		by:   tests{in: "./devsw/disk", run: "^TestWithinIsCheckForTheUsualCase$"},
+	},
+	{
+		what: "a read-only disk is written to",
+		file: "devsw/disk/base.go",
+		from: "(b.Op == devsw.BRead || !m.info.ReadOnly)",
+		to:   "true",
+		by:   tests{in: "./devsw/disk", run: "^TestWithinIsCheckForTheUsualCase$"},
+	},
+	{
 		what: "a read-only disk is opened for writing",
 		file: "devsw/disk/driver.go",
 		from: "if flag&devsw.FWRITE != 0 && o.base.info.ReadOnly {",
