@@ -943,6 +943,7 @@ type guest struct {
 	maybe   map[uint64][]byte   // what has failed since, and may have been written
 	failed  int
 	version byte
+	lives   int
 }
 
 type asked struct {
@@ -1056,6 +1057,12 @@ func (g *guest) finish() {
 	}
 }
 
+// stopsOfAllKinds are what a front-end may know in such stops, and whether no request fails then.
+var stopsOfAllKinds = map[string]struct {
+	knows     vhostuser.ProtocolFeatures
+	faultless bool
+}{"the region travels": {everything, true}, "the region stays": {noMigration, true}, "no region": {noInflight, false}}
+
 // TestEachRequestIsAnsweredOnceOverStopsOfAllKinds, with the right data, on a disk that is slow,
 // hangs, and has a cache; and where the region travels with the guest, or nothing else needs what
 // is in it, without an error.
@@ -1063,47 +1070,100 @@ func TestEachRequestIsAnsweredOnceOverStopsOfAllKinds(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it stops a busy disk many times")
 	}
-	for name, c := range map[string]struct {
-		knows     vhostuser.ProtocolFeatures
-		faultless bool
-	}{"the region travels": {everything, true}, "the region stays": {noMigration, true}, "no region": {noInflight, false}} {
+	for name, c := range stopsOfAllKinds {
 		t.Run(name, func(t *testing.T) {
 			eachLower(t, func(t *testing.T, mode reactor.Mode, lower disk) {
 				for seed := range uint64(3) {
 					f := newFaulty(t, lower, fmt.Sprintf("delay:any:time=1us-500us:prob=0.5:seed=%d", seed),
 						fmt.Sprintf("hang:any:prob=0.1:seed=%d", seed))
 					f.conf.Cache = int64(seed%2) << 14
-					w, region := newSuspendBench(t, mode, 3, f.disk, c.knows, func(c *benchConfig) {
-						c.CancelAfter, c.StopGap = time.Millisecond, time.Duration(seed)*time.Millisecond
-						if c.StopGap == 0 {
-							c.StopGap = time.Nanosecond
-						}
-					})
-					g := newGuest(w, seed)
-					for range 15 {
-						g.life(c.knows, region)
-					}
-					f.control(fault.FAULTCLEAR, nil)
-					f.control(fault.FAULTRELEASE, nil)
-					g.finish()
-					for block := range uint64(guestBlocks) {
-						data := w.buffer(512)
-						if st, _ := w.do(0, tIn, block, nil, []virtqtest.Seg{data}); st != statusOK {
-							t.Fatalf("block %d: status %d", block, st)
-						}
-						if v := w.bytes(data)[0]; v != g.acked[block] && !slices.Contains(g.maybe[block], v) {
-							t.Errorf("block %d has %d, want %d or one of %v", block, v, g.acked[block], g.maybe[block])
-						}
-					}
-					if c.faultless && g.failed > 0 {
-						t.Errorf("%d requests have failed", g.failed)
-					}
-					w.stopRings()
-					w.close()
+					more := func(g *guest) bool { return g.lives < 15 }
+					stopInAllWays(t, mode, f, seed, c.knows, c.faultless, more, nil)
 				}
 			})
 		})
 	}
+}
+
+// TestEachRequestIsAnsweredOnceThatWasFenced, or has come back at whatever moment of a stop, on a
+// disk that cannot be interrupted.
+func TestEachRequestIsAnsweredOnceThatWasFenced(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it stops a busy disk many times")
+	}
+	for name, c := range stopsOfAllKinds {
+		t.Run(name, func(t *testing.T) {
+			const seed = 1
+			f := newFaulty(t, mdDisk(md.Config{Size: diskSize}),
+				fmt.Sprintf("delay:any:time=1us-500us:prob=0.5:seed=%d", seed),
+				fmt.Sprintf("hang:any:uncancellable:prob=0.3:seed=%d", seed))
+			quit, ended := make(chan struct{}), make(chan struct{})
+			go func() {
+				defer close(ended)
+				rng := rand.New(rand.NewPCG(seed, 2))
+				for {
+					select {
+					case <-quit:
+						return
+					case <-time.After(closeWait/2 + time.Duration(rng.Int64N(int64(2*closeWait)))):
+						f.control(fault.FAULTRELEASE, nil)
+					}
+				}
+			}()
+			defer func() {
+				close(quit)
+				<-ended
+			}()
+			var log lines
+			more := func(g *guest) bool {
+				// A start waits for what was fenced. What is stopped before is not open.
+				g.until("the device is open", func() bool { return g.dev.Status().State == StateOpen })
+				return log.with("they were fenced") < 4
+			}
+			stopInAllWays(t, reactor.ModeURing, f, seed, c.knows, c.faultless, more, log.log)
+		})
+	}
+}
+
+// stopInAllWays has a guest work on a disk that f serves, and stops it, for as long as more says.
+func stopInAllWays(t *testing.T, mode reactor.Mode, f *faulty, seed uint64,
+	knows vhostuser.ProtocolFeatures, faultless bool, more func(*guest) bool, log func(string, error)) {
+	t.Helper()
+	w, region := newSuspendBench(t, mode, 3, f.disk, knows, func(c *benchConfig) {
+		c.CancelAfter, c.StopGap, c.Log = time.Millisecond, time.Duration(seed)*time.Millisecond, log
+		if c.StopGap == 0 {
+			c.StopGap = time.Nanosecond
+		}
+	})
+	g := newGuest(w, seed)
+	for ; more(g); g.lives++ {
+		g.life(knows, region)
+	}
+	f.control(fault.FAULTCLEAR, nil)
+	f.control(fault.FAULTRELEASE, nil)
+	g.finish()
+	for block := range uint64(guestBlocks) {
+		data := w.buffer(512)
+		if st, _ := w.do(0, tIn, block, nil, []virtqtest.Seg{data}); st != statusOK {
+			t.Fatalf("block %d: status %d", block, st)
+		}
+		if v := w.bytes(data)[0]; v != g.acked[block] && !slices.Contains(g.maybe[block], v) {
+			t.Errorf("block %d has %d, want %d or one of %v", block, v, g.acked[block], g.maybe[block])
+		}
+	}
+	if faultless && g.failed > 0 {
+		t.Errorf("%d requests have failed", g.failed)
+	}
+	for _, q := range w.dev.startedQueues() {
+		q.vq.Do(func() {
+			if q.held != 0 || len(q.free) != len(q.requests) {
+				t.Errorf("ring %d: %d units are held, and %d requests of %d are free",
+					q.vq.Index(), q.held, len(q.free), len(q.requests))
+			}
+		})
+	}
+	w.stopRings()
+	w.close()
 }
 
 // life has the guest work for a while, and then stops its rings in some way, and starts them
