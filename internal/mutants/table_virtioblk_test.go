@@ -523,6 +523,13 @@ var _ = add("virtioblk", []mutant{
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestATransferThatNeverEndsIsFenced$"},
 	},
 	{
+		what: "a fence stands where the driver's own memory is",
+		file: "vhostuser/virtioblk/fence.go",
+		from: "Bufs: t.data,",
+		to:   "Bufs: t.buf.Data,",
+		by:   tests{in: "./vhostuser/virtioblk", run: "^TestATransferThatNeverEndsIsFenced$"},
+	},
+	{
 		what: "a fence leaves the operations of another ring in the old memory",
 		file: "vhostuser/virtioblk/fence.go",
 		from: "\t\t\tq.giveUp()\n",

@@ -60,7 +60,7 @@ func (d *Device) fence(q *queue, first bool) {
 				// A transfer that comes back lets go of its memory, and the fence is to stand on
 				// it all the same.
 				t.memory.Retain()
-				stuck = append(stuck, vhostuser.Stuck{Memory: t.memory, Bufs: t.buf.Data, Keep: write})
+				stuck = append(stuck, vhostuser.Stuck{Memory: t.memory, Bufs: t.data, Keep: write})
 			}
 			q.giveUp()
 		})

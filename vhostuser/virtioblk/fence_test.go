@@ -22,14 +22,16 @@ import (
 )
 
 // keeper is a driver that does not complete what it is told to hold, cancelled or not: when it
-// goes on, it uses the memory that it was given.
+// goes on, it uses the memory that it was given. While it has the Buf of an odd block, Data is
+// memory of its own, as a driver's is that bounces.
 type keeper struct {
 	mu    sync.Mutex
 	hold  bool
 	fill  byte // what reads give
 	kept  []*devsw.Buf
-	wrote map[int64][]byte // by block: what the last write there had
-	order []int64          // the blocks that were written
+	given map[*devsw.Buf][][]byte // the memory of those whose Data is the driver's
+	wrote map[int64][]byte        // by block: what the last write there had
+	order []int64                 // the blocks that were written
 
 	flush   chan struct{} // where it is set, a flush waits for it, and then ends well
 	flushes atomic.Int64
@@ -62,6 +64,12 @@ func (d *keeper) strategy(b *devsw.Buf) {
 	d.mu.Lock()
 	if d.hold {
 		d.kept = append(d.kept, b)
+		if b.Blkno%2 != 0 {
+			if d.given == nil {
+				d.given = make(map[*devsw.Buf][][]byte)
+			}
+			d.given[b], b.Data = b.Data, [][]byte{make([]byte, b.Bcount)}
+		}
 		d.mu.Unlock()
 		return
 	}
@@ -72,6 +80,10 @@ func (d *keeper) strategy(b *devsw.Buf) {
 func (d *keeper) transfer(b *devsw.Buf) {
 	p := make([]byte, b.Bcount)
 	d.mu.Lock()
+	if given, ok := d.given[b]; ok {
+		b.Data = given
+		delete(d.given, b)
+	}
 	if b.Op == devsw.BRead {
 		copy(p, bytes.Repeat([]byte{d.fill}, len(p)))
 	}
@@ -116,6 +128,12 @@ func (d *keeper) end(block int64, e devsw.Errno) {
 		if e == 0 {
 			d.transfer(b)
 		} else {
+			d.mu.Lock()
+			if given, ok := d.given[b]; ok {
+				b.Data = given
+				delete(d.given, b)
+			}
+			d.mu.Unlock()
 			b.Fail(e)
 		}
 	}

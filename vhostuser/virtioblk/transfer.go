@@ -16,10 +16,11 @@ import (
 type transfer struct {
 	q      *queue
 	buf    devsw.Buf // Context is the transfer
+	data   [][]byte  // guest memory: the driver may have other memory in buf.Data meanwhile
 	traced bool      // iodone has told how it ended
 	// of is the request whose half this is; nil once the transfer is abandoned.
 	of atomic.Pointer[request]
-	// memory is what buf.Data lies in, with a reference that is the transfer's, once it is
+	// memory is what data lies in, with a reference that is the transfer's, once it is
 	// abandoned.
 	memory *virtq.Memory
 }
@@ -38,6 +39,7 @@ func (r *request) submit(data [][]byte) {
 	b.Reset()
 	b.Op, b.Dev, b.Blkno = devsw.BRead, q.d.dev, int64(r.sector)
 	b.Data, b.Bcount, b.Resid = data, r.bytes, r.bytes
+	t.data = data
 	b.Iodone, b.AIO, b.Context = iodone, q.aio, t
 	if r.typ == tOut {
 		b.Op = devsw.BWrite
@@ -135,7 +137,7 @@ func (r *request) abandon() *transfer {
 // letGo ends a transfer that was abandoned, when the driver has returned it. On the reactor.
 func (t *transfer) letGo() {
 	memory := t.memory
-	t.memory, t.buf.Data = nil, nil
+	t.memory, t.data, t.buf.Data = nil, nil, nil
 	memory.ReleaseSoon()
 	t.q.d.lost.Release()
 	t.q.open.Release()
