@@ -151,18 +151,8 @@ func TestAWriteThatStallsHoldsUpNoOther(t *testing.T) {
 		})
 		slow, d := &result{ch: make(chan struct{}, 100)}, &result{ch: make(chan struct{}, 100)}
 		stuck, f := newFile(t, r, slow), newFile(t, r, d)
-		kick, err := sys.NewEventfd()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer kick.Close()
-		c := &pollCounter{polls: make(chan struct{}, 1)}
-		var s *Source
-		r.Do(func() { s, err = r.Add(c, kick.Int()) })
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer r.Do(func() { r.Remove(s) })
+		c, kick, remove := countPolls(t, r)
+		defer remove()
 
 		for round := range 3 { // it can be taken over more than once
 			put(r, stuck, slow, 0)
@@ -322,6 +312,24 @@ func noDescriptors(t *testing.T) (restore func()) {
 
 // TestTheReactorIsTakenOverWithoutADescriptor, and goes on without a standby until it can have one
 // again.
+// countPolls adds a Source that counts its polls, with the eventfd that kicks it.
+func countPolls(t *testing.T, r *Reactor) (c *pollCounter, kick *sys.FD, remove func()) {
+	kick, err := sys.NewEventfd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c = &pollCounter{polls: make(chan struct{}, 1)}
+	var s *Source
+	r.Do(func() { s, err = r.Add(c, kick.Int()) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, kick, func() {
+		r.Do(func() { r.Remove(s) })
+		kick.Close()
+	}
+}
+
 func TestTheReactorIsTakenOverWithoutADescriptor(t *testing.T) {
 	modes(t, func(t *testing.T, p *Pool) {
 		release, held := make(chan struct{}), make(chan struct{}, 1)
@@ -331,18 +339,8 @@ func TestTheReactorIsTakenOverWithoutADescriptor(t *testing.T) {
 		})
 		slow, d := newResult(), newResult()
 		stuck, f := newFile(t, r, slow), newFile(t, r, d)
-		kick, err := sys.NewEventfd()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer kick.Close()
-		c := &pollCounter{polls: make(chan struct{}, 1)}
-		var s *Source
-		r.Do(func() { s, err = r.Add(c, kick.Int()) })
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer r.Do(func() { r.Remove(s) })
+		c, kick, remove := countPolls(t, r)
+		defer remove()
 
 		restore := noDescriptors(t)
 		put(r, stuck, slow, 0)

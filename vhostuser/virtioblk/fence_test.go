@@ -51,7 +51,13 @@ func (d *keeper) disk(t testing.TB, table *devsw.Table) (devsw.Dev, func() (devs
 			return nil
 		}
 	}
-	bmajor, _, err := table.Attach("keeper", b, devsw.NODEVMAJOR, &devsw.Cdevsw{Name: "keeper"}, devsw.NODEVMAJOR)
+	return attach(t, table, b)
+}
+
+// attach attaches a driver of one disk of diskSize bytes.
+func attach(t testing.TB, table *devsw.Table, b *devsw.Bdevsw) (devsw.Dev, func() (devsw.DiskInfo, error)) {
+	t.Helper()
+	bmajor, _, err := table.Attach(b.Name, b, devsw.NODEVMAJOR, &devsw.Cdevsw{Name: b.Name}, devsw.NODEVMAJOR)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -365,13 +365,7 @@ func (d *recorder) disk(t testing.TB, table *devsw.Table) (devsw.Dev, func() (de
 	if d.noCancelBuf {
 		b.CancelBuf = nil
 	}
-	bmajor, _, err := table.Attach("recorder", b, devsw.NODEVMAJOR, &devsw.Cdevsw{Name: "recorder"}, devsw.NODEVMAJOR)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return devsw.Makedev(uint32(bmajor), 0), func() (devsw.DiskInfo, error) {
-		return devsw.DiskInfo{Size: diskSize, SectorSize: 512}, nil
-	}
+	return attach(t, table, b)
 }
 
 func (d *recorder) strategy(b *devsw.Buf) {
