@@ -52,7 +52,8 @@ type Section interface {
 //
 // A Buf must not be copied once used.
 type Buf struct {
-	// Set by the issuer.
+	// Set by the issuer. From d_strategy to Biodone they are the driver's. It may put others in
+	// their place, such as memory of its own, and puts these back before Biodone.
 
 	Op     Op       // what is to be done
 	Flags  BufFlag  // how
