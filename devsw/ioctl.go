@@ -11,7 +11,8 @@ import (
 // another type. Drivers with commands of their own number them from CmdDriver.
 type Cmd uint32
 
-// The commands of disks. Those NetBSD has (dkio(9), <sys/dkio.h>) have its names.
+// The commands of disks and of terminals. Those NetBSD has (dkio(9), <sys/dkio.h>, tty(4)) have
+// its names.
 const (
 	// DIOCCACHESYNC puts everything written so far on stable storage. data nil.
 	DIOCCACHESYNC Cmd = iota + 1
@@ -26,6 +27,10 @@ const (
 	// DIOCGROW makes the driver read the size of what is behind it again.
 	// data nil, or *int64: the new size in bytes. vdev's own.
 	DIOCGROW
+
+	// TIOCGWINSZ gives the size of a terminal's window. data *Winsize. ENOTTY: none is known. NetBSD:
+	// tty(4).
+	TIOCGWINSZ
 
 	// CmdDriver is the first number for commands of one driver's own.
 	CmdDriver Cmd = 1 << 16
@@ -46,11 +51,18 @@ func (c Cmd) String() string {
 		return "DIOCWRITEZEROES"
 	case DIOCGROW:
 		return "DIOCGROW"
+	case TIOCGWINSZ:
+		return "TIOCGWINSZ"
 	}
 	if c >= CmdDriver {
 		return fmt.Sprintf("CmdDriver+%d", uint32(c-CmdDriver))
 	}
 	return fmt.Sprintf("command %d", uint32(c))
+}
+
+// Winsize is the size of a terminal's window, in characters. NetBSD: struct winsize, <sys/ttycom.h>.
+type Winsize struct {
+	Row, Col uint16
 }
 
 // ZeroRange is the argument of DIOCWRITEZEROES.

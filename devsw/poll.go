@@ -53,6 +53,9 @@ type Filter int16
 const (
 	EVFILTRead  Filter = -1 // data to read
 	EVFILTWrite Filter = -2 // room to write
+	// EVFILTLine: who is at the other side of a line, or the size of its window, may have changed.
+	// vdev's own.
+	EVFILTLine Filter = -100
 )
 
 // Knote is one interest in a character device's events, which lasts until it is

@@ -31,6 +31,10 @@ type Config struct {
 	// StopGap is how soon after one ring another one must be disabled or stopped to be a part of
 	// the same stop. A stop has CancelAfter in all. 0: a second.
 	StopGap time.Duration
+	// OneReactor has all rings of a session served on one reactor: for a Device whose rings have
+	// much in common, and not much to do each. Process and what is given to Queue.Post then never
+	// run at the same time.
+	OneReactor bool
 	// Decline has protocol features not offered that the Device has no use for, such as
 	// ProtocolInflightSHMFD for one that never suspends. What needs a declined feature is not
 	// offered either: GET_VRING_BASE_INFLIGHT without INFLIGHT_SHMFD, BACKEND_SEND_FD without
@@ -57,6 +61,7 @@ type Backend struct {
 	notMigratable bool
 	cancelAfter   time.Duration
 	stopGap       time.Duration
+	oneReactor    bool
 	decline       ProtocolFeatures
 	closer        closer
 	// of all front-ends, one after the other: what one leaves in use counts for the next
@@ -82,7 +87,7 @@ func New(cfg Config) (*Backend, error) {
 	b := &Backend{
 		dev: cfg.Device, reactors: cfg.Reactors, trace: cfg.Trace,
 		numQueues: cfg.Device.NumQueues(), configSize: cfg.Device.ConfigSize(),
-		notMigratable: cfg.NotMigratable, cancelAfter: cfg.CancelAfter, stopGap: cfg.StopGap, decline: cfg.Decline,
+		notMigratable: cfg.NotMigratable, cancelAfter: cfg.CancelAfter, stopGap: cfg.StopGap, decline: cfg.Decline, oneReactor: cfg.OneReactor,
 	}
 	if b.stopGap == 0 {
 		b.stopGap = defaultStopGap

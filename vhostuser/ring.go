@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/bits"
 
+	"vdev/internal/reactor"
 	"vdev/internal/sys"
 	"vdev/virtq"
 )
@@ -302,6 +303,17 @@ func (s *session) disable(r *ring) (left int) {
 	return left
 }
 
+// pick returns the reactor for a ring that starts.
+func (s *session) pick() *reactor.Reactor {
+	if !s.b.oneReactor {
+		return s.b.reactors.pool.Pick()
+	}
+	if s.reactor == nil {
+		s.reactor = s.b.reactors.pool.Pick()
+	}
+	return s.reactor
+}
+
 // start makes the ring run: it is given to a reactor, then to the Device, and then fetched from.
 // What the guest alone can have done wrong, and what the Device cannot, breaks the ring; the
 // front-end's own errors are returned.
@@ -311,7 +323,7 @@ func (s *session) start(r *ring) error {
 	}
 	q := &Queue{
 		s: s, index: r.index, size: int(r.num), features: s.features &^ (FProtocolFeatures | FLogAll),
-		reactor: s.b.reactors.pool.Pick(),
+		reactor: s.pick(),
 		call:    newSignal(r.call), errs: newSignal(r.er), logged: signal{fd: -1},
 		paused: true, state: RingRunning,
 		canSuspend: s.inflight.queue(r.index) != nil,

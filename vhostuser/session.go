@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"vdev/internal/guestmem"
+	"vdev/internal/reactor"
 	"vdev/internal/sys"
 )
 
@@ -38,6 +39,8 @@ type session struct {
 	// closed by the goroutine that watches for its hang-up meanwhile; nil where nobody has asked
 	// for it
 	watch chan struct{}
+
+	reactor *reactor.Reactor // of all rings, with Config.OneReactor, once one was started
 
 	look look // what Backend.Status shows; it has a lock of its own
 
