@@ -82,6 +82,10 @@ func (f *Frontend) Conn() *net.UnixConn {
 	return c
 }
 
+// Channel returns our end of the back-end channel, nil before SetBackendReqFD. It stays f's, which
+// closes it when there is another one.
+func (f *Frontend) Channel() *net.UnixConn { return f.channel }
+
 // Features returns what SetFeatures sent last.
 func (f *Frontend) Features() uint64 { return f.features }
 

@@ -26,7 +26,7 @@ type Ring struct {
 
 // NewRing makes a ring with size descriptors in m, with the features that SetFeatures sent.
 func (f *Frontend) NewRing(m *virtqtest.Mem, index, size int) (*Ring, error) {
-	d := virtqtest.New(m, size, f.features&^(vhostuser.FProtocolFeatures|vhostuser.FLogAll))
+	d := virtqtest.New(m, size, f.ringFeatures())
 	r := &Ring{Driver: d, Index: index, f: f, Base: d.Layout().Base}
 	for _, fd := range []**sys.FD{&r.kick, &r.call, &r.err} {
 		var err error
@@ -36,6 +36,17 @@ func (f *Frontend) NewRing(m *virtqtest.Mem, index, size int) (*Ring, error) {
 		}
 	}
 	return r, nil
+}
+
+func (f *Frontend) ringFeatures() uint64 {
+	return f.features &^ (vhostuser.FProtocolFeatures | vhostuser.FLogAll)
+}
+
+// Renew makes the ring, which has stopped, one of a guest driver that begins anew: the ring is zero
+// and empty where it was, begins at 0, and has the features that SetFeatures sent.
+func (r *Ring) Renew() {
+	r.Driver = r.Driver.Renew(r.f.ringFeatures())
+	r.Base = r.Layout().Base
 }
 
 // StartAt is the Driver's StartAt, and makes the back-end begin there as well.

@@ -132,6 +132,18 @@ func (d *Driver) Layout() virtq.Config {
 	}
 }
 
+// Renew returns the Driver of a guest driver that begins anew at the same place in memory, with
+// these features: the ring is zero, empty and begins at 0. d is not to be used any more.
+func (d *Driver) Renew(features uint64) *Driver {
+	n := uint64(d.size)
+	clear(d.mem.Bytes(d.descAddr, DescSize*n))
+	clear(d.mem.Bytes(d.availAddr, uint64(len(d.avail))))
+	clear(d.mem.Bytes(d.usedAddr, uint64(len(d.used))))
+	r := NewAt(d.mem, d.size, features, d.descAddr, d.availAddr, d.usedAddr)
+	r.tables = d.tables
+	return r
+}
+
 // UsedPhys returns the guest physical address of the used ring, as the log field of SET_VRING_ADDR
 // has it.
 func (d *Driver) UsedPhys() uint64 { return d.usedAddr }
