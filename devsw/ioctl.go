@@ -28,8 +28,8 @@ const (
 	// data nil, or *int64: the new size in bytes. vdev's own.
 	DIOCGROW
 
-	// TIOCGWINSZ gives the size of a terminal's window. data *Winsize. ENOTTY: none is known. NetBSD:
-	// tty(4).
+	// TIOCGWINSZ gives the size of a terminal's window. data *Winsize. ENOTTY: none is known.
+	// NetBSD: tty(4).
 	TIOCGWINSZ
 
 	// CmdDriver is the first number for commands of one driver's own.
@@ -60,7 +60,8 @@ func (c Cmd) String() string {
 	return fmt.Sprintf("command %d", uint32(c))
 }
 
-// Winsize is the size of a terminal's window, in characters. NetBSD: struct winsize, <sys/ttycom.h>.
+// Winsize is the size of a terminal's window, in characters. NetBSD: struct winsize,
+// <sys/ttycom.h>.
 type Winsize struct {
 	Row, Col uint16
 }
