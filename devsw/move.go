@@ -44,6 +44,40 @@ func (b *Buf) MoveAt(p []byte, off int64) (err Errno) {
 	return 0
 }
 
+// Kcopy copies src to dst, as copy does, where either may be memory that can vanish: see
+// Buf.MoveAt. It answers EFAULT then, and an unknown part was copied. NetBSD: kcopy(9).
+func Kcopy(dst, src []byte) (n int, err Errno) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			if !isFault(r) {
+				panic(r)
+			}
+			n, err = 0, EFAULT
+		}
+	}()
+	return copy(dst, src), 0
+}
+
+// Move is Uiomove for memory that can vanish: it copies by Kcopy. After EFAULT, n bytes were moved,
+// and u is behind them.
+func (u *Uio) Move(p []byte) (n int, err Errno) {
+	for len(p) > 0 && len(u.Iov) > 0 {
+		to, from := p, u.Iov[0]
+		if u.Rw == UIORead {
+			to, from = from, to
+		}
+		k, err := Kcopy(to, from)
+		if err != 0 {
+			return n, err
+		}
+		p = p[k:]
+		u.Advance(k)
+		n += k
+	}
+	return n, 0
+}
+
 // isFault tells a fault on an address that is not mapped from other run-time
 // panics; only its error has an Addr, as debug.SetPanicOnFault documents.
 func isFault(r any) bool {

@@ -109,8 +109,9 @@ func (l *Klist) Insert(kn *Knote) {
 
 // Notify activates every Knote with this filter. NetBSD: KNOTE(9).
 func (l *Klist) Notify(f Filter, data int64) {
+	var few [8]*Knote // as a rule there are no more: no allocation
+	notes := few[:0]
 	l.mu.Lock()
-	var notes []*Knote
 	for kn := range l.notes {
 		if kn.Filter == f {
 			notes = append(notes, kn)

@@ -36,3 +36,14 @@ func TestKlistActivatesUntilDetached(t *testing.T) {
 		t.Errorf("reads %v, writes %v", reads, writes)
 	}
 }
+
+func TestNotifyAllocatesNothing(t *testing.T) {
+	var l Klist
+	n := 0
+	for range 3 {
+		l.Insert(&Knote{Filter: EVFILTRead, Activate: func(int64) { n++ }})
+	}
+	if a := testing.AllocsPerRun(100, func() { l.Notify(EVFILTRead, -1) }); a != 0 || n == 0 {
+		t.Errorf("%v allocations", a)
+	}
+}
