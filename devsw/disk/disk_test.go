@@ -2,7 +2,6 @@ package disk
 
 import (
 	"bytes"
-	"errors"
 	"math"
 	"sync"
 	"testing"
@@ -153,46 +152,6 @@ func TestCheckRange(t *testing.T) {
 	m.ReadOnly = true
 	if err := checkRange(0, 4096, m); err != devsw.EROFS {
 		t.Errorf("read-only: %v, want EROFS", err)
-	}
-}
-
-func TestUnitsComeAndGoByNumber(t *testing.T) {
-	var u units[string]
-	dev := func(unit int) devsw.Dev { return devsw.Makedev(14, uint32(unit)) }
-	a, b := "a", "b"
-	if u.get(dev(0)) != nil || len(u.all()) != 0 {
-		t.Fatal("units where there are none")
-	}
-	if err := u.add(3, &a); err != nil {
-		t.Fatal(err)
-	}
-	if err := u.add(3, &b); !errors.Is(err, devsw.EEXIST) {
-		t.Errorf("adding a unit twice: %v, want EEXIST", err)
-	}
-	for _, unit := range []int{-1, maxUnit + 1} {
-		if err := u.add(unit, &b); !errors.Is(err, devsw.EINVAL) {
-			t.Errorf("adding unit %d: %v, want EINVAL", unit, err)
-		}
-	}
-	if err := u.add(0, &b); err != nil {
-		t.Fatal(err)
-	}
-	if u.get(dev(3)) != &a || u.get(dev(0)) != &b || u.get(dev(1)) != nil || u.get(dev(math.MaxUint32)) != nil {
-		t.Error("units are not where they were put")
-	}
-	if all := u.all(); len(all) != 2 || all[0] != 0 || all[1] != 3 {
-		t.Errorf("all units: %v, want 0 and 3", all)
-	}
-	if err := u.remove(3, func(*string) error { return devsw.EBUSY }); !errors.Is(err, devsw.EBUSY) || u.get(dev(3)) != &a {
-		t.Errorf("removing a busy unit: %v, and it is %v", err, u.get(dev(3)))
-	}
-	if err := u.remove(3, func(*string) error { return nil }); err != nil || u.get(dev(3)) != nil {
-		t.Errorf("removing a unit: %v, and it is %v", err, u.get(dev(3)))
-	}
-	for _, unit := range []int{-1, 3, 100} {
-		if err := u.remove(unit, func(*string) error { return nil }); !errors.Is(err, devsw.ENXIO) {
-			t.Errorf("removing unit %d: %v, want ENXIO", unit, err)
-		}
 	}
 }
 

@@ -239,8 +239,8 @@ func (d *Driver) close(dev devsw.Dev, _ devsw.Flag, mode devsw.Mode) error {
 // opened returns what dev has open, or nil. It is Get without the cost of a generic function, which
 // each transfer would pay.
 func (d *Driver) opened(dev devsw.Dev) *opened {
-	if units, minor := d.s.units.list.Load(), int64(dev.Minor()); units != nil && minor < int64(len(*units)) {
-		if u := (*units)[minor]; u != nil {
+	if list, minor := d.s.units.List.Load(), int64(dev.Minor()); list != nil && minor < int64(len(*list)) {
+		if u := (*list)[minor]; u != nil {
 			return u.claim.medium.Load()
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"vdev/devsw"
+	"vdev/internal/units"
 )
 
 // Funcs are the functions of a disk driver. Its block and its character device share them. Each is
@@ -29,7 +30,7 @@ type Funcs struct {
 // Driver stands on one. It is for a driver that needs all functions of its own, as one that stands
 // on another driver's device may. Its methods may be called on any goroutine.
 type Switch[T any] struct {
-	units  units[T]
+	units  units.Units[T]
 	table  *devsw.Table
 	bdev   devsw.Bdevsw
 	cdev   devsw.Cdevsw
@@ -67,7 +68,7 @@ func (s *Switch[T]) Detach() error {
 	if err := s.table.Detach(&s.bdev, &s.cdev); err != nil {
 		return fmt.Errorf("%s: detach: %w", s.bdev.Name, err)
 	}
-	for _, unit := range s.units.all() {
+	for _, unit := range s.units.All() {
 		if err := s.Destroy(unit); err != nil {
 			return err
 		}
@@ -78,7 +79,7 @@ func (s *Switch[T]) Detach() error {
 // Create makes v disk unit and returns its block device: EEXIST where there is one already, EINVAL
 // where there can be none.
 func (s *Switch[T]) Create(unit int, v *T) (devsw.Dev, error) {
-	if err := s.units.add(unit, v); err != nil {
+	if err := s.units.Add(unit, v); err != nil {
 		return devsw.NODEV, fmt.Errorf("%s: %w", s.bdev.Name, err)
 	}
 	return devsw.Makedev(s.bmajor, uint32(unit)), nil
@@ -86,18 +87,18 @@ func (s *Switch[T]) Create(unit int, v *T) (devsw.Dev, error) {
 
 // Destroy takes disk unit away. EBUSY while it is open, ENXIO where there is none.
 func (s *Switch[T]) Destroy(unit int) error {
-	if err := s.units.remove(unit, s.retire); err != nil {
+	if err := s.units.Remove(unit, s.retire); err != nil {
 		return fmt.Errorf("%s: %w", s.bdev.Name, err)
 	}
 	return nil
 }
 
 // Get returns the unit that dev, a device of either kind, stands for, or nil. It takes no lock.
-func (s *Switch[T]) Get(dev devsw.Dev) *T { return s.units.get(dev) }
+func (s *Switch[T]) Get(dev devsw.Dev) *T { return s.units.Get(dev) }
 
 // Unit returns disk unit, open or not. ENXIO where there is none.
 func (s *Switch[T]) Unit(unit int) (*T, error) {
-	if unit >= 0 && unit <= maxUnit {
+	if unit >= 0 && unit <= units.Max {
 		if v := s.Get(devsw.Makedev(s.bmajor, uint32(unit))); v != nil {
 			return v, nil
 		}
