@@ -48,7 +48,9 @@ var layers = map[string][]string{
 	"vhostuser/virtioblk":    {"vhostuser", "virtq", "specfs", "devsw", "internal/offload"},
 	"internal/offload":       {},
 	"internal/tasks":         {"internal/sys"},
-	"devsw/disk":             {"devsw"},
+	"devsw/disk":             {"devsw", "internal/units"},
+	"devsw/line":             {"devsw", "internal/units"},
+	"internal/units":         {"devsw"},
 	"internal/dev/imagefile": {"devsw", "internal/sys"},
 	"internal/test/disktest": {"devsw", "internal/sys"},
 	"internal/test/halt":     {},
@@ -80,7 +82,7 @@ var layers = map[string][]string{
 
 // public are the packages that other projects build on. They leave logging, printing and the end of
 // the process to their user.
-var public = []string{"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "devsw", "devsw/disk", "specfs", "vhostuser/virtioblk"}
+var public = []string{"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "devsw", "devsw/disk", "devsw/line", "specfs", "vhostuser/virtioblk"}
 
 // blind lists packages that must not reach others even through a third one: what is public for its
 // own sake would otherwise drag in what it is meant to know nothing of.
@@ -92,6 +94,7 @@ var blind = map[string][]string{
 	"vhostuser":          {"specfs", "vhostuser/virtioblk"},
 	"internal/serve":     {"vhostuser/virtioblk", "devsw/disk", "internal/spec", "internal/dev/md", "internal/dev/vnd", "internal/dev/nbd", "internal/dev/fault", "internal/dev/qemunbd"},
 	"devsw/disk":         {"specfs", "virtq", "vhostuser", "vhostuser/virtioblk"},
+	"devsw/line":         {"specfs", "virtq", "vhostuser", "vhostuser/virtioblk"},
 	"internal/dev/md":    {"specfs", "virtq", "vhostuser", "vhostuser/virtioblk"},
 	"internal/dev/vnd":   {"specfs", "virtq", "vhostuser", "vhostuser/virtioblk"},
 	"internal/dev/null":  {"specfs", "virtq", "vhostuser", "vhostuser/virtioblk"},
