@@ -69,7 +69,7 @@ func devices(c spec.Config, log *slog.Logger) (all []serve.DeviceConfig) {
 			socket = fmt.Sprintf("descriptor %d", d.FD)
 		}
 		all = append(all, serve.DeviceConfig{
-			Kind: blk.Disk{Disk: d.Disk, Failures: failures}, Name: d.Name, Socket: socket, Listen: func() (net.Listener, error) { return listen(d) },
+			Kind: blk.Disk{Disk: *d.Disk, Failures: failures}, Name: d.Name, Socket: socket, Listen: func() (net.Listener, error) { return listen(d) },
 			Migratable: d.Migratable, AnyMemory: d.AnyMemory, CancelAfter: d.CancelAfter,
 		})
 	}

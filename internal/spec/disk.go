@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -22,27 +21,12 @@ import (
 // connected.
 const maxQueues = 256
 
-// MaxSocketPath is the longest path of a Unix socket in bytes, which struct sockaddr_un has with a
-// zero after it, less what listen may put before it.
-const MaxSocketPath = 107 - len("./")
-
 // The defaults of --cancel-after. A guest that is never saved or moved loses nothing when its
 // requests are suspended, so there is little to wait for.
 const (
 	cancelAfter       = 30 * time.Second
 	cancelAfterPinned = time.Second
 )
-
-// Device is one device that is to be served, checked.
-type Device struct {
-	Name        string // what it is called where there are several; empty where there is one
-	SocketPath  string // where to listen, or empty
-	FD          int    // the inherited socket, where SocketPath is empty
-	Migratable  bool
-	AnyMemory   bool          // guest memory may be any file
-	CancelAfter time.Duration // how long a stop waits for requests before it cancels them
-	Disk        Disk          // what it is
-}
 
 // Disk is what a Device has that is a disk.
 type Disk struct {
@@ -72,25 +56,22 @@ type Config struct {
 
 // DiskFlags are the flags that describe a disk, as they are given.
 type DiskFlags struct {
-	socketPath string
-	fd         Number
-	blkFile    string
-	format     string
-	snapshot   bool
-	chain      Choice
-	driver     string
-	readOnly   bool
-	direct     bool
-	bounce     bool
-	noDiscard  bool
-	numQueues  Number
-	segMax     Number
-	serial     serial
-	blockSize  Choice
-	migratable Choice
-	memory     Choice
-	incoming   bool
-	cancel     time.Duration
+	deviceFlags
+	blkFile   string
+	format    string
+	snapshot  bool
+	chain     Choice
+	driver    string
+	readOnly  bool
+	direct    bool
+	bounce    bool
+	noDiscard bool
+	numQueues Number
+	segMax    Number
+	serial    serial
+	blockSize Choice
+	incoming  bool
+	cancel    time.Duration
 }
 
 // ProcessFlags are the flags that are about all of vdev, as they are given.
@@ -114,20 +95,17 @@ var LogLevels = map[string]slog.Level{
 // NewDiskFlags gives the flags of a disk with their defaults.
 func NewDiskFlags() *DiskFlags {
 	return &DiskFlags{
-		fd:         Number{Min: 0, Max: math.MaxInt},
-		numQueues:  Number{Value: maxQueues, Min: 1, Max: maxQueues},
-		segMax:     Number{Value: virtioblk.DefaultSegMax, Min: 1, Max: virtioblk.MaxSegMax},
-		blockSize:  Choice{Value: "auto", Of: []string{"auto", "512", "4096"}},
-		migratable: Choice{Value: "on", Of: []string{"on", "off"}},
-		chain:      Choice{Value: string(qemunbd.ChainFolder), Of: qemunbd.Chains},
-		memory:     Choice{Value: "memory", Of: []string{"memory", "any"}},
+		deviceFlags: newDeviceFlags(),
+		numQueues:   Number{Value: maxQueues, Min: 1, Max: maxQueues},
+		segMax:      Number{Value: virtioblk.DefaultSegMax, Min: 1, Max: virtioblk.MaxSegMax},
+		blockSize:   Choice{Value: "auto", Of: []string{"auto", "512", "4096"}},
+		chain:       Choice{Value: string(qemunbd.ChainFolder), Of: qemunbd.Chains},
 	}
 }
 
 // Register makes them flags of fs.
 func (f *DiskFlags) Register(fs *pflag.FlagSet) {
-	fs.StringVar(&f.socketPath, "socket-path", "", "listen on a Unix socket at `PATH`")
-	fs.Var(&f.fd, "fd", "use the socket that was inherited as descriptor `N`, listening or connected")
+	f.registerSocket(fs)
 	fs.StringVar(&f.blkFile, "blk-file", "", "serve `FILE`, an image or a block device")
 	fs.StringVar(&f.format, "format", "", "the image's `FORMAT`, by QEMU's name (default by content and name)")
 	fs.BoolVar(&f.snapshot, "snapshot", false, "leave the image as it is, and forget what the guest writes when vdev ends")
@@ -141,8 +119,7 @@ func (f *DiskFlags) Register(fs *pflag.FlagSet) {
 	fs.Var(&f.segMax, "seg-max", "let a request have up to `N` buffers; with queues of less than 128, and a guest without indirect descriptors, their size less 2")
 	fs.Var(&f.serial, "serial", "serial number of the disk: `TEXT` of at most 20 bytes")
 	fs.Var(&f.blockSize, "logical-block-size", "block size that the guest sees, in bytes; auto: the host's block device's, and 512 for all else")
-	fs.Var(&f.migratable, "migratable", "whether the guest can be saved or moved to another host: if not, a stop may leave requests in progress to the next start")
-	fs.Var(&f.memory, "memory-files", "what files the guest's memory may be: memory is memfds and files of tmpfs and hugetlbfs; any takes others too (QEMU's memory-backend-file on a disk), and then storage that hangs under one guest's memory makes all of vdev hang")
+	f.registerGuest(fs, ": if not, a stop may leave requests in progress to the next start")
 	fs.BoolVar(&f.incoming, "incoming", false, "do not mind that the image is in use: the guest comes from there, and gives it up before it starts here")
 	fs.DurationVar(&f.cancel, "cancel-after", cancelAfter, "when the guest stops the device, wait so long for requests in progress before cancelling them ("+cancelAfterPinned.String()+" with --migratable=off); half a second later the stop is answered, whatever storage does, but see --direct")
 }
@@ -184,11 +161,6 @@ func defaultStateDir() string {
 	return ""
 }
 
-// TooLong is the error for a path of a socket that is longer than MaxSocketPath.
-func TooLong(flag, path string) error {
-	return fmt.Errorf("--%s %s: is %d bytes long, and a socket's path has at most %d", flag, path, len(path), MaxSocketPath)
-}
-
 // Config checks the flags together, for these devices. given tells whether a flag was given.
 func (f *ProcessFlags) Config(given func(flag string) bool, devices ...Device) (Config, error) {
 	c := Config{
@@ -224,21 +196,14 @@ func (f *ProcessFlags) Config(given func(flag string) bool, devices ...Device) (
 
 // Config checks the flags together. given tells whether a flag was given.
 func (f *DiskFlags) Config(given func(flag string) bool) (Device, error) {
-	c := Device{
-		SocketPath: f.socketPath, FD: f.fd.Value,
-		Migratable: f.migratable.Value == "on", AnyMemory: f.memory.Value == "any", CancelAfter: f.cancel,
-		Disk: Disk{NumQueues: f.numQueues.Value, SegMax: f.segMax.Value, Serial: string(f.serial), Incoming: f.incoming},
+	c, err := f.config(given)
+	if err != nil {
+		return c, err
 	}
-	d := &c.Disk
+	c.CancelAfter = f.cancel
+	c.Disk = &Disk{NumQueues: f.numQueues.Value, SegMax: f.segMax.Value, Serial: string(f.serial), Incoming: f.incoming}
+	d := c.Disk
 	switch {
-	case given("socket-path") && given("fd"):
-		return c, errors.New("--socket-path and --fd exclude each other")
-	case !given("socket-path") && !given("fd"):
-		return c, errors.New("--socket-path or --fd is missing")
-	case given("socket-path") && f.socketPath == "":
-		return c, errors.New("--socket-path: a path is missing")
-	case len(f.socketPath) > MaxSocketPath:
-		return c, TooLong("socket-path", f.socketPath)
 	case given("blk-file") && given("driver"):
 		return c, errors.New("--blk-file and --driver exclude each other")
 	case !given("blk-file") && !given("driver"):
@@ -262,14 +227,12 @@ func (f *DiskFlags) Config(given func(flag string) bool) (Device, error) {
 			d.Driver.QEMU.Chain = qemunbd.Chain(f.chain.Value)
 		}
 		if given("format") {
-			var err error
 			if d.Driver.QEMU.Format, err = parseFormat(f.format); err != nil {
 				return c, fmt.Errorf("--format: %w", err)
 			}
 		}
 	} else {
 		d.Flag = "driver"
-		var err error
 		if d.Driver, err = ParseDriver(f.driver); err != nil {
 			return c, fmt.Errorf("--driver %s: %w", f.driver, err)
 		}
@@ -288,7 +251,6 @@ func (f *DiskFlags) Config(given func(flag string) bool) (Device, error) {
 	}
 	size := uint64(512) // where nothing else is known
 	if f.blockSize.Value != "auto" {
-		var err error
 		size, err = strconv.ParseUint(f.blockSize.Value, 10, 32)
 		if err != nil {
 			panic(err) // the choices are numbers

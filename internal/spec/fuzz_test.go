@@ -76,7 +76,7 @@ func blockSize(c Disk) string {
 func (c Device) table() map[string]any {
 	t := map[string]any{
 		"name": c.Name, "num-queues": c.Disk.NumQueues, "seg-max": c.Disk.SegMax, "serial": c.Disk.Serial,
-		"logical-block-size": blockSize(c.Disk),
+		"logical-block-size": blockSize(*c.Disk),
 		"migratable":         map[bool]string{true: "on", false: "off"}[c.Migratable], "incoming": c.Disk.Incoming, "cancel-after": c.CancelAfter.String(),
 		"bounce": c.Disk.Driver.Bounce,
 	}

@@ -28,7 +28,7 @@ func Several(fs *pflag.FlagSet, p *ProcessFlags, devices []Device, texts []strin
 	}
 	for i, d := range devices {
 		for _, other := range devices[:i] {
-			mine, its := &d.Disk, &other.Disk
+			mine, its := d.Disk, other.Disk
 			switch {
 			case d.Name == other.Name:
 				return Config{}, fmt.Errorf("two devices are called %s: name one of them otherwise", d.Name)
