@@ -24,11 +24,10 @@ func Several(fs *pflag.FlagSet, p *ProcessFlags, devices []Device, texts []strin
 		devices = append(devices, d)
 	}
 	if len(devices) == 0 {
-		return Config{}, errors.New("there is no disk to serve: a file or --device is missing")
+		return Config{}, errors.New("there is no device to serve: a file or --device is missing")
 	}
 	for i, d := range devices {
 		for _, other := range devices[:i] {
-			mine, its := d.Disk, other.Disk
 			switch {
 			case d.Name == other.Name:
 				return Config{}, fmt.Errorf("two devices are called %s: name one of them otherwise", d.Name)
@@ -36,13 +35,18 @@ func Several(fs *pflag.FlagSet, p *ProcessFlags, devices []Device, texts []strin
 				return Config{}, fmt.Errorf("devices %s and %s have the same socket-path %s", other.Name, d.Name, d.SocketPath)
 			case d.SocketPath == "" && other.SocketPath == "" && d.FD == other.FD:
 				return Config{}, fmt.Errorf("devices %s and %s have the same fd %d", other.Name, d.Name, d.FD)
-			case mine.locks() && its.locks() && filepath.Clean(mine.Driver.File) == filepath.Clean(its.Driver.File) &&
-				!(mine.Driver.ReadOnly && its.Driver.ReadOnly) && !mine.Incoming && !its.Incoming:
-				return Config{}, fmt.Errorf("devices %s and %s have the same image %s, and one of them may write to it", other.Name, d.Name, mine.Driver.File)
+			case d.Disk != nil && other.Disk != nil && d.Disk.shares(other.Disk):
+				return Config{}, fmt.Errorf("devices %s and %s have the same image %s, and one of them may write to it", other.Name, d.Name, d.Disk.Driver.File)
 			}
 		}
 	}
 	return p.Config(fs.Changed, devices...)
+}
+
+// shares tells whether two disks have the same image, and cannot both have it open.
+func (d *Disk) shares(other *Disk) bool {
+	return d.locks() && other.locks() && filepath.Clean(d.Driver.File) == filepath.Clean(other.Driver.File) &&
+		!(d.Driver.ReadOnly && other.Driver.ReadOnly) && !d.Incoming && !other.Incoming
 }
 
 // locks tells whether the image is locked while the disk is open: from others if the guest may
@@ -53,8 +57,18 @@ func (d *Disk) locks() bool {
 
 // parseDevice reads the value of --device.
 func parseDevice(text string) (Device, error) {
-	d := newDevice()
-	for _, field := range splitOptions(text) {
+	fields := splitOptions(text)
+	typ := defaultType
+	for _, field := range fields {
+		if value, ok := strings.CutPrefix(field, "type="); ok {
+			typ = value
+		}
+	}
+	d, err := newDevice(typ)
+	if err != nil {
+		return Device{}, err
+	}
+	for _, field := range fields {
 		key, value, hasValue := strings.Cut(field, "=")
 		if !hasValue && d.isSwitch(key) {
 			value = "true"
@@ -121,17 +135,33 @@ func ParseFile(fs *pflag.FlagSet, path, text string) ([]Device, error) {
 }
 
 func readDevice(table map[string]any) (Device, error) {
-	d := newDevice()
+	typ := defaultType
+	if v, given := table["type"]; given {
+		var err error
+		if typ, err = scalar(nil, v); err != nil {
+			return Device{}, fmt.Errorf("type: %w", err)
+		}
+	}
+	d, err := newDevice(typ)
+	if err != nil {
+		return Device{}, err
+	}
 	for _, key := range sortedKeys(table) {
 		if err := d.known(key); err != nil {
 			return Device{}, err
 		}
-		value, err := scalar(d.keys.Lookup(key), table[key])
-		if err != nil {
-			return Device{}, fmt.Errorf("%s: %w", key, err)
+		values, isList := table[key].([]any)
+		if !isList || !d.repeats(key) {
+			values = []any{table[key]}
 		}
-		if err := d.set(key, value); err != nil {
-			return Device{}, err
+		for _, v := range values {
+			value, err := scalar(d.keys.Lookup(key), v)
+			if err != nil {
+				return Device{}, fmt.Errorf("%s: %w", key, err)
+			}
+			if err := d.set(key, value); err != nil {
+				return Device{}, err
+			}
 		}
 	}
 	return d.config()
@@ -178,24 +208,57 @@ func scalar(f *pflag.Flag, v any) (string, error) {
 	return "", errors.New("must be " + want)
 }
 
+// Flags describe a device of one kind, as they are given.
+type Flags interface {
+	// Register makes them flags of fs.
+	Register(fs *pflag.FlagSet)
+	// Config checks them together. given tells whether a flag was given.
+	Config(given func(flag string) bool) (Device, error)
+}
+
+// kinds are what a device can be, by the command that serves one alone.
+var kinds = map[string]struct {
+	noun  string
+	flags func() Flags
+}{
+	"blk": {"a disk", func() Flags { return NewDiskFlags() }},
+}
+
+// kindNames is the order in which errors list the kinds.
+var kindNames = []string{"blk"}
+
+// defaultType is what a device is of which that is not said.
+const defaultType = "blk"
+
 // deviceKeys collects the keys of one device.
 type deviceKeys struct {
-	flags *DiskFlags
+	kind  string
+	flags Flags
 	keys  *pflag.FlagSet
 	name  string
 	seen  map[string]bool
 }
 
-func newDevice() *deviceKeys {
-	d := &deviceKeys{flags: NewDiskFlags(), keys: pflag.NewFlagSet("device", pflag.ContinueOnError), seen: map[string]bool{}}
+func newDevice(typ string) (*deviceKeys, error) {
+	k, ok := kinds[typ]
+	if !ok {
+		return nil, fmt.Errorf("type %q: must be %s", typ, OneOf(kindNames))
+	}
+	d := &deviceKeys{kind: typ, flags: k.flags(), keys: pflag.NewFlagSet("device", pflag.ContinueOnError), seen: map[string]bool{}}
 	d.flags.Register(d.keys)
-	return d
+	return d, nil
 }
 
 // isSwitch tells whether a key may stand without a value.
-func (d *deviceKeys) isSwitch(key string) bool {
+func (d *deviceKeys) isSwitch(key string) bool { return d.holds(key, "bool") }
+
+// repeats tells whether a key may be given several times.
+func (d *deviceKeys) repeats(key string) bool { return d.holds(key, "stringArray") }
+
+// holds tells whether the values of a key are of this type of pflag's.
+func (d *deviceKeys) holds(key, typ string) bool {
 	f := d.keys.Lookup(key)
-	return f != nil && f.Value.Type() == "bool"
+	return f != nil && f.Value.Type() == typ
 }
 
 // deviceName is what a name looks like: it stands in paths of HTTP and in lines of the log.
@@ -203,8 +266,8 @@ var deviceName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
 
 // known tells whether there is a key of that name.
 func (d *deviceKeys) known(key string) error {
-	if key != "name" && d.keys.Lookup(key) == nil {
-		return fmt.Errorf("there is no key %q; it is the flags of 'vdev blk' that describe a disk, and name", key)
+	if key != "name" && key != "type" && d.keys.Lookup(key) == nil {
+		return fmt.Errorf("there is no key %q; it is the flags of 'vdev %s' that describe %s, and name and type", key, d.kind, kinds[d.kind].noun)
 	}
 	return nil
 }
@@ -213,15 +276,18 @@ func (d *deviceKeys) set(key, value string) error {
 	if err := d.known(key); err != nil {
 		return err
 	}
-	if d.seen[key] {
+	if d.seen[key] && !d.repeats(key) {
 		return fmt.Errorf("%s is given twice", key)
 	}
 	d.seen[key] = true
-	if key == "name" {
+	switch key {
+	case "name":
 		if d.name = value; !deviceName.MatchString(value) {
 			return fmt.Errorf("name %q: must be of letters, digits, ., _ and -, and begin with a letter or a digit", value)
 		}
 		return nil
+	case "type":
+		return nil // known by now
 	}
 	return setFlag(d.keys, key, value)
 }

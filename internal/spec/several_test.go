@@ -15,7 +15,7 @@ func TestADeviceThatIsRefusedIsToldWhatWouldBeRight(t *testing.T) {
 		"migratable=yes":  `migratable = "yes": must be on or off`,
 		"fd=3,fd=4":       "fd is given twice",
 		"nonsense":        `"nonsense" is not key=value`,
-		"nonsense=1":      `there is no key "nonsense"; it is the flags of 'vdev blk' that describe a disk, and name`,
+		"nonsense=1":      `there is no key "nonsense"; it is the flags of 'vdev blk' that describe a disk, and name and type`,
 		"name=a b":        `name "a b": must be of letters, digits, ., _ and -, and begin with a letter or a digit`,
 	} {
 		if d, err := parseDevice(text); err == nil || err.Error() != want {
