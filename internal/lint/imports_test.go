@@ -44,7 +44,7 @@ var layers = map[string][]string{
 	"devsw":                   {},
 	"specfs":                  {"devsw"},
 
-	"internal/spec":          {"internal/dev/fault", "internal/dev/nbd", "internal/dev/qemunbd", "vhostuser/virtioblk"},
+	"internal/spec":          {"devsw", "internal/dev/fault", "internal/dev/nbd", "internal/dev/qemunbd", "vhostuser/virtioblk"},
 	"vhostuser/virtioblk":    {"vhostuser", "virtq", "specfs", "devsw", "internal/offload"},
 	"internal/offload":       {},
 	"internal/tasks":         {"internal/sys"},

@@ -21,7 +21,8 @@ type Device struct {
 	Migratable  bool
 	AnyMemory   bool          // guest memory may be any file
 	CancelAfter time.Duration // how long a stop waits for requests before it cancels them
-	Disk        *Disk         // what it is
+	Disk        *Disk         // what it is; or
+	Console     *Console
 }
 
 // deviceFlags are the flags that a device has whatever it is.

@@ -191,7 +191,7 @@ func (f *ProcessFlags) Config(given func(flag string) bool, devices ...Device) (
 			return c, fmt.Errorf("--control %s: is the front-end's socket", f.control)
 		}
 	}
-	return c, nil
+	return c, c.checkPorts()
 }
 
 // Config checks the flags together. given tells whether a flag was given.

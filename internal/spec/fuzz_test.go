@@ -11,6 +11,8 @@ import (
 
 	"github.com/BurntSushi/toml"
 	"github.com/spf13/pflag"
+
+	"vdev/devsw"
 )
 
 // text writes a driver as ParseDriver reads it.
@@ -72,18 +74,57 @@ func blockSize(c Disk) string {
 	return strconv.Itoa(int(c.BlockSize))
 }
 
+// text writes a port as ParsePort reads it.
+func (p Port) text() string {
+	onOff := map[bool]string{true: "on", false: "off"}
+	fields := []string{"driver=" + p.Driver, "console=" + onOff[p.Console], "overflow=" + map[bool]string{true: "wait", false: "drop"}[p.Wait]}
+	add := func(given bool, format string, args ...any) {
+		if given {
+			fields = append(fields, strings.ReplaceAll(fmt.Sprintf(format, args...), ",", ",,"))
+		}
+	}
+	rotation := func(prefix string, r Rotation) {
+		add(r.Timestamps, "%stimestamps", prefix)
+		add(r.MaxSize != 0, "%smax-size=%d", prefix, r.MaxSize)
+		add(r.MaxFiles != 0, "%smax-files=%d", prefix, r.MaxFiles)
+	}
+	add(p.ID != AnyID, "id=%d", p.ID)
+	add(p.Name != "", "name=%s", p.Name)
+	if p.Driver == "file" {
+		add(true, "file=%s", p.Path)
+	} else {
+		add(p.Path != "", "path=%s", p.Path)
+	}
+	add(p.Address != "", "address=%s", p.Address)
+	add(p.Connect, "connect=on")
+	add(p.Watchers >= 0, "watchers=%d", p.Watchers)
+	rotation("", p.File)
+	if p.Log != nil {
+		add(true, "log=%s", p.Log.Path)
+		rotation("log-", p.Log.Rotation)
+	}
+	add(p.Scrollback != 0, "scrollback=%d", p.Scrollback)
+	add(p.Size != devsw.Winsize{}, "size=%dx%d", p.Size.Col, p.Size.Row)
+	return strings.Join(fields, ",")
+}
+
 // table writes a device as a table of a configuration file.
 func (c Device) table() map[string]any {
-	t := map[string]any{
-		"name": c.Name, "num-queues": c.Disk.NumQueues, "seg-max": c.Disk.SegMax, "serial": c.Disk.Serial,
-		"logical-block-size": blockSize(*c.Disk),
-		"migratable":         map[bool]string{true: "on", false: "off"}[c.Migratable], "incoming": c.Disk.Incoming, "cancel-after": c.CancelAfter.String(),
-		"bounce": c.Disk.Driver.Bounce,
-	}
+	t := map[string]any{"name": c.Name, "migratable": map[bool]string{true: "on", false: "off"}[c.Migratable]}
 	if c.SocketPath != "" {
 		t["socket-path"] = c.SocketPath
 	} else {
 		t["fd"] = c.FD
+	}
+	if c.Console != nil {
+		c.Console.addTo(t)
+		return t
+	}
+	for key, value := range map[string]any{
+		"num-queues": c.Disk.NumQueues, "seg-max": c.Disk.SegMax, "serial": c.Disk.Serial, "logical-block-size": blockSize(*c.Disk),
+		"incoming": c.Disk.Incoming, "cancel-after": c.CancelAfter.String(), "bounce": c.Disk.Driver.Bounce,
+	} {
+		t[key] = value
 	}
 	d := c.Disk.Driver
 	if !d.Detect {
@@ -100,11 +141,37 @@ func (c Device) table() map[string]any {
 	return t
 }
 
+// addTo writes a console into the table of its device.
+func (c *Console) addTo(t map[string]any) {
+	t["type"] = "console"
+	t["multiport"], t["resize-order"] = map[bool]string{true: "on", false: "off"}[c.Multiport], resizeOrders[0]
+	if c.RowsFirst {
+		t["resize-order"] = resizeOrders[1]
+	}
+	if c.Multiport {
+		t["max-ports"] = c.MaxPorts
+	}
+	ports := []string{}
+	for _, p := range c.Ports {
+		ports = append(ports, p.text())
+	}
+	t["port"] = ports
+}
+
 // text writes a device as --device has it.
 func (c Device) text() string {
 	var fields []string
-	for key, value := range c.table() {
+	add := func(key string, value any) {
 		fields = append(fields, strings.ReplaceAll(fmt.Sprintf("%s=%v", key, value), ",", ",,"))
+	}
+	for key, value := range c.table() {
+		if list, ok := value.([]string); ok {
+			for _, one := range list {
+				add(key, one)
+			}
+		} else {
+			add(key, value)
+		}
 	}
 	return strings.Join(fields, ",")
 }
@@ -121,6 +188,55 @@ func checkDriver(t *testing.T, d Driver) {
 		t.Errorf("driver %s has neither a size nor a file nor a URI", d.Name)
 	case d.NBD.Delay < 0, d.Faults != nil && d.Faults.Cache < 0:
 		t.Errorf("%+v, %+v", d, d.Faults)
+	}
+}
+
+// checkPort fails if a port was taken that cannot be.
+func checkPort(t *testing.T, p Port) {
+	t.Helper()
+	switch {
+	case portDrivers[p.Driver] == nil:
+		t.Errorf("driver %q does not exist", p.Driver)
+	case p.Console && p.Wait, p.ID < AnyID || p.ID >= maxPorts, p.Name != "" && !portName.MatchString(p.Name), p.Size.Col == 0 != (p.Size.Row == 0),
+		p.Scrollback < 0 || p.Scrollback > maxScrollback, p.Log != nil && p.Log.Path == "":
+		t.Errorf("%+v", p)
+	}
+}
+
+// FuzzPort reads a port, which is the same when it was written and read again.
+func FuzzPort(f *testing.F) {
+	for s := range goodPorts {
+		f.Add(s)
+	}
+	for s := range badPorts {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		p, err := ParsePort(s)
+		if err != nil {
+			checkRefusal(t, err, s)
+			return
+		}
+		checkPort(t, p)
+		if again, err := ParsePort(p.text()); err != nil || !reflect.DeepEqual(again, p) {
+			t.Errorf("written as %q, it is read as %+v, %v; want %+v", p.text(), again, err, p)
+		}
+	})
+}
+
+// checkConsole fails if a console was taken that cannot be.
+func checkConsole(t *testing.T, c *Console) {
+	t.Helper()
+	ids, names := map[int]bool{}, map[string]bool{}
+	for _, p := range c.Ports {
+		checkPort(t, p)
+		if ids[p.ID] || names[p.Name] || p.ID < 0 || p.ID >= c.MaxPorts {
+			t.Errorf("the ports %+v", c.Ports)
+		}
+		ids[p.ID], names[p.Name] = true, p.Name != ""
+	}
+	if q := c.Queues(); q < 2 || q > 64 || !c.Multiport && len(c.Ports) != 1 {
+		t.Errorf("%d queues, %+v", q, c)
 	}
 }
 
@@ -155,18 +271,30 @@ func FuzzDriver(f *testing.F) {
 	})
 }
 
+// checkDisk fails if a disk was taken that cannot be.
+func checkDisk(t *testing.T, d Device) {
+	t.Helper()
+	checkDriver(t, d.Disk.Driver)
+	switch {
+	case len(d.Disk.Serial) > serialMax, d.Disk.NumQueues < 1, d.Disk.BlockSize != 0 && d.Disk.BlockSize != 512 && d.Disk.BlockSize != 4096,
+		d.CancelAfter < 0, d.Disk.Driver.Size%max(int64(d.Disk.BlockSize), 512) != 0:
+		t.Errorf("%+v", d)
+	}
+}
+
 // checkDevices fails if devices were taken that cannot be, or that are not the same when they were
 // written and read again.
 func checkDevices(t *testing.T, devices []Device) {
 	t.Helper()
 	tables := map[string]any{"device": []map[string]any{}}
 	for _, d := range devices {
-		checkDriver(t, d.Disk.Driver)
-		switch {
-		case !deviceName.MatchString(d.Name), d.SocketPath == "" && d.FD < 0, len(d.SocketPath) > MaxSocketPath, len(d.Disk.Serial) > serialMax,
-			d.Disk.NumQueues < 1, d.Disk.BlockSize != 0 && d.Disk.BlockSize != 512 && d.Disk.BlockSize != 4096, d.CancelAfter < 0,
-			d.Disk.Driver.Size%max(int64(d.Disk.BlockSize), 512) != 0:
+		if !deviceName.MatchString(d.Name) || d.SocketPath == "" && d.FD < 0 || len(d.SocketPath) > MaxSocketPath || (d.Disk == nil) == (d.Console == nil) {
 			t.Errorf("%+v", d)
+		}
+		if d.Console != nil {
+			checkConsole(t, d.Console)
+		} else {
+			checkDisk(t, d)
 		}
 		if again, err := parseDevice(d.text()); err != nil || !reflect.DeepEqual(again, d) {
 			t.Errorf("written as %q, a device is read as %+v, %v; want %+v", d.text(), again, err, d)
@@ -201,6 +329,9 @@ func FuzzDevices(f *testing.F) {
 		"fd=4,blk-file=a,,b,snapshot,format=vmdk,direct,bounce,no-discard=false,read-only,cancel-after=1m",
 		"fd=4,driver=qemu,,file=x,,snapshot,bounce=true",
 		"fd=4,driver=fault,,rule=hang:write:blocks=0-7,,lower=vnd,,file=a,,,,b",
+		"type=console,socket-path=a.sock,port=driver=stdio\nsocket-path=b.sock,driver=null,,size=1M",
+		"fd=3,port=driver=pty,,path=a,,,,b,port=name=x,,driver=socket,,path=c,type=console,max-ports=7,resize-order=rows-first",
+		"type=console,fd=3,max-ports=2", "type=tty,fd=3", "type=console,type=console,fd=3", "type=console,fd=3,driver=null", "type",
 		"socket-path=,driver=md", "socket-path=.sock,driver=null,,size=512", "fd=-1", "nonsense", "read-only=maybe", "cancel-after=-1s",
 	} {
 		f.Add(s)
@@ -232,6 +363,8 @@ func FuzzConfigFile(f *testing.F) {
 	for _, s := range []string{
 		"", "control = \"/run/vdev.ctl\" # the flags\nlog-level = \"warn\"\n\n[[device]]\nname = \"root\"\nsocket-path = \"/run/vm1-root.sock\"\nblk-file = \"root.qcow2\"\n",
 		"control = \"c\"\ntrace = true\nlog-level = \"warn\"\nreactors = 2\npoll-us = 0\n[[device]]\nfd = 3\ndriver = \"md,size=1M\"\nlogical-block-size = 4096\n",
+		"[[device]]\ntype = 'console'\nfd = 3\nport = ['driver=null', 'name=x,driver=loop']\n", "[[device]]\ntype = 'console'\nfd = 3\nport = 'driver=null'\n",
+		"[[device]]\ntype = 3\n", "[[device]]\ntype = 'console'\nport = [3]\n", "[[device]]\ntype = 'blk'\nport = ['x']\n", "[[device]]\nfd = [3]\n",
 		"[[device]]\nname = \"a b\"\n", "[device]\nfd = 3\n", "device = 3", "nonsense = 1", "strict = true", "control = 3", "trace = \"yes\"", "x = [", "[[device]]\nfd = \"3\"",
 		"[[device]]\nfd = 3\nblk-file = 'a,b'\nserial = '\\n'\n", "log-level = \"loud\"", "reactors = 0\n", "[[device]]\n[[device]]\nfd.x = 1\n", "\xff", "a = 2020-01-01\n",
 	} {

@@ -221,11 +221,12 @@ var kinds = map[string]struct {
 	noun  string
 	flags func() Flags
 }{
-	"blk": {"a disk", func() Flags { return NewDiskFlags() }},
+	"blk":     {"a disk", func() Flags { return NewDiskFlags() }},
+	"console": {"a console", func() Flags { return NewConsoleFlags() }},
 }
 
 // kindNames is the order in which errors list the kinds.
-var kindNames = []string{"blk"}
+var kindNames = []string{"blk", "console"}
 
 // defaultType is what a device is of which that is not said.
 const defaultType = "blk"

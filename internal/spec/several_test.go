@@ -9,14 +9,19 @@ import (
 
 func TestADeviceThatIsRefusedIsToldWhatWouldBeRight(t *testing.T) {
 	for text, want := range map[string]string{
-		"read-only=maybe": `read-only = "maybe": must be true or false`,
-		"cancel-after=5":  `cancel-after = "5": must be a time, such as 10s`,
-		"num-queues=0":    `num-queues = "0": must be a whole number from 1 to 256`,
-		"migratable=yes":  `migratable = "yes": must be on or off`,
-		"fd=3,fd=4":       "fd is given twice",
-		"nonsense":        `"nonsense" is not key=value`,
-		"nonsense=1":      `there is no key "nonsense"; it is the flags of 'vdev blk' that describe a disk, and name and type`,
-		"name=a b":        `name "a b": must be of letters, digits, ., _ and -, and begin with a letter or a digit`,
+		"read-only=maybe":             `read-only = "maybe": must be true or false`,
+		"cancel-after=5":              `cancel-after = "5": must be a time, such as 10s`,
+		"num-queues=0":                `num-queues = "0": must be a whole number from 1 to 256`,
+		"migratable=yes":              `migratable = "yes": must be on or off`,
+		"fd=3,fd=4":                   "fd is given twice",
+		"nonsense":                    `"nonsense" is not key=value`,
+		"nonsense=1":                  `there is no key "nonsense"; it is the flags of 'vdev blk' that describe a disk, and name and type`,
+		"type=tty,fd=3":               `type "tty": must be blk or console`,
+		"type":                        `"type" is not key=value`,
+		"type=console,fd=3,driver=md": `there is no key "driver"; it is the flags of 'vdev console' that describe a console, and name and type`,
+		"type=console,type=console":   "type is given twice",
+		"type=console,fd=3":           "--port is missing: --port driver=pty,path=LINK, say; or --max-ports N, for ports that are added later",
+		"name=a b":                    `name "a b": must be of letters, digits, ., _ and -, and begin with a letter or a digit`,
 	} {
 		if d, err := parseDevice(text); err == nil || err.Error() != want {
 			t.Errorf("%s: %+v, %v; want the error %s", text, d, err, want)
