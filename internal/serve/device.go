@@ -130,12 +130,10 @@ func (d *Device) open(ctx context.Context) (_ *stack, err error) {
 	if s.model, err = d.config.Kind.Open(ctx, p); err != nil {
 		return nil, err
 	}
-	s.backend, err = vhostuser.New(vhostuser.Config{
-		Device: s.model.Device(), Reactors: d.host.reactors, NotMigratable: !d.config.Migratable,
-		CancelAfter: d.config.CancelAfter, AnyMemoryFiles: d.config.AnyMemory,
-		Trace: d.report.vhostuser,
-	})
-	if err != nil {
+	c := s.model.Backend()
+	c.Reactors, c.Trace, c.AnyMemoryFiles = d.host.reactors, d.report.vhostuser, d.config.AnyMemory
+	c.NotMigratable, c.CancelAfter = !d.config.Migratable, d.config.CancelAfter
+	if s.backend, err = vhostuser.New(c); err != nil {
 		return nil, errors.Join(err, s.model.Close())
 	}
 	return s, nil

@@ -66,7 +66,7 @@ type portsModel struct {
 	nodes []*specfs.Node
 }
 
-func (m *portsModel) Device() vhostuser.Device     { return m }
+func (m *portsModel) Backend() vhostuser.Config    { return vhostuser.Config{Device: m, OneReactor: true} }
 func (m *portsModel) Noun() string                 { return "pair of ports" }
 func (m *portsModel) About() []any                 { return []any{"ports", len(m.devs)} }
 func (m *portsModel) FeatureNames() map[int]string { return map[int]string{1: "MULTIPORT"} }

@@ -57,8 +57,9 @@ type Parts struct {
 // may have the methods of control.Sized, control.Failing and control.Faulty beside. Its methods are
 // called on any goroutine.
 type Model interface {
-	// Device is what the back-end serves.
-	Device() vhostuser.Device
+	// Backend has the Device that the back-end serves, and what the device wants of it: OneReactor
+	// and Decline. The rest of it is empty.
+	Backend() vhostuser.Config
 	// Noun says in a word what the device is.
 	Noun() string
 	// About tells of it in the log: pairs of a name and a value, as for slog.

@@ -24,8 +24,8 @@ const (
 // maxWatchers bounds the option watchers.
 const maxWatchers = 64
 
-// maxPortName is the longest name of a port in bytes. Linux takes longer ones, but they are names of
-// links in /dev/virtio-ports.
+// maxPortName is the longest name of a port in bytes. Linux takes longer ones, but they are names
+// of links in /dev/virtio-ports.
 const maxPortName = 100
 
 // Port is a port of a console.

@@ -30,8 +30,8 @@ var (
 	_ control.Faulty  = (*model)(nil)
 )
 
-// Device implements serve.Model.
-func (m *model) Device() vhostuser.Device { return m.device }
+// Backend implements serve.Model.
+func (m *model) Backend() vhostuser.Config { return vhostuser.Config{Device: m.device} }
 
 // Noun implements serve.Model.
 func (m *model) Noun() string { return "disk" }
