@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -126,6 +127,42 @@ func (c *Client) ClearFailure(ctx context.Context) (f Cleared, err error) {
 	return f, c.call(ctx, "POST", c.prefix+"/clear-failure", nil, &f)
 }
 
+// Ports returns the ports of a console.
+func (c *Client) Ports(ctx context.Context) ([]Port, error) {
+	var p Ports
+	err := c.quick(ctx, "GET", c.prefix+"/ports", nil, &p)
+	return p.Ports, err
+}
+
+// AddPort gives the guest a port, which spec.ParsePort reads.
+func (c *Client) AddPort(ctx context.Context, port string) (p Port, err error) {
+	return p, c.call(ctx, "POST", c.prefix+"/ports", NewPort{port}, &p)
+}
+
+// RemovePort takes the port of that name or id from the guest, and returns when it is closed.
+func (c *Client) RemovePort(ctx context.Context, port string) error {
+	return c.call(ctx, "POST", c.prefix+"/ports/remove", NewPort{port}, nil)
+}
+
+// Attach attaches to the port of that name or id. watch: only to see what it shows. ctx is for the
+// beginning.
+func (c *Client) Attach(ctx context.Context, port string, watch bool) (*Attachment, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("no answer for %v", patience))
+	defer cancel()
+	query := url.Values{"port": {port}, "watch": {strconv.FormatBool(watch)}}
+	header := http.Header{"Connection": {"Upgrade"}, "Upgrade": {upgrade}}
+	body, err := c.ask(ctx, http.StatusSwitchingProtocols, "GET", c.prefix+"/ports/attach?"+query.Encode(), nil, header)
+	if err != nil {
+		return nil, err
+	}
+	conn, ok := body.(io.ReadWriteCloser)
+	if !ok {
+		body.Close()
+		return nil, c.broken(ctx, errors.New("its connection cannot be written to"))
+	}
+	return newAttachment(conn), nil
+}
+
 // LogLevel returns the log level.
 func (c *Client) LogLevel(ctx context.Context) (string, error) {
 	var l Level
@@ -163,6 +200,11 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 
 // send sends a request and returns the body of a good answer.
 func (c *Client) send(ctx context.Context, method, path string, in any) (io.ReadCloser, error) {
+	return c.ask(ctx, http.StatusOK, method, path, in, http.Header{})
+}
+
+// ask is send with a header of its own, for an answer that is good when it has that status.
+func (c *Client) ask(ctx context.Context, good int, method, path string, in any, header http.Header) (io.ReadCloser, error) {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -175,11 +217,12 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (io.Read
 	if err != nil {
 		return nil, err
 	}
+	r.Header = header
 	answer, err := c.http.Do(r)
 	if err != nil {
 		return nil, c.broken(ctx, err)
 	}
-	if answer.StatusCode == http.StatusOK {
+	if answer.StatusCode == good {
 		return answer.Body, nil
 	}
 	defer answer.Body.Close()

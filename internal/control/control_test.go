@@ -118,6 +118,18 @@ func (f *fake) SetLogLevel(level string) error {
 // the server.
 func serve(t *testing.T, f *fake) (path string, end func()) {
 	t.Helper()
+	return serveTarget(t, f)
+}
+
+// target is what a Server serves, as its only device.
+type target interface {
+	control.Process
+	control.Target
+}
+
+// serveTarget is serve for another one.
+func serveTarget(t *testing.T, f target) (path string, end func()) {
+	t.Helper()
 	path = filepath.Join(t.TempDir(), "ctl")
 	ln, err := control.Listen(path)
 	if err != nil {
@@ -131,9 +143,9 @@ func serve(t *testing.T, f *fake) (path string, end func()) {
 }
 
 func TestEachCommandReachesTheTarget(t *testing.T) {
-	f := newFake()
+	f := newLine()
 	close(f.hold)
-	path, _ := serve(t, f)
+	path, _ := serveTarget(t, f)
 	c := control.NewClient(path)
 	ctx := t.Context()
 	check := func(what string, err error) {
@@ -181,7 +193,18 @@ func TestEachCommandReachesTheTarget(t *testing.T) {
 	if level != "debug" {
 		t.Errorf("the level is %q", level)
 	}
-	want := []string{"faults", `set ["hang:write" "error:read"]`, "clear [4]", "release []", "crash {Seed:18446744073709551615 Keep:0.25 Off:true}", "revoke", "resize", "clear-failure"}
+	ports, err := c.Ports(ctx)
+	check("ports", err)
+	if len(ports) != 1 || ports[0].Name != "x" {
+		t.Errorf("the ports are %+v", ports)
+	}
+	port, err := c.AddPort(ctx, "driver=null")
+	check("port add", err)
+	if port.ID != 4 {
+		t.Errorf("the port that was added is %+v", port)
+	}
+	check("port remove", c.RemovePort(ctx, "x"))
+	want := []string{"faults", `set ["hang:write" "error:read"]`, "clear [4]", "release []", "crash {Seed:18446744073709551615 Keep:0.25 Off:true}", "revoke", "resize", "clear-failure", "add driver=null", "remove x"}
 	if !slices.Equal(f.calls, want) {
 		t.Errorf("the target was asked %q, want %q", f.calls, want)
 	}
@@ -228,7 +251,7 @@ func TestADeviceIsAskedOnlyForWhatItsKindHas(t *testing.T) {
 		s := control.NewServer(f, []control.Target{plain{f, absent}}, nil)
 		t.Cleanup(s.Close)
 		for _, what := range []string{"GET /v1/faults", "POST /v1/faults", "POST /v1/faults/clear", "POST /v1/faults/release", "POST /v1/faults/crash",
-			"POST /v1/resize", "POST /v1/clear-failure"} {
+			"POST /v1/resize", "POST /v1/clear-failure", "GET /v1/ports", "POST /v1/ports", "POST /v1/ports/remove", "GET /v1/ports/attach"} {
 			method, path, _ := strings.Cut(what, " ")
 			answer := httptest.NewRecorder()
 			s.Handler().ServeHTTP(answer, httptest.NewRequest(method, path, nil))

@@ -11,10 +11,10 @@ const MaxBody = maxBody
 // Handler answers requests as the Server does, without a socket.
 func (s *Server) Handler() http.Handler { return s.http.Handler }
 
-// MaxConns and MaxFollowers are how many clients there may be at once.
+// MaxConns and MaxStaying are how many clients there may be at once.
 const (
-	MaxConns     = maxConns
-	MaxFollowers = maxFollowers
+	MaxConns   = maxConns
+	MaxStaying = maxStaying
 )
 
 // SetPatience says how long a client may take, before Start.

@@ -15,9 +15,14 @@ import (
 )
 
 // calm is a fake that does all it is asked for.
-type calm struct{ *fake }
+type calm struct{ *line }
 
 func (c calm) Revoke(context.Context) error { return c.note("revoke") }
+
+func (c calm) Model() (any, error) { return c, nil }
+
+// Attach is asked for by a client that does not ask for an upgrade: nothing comes of it.
+func (c calm) Attach(string, bool) (func(*control.Terminal), error) { return nil, nil }
 
 func (c calm) SetLogLevel(level string) error { return c.note("log-level %q", level) }
 
@@ -90,6 +95,10 @@ func FuzzRequests(f *testing.F) {
 		{"POST", "/v1/faults/clear", `{"ids":[1,2]}`},
 		{"POST", "/v1/devices/a/faults/release", ""},
 		{"POST", "/v1/faults/crash", `{"keep":0.5,"seed":1}`},
+		{"GET", "/v1/ports", ""},
+		{"POST", "/v1/ports", `{"port":"driver=null"}`},
+		{"POST", "/v1/devices/a/ports/remove", `{"port":"x"}`},
+		{"GET", "/v1/ports/attach?port=x&watch=true", ""},
 		{"POST", "/v1/revoke", ""},
 		{"POST", "/v1/resize", "{"},
 		{"GET", "/v1/log-level", ""},
@@ -105,7 +114,7 @@ func FuzzRequests(f *testing.F) {
 		}
 		f.Add(false, true, s.method, s.target, []byte(s.body+" "))
 	}
-	target := calm{newFake()}
+	target := calm{newLine()}
 	one := control.NewServer(target, []control.Target{target}, nil)
 	two := control.NewServer(target, []control.Target{named{target, "a"}, named{target, "b"}}, nil)
 	f.Cleanup(one.Close)

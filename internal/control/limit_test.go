@@ -128,7 +128,7 @@ func TestClientsHaveABound(t *testing.T) {
 		return c, answer.StatusCode
 	}
 	var one net.Conn
-	for range control.MaxFollowers {
+	for range control.MaxStaying {
 		c, status := follow()
 		if status != http.StatusOK {
 			t.Fatalf("one who follows is answered %d", status)

@@ -27,9 +27,9 @@ const (
 	maxBody = 1 << 20
 	// maxConns is how many clients are connected at once. Others wait until one has gone.
 	maxConns = 64
-	// maxFollowers is how many of them may follow the trace: all others go of themselves, or are
-	// made to.
-	maxFollowers = maxConns / 2
+	// maxStaying is how many of them may follow the trace or be attached to a port: all others go
+	// of themselves, or are made to.
+	maxStaying = maxConns / 2
 	// statusPatience is how long a status waits for event loops that are busy.
 	statusPatience = 500 * time.Millisecond
 	// endPatience is how long Close waits for answers under way.
@@ -54,7 +54,8 @@ type Server struct {
 	all       []Target // does not change
 	process   Process
 	http      http.Server
-	followers chan struct{} // has one for each of them
+	staying   chan struct{} // has one for each of those that do not go of themselves
+	terminals terminals
 	quit      chan struct{} // closed: those who follow are told the rest, and let go
 	once      sync.Once
 	served    sync.WaitGroup
@@ -67,7 +68,7 @@ func NewServer(process Process, all []Target, errors *log.Logger) *Server {
 	if errors == nil {
 		errors = log.New(io.Discard, "", 0)
 	}
-	s := &Server{all: all, process: process, followers: make(chan struct{}, maxFollowers), quit: make(chan struct{})}
+	s := &Server{all: all, process: process, staying: make(chan struct{}, maxStaying), quit: make(chan struct{})}
 	s.http = http.Server{Handler: s.withBody(s.routes()), MaxHeaderBytes: 16 << 10, ErrorLog: errors}
 	s.setPatience(clientPatience)
 	return s
@@ -113,6 +114,9 @@ func (w *deadlineWriter) Write(p []byte) (int, error) {
 	return w.ResponseWriter.Write(p)
 }
 
+// Unwrap is for http.ResponseController.
+func (w *deadlineWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
 // FlushError sends what was written; http.ResponseController looks for it.
 func (w *deadlineWriter) FlushError() error {
 	_ = w.out.SetWriteDeadline(time.Now().Add(w.patience))
@@ -127,10 +131,12 @@ func (s *Server) Start(ln net.Listener) {
 	})
 }
 
-// Close ends the Server. A client that follows the trace gets what has happened until now, other
-// answers under way have a moment to end, and then every connection is closed.
+// Close ends the Server. A client that follows the trace gets what has happened until now, one that
+// is attached to a port is told, other answers under way have a moment to end, and then every
+// connection is closed.
 func (s *Server) Close() {
 	s.once.Do(func() { close(s.quit) })
+	s.terminals.close()
 	ctx, cancel := context.WithTimeout(context.Background(), endPatience)
 	defer cancel()
 	if s.http.Shutdown(ctx) != nil {
@@ -153,7 +159,17 @@ func (s *Server) routes() http.Handler {
 	})
 	for _, prefix := range prefixes {
 		mux.HandleFunc("GET "+prefix+"/trace/follow", s.follow)
+		mux.HandleFunc("GET "+prefix+"/ports/attach", s.attach)
 	}
+	model(s, mux, "GET", "/ports", func(ctx context.Context, d Ported, _ nothing) (Ports, error) {
+		ctx, cancel := context.WithTimeout(ctx, statusPatience)
+		defer cancel()
+		return Ports{d.Ports(ctx)}, nil
+	})
+	model(s, mux, "POST", "/ports", func(ctx context.Context, d Ported, p NewPort) (Port, error) { return d.AddPort(ctx, p.Port) })
+	model(s, mux, "POST", "/ports/remove", func(ctx context.Context, d Ported, p NewPort) (nothing, error) {
+		return nothing{}, d.RemovePort(ctx, p.Port)
+	})
 	model(s, mux, "GET", "/faults", func(_ context.Context, d Faulty, _ nothing) (Faults, error) { return d.Faults() })
 	model(s, mux, "POST", "/faults", func(_ context.Context, d Faulty, r Rules) (IDs, error) {
 		if len(r.Rules) == 0 {
@@ -200,16 +216,25 @@ func device[In, Out any](s *Server, mux *http.ServeMux, method, path string, f f
 // model is device for what only some devices can be asked: those whose model is a Part.
 func model[Part, In, Out any](s *Server, mux *http.ServeMux, method, path string, f func(context.Context, Part, In) (Out, error)) {
 	device(s, mux, method, path, func(ctx context.Context, t Target, in In) (out Out, err error) {
-		m, err := t.Model()
+		m, err := part[Part](t, strings.TrimPrefix(path, "/"))
 		if err != nil {
 			return out, err
 		}
-		part, ok := m.(Part)
-		if !ok {
-			return out, Impossible("the device is none that can be asked for %s", strings.TrimPrefix(path, "/"))
-		}
-		return f(ctx, part, in)
+		return f(ctx, m, in)
 	})
+}
+
+// part gives a device's model, which must be a Part to be asked for what.
+func part[Part any](t Target, what string) (p Part, err error) {
+	m, err := t.Model()
+	if err != nil {
+		return p, err
+	}
+	p, ok := m.(Part)
+	if !ok {
+		return p, Impossible("the device is none that can be asked for %s", what)
+	}
+	return p, nil
 }
 
 // target finds the device that a request is about.
@@ -283,6 +308,18 @@ func answer(w http.ResponseWriter, status int, v any) {
 	_ = e.Encode(v)
 }
 
+// stay lets a client stay until leave, if there are not too many.
+func (s *Server) stay() error {
+	select {
+	case s.staying <- struct{}{}:
+		return nil
+	default:
+		return &Error{http.StatusServiceUnavailable, fmt.Sprintf("%d clients follow a trace or are attached to a port already, and more may not", maxStaying)}
+	}
+}
+
+func (s *Server) leave() { <-s.staying }
+
 // follow sends the events from since on, one a line, and goes on with those that come, until the
 // client or the Server has enough.
 func (s *Server) follow(w http.ResponseWriter, r *http.Request) {
@@ -299,13 +336,11 @@ func (s *Server) follow(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	select {
-	case s.followers <- struct{}{}:
-		defer func() { <-s.followers }()
-	default:
-		fail(w, &Error{http.StatusServiceUnavailable, fmt.Sprintf("%d clients follow a trace already, and more may not", maxFollowers)})
+	if err := s.stay(); err != nil {
+		fail(w, err)
 		return
 	}
+	defer s.leave()
 	_, log := t.Trace()
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	e := json.NewEncoder(w)

@@ -14,14 +14,33 @@
 //	POST /v1/revoke                      takes the device from the guest
 //	POST /v1/resize                      Size
 //	POST /v1/clear-failure               Cleared: has it forgotten that a flush has failed
+//	GET  /v1/ports                       Ports, of a console
+//	POST /v1/ports           NewPort     Port: gives the guest a port, by a text as --port has it
+//	POST /v1/ports/remove    NewPort     takes the port of that name or id from the guest
+//	GET  /v1/ports/attach?port=NAME      see below
 //	GET  /v1/log-level                   Level
 //	PUT  /v1/log-level       Level       Level
 //
 // Where vdev serves several devices, the paths of one are below /v1/devices/NAME, such as GET
 // /v1/devices/NAME/status. /v1/devices and /v1/log-level are for all of them.
 //
-// An answer other than 200 has a Failure in it. Durations are in seconds and sizes in bytes. With
-// curl:
+// A client that attaches to a port sends with its request the headers Connection: Upgrade and
+// Upgrade: vdev-terminal, and has the answer 101. port is a name or an id, and may be missing where
+// there is one port, or one console. With watch=true nothing can be typed. From then on both sides
+// send frames: a byte of type, the length of what follows in two bytes, the higher one first, and
+// that.
+//
+//	d  bytes: from the client what is typed, from vdev what is to be shown, first what the port has
+//	   kept
+//	s  from the client: rows and columns of its window, two bytes each
+//	t  from vdev: how many bytes of what was typed the guest has taken, in two bytes; a client
+//	   may have 4096 that are not taken
+//	e  from vdev, as the last one: why the connection ends
+//
+// Either side ends it by closing the connection.
+//
+// An answer other than 200 (or, for who attaches, 101) has a Failure in it. Durations are in
+// seconds and sizes in bytes. With curl:
 //
 //	curl --unix-socket /run/vm1.ctl http://vdev/v1/status
 package control
@@ -64,6 +83,7 @@ type Status struct {
 	Rings   []Ring   `json:"rings"`
 	Devices []Device `json:"devices"` // those that are open, or being opened or closed
 	Disk    *Disk    `json:"disk,omitempty"`
+	Console *Console `json:"console,omitempty"`
 	Faults  *Faults  `json:"faults,omitempty"`
 }
 
@@ -102,6 +122,64 @@ type Disk struct {
 	// before it is answered.
 	Cache        string `json:"cache,omitempty"`
 	StableWrites bool   `json:"stable_writes,omitempty"`
+}
+
+// Console is what a console has beside what every device has.
+type Console struct {
+	Multiport bool `json:"multiport"` // it is offered
+	MaxPorts  int  `json:"max_ports"`
+	Queues    int  `json:"queues"` // num_vqs of QEMU
+	// ResizeOrder is columns-first or rows-first.
+	ResizeOrder string `json:"resize_order"`
+	Ports       []Port `json:"ports"`
+}
+
+// Ports are those of a console.
+type Ports struct {
+	Ports []Port `json:"ports"`
+}
+
+// NewPort is a port as --port has it, or the name or the id of one.
+type NewPort struct {
+	Port string `json:"port"`
+}
+
+// Port is a port of a console. Sizes are those of windows, in characters; 0 is not known.
+type Port struct {
+	ID      int    `json:"id"`
+	Name    string `json:"name,omitempty"`
+	Console bool   `json:"console"`
+	// Driver is what stands behind it, with its path or address.
+	Driver   string `json:"driver"`
+	Overflow string `json:"overflow"` // drop or wait
+	State    string `json:"state"`    // of its device, as Status has it
+	Error    string `json:"error,omitempty"`
+	// GuestReady and GuestOpen: the guest's driver knows the port, and a process of the guest
+	// has it open.
+	GuestReady bool `json:"guest_ready"`
+	GuestOpen  bool `json:"guest_open"`
+	Attached   bool `json:"attached"` // somebody is at the other side
+	Rows       int  `json:"rows,omitempty"`
+	Cols       int  `json:"columns,omitempty"`
+	// Output is what has come from the guest, in bytes, and Input what has gone to it.
+	Output  int64 `json:"output_bytes"`
+	Input   int64 `json:"input_bytes"`
+	Dropped int64 `json:"dropped_bytes,omitempty"` // of the output; nobody has seen them
+	Kept    int   `json:"kept_bytes,omitempty"`    // of the output, for who attaches
+	Waiting int   `json:"waiting_bytes,omitempty"` // of them, for who is attached
+	Ends    []End `json:"ends"`                    // who is at the other side, the oldest first
+}
+
+// End is one of those at the other side of a port.
+type End struct {
+	Name    string `json:"name"`
+	Watches bool   `json:"watches,omitempty"` // it only reads
+	Gone    bool   `json:"gone,omitempty"`    // what it has left is still to be read
+	Output  int64  `json:"output_bytes"`      // that it has taken
+	Input   int64  `json:"input_bytes"`       // that it has given
+	Lost    int64  `json:"lost_bytes,omitempty"`
+	Rows    int    `json:"rows,omitempty"`
+	Cols    int    `json:"columns,omitempty"`
 }
 
 // FrontEnd is the connection that is served.
@@ -268,8 +346,8 @@ type Target interface {
 	Trace() (about Trace, log *trace.Log)
 	// Revoke takes the device from the guest. It returns when the device is closed.
 	Revoke(ctx context.Context) error
-	// Model returns what only a device of its kind can be asked for: a Sized, a Failing or a
-	// Faulty, or several of them. Its error says why the device is not served.
+	// Model returns what only a device of its kind can be asked for: a Sized, a Failing, a Faulty
+	// or a Ported, or several of them. Its error says why the device is not served.
 	Model() (any, error)
 }
 
@@ -290,6 +368,20 @@ type Faulty interface {
 	ClearFaults(ids []int) error
 	ReleaseFaults(ids []int) error
 	Crash(ctx context.Context, o Outage) (Losses, error)
+}
+
+// Ported is a device with ports that come and go. Where a port is named, it is by its name or its
+// id, and need not be where there is one port, or one console.
+type Ported interface {
+	// Ports waits for event loops that are busy, until ctx ends.
+	Ports(ctx context.Context) []Port
+	// AddPort gives the guest a port, by a text as --port has it.
+	AddPort(ctx context.Context, text string) (Port, error)
+	// RemovePort returns when the port is closed.
+	RemovePort(ctx context.Context, port string) error
+	// Attach gives what serves a terminal at the port, until its client has gone, or the port.
+	// watch: it only reads.
+	Attach(port string, watch bool) (serve func(*Terminal), err error)
 }
 
 // Error says what a Server has refused, or failed to do.

@@ -55,8 +55,8 @@ var _ = add("control", []mutant{
 	{
 		what: "any number of clients may follow the trace",
 		file: "internal/control/server.go",
-		from: "followers: make(chan struct{}, maxFollowers)",
-		to:   "followers: make(chan struct{}, 1<<16)",
+		from: "staying: make(chan struct{}, maxStaying)",
+		to:   "staying: make(chan struct{}, 1<<16)",
 		by:   tests{in: "./internal/control", run: "^TestClientsHaveABound$"},
 	},
 	{

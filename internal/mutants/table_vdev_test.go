@@ -280,8 +280,8 @@ var _ = add("vdev", []mutant{
 	{
 		what: "a device is asked for what it has not",
 		file: "internal/control/server.go",
-		from: "\t\tif !ok {\n\t\t\treturn out, Impossible(",
-		to:   "\t\tif !ok && false {\n\t\t\treturn out, Impossible(",
+		from: "\tif !ok {\n\t\treturn p, Impossible(",
+		to:   "\tif !ok && false {\n\t\treturn p, Impossible(",
 		by:   tests{in: "./internal/control", run: "^TestADeviceIsAskedOnlyForWhatItsKindHas$"},
 	},
 	{
