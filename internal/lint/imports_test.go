@@ -63,6 +63,7 @@ var layers = map[string][]string{
 	"internal/dev/fault":     {"devsw", "devsw/disk"},
 	"internal/dev/qemunbd":   {"devsw", "internal/child", "internal/sys"},
 	"internal/child":         {"internal/sys"},
+	"internal/terminal":      {"internal/sys"},
 	"internal/reactor":       {"devsw", "internal/uring", "internal/sys"},
 	"internal/guestmem":      {"internal/sys"},
 	"internal/uring":         {"internal/sys"},

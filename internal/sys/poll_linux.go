@@ -73,3 +73,22 @@ func WaitReadable(fd int, timeout time.Duration) error {
 		}
 	}
 }
+
+// await waits until fd has something to read, or takes something if write is true, or has hung up
+// or failed; or until the eventfd end was signalled, and then ended is true.
+func await(fd int, write bool, end int) (ended bool, err error) {
+	p := [2]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(end), Events: unix.POLLIN}}
+	if write {
+		p[0].Events = unix.POLLOUT
+	}
+	for {
+		_, err := unix.Poll(p[:], -1)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return false, os.NewSyscallError("poll", err)
+		default:
+			return p[1].Revents != 0, nil
+		}
+	}
+}
