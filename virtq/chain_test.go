@@ -129,6 +129,31 @@ func TestALongIndirectTableIsTakenInASmallQueue(t *testing.T) {
 	}
 }
 
+func TestAQueueTakesTablesAsLongAsItIsTold(t *testing.T) {
+	const longest = 2048 // what splice(2) of a pipe of 8 MiB makes
+	for n, fits := range map[int]bool{1025: true, longest: true, longest + 1: false} {
+		r := brokenRing(t, 8, virtq.FeatureIndirectDesc)
+		cfg := r.driver.Layout()
+		cfg.MaxIndirect = longest
+		q, err := virtq.New(r.memory, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer q.Close()
+		r.driver.SetDesc(0, virtqtest.Desc{Addr: 0x10000, Len: uint32(16 * n), Flags: indirect})
+		r.table(0x10000, sequence(n, 1)...)
+		r.driver.Offer(0)
+		r.driver.Kick()
+		var c virtq.Chain
+		if ok, err := q.Pop(&c); ok != fits || fits && len(c.Readable) != n {
+			t.Errorf("%d: %v, %v, %d buffers", n, ok, err, len(c.Readable))
+		}
+		if fits {
+			q.Push(&c, 0)
+		}
+	}
+}
+
 func TestAHugeTableOverTwoRegionsIsReadAsFarAsNextReaches(t *testing.T) {
 	const border = 1 << 20
 	mem := newMem(t, virtqtest.Range{Size: border}, virtqtest.Range{GuestPhys: border, Size: 2 << 20})

@@ -91,9 +91,9 @@ func (q *Queue) usedBytes() uint64 {
 }
 
 // maxEarly is how many descriptors the chains in flight may have together when Data is switched on:
-// as many as in the largest queue that QEMU makes, with a table of the greatest length in each
-// place. It bounds the time and the memory that a guest driver can take by changing descriptors in
-// flight.
+// as many as in the largest queue that QEMU makes, with a table of the greatest usual length in
+// each place. It bounds the time and the memory that a guest driver can take by changing
+// descriptors in flight.
 const maxEarly = 1024 * maxIndirect
 
 // inFlightSpans finds the writable buffers of all chains in flight, as their descriptors say now: a
@@ -132,7 +132,7 @@ func (q *Queue) spans(head uint16, left *int) (list []span) {
 			return list
 		case flags&descIndirect != 0:
 			at = func(i uint64) []byte { return q.descAt(addr + descSize*i) }
-			entries, limit, inTable = size/descSize, max(limit, maxIndirect), true
+			entries, limit, inTable = size/descSize, max(limit, q.cfg.MaxIndirect), true
 			next = 0
 		default:
 			if bytes += size; bytes > maxBytes {

@@ -28,6 +28,9 @@ type Config struct {
 	Features uint64 // the negotiated ones; FeatureRingPacked is refused
 	// free-running index of the next entry to take from the available ring; unused with Inflight
 	Base uint16
+	// MaxIndirect is how many descriptors a chain with an indirect table may have where the queue
+	// has fewer. 0: 1024. More than MaxSize counts as MaxSize. A Chain keeps 24 bytes for each.
+	MaxIndirect uint32
 
 	// Inflight is this queue's part of an in-flight region (vhost-user, "Inflight I/O tracking"),
 	// of InflightSize bytes, shared memory that outlives the process and that is not changed by
@@ -94,6 +97,10 @@ func New(mem *Memory, cfg Config) (*Queue, error) {
 	if cfg.Features&FeatureRingPacked != 0 {
 		return nil, &ConfigError{"Features", cfg.Features, ErrFeature}
 	}
+	if cfg.MaxIndirect == 0 {
+		cfg.MaxIndirect = maxIndirect
+	}
+	cfg.MaxIndirect = min(cfg.MaxIndirect, MaxSize)
 	ring, err := newSplit(mem.guest(), &cfg)
 	if err != nil {
 		return nil, err

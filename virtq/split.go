@@ -19,10 +19,9 @@ const (
 	usedNoNotify     = 1 // VIRTQ_USED_F_NO_NOTIFY
 )
 
-// maxIndirect is how many descriptors a chain with an indirect table may have where the queue is
-// smaller. By the specification no chain is longer than the queue (2.7.5.3.1), but Linux heeds that
-// only without indirect tables, and QEMU takes up to 1024 (VIRTQUEUE_MAX_SIZE), the number of
-// buffers preadv(2) takes.
+// maxIndirect is Config.MaxIndirect where that is 0. By the specification no chain is longer than
+// the queue (2.7.5.3.1), but Linux heeds that only without indirect tables, and QEMU takes up to
+// 1024 (VIRTQUEUE_MAX_SIZE), the number of buffers preadv(2) takes.
 const maxIndirect = 1024
 
 // maxBytes is how many bytes a chain may have (2.7.5.2).
@@ -176,7 +175,7 @@ func (q *Queue) walk(c *Chain, head uint16) error {
 				return err
 			}
 			apart, inTable = addr, true
-			entries, limit = uint32(size/descSize), max(limit, maxIndirect)
+			entries, limit = uint32(size/descSize), max(limit, q.cfg.MaxIndirect)
 			i = 0
 			n-- // the descriptor that refers to the table is no buffer
 			continue
@@ -232,7 +231,7 @@ func (q *Queue) appendSlices(list *[][]byte, c *Chain, head uint16, addr, size u
 		return q.brokenBy(err, ReasonAddress, "head %d", head)
 	}
 	// Buffers that do not overlap cross from one region into another at most once for each region.
-	if limit := max(int(q.cfg.Size), maxIndirect) + guestmem.MaxRegions; len(c.Readable)+len(c.Writable) > limit {
+	if limit := int(max(q.cfg.Size, q.cfg.MaxIndirect)) + guestmem.MaxRegions; len(c.Readable)+len(c.Writable) > limit {
 		return q.broken(ReasonChainLength, "head %d lies in more than %d pieces", head, limit)
 	}
 	return nil
