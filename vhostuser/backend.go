@@ -12,6 +12,7 @@ import (
 
 	"vdev/internal/guestmem"
 	"vdev/internal/sys"
+	"vdev/virtq"
 )
 
 // Config says what a Backend serves.
@@ -35,6 +36,9 @@ type Config struct {
 	// much in common, and not much to do each. Process and what is given to Queue.Post then never
 	// run at the same time.
 	OneReactor bool
+	// MaxChain is how many descriptors a chain with an indirect table may have where its ring has
+	// fewer, 0 to virtq.MaxSize. 0: 1024, which is what QEMU takes. A longer one breaks the ring.
+	MaxChain int
 	// Decline has protocol features not offered that the Device has no use for, such as
 	// ProtocolInflightSHMFD for one that never suspends. What needs a declined feature is not
 	// offered either: GET_VRING_BASE_INFLIGHT without INFLIGHT_SHMFD, BACKEND_SEND_FD without
@@ -62,6 +66,7 @@ type Backend struct {
 	cancelAfter   time.Duration
 	stopGap       time.Duration
 	oneReactor    bool
+	maxChain      int
 	decline       ProtocolFeatures
 	closer        closer
 	// of all front-ends, one after the other: what one leaves in use counts for the next
@@ -87,7 +92,8 @@ func New(cfg Config) (*Backend, error) {
 	b := &Backend{
 		dev: cfg.Device, reactors: cfg.Reactors, trace: cfg.Trace,
 		numQueues: cfg.Device.NumQueues(), configSize: cfg.Device.ConfigSize(),
-		notMigratable: cfg.NotMigratable, cancelAfter: cfg.CancelAfter, stopGap: cfg.StopGap, decline: cfg.Decline, oneReactor: cfg.OneReactor,
+		notMigratable: cfg.NotMigratable, cancelAfter: cfg.CancelAfter, stopGap: cfg.StopGap, decline: cfg.Decline,
+		oneReactor: cfg.OneReactor, maxChain: cfg.MaxChain,
 	}
 	if b.stopGap == 0 {
 		b.stopGap = defaultStopGap
@@ -100,6 +106,9 @@ func New(cfg Config) (*Backend, error) {
 	}
 	if n := b.configSize; n < 0 || n > MaxConfigSize {
 		return nil, fmt.Errorf("vhostuser: device has %d bytes of configuration space, must be at most %d", n, MaxConfigSize)
+	}
+	if n := b.maxChain; n < 0 || n > virtq.MaxSize {
+		return nil, fmt.Errorf("vhostuser: chains of %d descriptors, must be at most %d", n, virtq.MaxSize)
 	}
 	return b, nil
 }

@@ -1,11 +1,15 @@
 package vhostuser_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
 	"vdev/devsw"
+	"vdev/internal/sys"
 	"vdev/vhostuser"
+	"vdev/vhostuser/vhostusertest"
+	"vdev/virtq"
 )
 
 // TestADeviceHasTimersOnItsReactor: one that wakes its ring up later, and one that it stops.
@@ -66,6 +70,66 @@ func TestALoopHasWhatDriversLookForInAnAIO(t *testing.T) {
 	}
 	if _, ok := aio.(devsw.Watcher); !ok {
 		t.Error("it is no devsw.Watcher")
+	}
+}
+
+// TestRingsShareOneReactorWhereTheyAreToDoSo: in one session. The next one may have another.
+func TestRingsShareOneReactorWhereTheyAreToDoSo(t *testing.T) {
+	for _, one := range []bool{false, true} {
+		d := newReverser(8)
+		loops := make(map[vhostuser.Loop]int)
+		d.onStart = func(q *vhostuser.Queue) error {
+			loops[q.Loop()]++
+			return nil
+		}
+		g := newRigConfig(t, d, vhostuser.Config{OneReactor: one})
+		for range 3 {
+			g.handshake()
+			var rings []*vhostusertest.Ring
+			for i := range 8 {
+				rings = append(rings, g.start(i, 8))
+			}
+			for _, r := range rings {
+				g.io(r, 1)
+				g.must(r.Stop())
+			}
+			if n := len(loops); (n == 1) != one {
+				t.Errorf("one reactor %v: 8 rings are on %v", one, loops)
+			}
+			clear(loops)
+			g.must(g.hangUp())
+			g.connect()
+		}
+	}
+}
+
+// TestChainsAreAsLongAsTheBackendAllows: see virtq.Config.MaxIndirect.
+func TestChainsAreAsLongAsTheBackendAllows(t *testing.T) {
+	for _, c := range []struct {
+		allowed, n int
+		fits       bool
+	}{{0, 1024, true}, {0, 1025, false}, {2048, 2048, true}, {2048, 2049, false}} {
+		d := newReverser(1)
+		g := newRigConfig(t, d, vhostuser.Config{MaxChain: c.allowed})
+		g.handshake()
+		r := g.start(0, 8)
+		b := newBuffers(g.mem)
+		in := slices.Repeat(b.in, c.n-len(b.out))
+		if _, ok := r.AddIndirect(in[:c.n-len(b.out)], b.out); !ok {
+			t.Fatal("no room")
+		}
+		g.must(r.Notify())
+		if c.fits {
+			_, _, err := r.Wait()
+			g.must(err)
+		} else if err := sys.WaitReadable(r.ErrFD(), vhostusertest.Timeout); err != nil {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+	for _, n := range []int{-1, virtq.MaxSize + 1} {
+		if _, err := vhostuser.New(vhostuser.Config{Device: newReverser(1), Reactors: newReactors(t), MaxChain: n}); err == nil {
+			t.Errorf("chains of %d are taken", n)
+		}
 	}
 }
 

@@ -336,7 +336,7 @@ func (s *session) start(r *ring) error {
 	}
 	cfg := virtq.Config{
 		Size: r.num, Desc: r.addr.Desc, Avail: r.addr.Avail, Used: r.addr.Used,
-		Features: q.features, Base: r.base, Inflight: s.inflight.queue(r.index),
+		Features: q.features, Base: r.base, Inflight: s.inflight.queue(r.index), MaxIndirect: uint32(s.b.maxChain),
 	}
 	var ringErr, kickErr error
 	q.reactor.Do(func() { ringErr, kickErr = q.open(s.mem, cfg, fdNumber(r.kick)) })
