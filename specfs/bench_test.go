@@ -1,6 +1,8 @@
 package specfs
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -25,6 +27,65 @@ func nullNode(t testing.TB, flag devsw.DFlag) *Node {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// TestAReadOrWriteThatDoesNotSleepAllocatesNothing, and is drained all the same.
+func TestAReadOrWriteThatDoesNotSleepAllocatesNothing(t *testing.T) {
+	table := devsw.NewTable()
+	entered, leave := make(chan struct{}), make(chan struct{})
+	wait := false
+	move := func(_ devsw.Dev, u *devsw.Uio, flag devsw.Flag) error {
+		if flag != devsw.FNONBLOCK {
+			return devsw.EINVAL
+		}
+		u.Advance(u.Resid)
+		if wait {
+			entered <- struct{}{}
+			<-leave
+		}
+		return nil
+	}
+	_, cm, err := table.Attach("line", nil, devsw.NODEVMAJOR, &devsw.Cdevsw{
+		Read: move, Write: move, Flag: devsw.DMPSafe,
+		Cancel: func(devsw.Dev, devsw.Flag, devsw.Mode) error { return nil },
+	}, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := New(table).Node(devsw.IFCHR, devsw.Makedev(uint32(cm), 0))
+	if err := n.Open(t.Context(), rw); err != nil {
+		t.Fatal(err)
+	}
+	iov := [][]byte{make([]byte, 8)}
+	u := &devsw.Uio{}
+	if allocs := testing.AllocsPerRun(100, func() {
+		*u = devsw.Uio{Iov: iov, Resid: 8}
+		if n.Read(u, devsw.FNONBLOCK) != nil || u.Resid != 0 {
+			t.Error("read")
+		}
+		*u = devsw.Uio{Iov: iov, Resid: 8, Rw: devsw.UIOWrite}
+		if n.Write(u, devsw.FNONBLOCK) != nil || u.Resid != 0 {
+			t.Error("write")
+		}
+	}); allocs != 0 {
+		t.Errorf("%v allocations", allocs)
+	}
+	wait = true
+	for _, op := range []func(*devsw.Uio, devsw.Flag) error{n.Read, n.Write} {
+		done := make(chan error)
+		go func() { done <- op(&devsw.Uio{Iov: iov, Resid: 8}, devsw.FNONBLOCK) }()
+		<-entered
+		over, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := n.Drain(over); err == nil {
+			t.Error("a drain does not wait for it")
+		}
+		leave <- struct{}{}
+		if err := errors.Join(<-done, n.Drain(t.Context())); err != nil {
+			t.Error(err)
+		}
+	}
+	mustClose(t, n)
 }
 
 func TestATransferAllocatesNothing(t *testing.T) {

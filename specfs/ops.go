@@ -11,7 +11,10 @@ import "vdev/devsw"
 // Of a character device it calls d_read, which may sleep until there is data or the device is
 // cancelled. Of a block device it transfers u.Resid bytes at u.Offset, both multiples of
 // devsw.DEVBSIZE (else EINVAL), and waits for the end; u shows how far it got. There is no buffer
-// cache. A read of no bytes returns nil at once, whether the node is open or not. NetBSD:
+// cache. A read of no bytes returns nil at once, whether the node is open or not.
+//
+// Of a character device with FNONBLOCK it takes no lock and allocates nothing. It does not sleep,
+// so InProgress and DrainError do not name it; a drain waits for it all the same. NetBSD:
 // spec_read.
 func (n *Node) Read(u *devsw.Uio, flag devsw.Flag) error {
 	if u.Resid == 0 {
@@ -19,6 +22,13 @@ func (n *Node) Read(u *devsw.Uio, flag devsw.Flag) error {
 	}
 	if n.key.kind == devsw.IFBLK {
 		return n.physio(devsw.BRead, u)
+	}
+	if flag&devsw.FNONBLOCK != 0 {
+		if !n.ops.Acquire() {
+			return devsw.ENXIO
+		}
+		defer n.ops.Release()
+		return n.fs.t.CdevRead(n.key.dev, u, flag)
 	}
 	o, ok := n.enter("read")
 	if !ok {
@@ -33,6 +43,13 @@ func (n *Node) Read(u *devsw.Uio, flag devsw.Flag) error {
 func (n *Node) Write(u *devsw.Uio, flag devsw.Flag) error {
 	if n.key.kind == devsw.IFBLK {
 		return n.physio(devsw.BWrite, u)
+	}
+	if flag&devsw.FNONBLOCK != 0 {
+		if !n.ops.Acquire() {
+			return devsw.ENXIO
+		}
+		defer n.ops.Release()
+		return n.fs.t.CdevWrite(n.key.dev, u, flag)
 	}
 	o, ok := n.enter("write")
 	if !ok {

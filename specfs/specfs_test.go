@@ -237,6 +237,9 @@ var operations = []struct {
 	{"discard", devsw.IFCHR, func(n *Node) any { return n.Discard(0, 512) }, devsw.ENXIO, nil},
 	{"psize", devsw.IFCHR, func(n *Node) any { return n.Psize() }, int64(-1), int64(-1)},
 	{"poll", devsw.IFCHR, func(n *Node) any { return n.Poll(devsw.POLLIN|devsw.POLLOUT, nil) }, devsw.POLLERR, devsw.POLLOUT},
+	{"write, not to sleep", devsw.IFCHR, func(n *Node) any {
+		return n.Write(devsw.NewUio(devsw.UIOWrite, make([]byte, 4)), devsw.FNONBLOCK)
+	}, devsw.ENXIO, nil},
 	{"kqfilter", devsw.IFCHR, func(n *Node) any { return n.Kqfilter(&devsw.Knote{}) }, devsw.ENXIO, nil},
 }
 
