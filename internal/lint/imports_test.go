@@ -38,6 +38,7 @@ var layers = map[string][]string{
 	"internal/serve/blk": {"internal/serve", "vhostuser/virtioblk", "vhostuser", "devsw", "internal/dev/...", "internal/spec", "internal/control"},
 
 	"vhostuser":               {"virtq", "devsw", "internal/reactor", "internal/guestmem", "internal/sys"},
+	"vhostuser/virtioconsole": {"vhostuser", "virtq", "specfs", "devsw"},
 	"vhostuser/vhostusertest": {"vhostuser", "virtq", "virtq/virtqtest", "internal/guestmem", "internal/sys"},
 	"virtq":                   {"internal/guestmem", "internal/sys"},
 	"virtq/virtqtest":         {"virtq", "internal/guestmem", "internal/sys"},
@@ -83,19 +84,19 @@ var layers = map[string][]string{
 
 // public are the packages that other projects build on. They leave logging, printing and the end of
 // the process to their user.
-var public = []string{"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "devsw", "devsw/disk", "devsw/line", "specfs", "vhostuser/virtioblk"}
+var public = []string{"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "devsw", "devsw/disk", "devsw/line", "specfs", "vhostuser/virtioblk", "vhostuser/virtioconsole"}
 
 // blind lists packages that must not reach others even through a third one: what is public for its
 // own sake would otherwise drag in what it is meant to know nothing of.
 var blind = map[string][]string{
-	"devsw":              {"virtq", "vhostuser", "internal/guestmem", "vhostuser/virtioblk", "internal/reactor", "internal/uring"},
-	"specfs":             {"virtq", "vhostuser", "internal/guestmem", "vhostuser/virtioblk", "internal/reactor", "internal/uring"},
-	"virtq":              {"devsw", "specfs", "vhostuser", "vhostuser/virtioblk", "internal/reactor"},
+	"devsw":              {"virtq", "vhostuser", "internal/guestmem", "vhostuser/virtioblk", "vhostuser/virtioconsole", "internal/reactor", "internal/uring"},
+	"specfs":             {"virtq", "vhostuser", "internal/guestmem", "vhostuser/virtioblk", "vhostuser/virtioconsole", "internal/reactor", "internal/uring"},
+	"virtq":              {"devsw", "specfs", "vhostuser", "vhostuser/virtioblk", "vhostuser/virtioconsole", "internal/reactor"},
 	"internal/guestmem":  {"devsw", "specfs", "virtq", "vhostuser"},
-	"vhostuser":          {"specfs", "vhostuser/virtioblk"},
-	"internal/serve":     {"vhostuser/virtioblk", "devsw/disk", "internal/spec", "internal/dev/md", "internal/dev/vnd", "internal/dev/nbd", "internal/dev/fault", "internal/dev/qemunbd"},
+	"vhostuser":          {"specfs", "vhostuser/virtioblk", "vhostuser/virtioconsole"},
+	"internal/serve":     {"vhostuser/virtioblk", "vhostuser/virtioconsole", "devsw/disk", "internal/spec", "internal/dev/md", "internal/dev/vnd", "internal/dev/nbd", "internal/dev/fault", "internal/dev/qemunbd"},
 	"devsw/disk":         {"specfs", "virtq", "vhostuser", "vhostuser/virtioblk"},
-	"devsw/line":         {"specfs", "virtq", "vhostuser", "vhostuser/virtioblk"},
+	"devsw/line":         {"specfs", "virtq", "vhostuser", "vhostuser/virtioblk", "vhostuser/virtioconsole"},
 	"internal/dev/md":    {"specfs", "virtq", "vhostuser", "vhostuser/virtioblk"},
 	"internal/dev/vnd":   {"specfs", "virtq", "vhostuser", "vhostuser/virtioblk"},
 	"internal/dev/null":  {"specfs", "virtq", "vhostuser", "vhostuser/virtioblk"},
