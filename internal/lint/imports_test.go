@@ -77,7 +77,7 @@ var layers = map[string][]string{
 	"internal/testreport":    {},
 	"internal/bench/chart":   {},
 	"internal/bench/scale":   {"internal/child", "vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/sys"},
-	"internal/bench/load":    {"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/guestmem", "internal/sys"},
+	"internal/bench/load":    {"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/guestmem", "internal/sys", "internal/test/consoletest"},
 
 	"internal/test/consoletest": {"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/sys"},
 }

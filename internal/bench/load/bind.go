@@ -41,7 +41,7 @@ func missing(cpus, there []int) []int {
 }
 
 // binds returns an error where what j has bound to processors cannot be.
-func (d *disk) binds(j *Job) error {
+func (l *link) binds(j *Job) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // not unlocked: the thread is bound
@@ -50,7 +50,7 @@ func (d *disk) binds(j *Job) error {
 	err := <-done
 	if err == nil && len(j.BackendCPUs) > 0 {
 		var b *binding
-		if b, err = bind(d.pid, j.BackendCPUs); err == nil {
+		if b, err = bind(l.pid, j.BackendCPUs); err == nil {
 			err = b.undo()
 		}
 	}

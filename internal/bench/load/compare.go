@@ -12,6 +12,11 @@ import (
 type Target struct {
 	Name   string // what it is called in errors and reports
 	Socket string // the path a back-end listens at
+	// Host is where the port of a console has its other side, for patterns of consoles. It is the
+	// caller's, who closes it.
+	Host *Host
+	// Port is the name of the port, or its number; empty: the first that the back-end adds.
+	Port string
 	// Do, where it is not nil, does a job in place of Run on a back-end, and says what came of it.
 	Do func(ctx context.Context, j Job) (Result, error)
 }
@@ -19,6 +24,9 @@ type Target struct {
 func (t *Target) run(ctx context.Context, j Job) (Result, error) {
 	if t.Do != nil {
 		return t.Do(ctx, j)
+	}
+	if t.Host != nil {
+		return runConsole(ctx, t, j)
 	}
 	return Run(ctx, t.Socket, j)
 }

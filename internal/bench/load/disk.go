@@ -6,13 +6,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"vdev/vhostuser"
 	"vdev/vhostuser/vhostusertest"
@@ -38,11 +36,10 @@ const (
 	headerSize      = 16
 )
 
-// disk is a connection to a back-end, with what that offers; later with guest memory and queues.
+// disk is a connection to a back-end of a disk, with what that offers; later with guest memory and
+// queues.
 type disk struct {
-	f    *vhostusertest.Frontend
-	pid  int         // of the back-end; 0: not known
-	stay func() bool // keeps the end of the context from hanging up
+	link
 
 	features  uint64 // those that are used
 	size      int64  // bytes
@@ -56,27 +53,22 @@ type disk struct {
 
 // with connects to the back-end at socket, and hangs up when do has returned or ctx has ended.
 func with(ctx context.Context, socket string, do func(d *disk) error) error {
-	d, err := dial(ctx, socket)
-	if err == nil {
-		err = do(d)
-		d.close()
-	}
-	if ctx.Err() != nil {
-		err = context.Cause(ctx) // whatever else that has led to
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", socket, err)
-	}
-	return nil
+	return explained(ctx, socket, func() error {
+		d, err := dial(ctx, socket)
+		if err != nil {
+			return err
+		}
+		defer d.close()
+		return do(d)
+	})
 }
 
 // dial connects to the back-end at socket, and asks what it offers. When ctx ends, it hangs up.
 func dial(ctx context.Context, socket string) (*disk, error) {
-	f, err := vhostusertest.Dial(socket)
-	if err != nil {
+	d := &disk{nonce: rand.Uint64()}
+	if err := d.connect(ctx, socket, d.stalled); err != nil {
 		return nil, err
 	}
-	d := &disk{f: f, nonce: rand.Uint64(), stay: context.AfterFunc(ctx, func() { f.Conn().Close() })}
 	if err := d.ask(); err != nil {
 		d.close()
 		return nil, perhaps(err)
@@ -111,17 +103,6 @@ func (d *disk) ask() error {
 		d.block = int64(binary.LittleEndian.Uint32(conf[offBlkSize:]))
 	}
 	return nil
-}
-
-// perhaps adds what may be the cause where a back-end does not answer as it should.
-func perhaps(err error) error {
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("%w (does it serve another front-end?)", err)
-	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return fmt.Errorf("%w (it has hung up: does it serve another front-end, or is it no vhost-user back-end?)", err)
-	}
-	return err
 }
 
 // used is how many bytes of the disk j uses.
@@ -220,8 +201,7 @@ func (d *disk) stop() error {
 
 // close hangs up, whatever is in progress.
 func (d *disk) close() {
-	d.stay()
-	d.f.Close()
+	d.hangUp()
 	for _, q := range d.queues {
 		q.close()
 	}

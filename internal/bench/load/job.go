@@ -8,11 +8,12 @@ import (
 	"time"
 )
 
-// Pattern is a kind of load, by the names that fio has for them.
+// Pattern is a kind of load: on a disk by the names that fio has for them, or on a port of a
+// console.
 type Pattern string
 
-// The patterns. A sequential one has a part of the disk for each queue, which it begins again at
-// its end.
+// The patterns of disks. A sequential one has a part of the disk for each queue, which it begins
+// again at its end.
 const (
 	Read      Pattern = "read"      // sequential
 	Write     Pattern = "write"     // sequential
@@ -24,6 +25,21 @@ const (
 
 // Patterns are all of them.
 var Patterns = []Pattern{Read, Write, RandRead, RandWrite, ReadWrite, RandRW}
+
+// The patterns of consoles.
+const (
+	Output Pattern = "output" // from the guest to the host's side
+	Input  Pattern = "input"  // from the host's side to the guest
+	Both   Pattern = "both"   // each as fast as it goes
+	// Echo has the guest send a buffer, and wait until the host's side has sent it back.
+	Echo Pattern = "echo"
+)
+
+// ConsolePatterns are all of them.
+var ConsolePatterns = []Pattern{Output, Input, Both, Echo}
+
+// Console tells whether the pattern is one of consoles.
+func (p Pattern) Console() bool { return slices.Contains(ConsolePatterns, p) }
 
 func (p Pattern) random() bool { return p == RandRead || p == RandWrite || p == RandRW }
 
@@ -40,14 +56,20 @@ const (
 	MaxBlockSize = 4 << 20
 )
 
-// Job says what load there is to be.
+// Job says what load there is to be. A console's has only Pattern, BlockSize, Depth, CPUs,
+// BackendCPUs, Warmup, Length, Idle and Seed.
 type Job struct {
 	Pattern     Pattern
-	ReadPercent int   // of the requests of rw and randrw, 0 to 100
-	BlockSize   int64 // bytes of a request, a multiple of 512
-	Depth       int   // requests in flight in each queue
-	Queues      int
-	Size        int64 // bytes of the disk that are used, from its start; 0: all of it
+	ReadPercent int // of the requests of rw and randrw, 0 to 100
+	// BlockSize is how many bytes a request has, a multiple of 512. On a console it is how many a
+	// chain and a receive buffer have, whatever number.
+	BlockSize int64
+	// Depth is how many requests are in flight in each queue, on a console how many chains of
+	// output. There are as many receive buffers, and at least as many as Linux has. (An echo is one
+	// at a time.)
+	Depth  int
+	Queues int
+	Size   int64 // bytes of the disk that are used, from its start; 0: all of it
 
 	// Poll has each queue look at its used ring all the time. Else it sleeps until it is called.
 	Poll bool
@@ -76,6 +98,9 @@ type Job struct {
 }
 
 func (j *Job) check() error {
+	if j.Pattern.Console() {
+		return j.checkConsole()
+	}
 	switch {
 	case !slices.Contains(Patterns, j.Pattern):
 		var names []string

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"time"
 
@@ -27,6 +26,9 @@ type Result struct {
 	Backend Usage // the back-end's process
 	Own     Usage // this process
 	Idle    Usage // the back-end's process, in the time of Job.Idle
+	// Lost is how many bytes of a console's output have not come to the host's side, in the whole
+	// run.
+	Lost int64
 	// PID is the back-end's process, which has this end's counterpart; 0 where it cannot be seen
 	// from here.
 	PID int
@@ -88,8 +90,11 @@ func Check(ctx context.Context, t Target, jobs []Job) (pid int, err error) {
 			return 0, err
 		}
 	}
-	if t.Do != nil {
+	switch {
+	case t.Do != nil:
 		return 0, nil
+	case t.Host != nil:
+		return checkConsole(ctx, &t, jobs)
 	}
 	err = with(ctx, t.Socket, func(d *disk) error {
 		pid = d.pid
@@ -177,53 +182,6 @@ func (d *disk) run(ctx context.Context, j *Job) (r Result, err error) {
 	return r, nil
 }
 
-// measure has the queues warm up, counts for as long as is to be counted, and stops them.
-func (d *disk) measure(ctx context.Context, failed <-chan error, set func(state int32), j *Job, r *Result) error {
-	if err := d.await(ctx, failed, nil, j.Warmup); err != nil {
-		return err
-	}
-	before, own := usedBy(d.pid), usedBy(os.Getpid())
-	start := time.Now()
-	set(measuring)
-	err := d.await(ctx, failed, nil, j.Length)
-	set(stopping)
-	r.Length = time.Since(start)
-	r.Backend, r.Own = usedBy(d.pid).since(before), usedBy(os.Getpid()).since(own)
-	return err
-}
-
-// closedAfter returns a channel that is closed when wait returns.
-func closedAfter(wait func()) <-chan struct{} {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		wait()
-	}()
-	return done
-}
-
-// watch has failed told when the back-end hangs up, which has nothing to say while its rings run,
-// until unwatch is called.
-func (d *disk) watch(failed chan<- error) (unwatch func()) {
-	conn, done := d.f.Conn(), make(chan struct{})
-	conn.SetReadDeadline(time.Time{})
-	go func() {
-		defer close(done)
-		_, err := conn.Read(make([]byte, 1))
-		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded): // that is unwatch
-		case err == nil:
-			failed <- errors.New("the back-end has sent a message that it was not asked for")
-		default:
-			failed <- fmt.Errorf("the back-end has hung up: %w", err)
-		}
-	}()
-	return func() {
-		conn.SetReadDeadline(time.Unix(1, 0))
-		<-done
-	}
-}
-
 // stalled returns an error where a queue has broken, or completed nothing of what it was asked for
 // since too long. It is called now and then.
 func (d *disk) stalled(now time.Time) error {
@@ -239,42 +197,6 @@ func (d *disk) stalled(now time.Time) error {
 		}
 	}
 	return nil
-}
-
-// await waits until done is closed, or, where that is nil, for that time. A queue that fails or
-// stalls, or the end of ctx, ends it with an error.
-func (d *disk) await(ctx context.Context, failed <-chan error, done <-chan struct{}, length time.Duration) error {
-	var timeout <-chan time.Time
-	if done == nil {
-		timer := time.NewTimer(length)
-		defer timer.Stop()
-		timeout = timer.C
-	}
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for waiting := true; waiting; {
-		select {
-		case <-done:
-			waiting = false
-		case <-timeout:
-			waiting = false
-		case now := <-tick.C:
-			if err := d.stalled(now); err != nil {
-				return err
-			}
-		case err := <-failed:
-			return err
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	// Who is done may have failed.
-	select {
-	case err := <-failed:
-		return err
-	default:
-		return nil
-	}
 }
 
 // add adds up what the queues have counted.

@@ -40,7 +40,7 @@ var ErrTooFewQueues = errors.New("too few queues")
 type Config struct {
 	Features uint64 // those it takes, of what is offered
 	RingSize int    // descriptors
-	Buffer   int    // bytes of a receive buffer
+	Buffer   int    // bytes of a port's receive buffer
 	Chunk    int    // bytes of a transmit chain that Write makes, at most
 	Memory   uint64 // bytes of guest memory, of which only those count that are used
 
@@ -72,6 +72,8 @@ func NetBSD() Config {
 const (
 	controlIn  = 2
 	controlOut = 3
+
+	controlBuffer = 4096 // bytes of a receive buffer of theirs
 )
 
 // ringsOf gives the rings of a port: the first for input.

@@ -66,9 +66,17 @@ func (g *Guest) drop(p *Port) {
 	g.ports[p.ID] = nil
 }
 
+// bufferOf is how many bytes a receive buffer of a ring has.
+func (g *Guest) bufferOf(q *queue) int {
+	if g.Multiport() && q.Index == controlIn {
+		return controlBuffer
+	}
+	return g.cfg.Buffer
+}
+
 // post gives the device a receive buffer, and kicks, as Linux does for each.
 func (g *Guest) post(q *queue, b buffer) error {
-	seg := [1]virtqtest.Seg{{Addr: b.addr, Len: uint32(g.cfg.Buffer)}}
+	seg := [1]virtqtest.Seg{{Addr: b.addr, Len: uint32(g.bufferOf(q))}}
 	head, ok := q.Add(nil, seg[:])
 	if !ok {
 		panic("consoletest: more receive buffers than descriptors")
@@ -80,7 +88,7 @@ func (g *Guest) post(q *queue, b buffer) error {
 // fill posts as many receive buffers as there is room for.
 func (g *Guest) fill(q *queue) error {
 	for q.Room() > 0 {
-		if err := g.post(q, g.take(g.cfg.Buffer)); err != nil {
+		if err := g.post(q, g.take(g.bufferOf(q))); err != nil {
 			return err
 		}
 	}
@@ -115,7 +123,7 @@ func (g *Guest) control(q *queue) error {
 		}
 		b := q.held[head]
 		q.held[head] = buffer{}
-		if n < messageSize || int(n) > g.cfg.Buffer {
+		if n < messageSize || n > controlBuffer {
 			return fmt.Errorf("a control message of %d bytes", n)
 		}
 		m := ParseMessage(b.bytes[:n])
@@ -263,6 +271,9 @@ func (p *Port) tell(open uint16) error {
 	return p.g.Send(Message{ID: p.ID, Event: PortOpen, Value: open})
 }
 
+// OutRing returns the index of the ring for output.
+func (p *Port) OutRing() int { return p.out.Index }
+
 // Removed tells whether there is no such port any more.
 func (p *Port) Removed() bool { return p.removed }
 
@@ -357,8 +368,8 @@ func (p *Port) Offer(data []byte, s Shape) (bool, error) {
 	return true, p.out.Notify()
 }
 
-// writable tells whether a program may write: a data port waits for the device's side.
-func (p *Port) writable() bool { return p.HostOpen || p.Console || !p.g.Multiport() }
+// Writable tells whether a program may write: a data port waits for the device's side.
+func (p *Port) Writable() bool { return p.HostOpen || p.Console || !p.g.Multiport() }
 
 // Transmit waits until a program may write and there is room, and transmits a chain of data, which
 // is copied. It does not wait for its use.
@@ -368,7 +379,7 @@ func (p *Port) Transmit(data []byte, s Shape) error {
 	waited := p.g.Wait("room to transmit", func() bool {
 		if p.removed {
 			err = ErrRemoved
-		} else if p.writable() {
+		} else if p.Writable() {
 			done, err = p.Offer(data, s)
 		}
 		return done || err != nil
