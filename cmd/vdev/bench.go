@@ -41,16 +41,21 @@ type benchFlags struct {
 	versus      string
 	name        string
 	versusName  string
-	format      spec.Choice
-	output      string
-	svg         string
+	// of consoles
+	console       string
+	consolePort   string
+	versusConsole string
+
+	format spec.Choice
+	output string
+	svg    string
 }
 
 func newBenchCommand() *cobra.Command {
 	f := newBenchFlags()
 	cmd := &cobra.Command{
-		Use:   "bench [--versus SOCKET] SOCKET",
-		Short: "Measure how fast a disk is served, by vdev or by anybody else",
+		Use:   "bench [--console HOST] [--versus SOCKET] SOCKET",
+		Short: "Measure how fast a disk or a console is served, by vdev or by anybody else",
 		Long: `Plays the guest. It connects to the vhost-user-blk back-end that listens on SOCKET (vdev,
 qemu-storage-daemon, SPDK, ...), which must not be serving another front-end. It keeps the disk
 busy, and prints requests per second, latencies, and what the back-end's process needs for a
@@ -90,6 +95,19 @@ fast the rings are.
 What is impossible is found before the first round. When a later round fails, or upon an
 interrupt, what was measured so far is printed. Existing FILEs stay as they are until then.
 
+With --console it is a vhost-user console that listens on SOCKET, and HOST is where the other side
+of its port is, which the load itself uses: a Unix socket that the port's driver listens on, the
+terminal of a pty, or a file to which output is appended. The word null means that nobody sees the
+output, and the word loop that the driver sends it back; a file of such a name is ./null. Patterns
+are output (from the guest to HOST), input, both at once, and echo: the guest sends a buffer, and
+waits until HOST has sent it back. A file and null take output only, loop has both and echo.
+--block-size is the size of a buffer, also of the guest's receive buffers, and --depth the number of
+buffers of output in flight. All bytes are looked at: that something was lost, doubled or changed
+is an error, but for a console's output that has not come (LOST), which consoles drop where nobody
+is quick enough. --console-port tells which port it is. The flags that are about a disk do not go
+with --console. Nobody else must use HOST meanwhile. CPU/MIB is the CPU time of the back-end's
+process for a MiB.
+
 Other processes on the same processors, and processors that share a core, disturb. Bind the
 back-end and the client to processors of their own with --backend-cpus and --client-cpus. The
 back-end's threads are bound for the time of each round, which takes its user's rights or
@@ -98,7 +116,9 @@ root's. The kernel's worker threads of its io_uring stay where they are.`,
   vdev bench /run/vm1.sock
   vdev bench /run/vm1.sock --versus /run/qsd.sock --client event,poll --backend-cpus 0 --client-cpus 1 \
       --format json --output bench.json --svg bench.svg
-  vdev bench /run/scratch.sock --pattern randwrite --overwrite --verify --size 256M`,
+  vdev bench /run/scratch.sock --pattern randwrite --overwrite --verify --size 256M
+  vdev console --socket-path /run/con.sock --port name=data,driver=socket,path=/run/data.sock
+  vdev bench /run/con.sock --console /run/data.sock`,
 		Args: func(_ *cobra.Command, args []string) error {
 			switch {
 			case len(args) == 0:
@@ -134,15 +154,18 @@ root's. The kernel's worker threads of its io_uring stay where they are.`,
 	fs.SortFlags = false
 	f.register(fs)
 	completeChoices(cmd, map[string]*spec.Choice{"format": &f.format})
-	must(cmd.RegisterFlagCompletionFunc("pattern", cobra.FixedCompletions(patternNames(), cobra.ShellCompDirectiveNoFileComp)))
+	must(cmd.RegisterFlagCompletionFunc("pattern", cobra.FixedCompletions(patternNames(allPatterns), cobra.ShellCompDirectiveNoFileComp)))
 	must(cmd.RegisterFlagCompletionFunc("client", cobra.FixedCompletions([]string{clientEvent, clientPoll, clientEvent + "," + clientPoll}, cobra.ShellCompDirectiveNoFileComp)))
 	completeNothing(cmd, "block-size", "depth", "queues", "read-percent", "size", "seed", "length", "warmup", "rounds", "client-cpus", "backend-cpus",
-		"name", "versus-name")
+		"name", "versus-name", "console-port")
 	return cmd
 }
 
-func patternNames() (names []string) {
-	for _, p := range load.Patterns {
+// allPatterns are those of disks and of consoles.
+var allPatterns = slices.Concat(load.Patterns, load.ConsolePatterns)
+
+func patternNames(of []load.Pattern) (names []string) {
+	for _, p := range of {
 		names = append(names, string(p))
 	}
 	return names
@@ -150,11 +173,11 @@ func patternNames() (names []string) {
 
 func newBenchFlags() *benchFlags {
 	return &benchFlags{
-		pattern: severalChoices(patternNames(), string(load.RandRead)),
+		pattern: severalChoices(patternNames(allPatterns), string(load.RandRead)),
 		blockSize: several[int64]{values: []int64{4096}, text: spec.SizeText, kind: "BYTES", parse: func(s string) (int64, error) {
 			n, err := spec.ParseSize(s)
-			if err != nil || n < 512 || n > load.MaxBlockSize || n%512 != 0 {
-				return 0, fmt.Errorf("must be a multiple of 512 bytes, at most %s", spec.SizeText(load.MaxBlockSize))
+			if err != nil || n < 1 || n > load.MaxBlockSize {
+				return 0, fmt.Errorf("must be from 1 byte to %s", spec.SizeText(load.MaxBlockSize))
 			}
 			return n, nil
 		}},
@@ -168,9 +191,10 @@ func newBenchFlags() *benchFlags {
 }
 
 func (f *benchFlags) register(fs *pflag.FlagSet) {
-	fs.Var(&f.pattern, "pattern", "patterns of the load: "+strings.Join(patternNames(), ", "))
-	fs.Var(&f.blockSize, "block-size", "sizes of a request, such as 4K,128K")
-	fs.Var(&f.depth, "depth", "how many requests are in flight in each queue")
+	fs.Var(&f.pattern, "pattern", "patterns of the load: "+strings.Join(patternNames(load.Patterns), ", ")+
+		"; with --console (default all) "+strings.Join(patternNames(load.ConsolePatterns), ", "))
+	fs.Var(&f.blockSize, "block-size", "sizes of a request, such as 4K,128K, multiples of 512; with --console (default 128,4K,32K) any")
+	fs.Var(&f.depth, "depth", "how many requests are in flight in each queue; with --console (default 64) buffers of output")
 	fs.Var(&f.queues, "queues", "how many queues are used, each by a thread of its own")
 	fs.Var(&f.client, "client", "how completions are found: event, poll")
 	fs.Var(&f.readPercent, "read-percent", "of the requests of rw and randrw, `N` per cent are reads")
@@ -184,6 +208,9 @@ func (f *benchFlags) register(fs *pflag.FlagSet) {
 	fs.Var(&f.clientCPUs, "client-cpus", "bind the threads of the load to these processors in turn, such as 1 or 2-5")
 	fs.Var(&f.backendCPUs, "backend-cpus", "bind the back-end's process, or both, to these processors in each round")
 	fs.StringVar(&f.versus, "versus", "", "compare with the back-end that listens on `SOCKET`")
+	fs.StringVar(&f.console, "console", "", "it is a console, and `HOST` is the other side of its port: a socket, a terminal, a file, null or loop")
+	fs.StringVar(&f.consolePort, "console-port", "", "`PORT` is the name of the console's port, or its number (default the first)")
+	fs.StringVar(&f.versusConsole, "versus-console", "", "what --console is, of the back-end of --versus (`HOST`)")
 	fs.StringVar(&f.name, "name", "", "call the back-end `NAME` (default by its socket)")
 	fs.StringVar(&f.versusName, "versus-name", "", "call the back-end of --versus `NAME` (default by its socket)")
 	fs.Var(&f.format, "format", "how the figures are written; json has those of each round, too")
@@ -196,6 +223,23 @@ func (f *benchFlags) config(socket string, given func(flag string) bool) (benchC
 	c := benchConfig{rounds: f.rounds.Value, json: f.format.Value == "json", output: f.output, svg: f.svg}
 	base := load.Job{ReadPercent: f.readPercent.Value, CPUs: f.clientCPUs, BackendCPUs: f.backendCPUs, Warmup: f.warmup, Length: f.length,
 		Verify: f.verify, Seed: f.seed}
+	if given("console") || given("versus-console") {
+		if err := f.forConsole(given); err != nil {
+			return c, err
+		}
+	} else if given("console-port") {
+		return c, errors.New("--console-port goes with --console")
+	}
+	for _, p := range f.pattern.values {
+		if load.Pattern(p).Console() != given("console") {
+			return c, fmt.Errorf("--pattern %s: is %s", p, map[bool]string{true: "a disk's, and not a console's", false: "a console's, which takes --console"}[given("console")])
+		}
+	}
+	for _, n := range f.blockSize.values {
+		if !given("console") && n%512 != 0 {
+			return c, fmt.Errorf("--block-size %s: must be a multiple of 512 bytes", spec.SizeText(n))
+		}
+	}
 	mixes := func(pattern string) bool { p := load.Pattern(pattern); return p.Reads() && p.Writes() }
 	switch {
 	case socket == "":
@@ -239,7 +283,7 @@ func (f *benchFlags) config(socket string, given func(flag string) bool) (benchC
 		}
 	}
 	for _, p := range f.pattern.values {
-		if load.Pattern(p).Writes() && !f.overwrite {
+		if !given("console") && load.Pattern(p).Writes() && !f.overwrite {
 			return c, fmt.Errorf("--pattern %s destroys what is on the disk; --overwrite allows that", p)
 		}
 		for _, size := range f.blockSize.values {
@@ -254,9 +298,11 @@ func (f *benchFlags) config(socket string, given func(flag string) bool) (benchC
 			}
 		}
 	}
-	c.targets = append(c.targets, load.Target{Name: f.name, Socket: socket})
+	c.targets = append(c.targets, load.Target{Name: f.name, Socket: socket, Port: f.consolePort})
+	c.hosts = []string{f.console}
 	if f.versus != "" {
-		c.targets = append(c.targets, load.Target{Name: f.versusName, Socket: f.versus})
+		c.targets = append(c.targets, load.Target{Name: f.versusName, Socket: f.versus, Port: f.consolePort})
+		c.hosts = append(c.hosts, f.versusConsole)
 	}
 	if all := c.seconds(); all > time.Duration(math.MaxInt64).Seconds() {
 		return c, fmt.Errorf("--rounds %d --length %v: all of it would take %.0f years", c.rounds, f.length, all/(365*24*time.Hour).Seconds())
@@ -266,6 +312,44 @@ func (f *benchFlags) config(socket string, given func(flag string) bool) (benchC
 		return c, fmt.Errorf("both back-ends are called %q: --name and --versus-name tell them apart", c.targets[0].Name)
 	}
 	return c, nil
+}
+
+// forConsole checks the flags of a console, and gives those that were not given a console's
+// defaults.
+func (f *benchFlags) forConsole(given func(flag string) bool) error {
+	for _, flag := range []string{"queues", "client", "read-percent", "size", "overwrite", "verify"} {
+		if given(flag) {
+			return fmt.Errorf("--%s does not go with --console", flag)
+		}
+	}
+	switch {
+	case f.console == "":
+		return errors.New("--console: the other side of the console's port is missing")
+	case given("versus") != given("versus-console"):
+		return errors.New("--versus and --versus-console go together, with --console")
+	case given("versus") && f.versusConsole == "":
+		return errors.New("--versus-console: the other side of the console's port is missing")
+	}
+	if !given("pattern") {
+		f.pattern.values = patternNames(load.ConsolePatterns)
+	}
+	if !given("block-size") {
+		f.blockSize.values = []int64{128, 4 << 10, 32 << 10}
+	}
+	if !given("depth") {
+		f.depth.values = []int{64}
+	}
+	for _, n := range f.blockSize.values {
+		if n > load.MaxBuffer {
+			return fmt.Errorf("--block-size %s: a console's buffers have at most %s", spec.SizeText(n), spec.SizeText(load.MaxBuffer))
+		}
+	}
+	for _, n := range f.depth.values {
+		if n > load.MaxPortDepth {
+			return fmt.Errorf("--depth %d: at most %d buffers of a console are in flight", n, load.MaxPortDepth)
+		}
+	}
+	return nil
 }
 
 // seconds is how long all of it takes at least, as far as the back-ends do not matter.
@@ -361,6 +445,14 @@ func (c *benchConfig) measure(ctx context.Context, r *benchReport, stderr io.Wri
 	targets := slices.Clone(c.targets)
 	for i := range targets {
 		targets[i].Socket = fileName(targets[i].Socket)
+		if c.hosts[i] != "" {
+			host, err := load.OpenHost(fileName(c.hosts[i]))
+			if err != nil {
+				return err
+			}
+			defer host.Close()
+			targets[i].Host = host
+		}
 		pid, err := load.Check(ctx, targets[i], c.jobs)
 		if err != nil {
 			return err
@@ -376,7 +468,7 @@ func (c *benchConfig) measure(ctx context.Context, r *benchReport, stderr io.Wri
 	for i, j := range c.jobs {
 		name := newBenchCase(&j)
 		results, err := load.Compare(ctx, targets, j, c.rounds, func(target, round int, res load.Result) {
-			fmt.Fprintf(stderr, "case %d of %d, round %d of %d: %s, %s: %s IOPS\n", i+1, len(c.jobs), round+1, c.rounds, name, targets[target].Name, rate(res.IOPS()))
+			fmt.Fprintf(stderr, "case %d of %d, round %d of %d: %s, %s: %s\n", i+1, len(c.jobs), round+1, c.rounds, name, targets[target].Name, told(&j, &res))
 		})
 		if len(results[0]) > 0 {
 			r.add(&j, results)
@@ -386,4 +478,12 @@ func (c *benchConfig) measure(ctx context.Context, r *benchReport, stderr io.Wri
 		}
 	}
 	return nil
+}
+
+// told says in a word what came of a round.
+func told(j *load.Job, r *load.Result) string {
+	if j.Pattern.Console() && j.Pattern != load.Echo {
+		return fmt.Sprintf("%.0f MB/s", r.BytesPerSecond()/1e6)
+	}
+	return rate(r.IOPS()) + " IOPS"
 }

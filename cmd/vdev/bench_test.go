@@ -98,6 +98,38 @@ func TestAReportAsTextAsJSONAndAsAPicture(t *testing.T) {
 	wellFormed(t, svg.Bytes(), "vdev and the &lt;other&gt;", "randrw 4K, event: latency", "4.10M*", "The last case has 2 rounds")
 }
 
+func TestAReportOfAConsole(t *testing.T) {
+	c := benchConfig{rounds: 2, hosts: []string{"/run/h", "/run/i"}, targets: []load.Target{{Name: "vdev", Socket: "/run/a.sock"}, {Name: "other", Socket: "/run/b.sock"}}}
+	for _, pattern := range []load.Pattern{load.Output, load.Echo} {
+		c.jobs = append(c.jobs, load.Job{Pattern: pattern, BlockSize: 4096, Depth: 64, Warmup: time.Second / 2, Length: time.Second, Seed: 1})
+	}
+	r := newBenchReport(&c)
+	r.Time, r.Vdev, r.Machine = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), "v1", benchMachine{CPU: "a processor", Processors: 2, Kernel: "7.0"}
+	bulk := [][]load.Result{measured(t, true, 1, 300000, 310000), measured(t, false, 0.01, 200000, 100000)}
+	for _, of := range bulk {
+		for i := range of {
+			of[i].Latency, of[i].Lost = load.NewLatency(), 0.125
+		}
+	}
+	r.add(&c.jobs[0], bulk)
+	r.add(&c.jobs[1], [][]load.Result{measured(t, true, 1, 9000, 8000), measured(t, true, 1, 4500, 4000)})
+	var text, asJSON, svg bytes.Buffer
+	if err := errors.Join(r.text(&text), printJSON(&asJSON, r), r.figure().Write(&svg)); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "console.txt", text.Bytes())
+	golden(t, "console.json", asJSON.Bytes())
+	for line := range strings.Lines(text.String()) {
+		if len(line) > 121 {
+			t.Errorf("%d columns: %s", len(line), line)
+		}
+	}
+	wellFormed(t, svg.Bytes(), "output 4K: MB/s", "echo 4K: latency", "614*")
+	if strings.Contains(svg.String(), "output 4K: latency") {
+		t.Error("latencies are drawn that were not measured")
+	}
+}
+
 func wellFormed(t *testing.T, svg []byte, with ...string) {
 	t.Helper()
 	d := xml.NewDecoder(bytes.NewReader(svg))
@@ -359,16 +391,16 @@ func TestWhatIsNotKnownIsNoFigure(t *testing.T) {
 	once := measured(t, false, 1, 1000, 1000)
 	once[0].Backend = known[0].Backend
 	for _, of := range [][]load.Result{unknown, once} {
-		if f := newBenchResult(of).Median; f.CPU != nil || f.Switches != nil {
+		if f := newBenchResult(of, false).Median; f.CPU != nil || f.Switches != nil {
 			t.Errorf("CPU %v, switches %v", *f.CPU, *f.Switches)
 		}
 	}
 	ended := measured(t, true, 1, 1000, 1000)
 	ended[1].Backend.SwitchesKnown = false
-	if f := newBenchResult(ended).Median; f.CPU == nil || f.Switches != nil {
+	if f := newBenchResult(ended, false).Median; f.CPU == nil || f.Switches != nil {
 		t.Errorf("where a thread has ended: %+v", f)
 	}
-	if f := newBenchResult(known).Median; f.CPU == nil || *f.CPU != 300 || f.Switches == nil {
+	if f := newBenchResult(known, false).Median; f.CPU == nil || *f.CPU != 300 || f.Switches == nil {
 		t.Errorf("%+v", f)
 	}
 	for _, other := range [][]load.Result{nothing, endless} {

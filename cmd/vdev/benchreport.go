@@ -20,6 +20,7 @@ import (
 // benchConfig is a command line of `vdev bench` that was found right.
 type benchConfig struct {
 	targets []load.Target // one, or two that are compared
+	hosts   []string      // of each, of a console; empty: it is a disk
 	jobs    []load.Job    // one for each case
 	rounds  int
 	json    bool
@@ -57,13 +58,14 @@ type benchMachine struct {
 type benchTarget struct {
 	Name    string `json:"name"`
 	Socket  string `json:"socket"`
+	Host    string `json:"host,omitempty"`    // of a console's port
 	PID     int    `json:"pid,omitempty"`     // not there: it could not be seen from here
 	Command string `json:"command,omitempty"` // how it was called
 }
 
 // benchCase is one kind of load.
 type benchCase struct {
-	Pattern string `json:"pattern"`
+	Pattern string `json:"pattern"` // output, input, both and echo are a console's
 	// where the pattern mixes reads and writes
 	ReadPercent *int   `json:"read_percent,omitempty"`
 	BlockSize   int64  `json:"block_size"` // bytes
@@ -96,15 +98,20 @@ type benchResult struct {
 type benchFigures struct {
 	IOPS           float64 `json:"iops"`
 	BytesPerSecond float64 `json:"bytes_per_second"`
-	Mean           float64 `json:"latency_mean_ns"`
-	P50            float64 `json:"latency_p50_ns"`
-	P99            float64 `json:"latency_p99_ns"`
-	P999           float64 `json:"latency_p99_9_ns"`
-	Max            float64 `json:"latency_max_ns"`
+	// 0: nothing was timed, as on a console but for echo
+	Mean float64 `json:"latency_mean_ns"`
+	P50  float64 `json:"latency_p50_ns"`
+	P99  float64 `json:"latency_p99_ns"`
+	P999 float64 `json:"latency_p99_9_ns"`
+	Max  float64 `json:"latency_max_ns"`
 	// not there: not known in all rounds
 	CPU      *float64 `json:"backend_cpu_ns_per_request,omitempty"`
 	Switches *float64 `json:"backend_context_switches_per_request,omitempty"` // likewise
 	OwnCPU   float64  `json:"client_cpu_ns_per_request"`
+	// of a console; not there: not known in all rounds
+	CPUPerMiB *float64 `json:"backend_cpu_ns_per_mib,omitempty"`
+	// the share of a console's output that has not come, from 0 to 1
+	Lost float64 `json:"lost,omitempty"`
 	// in how many of its turns the load had to wait for completions, from 0 to 1
 	Waited float64 `json:"waited"`
 }
@@ -118,10 +125,12 @@ type benchQuantile struct {
 // benchRatios are figures of the first target divided by the second one's; not there where one of
 // them is not known, or nothing.
 type benchRatios struct {
-	IOPS *benchRatio `json:"iops,omitempty"`
-	P50  *benchRatio `json:"latency_p50,omitempty"`
-	P99  *benchRatio `json:"latency_p99,omitempty"`
-	CPU  *benchRatio `json:"backend_cpu_per_request,omitempty"`
+	IOPS      *benchRatio `json:"iops,omitempty"`
+	Bytes     *benchRatio `json:"bytes_per_second,omitempty"`    // of a console
+	CPUPerMiB *benchRatio `json:"backend_cpu_per_mib,omitempty"` // of a console
+	P50       *benchRatio `json:"latency_p50,omitempty"`
+	P99       *benchRatio `json:"latency_p99,omitempty"`
+	CPU       *benchRatio `json:"backend_cpu_per_request,omitempty"`
 }
 
 // benchRatio is how one figure compares.
@@ -137,8 +146,11 @@ func newBenchReport(c *benchConfig) *benchReport {
 		Format: 1, Time: time.Now().Round(time.Second), Vdev: version(), Machine: thisMachine(),
 		Rounds: c.rounds, WarmupSeconds: c.jobs[0].Warmup.Seconds(), LengthSeconds: c.jobs[0].Length.Seconds(), Cases: []*benchCase{},
 	}
-	for _, t := range c.targets {
+	for i, t := range c.targets {
 		r.Targets = append(r.Targets, benchTarget{Name: t.Name, Socket: t.Socket})
+		if c.hosts != nil {
+			r.Targets[i].Host = c.hosts[i]
+		}
 	}
 	return r
 }
@@ -163,15 +175,23 @@ func newBenchCase(j *load.Job) *benchCase {
 	if j.Poll {
 		c.Client = clientPoll
 	}
-	if j.Pattern.Reads() && j.Pattern.Writes() {
+	if c.console() {
+		c.Queues = 1
+	} else if j.Pattern.Reads() && j.Pattern.Writes() {
 		c.ReadPercent = &j.ReadPercent
 	}
 	return c
 }
 
+// console tells whether it is a console's.
+func (c *benchCase) console() bool { return load.Pattern(c.Pattern).Console() }
+
 // kind says what cases that differ in their depth only have in common.
 func (c *benchCase) kind() string {
 	s := c.Pattern + " " + spec.SizeText(c.BlockSize)
+	if c.console() {
+		return s
+	}
 	if c.Queues > 1 {
 		s += fmt.Sprintf(", %d queues", c.Queues)
 	}
@@ -184,7 +204,7 @@ func (c *benchCase) String() string { return fmt.Sprintf("%s, depth %d", c.kind(
 func (r *benchReport) add(j *load.Job, results [][]load.Result) {
 	c := newBenchCase(j)
 	for _, of := range results {
-		c.Results = append(c.Results, newBenchResult(of))
+		c.Results = append(c.Results, newBenchResult(of, c.console()))
 	}
 	if len(results) == 2 {
 		ratio := func(figure func(*load.Result) float64) *benchRatio {
@@ -194,8 +214,23 @@ func (r *benchReport) add(j *load.Job, results [][]load.Result) {
 		if c.Results[0].Median.CPU != nil && c.Results[1].Median.CPU != nil {
 			c.Ratios.CPU = ratio(cpuPerRequest)
 		}
+		if c.console() {
+			c.Ratios.Bytes = ratio((*load.Result).BytesPerSecond)
+			if c.Ratios.CPU != nil {
+				c.Ratios.CPUPerMiB = ratio(cpuPerMiB)
+			}
+		}
 	}
 	r.Cases = append(r.Cases, c)
+}
+
+// bytes picks one of the rounds' bytes per second.
+func (r *benchResult) bytes(pick func([]float64) float64) float64 {
+	var rounds []float64
+	for _, f := range r.Rounds {
+		rounds = append(rounds, f.BytesPerSecond)
+	}
+	return pick(rounds)
 }
 
 // Figures of a result.
@@ -205,16 +240,20 @@ func percentile(p float64) func(*load.Result) float64 {
 
 func cpuPerRequest(r *load.Result) float64 { return perRequest(r, float64(r.Backend.CPU)) }
 
+func cpuPerMiB(r *load.Result) float64 {
+	return float64(r.Backend.CPU) / (float64(max(r.Bytes, 1)) / (1 << 20))
+}
+
 func perRequest(r *load.Result, v float64) float64 { return v / float64(max(r.Requests, 1)) }
 
-func newBenchResult(of []load.Result) benchResult {
+func newBenchResult(of []load.Result, console bool) benchResult {
 	r := benchResult{
-		Median:        figuresOf(of, func(figure func(*load.Result) float64) float64 { return load.MedianOf(of, figure) }),
+		Median:        figuresOf(of, console, func(figure func(*load.Result) float64) float64 { return load.MedianOf(of, figure) }),
 		IOPSLeast:     math.Inf(1),
 		LimitedByLoad: load.LimitedByLoad(of),
 	}
 	for i := range of {
-		f := figuresOf(of[i:i+1], func(figure func(*load.Result) float64) float64 { return figure(&of[i]) })
+		f := figuresOf(of[i:i+1], console, func(figure func(*load.Result) float64) float64 { return figure(&of[i]) })
 		r.IOPSLeast, r.IOPSMost, r.Median.Max = min(r.IOPSLeast, f.IOPS), max(r.IOPSMost, f.IOPS), max(r.Median.Max, f.Max)
 		r.Rounds = append(r.Rounds, f)
 	}
@@ -225,7 +264,7 @@ func newBenchResult(of []load.Result) benchResult {
 }
 
 // figuresOf takes all figures with take.
-func figuresOf(of []load.Result, take func(func(*load.Result) float64) float64) benchFigures {
+func figuresOf(of []load.Result, console bool, take func(func(*load.Result) float64) float64) benchFigures {
 	f := benchFigures{
 		IOPS:           take((*load.Result).IOPS),
 		BytesPerSecond: take((*load.Result).BytesPerSecond),
@@ -236,10 +275,15 @@ func figuresOf(of []load.Result, take func(func(*load.Result) float64) float64) 
 		Max:            take(func(r *load.Result) float64 { return float64(r.Latency.Max()) }),
 		OwnCPU:         take(func(r *load.Result) float64 { return perRequest(r, float64(r.Own.CPU)) }),
 		Waited:         take(func(r *load.Result) float64 { return r.Waited }),
+		Lost:           take(func(r *load.Result) float64 { return r.Lost }),
 	}
 	if !slices.ContainsFunc(of, func(r load.Result) bool { return !r.Backend.Known }) {
 		cpu := take(cpuPerRequest)
 		f.CPU = &cpu
+		if console {
+			perMiB := take(cpuPerMiB)
+			f.CPUPerMiB = &perMiB
+		}
 	}
 	if !slices.ContainsFunc(of, func(r load.Result) bool { return !r.Backend.SwitchesKnown }) {
 		switches := take(func(r *load.Result) float64 { return perRequest(r, float64(r.Backend.Switches)) })
@@ -356,21 +400,51 @@ func (r *benchReport) text(w io.Writer) error {
 	for _, target := range r.Targets {
 		names = max(names, len(target.Name))
 	}
-	const caseForm = "%-9s %5s %5s %3s %-6s"
-	caseHead := []any{"PATTERN", "BLOCK", "DEPTH", "Q", "CLIENT"}
-	caseOf := func(c *benchCase) []any {
-		return []any{c.Pattern, spec.SizeText(c.BlockSize), fmt.Sprint(c.Depth), fmt.Sprint(c.Queues), c.Client}
-	}
+	stars := false
 	line := func(form string, fields ...any) {
 		if t.err == nil {
 			_, t.err = fmt.Fprintf(w, form+"\n", fields...)
 		}
 	}
+	if r.Cases[0].console() {
+		stars = r.consoles(names, line)
+	} else {
+		stars = r.disks(names, line)
+	}
+	if stars {
+		line("\n%s", starred)
+	}
+	if r.Error != "" {
+		line("\n%s", r.ended())
+	}
+	return t.err
+}
+
+// part writes one number of a ratio, which may be missing.
+func part(r *benchRatio, of func(*benchRatio) float64) string {
+	if r == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f", of(r))
+}
+
+// medians takes the ratio of the medians.
+func medians(r *benchRatio) float64 { return r.OfMedians }
+
+// liner writes a line of a table.
+type liner func(form string, fields ...any)
+
+// disks writes what was measured on disks, and tells whether something has a star.
+func (r *benchReport) disks(names int, line liner) (stars bool) {
+	const caseForm = "%-9s %5s %5s %3s %-6s"
+	caseHead := []any{"PATTERN", "BLOCK", "DEPTH", "Q", "CLIENT"}
+	caseOf := func(c *benchCase) []any {
+		return []any{c.Pattern, spec.SizeText(c.BlockSize), fmt.Sprint(c.Depth), fmt.Sprint(c.Queues), c.Client}
+	}
 
 	form := caseForm + " %-" + fmt.Sprint(names) + "s %7s %5s %6s %6s %6s %6s %6s %6s %7s %6s"
 	line("")
 	line(form, append(caseHead, "TARGET", "IOPS", "+-", "MB/S", "MEAN", "P50", "P99", "P99.9", "MAX", "CPU/REQ", "CSW/REQ")...)
-	stars := false
 	for _, c := range r.Cases {
 		for i, res := range c.Results {
 			m := res.Median
@@ -391,13 +465,6 @@ func (r *benchReport) text(w io.Writer) error {
 		line("")
 		line("%s divided by %s:", r.Targets[0].Name, r.Targets[1].Name)
 		line(form, append(caseHead, "IOPS", "ROUNDS", "LEAST", "MOST", "P50", "P99", "CPU/REQ")...)
-		part := func(r *benchRatio, of func(*benchRatio) float64) string {
-			if r == nil {
-				return "-"
-			}
-			return fmt.Sprintf("%.2f", of(r))
-		}
-		medians := func(r *benchRatio) float64 { return r.OfMedians }
 		for _, c := range r.Cases {
 			iops := part(c.Ratios.IOPS, medians)
 			if c.Ratios.IOPS != nil && (c.Results[0].LimitedByLoad || c.Results[1].LimitedByLoad) {
@@ -411,13 +478,71 @@ func (r *benchReport) text(w io.Writer) error {
 		line("IOPS, P50, P99 and CPU/REQ are ratios of the medians; ROUNDS is the median of each round's own ratio of IOPS, and LEAST")
 		line("and MOST are the ends of those.")
 	}
-	if stars {
-		line("\n%s", starred)
+	return stars
+}
+
+// consoles writes what was measured on consoles, and tells whether something has a star.
+func (r *benchReport) consoles(names int, line liner) (stars bool) {
+	const caseForm = "%-7s %6s %5s"
+	caseHead := []any{"PATTERN", "BUFFER", "DEPTH"}
+	caseOf := func(c *benchCase) []any {
+		depth := fmt.Sprint(c.Depth)
+		if load.Pattern(c.Pattern) == load.Echo {
+			depth = "1"
+		}
+		return []any{c.Pattern, spec.SizeText(c.BlockSize), depth}
 	}
-	if r.Error != "" {
-		line("\n%s", r.ended())
+	timed := func(ns float64) string {
+		if ns == 0 {
+			return "-"
+		}
+		return latency(ns)
 	}
-	return t.err
+	form := caseForm + " %-" + fmt.Sprint(names) + "s %7s %5s %7s %6s %6s %6s %7s %7s %7s %6s"
+	line("")
+	line(form, append(caseHead, "TARGET", "MB/S", "+-", "REQ/S", "P50", "P99", "MAX", "CPU/REQ", "CPU/MIB", "CSW/REQ", "LOST")...)
+	for _, c := range r.Cases {
+		for i, res := range c.Results {
+			m := res.Median
+			least, most := res.bytes(slices.Min[[]float64]), res.bytes(slices.Max[[]float64])
+			bytes, lost := megabytes(m.BytesPerSecond), "-"
+			if res.LimitedByLoad {
+				bytes, stars = bytes+"*", true
+			}
+			if m.Lost > 0 {
+				lost = fmt.Sprintf("%.1f%%", 100*m.Lost)
+			}
+			line(form, append(caseOf(c), r.Targets[i].Name, bytes, fmt.Sprintf("%.0f%%", 50*(most-least)/m.BytesPerSecond), rate(m.IOPS), timed(m.P50), timed(m.P99), timed(m.Max),
+				orDash(m.CPU, latency), orDash(m.CPUPerMiB, latency), orDash(m.Switches, func(v float64) string { return fmt.Sprintf("%.3f", v) }), lost)...)
+		}
+	}
+	if len(r.Targets) == 2 {
+		form := caseForm + " %8s %8s %8s %8s %8s %8s %8s"
+		line("")
+		line("%s divided by %s:", r.Targets[0].Name, r.Targets[1].Name)
+		line(form, append(caseHead, "MB/S", "ROUNDS", "LEAST", "MOST", "P50", "P99", "CPU/MIB")...)
+		for _, c := range r.Cases {
+			bytes := part(c.Ratios.Bytes, medians)
+			if c.Ratios.Bytes != nil && (c.Results[0].LimitedByLoad || c.Results[1].LimitedByLoad) {
+				bytes += "*"
+			}
+			line(form, append(caseOf(c), bytes, part(c.Ratios.Bytes, func(r *benchRatio) float64 { return r.MedianOfRatios }),
+				part(c.Ratios.Bytes, func(r *benchRatio) float64 { return r.Least }), part(c.Ratios.Bytes, func(r *benchRatio) float64 { return r.Most }),
+				part(c.Ratios.P50, medians), part(c.Ratios.P99, medians), part(c.Ratios.CPUPerMiB, medians))...)
+		}
+		line("")
+		line("MB/S, P50, P99 and CPU/MIB are ratios of the medians; ROUNDS is the median of each round's own ratio of MB/S, and LEAST")
+		line("and MOST are the ends of those.")
+	}
+	return stars
+}
+
+// megabytes writes bytes per second as millions of them.
+func megabytes(v float64) string {
+	if v < 1e7 {
+		return fmt.Sprintf("%.2f", v/1e6)
+	}
+	return fmt.Sprintf("%.0f", v/1e6)
 }
 
 // figure draws the report: for each kind of load bars of IOPS and, of two targets, of their ratios,
@@ -441,8 +566,13 @@ func (r *benchReport) figure() *chart.Figure {
 			to++
 		}
 		kind := r.Cases[from].kind()
-		iops := &chart.Bars{Title: kind + ": requests per second", Series: names, Format: rate}
-		ratios := &chart.Bars{Title: kind + ": requests per second, " + strings.Join(names, " / "), Series: []string{""}, Line: 1,
+		what, format := "requests per second", rate
+		bytes := r.Cases[from].console() && load.Pattern(r.Cases[from].Pattern) != load.Echo
+		if bytes {
+			what, format = "MB/s", megabytes
+		}
+		iops := &chart.Bars{Title: kind + ": " + what, Series: names, Format: format}
+		ratios := &chart.Bars{Title: kind + ": " + what + ", " + strings.Join(names, " / "), Series: []string{""}, Line: 1,
 			Format: func(v float64) string { return fmt.Sprintf("%.2f", v) }}
 		curves := &chart.Curves{Title: kind + ": latency"}
 		for i, c := range r.Cases[from:to] {
@@ -451,10 +581,16 @@ func (r *benchReport) figure() *chart.Figure {
 			mark := ""
 			for k, res := range c.Results {
 				bar := chart.Bar{Value: res.Median.IOPS, Least: res.IOPSLeast, Most: res.IOPSMost}
+				if bytes {
+					bar = chart.Bar{Value: res.Median.BytesPerSecond, Least: res.bytes(slices.Min[[]float64]), Most: res.bytes(slices.Max[[]float64])}
+				}
 				if res.LimitedByLoad {
 					bar.Mark, mark, stars = "*", "*", true
 				}
 				g.Bars = append(g.Bars, bar)
+				if len(res.Percentiles) == 0 {
+					continue
+				}
 				curve := chart.Curve{Name: names[k] + ", " + depth, Hue: k, Dash: i}
 				for _, q := range res.Percentiles {
 					curve.Points = append(curve.Points, chart.Point{Share: q.Percentile / 100, Latency: time.Duration(q.Latency)})
@@ -464,6 +600,9 @@ func (r *benchReport) figure() *chart.Figure {
 			iops.Groups = append(iops.Groups, g)
 			if c.Ratios != nil && c.Ratios.IOPS != nil {
 				of := c.Ratios.IOPS
+				if bytes {
+					of = c.Ratios.Bytes
+				}
 				ratios.Groups = append(ratios.Groups, chart.Group{Name: depth, Bars: []chart.Bar{{Value: of.OfMedians, Least: of.Least, Most: of.Most, Mark: mark}}})
 			}
 		}
@@ -471,7 +610,11 @@ func (r *benchReport) figure() *chart.Figure {
 		if len(ratios.Groups) > 0 {
 			left = append(left, ratios)
 		}
-		f.Rows = append(f.Rows, []chart.Panel{left, curves})
+		row := []chart.Panel{left}
+		if len(curves.Curves) > 0 {
+			row = append(row, curves)
+		}
+		f.Rows = append(f.Rows, row)
 		from = to
 	}
 	if stars {

@@ -337,7 +337,7 @@ func (c *console) run(ctx context.Context) (r Result, err error) {
 	r.PID, r.Requests, r.Bytes, r.Latency = c.pid, c.done, c.bytes, c.hist
 	r.Waited = float64(c.waited) / float64(c.turns)
 	if c.arrives != nil {
-		r.Lost = c.arrives.lost
+		r.Lost = float64(c.arrives.lost) / float64(c.out.n)
 	}
 	if r.Requests == 0 {
 		return r, fmt.Errorf("%w in the %v that count: a longer length is needed", ErrNoRequest, j.Length)

@@ -339,8 +339,8 @@ func TestWhatAConsoleDropsIsCounted(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if r := results[0][0]; r.Requests > 50 && r.Lost == 0 || r.Lost%4095 != 0 {
-			t.Errorf("%d bytes were lost of %d", r.Lost, r.Bytes)
+		if r := results[0][0]; r.Requests > 50 && r.Lost == 0 || r.Lost > 1./25 {
+			t.Errorf("a share of %v was lost", r.Lost)
 		}
 		return nil
 	})

@@ -8,6 +8,13 @@
 // takes no allocation, no lock and, with Job.Poll, no system call. The clock is read once for each
 // look at the used ring, so requests that are found there together have the same end.
 //
+// # Consoles
+//
+// With a Target.Host it is a console that is kept busy: one of its ports, by the guest driver of
+// package consoletest, and at the port's other side whatever the host has there. A stream goes each
+// way. Whoever receives it knows what must come, byte by byte, and where it begins and ends. A
+// buffer takes no allocation and no lock.
+//
 // # Where the load itself is the limit
 //
 // A back-end that is faster than its load does not show it. Result.Waited tells in how many of its

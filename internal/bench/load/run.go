@@ -26,9 +26,9 @@ type Result struct {
 	Backend Usage // the back-end's process
 	Own     Usage // this process
 	Idle    Usage // the back-end's process, in the time of Job.Idle
-	// Lost is how many bytes of a console's output have not come to the host's side, in the whole
-	// run.
-	Lost int64
+	// Lost is the share of a console's output in the whole run that has not come to the host's
+	// side, from 0 to 1.
+	Lost float64
 	// PID is the back-end's process, which has this end's counterpart; 0 where it cannot be seen
 	// from here.
 	PID int
