@@ -8,8 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Epoll is an epoll(7) instance that watches descriptors for input, edge-triggered: it tells of
-// each wake-up of a descriptor once, and nobody needs to read the descriptor.
+// Epoll is an epoll(7) instance. It watches descriptors that were added by Add for input,
+// edge-triggered: it tells of each wake-up of a descriptor once, and nobody needs to read the
+// descriptor. It watches one that was added by AddOnce until it has told of an event of it, and
+// again after Arm.
 type Epoll struct {
 	fd     *FD
 	events [64]unix.EpollEvent
@@ -31,6 +33,32 @@ func (e *Epoll) Add(fd int, tag uint64) error {
 	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(e.fd.Int(), unix.EPOLL_CTL_ADD, fd, &ev))
 }
 
+// EpollEvents is a set of what a descriptor was woken for.
+type EpollEvents uint32
+
+// The events. EpollHangup is always watched for.
+const (
+	EpollInput      EpollEvents = unix.EPOLLIN
+	EpollReadClosed EpollEvents = unix.EPOLLRDHUP               // the peer sends no more
+	EpollHangup     EpollEvents = unix.EPOLLHUP | unix.EPOLLERR // nor does it receive
+)
+
+// AddOnce watches fd for one of the events; see Arm.
+func (e *Epoll) AddOnce(fd int, tag uint64, events EpollEvents) error {
+	return e.once(unix.EPOLL_CTL_ADD, fd, tag, events)
+}
+
+// Arm watches fd, which AddOnce has added, for one of the events, instead of what it was watched
+// for before. An event that is there already counts.
+func (e *Epoll) Arm(fd int, tag uint64, events EpollEvents) error {
+	return e.once(unix.EPOLL_CTL_MOD, fd, tag, events)
+}
+
+func (e *Epoll) once(op, fd int, tag uint64, events EpollEvents) error {
+	ev := unix.EpollEvent{Events: uint32(events) | unix.EPOLLONESHOT, Fd: int32(tag), Pad: int32(tag >> 32)}
+	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(e.fd.Int(), op, fd, &ev))
+}
+
 // Remove ends the watch of fd.
 func (e *Epoll) Remove(fd int) error {
 	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(e.fd.Int(), unix.EPOLL_CTL_DEL, fd, nil))
@@ -40,6 +68,11 @@ func (e *Epoll) Remove(fd int) error {
 // most timeout (0: not at all, negative: without limit). A signal ends the wait without an error.
 // One goroutine at a time.
 func (e *Epoll) Wait(timeout time.Duration, woken func(tag uint64)) error {
+	return e.WaitEvents(timeout, func(tag uint64, _ EpollEvents) { woken(tag) })
+}
+
+// WaitEvents is Wait that also says what a descriptor was woken for.
+func (e *Epoll) WaitEvents(timeout time.Duration, woken func(tag uint64, events EpollEvents)) error {
 	ms := -1
 	if timeout >= 0 {
 		// More than the kernel can count would be no time to it, or without limit.
@@ -54,7 +87,7 @@ func (e *Epoll) Wait(timeout time.Duration, woken func(tag uint64)) error {
 		return os.NewSyscallError("epoll_wait", err)
 	}
 	for _, ev := range e.events[:n] {
-		woken(uint64(uint32(ev.Fd)) | uint64(uint32(ev.Pad))<<32)
+		woken(uint64(uint32(ev.Fd))|uint64(uint32(ev.Pad))<<32, EpollEvents(ev.Events))
 	}
 	return nil
 }

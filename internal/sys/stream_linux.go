@@ -134,6 +134,32 @@ func (s *Stream) Writev(iov [][]byte, nowait bool) (int, error) {
 	return s.transfer(&s.out, iov, nowait)
 }
 
+// Peek tells what a read would find, without taking it and without waiting: 1 for a byte, 0 for the
+// end of the stream, EAGAIN for nothing.
+func (s *Stream) Peek() (int, error) {
+	if err := s.enter(); err != nil {
+		return 0, err
+	}
+	defer s.leave()
+	return Peek(s.fd.Int())
+}
+
+// PeerState tells, without waiting, whether the peer has stopped sending (EpollReadClosed), or
+// receiving too (EpollHangup).
+func (s *Stream) PeerState() (EpollEvents, error) {
+	if err := s.enter(); err != nil {
+		return 0, err
+	}
+	defer s.leave()
+	p := [1]unix.PollFd{{Fd: int32(s.fd.Int()), Events: unix.POLLRDHUP}}
+	for {
+		// The flags of poll(2) are those of epoll(7).
+		if _, err := unix.Poll(p[:], 0); err != unix.EINTR {
+			return EpollEvents(p[0].Revents), os.NewSyscallError("poll", err)
+		}
+	}
+}
+
 func (s *Stream) transfer(d *side, iov [][]byte, nowait bool) (int, error) {
 	if err := s.enter(); err != nil {
 		return 0, err
@@ -231,6 +257,9 @@ func (s *Stream) LocalAddr() net.Addr { return s.local }
 
 // RemoteAddr implements net.Conn.
 func (s *Stream) RemoteAddr() net.Addr { return s.remote }
+
+// Int returns the descriptor's number, which is the Stream's: it is valid until Close.
+func (s *Stream) Int() int { return s.fd.Int() }
 
 // Dup makes a descriptor for the connection, which stays when the connection is closed.
 func (s *Stream) Dup() (*FD, error) {
