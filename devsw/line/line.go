@@ -193,7 +193,9 @@ func (l *Line) hangup(b *Base) {
 	if b.state != seated || b.in == nil {
 		l.mu.Unlock()
 		l.input.mu.Unlock()
-		l.remove(b)
+		if b.in == nil {
+			l.remove(b)
+		}
 		return
 	}
 	b.state = hungup
