@@ -185,10 +185,11 @@ func (t *Terminal) Close(why string) {
 	}
 }
 
-// bye tells the client why it was closed, and closes the connection. Nothing else is called any
-// more.
+// bye tells the client why it was closed, and closes the connection.
 func (t *Terminal) bye() {
 	t.Close("")
+	t.writing.Lock()
+	defer t.writing.Unlock()
 	why := t.why[:min(len(t.why), maxWhy)]
 	_ = t.conn.SetDeadline(time.Now().Add(byePatience))
 	frame := make([]byte, frameHead, frameHead+len(why))

@@ -144,7 +144,7 @@ type NewPort struct {
 	Port string `json:"port"`
 }
 
-// Port is a port of a console. Sizes are those of windows, in characters; 0 is not known.
+// Port is a port of a console.
 type Port struct {
 	ID      int    `json:"id"`
 	Name    string `json:"name,omitempty"`
@@ -159,8 +159,9 @@ type Port struct {
 	GuestReady bool `json:"guest_ready"`
 	GuestOpen  bool `json:"guest_open"`
 	Attached   bool `json:"attached"` // somebody is at the other side
-	Rows       int  `json:"rows,omitempty"`
-	Cols       int  `json:"columns,omitempty"`
+	// Size is the window's, and Told what the guest was told of it with MULTIPORT.
+	Size Window `json:"size,omitzero"`
+	Told Window `json:"size_told,omitzero"`
 	// Output is what has come from the guest, in bytes, and Input what has gone to it.
 	Output  int64 `json:"output_bytes"`
 	Input   int64 `json:"input_bytes"`
@@ -178,8 +179,13 @@ type End struct {
 	Output  int64  `json:"output_bytes"`      // that it has taken
 	Input   int64  `json:"input_bytes"`       // that it has given
 	Lost    int64  `json:"lost_bytes,omitempty"`
-	Rows    int    `json:"rows,omitempty"`
-	Cols    int    `json:"columns,omitempty"`
+	Size    Window `json:"size,omitzero"`
+}
+
+// Window is the size of a window in characters; zero: not known.
+type Window struct {
+	Columns uint16 `json:"columns"`
+	Rows    uint16 `json:"rows"`
 }
 
 // FrontEnd is the connection that is served.

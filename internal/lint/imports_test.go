@@ -34,8 +34,9 @@ const (
 var layers = map[string][]string{
 	"cmd/vdev": {"internal/serve", "internal/serve/blk", "vhostuser", "internal/dev/fault", "internal/dev/qemunbd", "internal/spec", "internal/trace", "internal/control", "internal/bench/load", "internal/bench/chart"},
 
-	"internal/serve":     {"vhostuser", "specfs", "devsw", "internal/control", "internal/trace", "internal/offload", "internal/tasks"},
-	"internal/serve/blk": {"internal/serve", "vhostuser/virtioblk", "vhostuser", "devsw", "internal/dev/...", "internal/spec", "internal/control"},
+	"internal/serve":         {"vhostuser", "specfs", "devsw", "internal/control", "internal/trace", "internal/offload", "internal/tasks"},
+	"internal/serve/console": {"internal/serve", "vhostuser/virtioconsole", "vhostuser", "devsw", "devsw/line", "internal/dev/...", "internal/terminal", "internal/spec", "internal/control"},
+	"internal/serve/blk":     {"internal/serve", "vhostuser/virtioblk", "vhostuser", "devsw", "internal/dev/...", "internal/spec", "internal/control"},
 
 	"vhostuser":               {"virtq", "devsw", "internal/reactor", "internal/guestmem", "internal/sys"},
 	"vhostuser/virtioconsole": {"vhostuser", "virtq", "specfs", "devsw"},

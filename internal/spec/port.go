@@ -69,6 +69,25 @@ func (p *Port) String() string {
 	return strconv.Itoa(p.ID)
 }
 
+// Place is what the driver gives access to, for people: empty where there is nothing to say.
+func (p *Port) Place() string {
+	if p.Address != "" {
+		return p.Address
+	}
+	return p.Path
+}
+
+// Relative gives a path of the port's that depends on the folder that vdev was started in; empty:
+// none does.
+func (p *Port) Relative() string {
+	for _, path := range []string{p.Path, p.logPath()} {
+		if path != "" && !filepath.IsAbs(path) {
+			return path
+		}
+	}
+	return ""
+}
+
 // portOptions are those of every port, and portDrivers those of each driver.
 var (
 	portOptions = []string{"name", "id", "console", "driver", "log", "log-timestamps", "log-max-size", "log-max-files", "scrollback", "overflow", "size"}
@@ -225,6 +244,14 @@ func (p *Port) check(given map[string]bool) error {
 		}
 	}
 	return nil
+}
+
+// logPath is that of the log; empty: there is none.
+func (p *Port) logPath() string {
+	if p.Log == nil {
+		return ""
+	}
+	return p.Log.Path
 }
 
 // rotation is that of the log.

@@ -1,0 +1,69 @@
+package console
+
+import (
+	"vdev/devsw"
+	"vdev/devsw/line"
+	"vdev/internal/control"
+)
+
+// attached is the End that is a terminal of the control socket's.
+type attached struct {
+	line.Base
+	t     *control.Terminal
+	typed *line.Queue
+}
+
+// Attach implements control.Ported.
+func (m *model) Attach(name string, watch bool) (func(*control.Terminal), error) {
+	p, err := m.find(name)
+	if err != nil {
+		return nil, err
+	}
+	l := p.line
+	return func(t *control.Terminal) {
+		a := &attached{t: t}
+		a.typed = line.NewQueue(control.Unread, a.Ready)
+		role, input := line.Main, func(p []byte) { _, _ = a.typed.Put(p) } // there is room, or it is closed
+		if watch {
+			role, input = line.Watcher, func([]byte) { t.Close("who watches cannot type") }
+		}
+		if l.Add(a, "ctl", role) != nil {
+			t.Close(removed)
+			return
+		}
+		t.Serve(input, func(rows, cols uint16) { a.SetSize(devsw.Winsize{Row: rows, Col: cols}) })
+		// What was typed last is still the guest's.
+		a.typed.CloseWrite()
+		a.Hangup()
+	}, nil
+}
+
+// removed is why a terminal is detached.
+const removed = "the port is not there any more"
+
+// Writev implements line.End.
+func (a *attached) Writev(p [][]byte) (n int, err error) {
+	for _, b := range p {
+		k, err := a.t.Write(b)
+		n += k
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// Readv implements line.Input.
+func (a *attached) Readv(p [][]byte) (int, error) {
+	n, err := a.typed.Readv(p)
+	if n > 0 {
+		a.t.Taken(n)
+	}
+	return n, err
+}
+
+// Close implements line.End.
+func (a *attached) Close() {
+	a.typed.Close()
+	a.t.Close(removed)
+}
