@@ -65,8 +65,21 @@ The socket speaks HTTP with JSON, for programs:
 		names, _ := control.NewClient(fileName(c.socket)).Devices(cmd.Context())
 		return names, cobra.ShellCompDirectiveNoFileComp
 	}))
-	cmd.AddCommand(c.statusCommand(), c.traceCommand(), c.faultCommand(), c.revokeCommand(), c.resizeCommand(), c.clearFailureCommand(), c.logLevelCommand())
+	cmd.AddCommand(c.statusCommand(), c.traceCommand(), c.faultCommand(), c.revokeCommand(), c.resizeCommand(), c.clearFailureCommand(),
+		c.consoleCommand(), c.portCommand(), c.logLevelCommand())
 	return cmd
+}
+
+// ctlSignals end a command.
+var ctlSignals = []os.Signal{os.Interrupt, syscall.SIGTERM}
+
+// client asks vdev, or the device that is meant.
+func (c *ctl) client() *control.Client {
+	client := control.NewClient(fileName(c.socket))
+	if c.device != "" {
+		return client.Device(c.device)
+	}
+	return client
 }
 
 // run makes the function of a command that asks vdev for something: do, with stdout.
@@ -78,13 +91,9 @@ func (c *ctl) run(do func(ctx context.Context, client *control.Client, w io.Writ
 		case len(c.socket) > spec.MaxSocketPath:
 			return spec.TooLong("socket", c.socket)
 		}
-		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+		ctx, stop := signal.NotifyContext(cmd.Context(), ctlSignals...)
 		defer stop()
-		client := control.NewClient(fileName(c.socket))
-		if c.device != "" {
-			client = client.Device(c.device)
-		}
-		if err := do(ctx, client, cmd.OutOrStdout()); err != nil {
+		if err := do(ctx, c.client(), cmd.OutOrStdout()); err != nil {
 			return &failure{err}
 		}
 		return nil
@@ -424,9 +433,9 @@ func (c *ctl) logLevelCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "log-level [LEVEL]",
 		Short: "Show or change what is logged: " + strings.Join(spec.LogLevelNames, ", "),
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 1 {
-				return fmt.Errorf("unexpected argument %q", args[1])
+		Args: func(cmd *cobra.Command, args []string) error {
+			if err := atMostOne(cmd, args); err != nil {
+				return err
 			}
 			if len(args) == 1 {
 				if err := (&spec.Choice{Of: spec.LogLevelNames}).Set(args[0]); err != nil {

@@ -76,7 +76,7 @@ can start it.`,
 		SilenceUsage:  true,
 	}
 	root.PersistentFlags().Bool(capabilitiesFlag, false, "print as JSON what this program can do, and do nothing else")
-	root.AddCommand(newBlkCommand(), newServeCommand(), newCtlCommand(), newBenchCommand(), newDescriptionCommand(), newVersionCommand())
+	root.AddCommand(newBlkCommand(), newConsoleCommand(), newServeCommand(), newCtlCommand(), newBenchCommand(), newDescriptionCommand(), newVersionCommand())
 	return root
 }
 

@@ -8,12 +8,14 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
 	"vdev/internal/control"
 	"vdev/internal/serve"
 	"vdev/internal/serve/blk"
+	"vdev/internal/serve/console"
 	"vdev/internal/spec"
 	"vdev/vhostuser"
 )
@@ -47,7 +49,7 @@ func serveDevices(ctx context.Context, c spec.Config, stderr io.Writer) error {
 	}
 	p := newPrinter(c, out, time.Now())
 	set, err := serve.New(serve.Config{
-		Devices: devices(c, p.log), Strict: c.Strict,
+		Devices: devices(c, p.log, stop), Strict: c.Strict,
 		Loops:   serve.Loops{Mode: vhostuser.Mode(c.AIO), Reactors: c.Reactors, PollMax: pollMax(c)},
 		Control: commands, Process: p, Version: version(), Start: p.start, Log: p.logs, Trace: p.trace(),
 	})
@@ -60,18 +62,29 @@ func serveDevices(ctx context.Context, c spec.Config, stderr io.Writer) error {
 	return set.Run(ctx)
 }
 
-// devices makes of what a command line has come to what is to be served.
-func devices(c spec.Config, log *slog.Logger) (all []serve.DeviceConfig) {
-	failures := blk.NewFailures(c.StateDir, log)
+// devices makes of what a command line has come to what is to be served. leave ends vdev.
+func devices(c spec.Config, log *slog.Logger, leave func()) (all []serve.DeviceConfig) {
+	var disk blk.Disk // what all disks have in common
+	if slices.ContainsFunc(c.Devices, func(d spec.Device) bool { return d.Disk != nil }) {
+		disk.Failures = blk.NewFailures(c.StateDir, log)
+	}
 	for _, d := range c.Devices {
 		socket := d.SocketPath
 		if socket == "" {
 			socket = fmt.Sprintf("descriptor %d", d.FD)
 		}
-		all = append(all, serve.DeviceConfig{
-			Kind: blk.Disk{Disk: *d.Disk, Failures: failures}, Name: d.Name, Socket: socket, Listen: func() (net.Listener, error) { return listen(d) },
+		one := serve.DeviceConfig{
+			Name: d.Name, Socket: socket, Listen: func() (net.Listener, error) { return listen(d) },
 			Migratable: d.Migratable, AnyMemory: d.AnyMemory, CancelAfter: d.CancelAfter,
-		})
+		}
+		if d.Console != nil {
+			one.Kind = console.Console{Console: *d.Console, Leave: leave}
+		} else {
+			disk := disk
+			disk.Disk = *d.Disk
+			one.Kind = disk
+		}
+		all = append(all, one)
 	}
 	return all
 }

@@ -24,6 +24,9 @@ func writeStatus(w io.Writer, st control.Status) error {
 			t.row("warning", "%s", text)
 		}
 	}
+	if c := st.Console; c != nil {
+		t.row("console", "%s", describeConsole(c))
+	}
 	t.row("socket", "%s", st.Socket)
 	state := st.State
 	if st.Error != "" {
@@ -46,11 +49,7 @@ func writeStatus(w io.Writer, st control.Status) error {
 	if st.Fenced > 0 {
 		t.row("", "waits for %s that storage has not completed, fenced from the guest's memory", count(st.Fenced, "transfer"))
 	}
-	stop := "requests in flight are cancelled after " + age(st.CancelAfter)
-	if !st.Migratable {
-		stop += ", not migratable"
-	}
-	t.row("on a stop", "%s", stop)
+	t.row("on a stop", "%s", describeStop(&st))
 	if f := st.FrontEnd; f == nil {
 		t.row("front-end", "none")
 	} else {
@@ -76,8 +75,23 @@ func writeStatus(w io.Writer, st control.Status) error {
 	if st.Faults != nil {
 		describeFaults(t, st.Faults)
 	}
+	if st.Console != nil {
+		describePorts(t, st.Console.Ports)
+	}
 	describeRings(t, st.Rings)
 	return t.err
+}
+
+// describeStop says what a stop does with what is in progress.
+func describeStop(st *control.Status) string {
+	stop := "requests in flight are cancelled after " + age(st.CancelAfter)
+	if st.Console != nil {
+		stop = "nothing of a console is in flight"
+	}
+	if !st.Migratable {
+		stop += ", not migratable"
+	}
+	return stop
 }
 
 // table writes lines that begin with a name.
