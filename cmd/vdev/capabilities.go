@@ -9,6 +9,8 @@ import (
 	"slices"
 
 	"github.com/spf13/cobra"
+
+	"vdev/internal/spec"
 )
 
 // What programs that manage virtual machines are told about this one: the types are
@@ -19,7 +21,7 @@ const capabilitiesFlag = "print-capabilities"
 // capabilities is what --print-capabilities prints.
 type capabilities struct {
 	Type     string   `json:"type"`
-	Features []string `json:"features"`
+	Features []string `json:"features,omitempty"`
 }
 
 // wantsCapabilities tells whether the capabilities are asked for, wherever among the arguments: the
@@ -28,7 +30,11 @@ func wantsCapabilities(args []string) bool {
 	return slices.Contains(args, "--"+capabilitiesFlag)
 }
 
-func printCapabilities(w io.Writer) error {
+// printCapabilities prints those of the command that the arguments begin with, or of blk.
+func printCapabilities(w io.Writer, args []string) error {
+	if args[0] == consoleName {
+		return printJSON(w, capabilities{Type: "console"})
+	}
 	return printJSON(w, capabilities{Type: "block", Features: []string{"read-only", "blk-file"}})
 }
 
@@ -39,12 +45,16 @@ type description struct {
 	Binary      string `json:"binary"`
 }
 
-// descriptionFile is the description of a vdev installed in /usr/local/bin.
-//
-//go:embed 50-vdev-blk.json
-var descriptionFile []byte
+// The descriptions of a vdev installed in /usr/local/bin.
+var (
+	//go:embed 50-vdev-blk.json
+	blkDescription []byte
+	//go:embed 50-vdev-console.json
+	consoleDescription []byte
+)
 
 func newDescriptionCommand() *cobra.Command {
+	kind := spec.Choice{Value: "block", Of: []string{"block", "console"}}
 	var binary string
 	cmd := &cobra.Command{
 		Use:   "print-description",
@@ -53,25 +63,33 @@ func newDescriptionCommand() *cobra.Command {
 schema has it. Programs that manage virtual machines look for such files in
 /usr/share/qemu/vhost-user, /etc/qemu/vhost-user and
 $XDG_CONFIG_HOME/qemu/vhost-user; a file of the same name in a later folder
-overrides the one in an earlier.`,
+overrides the one in an earlier.
+
+A manager gives nothing but options. So what serves consoles is a link to vdev by
+the name vdev-console, with which 'vdev console' is meant.`,
 		Example: `  vdev print-description | sudo tee /etc/qemu/vhost-user/50-vdev-blk.json
+  vdev print-description --type console | sudo tee /etc/qemu/vhost-user/50-vdev-console.json
   vdev print-description --binary /opt/vdev/bin/vdev`,
 		Args: noArguments("; the path of vdev is given with --binary"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var d description
-			if err := json.Unmarshal(descriptionFile, &d); err != nil {
+			if err := json.Unmarshal(map[string][]byte{"block": blkDescription, "console": consoleDescription}[kind.Value], &d); err != nil {
 				return &failure{fmt.Errorf("the description built into this program: %w", err)}
 			}
-			if !filepath.IsAbs(binary) {
-				return fmt.Errorf("--binary %q: must be an absolute path", binary)
+			if cmd.Flags().Changed("binary") {
+				if !filepath.IsAbs(binary) {
+					return fmt.Errorf("--binary %q: must be an absolute path", binary)
+				}
+				d.Binary = binary
 			}
-			d.Binary = binary
 			if err := printJSON(cmd.OutOrStdout(), d); err != nil {
 				return &failure{err}
 			}
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&binary, "binary", "/usr/local/bin/vdev", "absolute `path` at which vdev is installed")
+	cmd.Flags().Var(&kind, "type", "what it is that vdev serves")
+	cmd.Flags().StringVar(&binary, "binary", "", "absolute `path` at which vdev is installed (default /usr/local/bin/vdev, or vdev-console there)")
+	completeChoices(cmd, map[string]*spec.Choice{"type": &kind})
 	return cmd
 }

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 
@@ -28,14 +29,23 @@ func init() { runtime.LockOSThread() }
 
 func main() {
 	qemunbd.Witness()
-	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(run(context.Background(), arguments(os.Args), os.Stdout, os.Stderr))
+}
+
+// arguments are those of a command line. By the name vdev-console, which is a link's, 'vdev console'
+// is meant: see print-description.
+func arguments(line []string) []string {
+	if filepath.Base(line[0]) == "vdev-"+consoleName {
+		return append([]string{consoleName}, line[1:]...)
+	}
+	return line[1:]
 }
 
 // run carries out one command line and returns its exit status. It returns early, and cleanly, when
 // ctx ends.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if wantsCapabilities(args) {
-		if err := printCapabilities(stdout); err != nil {
+		if err := printCapabilities(stdout, args); err != nil {
 			fmt.Fprintf(stderr, "vdev: %v\n", err)
 			return exitFailure
 		}

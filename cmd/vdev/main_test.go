@@ -15,11 +15,11 @@ import (
 	"vdev/internal/dev/qemunbd"
 )
 
-// The test binary is vdev itself where it is called by that name: scripts and tests run the real
+// The test binary is vdev itself where it is called by one of its names: scripts and tests run the real
 // command, in a process of its own.
 func TestMain(m *testing.M) {
 	qemunbd.Witness()
-	testscript.Main(m, map[string]func(){"vdev": main})
+	testscript.Main(m, map[string]func(){"vdev": main, "vdev-console": main})
 }
 
 // noRaceSleep keeps a vdev that was built with the race detector from sleeping for a second at its

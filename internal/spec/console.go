@@ -77,10 +77,10 @@ func (c *Config) checkPorts() error {
 	for i := range c.Devices {
 		d := &c.Devices[i]
 		if d.SocketPath != "" {
-			has[path(d.SocketPath)] = d.owns("front-end's socket")
+			has[path(d.SocketPath)] = d.owns("the ", "front-end's socket")
 		}
 		if d.Disk != nil && d.Disk.Driver.File != "" {
-			has[path(d.Disk.Driver.File)] = d.owns("image")
+			has[path(d.Disk.Driver.File)] = d.owns("the ", "image")
 		}
 	}
 	for i := range c.Devices {
@@ -90,7 +90,7 @@ func (c *Config) checkPorts() error {
 		}
 		for j := range d.Console.Ports {
 			p := &d.Console.Ports[j]
-			who := d.owns("port " + p.String())
+			who := d.owns("", "port "+p.String())
 			for _, claim := range p.claims() {
 				if other, taken := has[claim]; taken {
 					return fmt.Errorf("%s and %s both have %s", other, who, claim)
@@ -102,10 +102,10 @@ func (c *Config) checkPorts() error {
 	return nil
 }
 
-// owns names something of a device.
-func (d *Device) owns(what string) string {
+// owns names something of a device, with an article where there is only one device.
+func (d *Device) owns(article, what string) string {
 	if d.Name == "" {
-		return "the " + what
+		return article + what
 	}
 	return "device " + d.Name + "'s " + what
 }
