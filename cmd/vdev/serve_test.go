@@ -88,7 +88,7 @@ func startCommand(t *testing.T, cmd *exec.Cmd) *process {
 func serving(t *testing.T, files []*os.File, args ...string) *process {
 	t.Helper()
 	p := start(t, files, args...)
-	p.waitFor("serving a disk")
+	p.waitFor("serving a ")
 	return p
 }
 

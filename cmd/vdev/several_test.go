@@ -26,13 +26,13 @@ import (
 	"vdev/vhostuser/vhostusertest"
 )
 
-// servingAll starts vdev with an argument list, and waits until all of n disks are served.
+// servingAll starts vdev with an argument list, and waits until all of n devices are served.
 func servingAll(t *testing.T, n int, args ...string) *process {
 	t.Helper()
 	p := start(t, nil, args...)
 	for {
 		written, more := p.stderr.read()
-		if strings.Count(written, "serving a disk") == n {
+		if strings.Count(written, "serving a ") == n {
 			return p
 		}
 		select {

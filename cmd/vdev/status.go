@@ -101,6 +101,9 @@ type table struct {
 }
 
 func (t *table) row(name, format string, args ...any) {
+	if len(name) >= 12 {
+		name += " "
+	}
 	if t.err == nil {
 		_, t.err = fmt.Fprintf(t.w, "%-12s"+format+"\n", append([]any{name}, args...)...)
 	}

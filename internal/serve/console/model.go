@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"vdev/devsw"
@@ -29,6 +30,7 @@ type model struct {
 	parts   serve.Parts
 	driver  *line.Driver
 	device  *virtioconsole.Device
+	ended   atomic.Bool // Close was called
 
 	mu    sync.Mutex
 	ports []*port // by id; one whose line is nil is being added or removed, and only holds its place
@@ -150,6 +152,7 @@ func (m *model) WaitClosed(ctx context.Context) error { return m.device.WaitClos
 // Close implements serve.Model. Terminals and files get what the guest has put out last, if they
 // take it soon.
 func (m *model) Close() error {
+	m.ended.Store(true)
 	patience, enough := context.WithTimeout(context.Background(), endPatience)
 	defer enough()
 	ports := m.there()

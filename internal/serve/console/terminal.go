@@ -9,6 +9,7 @@ import (
 // attached is the End that is a terminal of the control socket's.
 type attached struct {
 	line.Base
+	model *model
 	t     *control.Terminal
 	typed *line.Queue
 }
@@ -21,14 +22,14 @@ func (m *model) Attach(name string, watch bool) (func(*control.Terminal), error)
 	}
 	l := p.line
 	return func(t *control.Terminal) {
-		a := &attached{t: t}
+		a := &attached{model: m, t: t}
 		a.typed = line.NewQueue(control.Unread, a.Ready)
 		role, input := line.Main, func(p []byte) { _, _ = a.typed.Put(p) } // there is room, or it is closed
 		if watch {
 			role, input = line.Watcher, func([]byte) { t.Close("who watches cannot type") }
 		}
 		if l.Add(a, "ctl", role) != nil {
-			t.Close(removed)
+			a.t.Close(m.gone())
 			return
 		}
 		t.Serve(input, func(rows, cols uint16) { a.SetSize(devsw.Winsize{Row: rows, Col: cols}) })
@@ -38,8 +39,13 @@ func (m *model) Attach(name string, watch bool) (func(*control.Terminal), error)
 	}, nil
 }
 
-// removed is why a terminal is detached.
-const removed = "the port is not there any more"
+// gone is why a terminal is detached whose line is closed.
+func (m *model) gone() string {
+	if m.ended.Load() {
+		return "vdev ends"
+	}
+	return "the port was removed"
+}
 
 // Writev implements line.End.
 func (a *attached) Writev(p [][]byte) (n int, err error) {
@@ -65,5 +71,5 @@ func (a *attached) Readv(p [][]byte) (int, error) {
 // Close implements line.End.
 func (a *attached) Close() {
 	a.typed.Close()
-	a.t.Close(removed)
+	a.t.Close(a.model.gone())
 }
