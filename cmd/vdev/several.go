@@ -14,24 +14,26 @@ func newServeCommand() *cobra.Command {
 	var devices []string
 	cmd := &cobra.Command{
 		Use:   "serve [CONFIG] [--device key=value,...]...",
-		Short: "Serve several disks",
-		Long: `Serves several disks, each on a socket of its own, for one virtual machine or many.
+		Short: "Serve several devices: disks and consoles",
+		Long: `Serves several devices, each on a socket of its own, for one virtual machine or many.
 
-Disks share vdev's event loops, its log and its control socket, and nothing else. Storage that
+Devices share vdev's event loops, its log and its control socket, and nothing else. Storage that
 hangs under one of them, a front-end that does not answer, or a stop that takes its time does
 not touch the others.
 
-A disk that cannot be opened at the start has no socket; the log and 'vdev ctl status' say why.
+A device that cannot be opened at the start has no socket; the log and 'vdev ctl status' say why.
 vdev tries it again, after a second at first and each minute later, and at once after SIGHUP,
-as long as another disk is served or still waited for. If there is no other one, vdev ends at
-once. If the disk is never served, the exit status at the end is 1. A disk whose storage does
-not answer for 5 s at the start is served when it does. With --strict, no disk is served in
-these two cases. A disk that fails later does not end the others.
+as long as another one is served or still waited for. If there is no other one, vdev ends at
+once. If the device is never served, the exit status at the end is 1. A disk whose storage does
+not answer for 5 s at the start is served when it does. With --strict, no device is served in
+these two cases. A device that fails later does not end the others.
 
-A disk is described by the flags of 'vdev blk', without their dashes, and a name:
+A disk is described by the flags of 'vdev blk', without their dashes, and a name. A console has the
+type console, and the flags of 'vdev console':
 
   --device name=root,socket-path=/run/vm1-root.sock,blk-file=root.qcow2
   --device name=scratch,socket-path=/run/vm1-scratch.sock,driver=md,,size=1G
+  --device type=console,socket-path=/run/vm1-tty.sock,port=driver=pty,,path=/run/vm1.tty
 
 (a comma that belongs to a value is written twice), or in the file CONFIG, in TOML:
 
@@ -49,10 +51,15 @@ A disk is described by the flags of 'vdev blk', without their dashes, and a name
   serial = "scratch"
   num-queues = 4
 
+  [[device]]
+  type = "console"
+  socket-path = "/run/vm1-tty.sock"
+  port = ["driver=pty,path=/run/vm1.tty", "name=org.qemu.guest_agent.0,driver=socket,path=/run/vm1-agent.sock"]
+
 Paths are from the folder that vdev is started in, as they are for its flags.
 
-The log, the trace and 'vdev ctl' know a disk by its name; vdev ctl --device NAME speaks to it.
-Signals are those of 'vdev blk', for all disks.`,
+The log, the trace and 'vdev ctl' know a device by its name; vdev ctl --device NAME speaks to it.
+Signals are those of 'vdev blk' and 'vdev console', for all devices.`,
 		Example: `  vdev serve /etc/vdev.toml
   vdev serve --control /run/vdev.ctl --device socket-path=a.sock,blk-file=a.img --device socket-path=b.sock,blk-file=b.img`,
 		Args: cobra.MaximumNArgs(1),
@@ -69,8 +76,8 @@ Signals are those of 'vdev blk', for all disks.`,
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
-	fs.BoolVar(&p.Strict, "strict", false, "serve all disks or none: end if one of them cannot be opened at the start")
-	fs.StringArrayVar(&devices, "device", nil, "serve the disk that `KEY=VALUE,...` describe")
+	fs.BoolVar(&p.Strict, "strict", false, "serve all devices or none: end if one of them cannot be opened at the start")
+	fs.StringArrayVar(&devices, "device", nil, "serve the device that `KEY=VALUE,...` describe")
 	p.Register(fs)
 	completeProcess(cmd, p)
 	completeNothing(cmd, "device")

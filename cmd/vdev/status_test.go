@@ -112,3 +112,46 @@ func TestStatusTellsThatItCouldNotBeWritten(t *testing.T) {
 		}
 	}
 }
+
+func TestTheStatusOfAConsoleIsReadable(t *testing.T) {
+	st := control.Status{
+		PID: 42, Version: "v1", Seconds: 1, LogLevel: "info", Socket: "/run/vm1.sock", AIO: "io_uring", State: "open",
+		Console: &control.Console{Multiport: true, MaxPorts: 4, Queues: 10, ResizeOrder: "rows-first", Ports: []control.Port{
+			{ID: 0, Console: true, Driver: "pty /run/vm1.tty", Overflow: "drop", State: "open", GuestReady: true, GuestOpen: true, Attached: true,
+				Size: control.Window{Columns: 100, Rows: 40}, Told: control.Window{Columns: 80, Rows: 24}, Output: 123456, Input: 7, Dropped: 9, Kept: 4096,
+				Ends: []control.End{{Name: "pty", Output: 123400, Input: 7, Lost: 56, Size: control.Window{Columns: 100, Rows: 40}}, {Name: "log", Watches: true, Output: 123456}}},
+			{ID: 3, Name: "org.qemu.guest_agent.0", Driver: "socket /run/a", Overflow: "wait", State: "failed", Error: "no device", GuestReady: true,
+				Output: 5, Waiting: 5, Ends: []control.End{{Name: "client", Gone: true, Input: 2}}},
+			{ID: 1, Driver: "null", State: "closed"},
+		}},
+	}
+	const want = `
+vdev        process 42, for 1s, log level info, v1
+console     3 ports of 4, 10 queues (num_vqs), sizes are told rows-first
+socket      /run/vm1.sock
+state       open
+on a stop   nothing of a console is in flight, not migratable
+front-end   none
+port                      driver              state   guest  size    output  input
+0                         pty /run/vm1.tty    open    open   100x40  123456  7      9 bytes were dropped, the guest was told 80x24
+                          pty                                100x40  123400  7      has missed 56 bytes
+                          log                                -       123456  0      watches
+3 org.qemu.guest_agent.0  socket /run/a       failed  ready  -       5       0      5 bytes wait, no device
+                          nobody is attached
+                          client                             -       0       2      has gone
+1                         null                closed  -      -       0       0
+                          nobody is attached
+`
+	var b strings.Builder
+	if err := writeStatus(&b, st); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(strings.TrimPrefix(want, "\n"), b.String()); diff != "" {
+		t.Errorf("the status differs (-want +got):\n%s", diff)
+	}
+	for room := range b.Len() {
+		if err := writeStatus(&full{room}, st); err != errFull {
+			t.Fatalf("with room for %d of %d bytes it returns %v", room, b.Len(), err)
+		}
+	}
+}
