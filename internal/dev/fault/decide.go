@@ -10,12 +10,74 @@ import (
 	"vdev/devsw"
 )
 
-// ruleState is a rule in force. Under softc.mu.
+// ruleState is a rule in force.
 type ruleState struct {
 	Rule
 	rng     *rand.Rand
 	matched uint64
 	hit     uint64
+}
+
+// ruleSet are the rules in force on one device, and what they have done. Whoever has it locks it.
+type ruleSet struct {
+	rules    []*ruleState
+	injected [Crash + 1]uint64
+}
+
+// add puts a rule in force.
+func (s *ruleSet) add(r Rule) { s.rules = append(s.rules, &ruleState{Rule: r, rng: generator(r.Seed)}) }
+
+// drop takes a rule out of force, or all of them (id 0), and tells whether there was one.
+func (s *ruleSet) drop(id int) bool {
+	before := len(s.rules)
+	s.rules = slices.DeleteFunc(s.rules, func(r *ruleState) bool { return id == 0 || r.ID == id })
+	return len(s.rules) < before
+}
+
+// decide asks the rules about an operation on the n bytes from pos on, in sectors of so many bytes.
+func (s *ruleSet) decide(op Ops, pos, n, sector int64) (v verdict) {
+	for _, r := range s.rules {
+		if !r.match(op, pos, n) {
+			continue
+		}
+		switch r.Action {
+		case Delay:
+			v.delay += r.delay()
+			if v.delay < 0 {
+				v.delay = math.MaxInt64
+			}
+			v.uncancellable = v.uncancellable || r.Uncancellable
+			if !v.hang {
+				v.rule = r.ID
+			}
+		case Hang:
+			v.hang = true
+			v.uncancellable = v.uncancellable || r.Uncancellable
+			v.rule = r.ID
+		default:
+			if v.ended || !r.end(&v, op, n, sector) {
+				continue
+			}
+			v.ended = true
+		}
+		r.hit++
+		s.injected[r.Action]++
+	}
+	// There is nobody left to cancel these.
+	v.uncancellable = v.uncancellable || op&(Close|Cancel) != 0
+	return v
+}
+
+// tell adds the rules, and what they have done, to a State.
+func (s *ruleSet) tell(to *State) {
+	for a, n := range s.injected {
+		if n > 0 {
+			to.Injected[Action(a)] += n
+		}
+	}
+	for _, r := range s.rules {
+		to.Rules = append(to.Rules, RuleState{Rule: r.Rule, Matched: r.matched, Hit: r.hit})
+	}
 }
 
 // verdict is what the rules have decided about one operation.
@@ -50,7 +112,7 @@ func (sc *softc) setRule(r Rule) (int, error) {
 	defer sc.mu.Unlock()
 	sc.lastRule++
 	r.ID = sc.lastRule
-	sc.rules = append(sc.rules, &ruleState{Rule: r, rng: generator(r.Seed)})
+	sc.add(r)
 	sc.rearmLocked()
 	return r.ID, nil
 }
@@ -60,10 +122,9 @@ func (sc *softc) setRule(r Rule) (int, error) {
 func (sc *softc) clearRule(id int) error {
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
-	before := len(sc.rules)
-	sc.rules = slices.DeleteFunc(sc.rules, func(r *ruleState) bool { return id == 0 || r.ID == id })
+	found := sc.drop(id)
 	sc.rearmLocked()
-	if id != 0 && len(sc.rules) == before {
+	if id != 0 && !found {
 		return devsw.ENOENT
 	}
 	return nil
@@ -77,36 +138,7 @@ func (sc *softc) decideLocked(op Ops, pos, n int64) (v verdict) {
 		v.errno = devsw.EIO
 		return v
 	}
-	for _, r := range sc.rules {
-		if !r.match(op, pos, n) {
-			continue
-		}
-		switch r.Action {
-		case Delay:
-			v.delay += r.delay()
-			if v.delay < 0 {
-				v.delay = math.MaxInt64
-			}
-			v.uncancellable = v.uncancellable || r.Uncancellable
-			if !v.hang {
-				v.rule = r.ID
-			}
-		case Hang:
-			v.hang = true
-			v.uncancellable = v.uncancellable || r.Uncancellable
-			v.rule = r.ID
-		default:
-			if v.ended || !r.end(&v, op, n, sc.sector) {
-				continue
-			}
-			v.ended = true
-		}
-		r.hit++
-		sc.injected[r.Action]++
-	}
-	// There is nobody left to cancel these.
-	v.uncancellable = v.uncancellable || op&(Close|Cancel) != 0
-	return v
+	return sc.decide(op, pos, n, sc.sector)
 }
 
 // match tells whether the rule hits the operation.

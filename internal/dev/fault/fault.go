@@ -48,9 +48,8 @@ type softc struct {
 
 	mu sync.Mutex
 
-	rules    []*ruleState
+	ruleSet
 	lastRule int
-	injected [Crash + 1]uint64
 	off      bool // since a crash, until d_close
 
 	holds    map[*hold]struct{}

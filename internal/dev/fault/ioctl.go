@@ -124,14 +124,7 @@ func (sc *softc) state() State {
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
 	s.Off = sc.off
-	for a, n := range sc.injected {
-		if n > 0 {
-			s.Injected[Action(a)] = n
-		}
-	}
-	for _, r := range sc.rules {
-		s.Rules = append(s.Rules, RuleState{Rule: r.Rule, Matched: r.matched, Hit: r.hit})
-	}
+	sc.tell(&s)
 	for _, h := range slices.SortedFunc(maps.Keys(sc.holds), func(a, b *hold) int { return cmp.Compare(a.order, b.order) }) {
 		s.Held = append(s.Held, Held{
 			Op: h.op, Pos: h.pos, N: h.n, Since: h.since, Rule: h.v.rule, Hangs: h.hanging, Uncancellable: h.v.uncancellable,
