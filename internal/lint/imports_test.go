@@ -64,7 +64,7 @@ var layers = map[string][]string{
 	"internal/dev/vnd":       {"devsw", "devsw/disk", "internal/dev/imagefile", "internal/sys"},
 	"internal/dev/null":      {"devsw", "devsw/disk"},
 	"internal/dev/nbd":       {"devsw", "devsw/disk", "internal/sys"},
-	"internal/dev/fault":     {"devsw", "devsw/disk"},
+	"internal/dev/fault":     {"devsw", "devsw/disk", "internal/units"},
 	"internal/dev/qemunbd":   {"devsw", "internal/child", "internal/sys"},
 	"internal/child":         {"internal/sys"},
 	"internal/terminal":      {"internal/sys"},

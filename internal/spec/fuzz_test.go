@@ -77,7 +77,11 @@ func blockSize(c Disk) string {
 // text writes a port as ParsePort reads it.
 func (p Port) text() string {
 	onOff := map[bool]string{true: "on", false: "off"}
-	fields := []string{"driver=" + p.Driver, "console=" + onOff[p.Console], "overflow=" + map[bool]string{true: "wait", false: "drop"}[p.Wait]}
+	driver := "driver="
+	if p.Faulty {
+		driver = "driver=fault,lower="
+	}
+	fields := []string{driver + p.Driver, "console=" + onOff[p.Console], "overflow=" + map[bool]string{true: "wait", false: "drop"}[p.Wait]}
 	add := func(given bool, format string, args ...any) {
 		if given {
 			fields = append(fields, strings.ReplaceAll(fmt.Sprintf(format, args...), ",", ",,"))
@@ -87,6 +91,9 @@ func (p Port) text() string {
 		add(r.Timestamps, "%stimestamps", prefix)
 		add(r.MaxSize != 0, "%smax-size=%d", prefix, r.MaxSize)
 		add(r.MaxFiles != 0, "%smax-files=%d", prefix, r.MaxFiles)
+	}
+	for _, r := range p.Faults {
+		add(true, "rule=%v", r)
 	}
 	add(p.ID != AnyID, "id=%d", p.ID)
 	add(p.Name != "", "name=%s", p.Name)

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"strings"
 
 	"vdev/devsw"
+	"vdev/internal/dev/fault"
 )
 
 // AnyID is the ID of a port that is given one.
@@ -46,6 +48,9 @@ type Port struct {
 	// Wait: the guest waits where nobody takes its output, rather than that the oldest is dropped.
 	Wait bool
 	Size devsw.Winsize // of the window, where no terminal tells; zero: none
+	// Faulty: the driver fault stands on it, with these rules.
+	Faulty bool
+	Faults []fault.Rule
 }
 
 // Rotation says how a log is written.
@@ -99,7 +104,9 @@ var (
 		"null":   {},
 		"loop":   {},
 	}
-	portDriverNames = []string{"pty", "stdio", "socket", "file", "null", "loop"}
+	portDriverNames = []string{"pty", "stdio", "socket", "file", "null", "loop", "fault"}
+	// faultyOptions are those of the driver fault, which go with those of the one below.
+	faultyOptions = []string{"rule", "lower"}
 )
 
 // portName is what the name of a port looks like: it is the name of a link in a Linux guest's
@@ -114,25 +121,27 @@ func ParsePort(s string) (Port, error) {
 	p := Port{ID: AnyID, Watchers: -1}
 	given := map[string]bool{}
 	fields := splitOptions(s)
-	for _, field := range fields {
-		if d, ok := strings.CutPrefix(field, "driver="); ok {
-			p.Driver = d
+	if p.Driver = last(fields, "driver="); p.Driver == "" {
+		return p, fmt.Errorf("the option driver is missing: %s", OneOf(portDriverNames))
+	}
+	options, names := portOptions, portDriverNames
+	if p.Driver == "fault" {
+		if p.Faulty, p.Driver = true, last(fields, "lower="); p.Driver == "" {
+			return p, fmt.Errorf("driver=fault needs the option lower=NAME, and that driver's options")
 		}
+		options, names = slices.Concat(options, faultyOptions), names[:len(names)-1]
 	}
 	own, ok := portDrivers[p.Driver]
-	switch {
-	case p.Driver == "":
-		return p, fmt.Errorf("the option driver is missing: %s", OneOf(portDriverNames))
-	case !ok:
-		return p, fmt.Errorf("driver %q: must be %s", p.Driver, OneOf(portDriverNames))
+	if !ok {
+		return p, fmt.Errorf("driver %q: must be %s", p.Driver, OneOf(names))
 	}
-	options := slices.Concat(portOptions, own)
+	options = slices.Concat(options, own)
 	for _, field := range fields {
 		key, value, hasValue := strings.Cut(field, "=")
 		if !slices.Contains(options, key) {
 			return p, fmt.Errorf("a port with driver=%s has no option %q; it has %s", p.Driver, key, strings.Join(options, ", "))
 		}
-		if given[key] {
+		if given[key] && key != "rule" {
 			return p, fmt.Errorf("%s is given twice", key)
 		}
 		given[key] = true
@@ -149,10 +158,29 @@ func ParsePort(s string) (Port, error) {
 	return p, p.check(given)
 }
 
+// last gives the value of the last option that begins so, or nothing.
+func last(fields []string, prefix string) (value string) {
+	for _, field := range fields {
+		if v, ok := strings.CutPrefix(field, prefix); ok {
+			value = v
+		}
+	}
+	return value
+}
+
 // set sets one option.
 func (p *Port) set(key, value string, hasValue bool) (err error) {
 	switch key {
-	case "driver": // known by now
+	case "driver", "lower": // known by now
+	case "rule":
+		var r fault.Rule
+		if r, err = fault.ParseRule(value); err == nil {
+			err = fault.LineRule(r)
+		}
+		if err != nil {
+			err = errors.New(fault.Reason(err))
+		}
+		p.Faults = append(p.Faults, r)
 	case "name":
 		switch p.Name = value; {
 		case !portName.MatchString(value) || len(value) > maxPortName:

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"vdev/devsw"
+	"vdev/internal/dev/fault"
 )
 
 var (
@@ -24,10 +25,13 @@ var (
 			File: Rotation{Timestamps: true, MaxSize: 1 << 20, MaxFiles: 3}},
 		"driver=null,console=off,log=l,log-timestamps=on,log-max-size=8K": {
 			ID: AnyID, Driver: "null", Wait: true, Watchers: -1, Log: &Log{"l", Rotation{Timestamps: true, MaxSize: 8 << 10}}},
+		"driver=fault,rule=hang:write:count=1,rule=error:read,path=x,lower=pty": {
+			ID: AnyID, Console: true, Driver: "pty", Path: "x", Watchers: -1, Faulty: true, Faults: []fault.Rule{
+				{Action: fault.Hang, Ops: fault.Write, Count: 1}, {Action: fault.Error, Ops: fault.Read}}},
 		"driver=loop,id=0": {ID: 0, Console: true, Driver: "loop", Watchers: -1},
 	}
 	badPorts = map[string]string{
-		"":                                           "the option driver is missing: pty, stdio, socket, file, null or loop",
+		"":                                           "the option driver is missing: pty, stdio, socket, file, null, loop or fault",
 		"name=x":                                     "the option driver is missing",
 		"driver=tty":                                 `driver "tty": must be pty, stdio`,
 		"driver=null,path=x":                         `a port with driver=null has no option "path"; it has name, id,`,
@@ -62,6 +66,12 @@ var (
 		"driver=socket,path=a,connect,watchers=2":    "watchers: with connect there is one client, vdev",
 		"driver=socket,path=a,watchers=65":           "watchers=65: must be a whole number from 0 to 64",
 		"driver=null,log-timestamps":                 "log-timestamps, log-max-size and log-max-files go with log=PATH",
+		"driver=fault":                               "driver=fault needs the option lower=NAME, and that driver's options",
+		"driver=fault,lower=fault":                   `driver "fault": must be pty, stdio, socket, file, null or loop`,
+		"driver=null,rule=hang:read":                 `has no option "rule"`,
+		"driver=fault,lower=null,rule=hang":          `rule "hang": an operation is missing`,
+		"driver=fault,lower=null,rule=hang:flush":    `rule "hang:flush": a port of a console has the operations read, write, open, close and cancel`,
+		"driver=fault,lower=null,lower=loop":         "lower is given twice",
 		"driver=null,log=":                           "log: a path is missing",
 		"driver=null,log=a,log-max-files=2":          "log-max-files goes with log-max-size",
 	}
