@@ -32,11 +32,12 @@ const (
 // transfers of files (devsw.AIO) that its reactors have for drivers, and internal/serve nothing of
 // what kinds of devices there are.
 var layers = map[string][]string{
-	"cmd/vdev": {"internal/serve", "internal/serve/blk", "internal/serve/console", "internal/terminal",  "vhostuser", "internal/dev/fault", "internal/dev/qemunbd", "internal/spec", "internal/trace", "internal/control", "internal/bench/load", "internal/bench/chart"},
+	"cmd/vdev": {"internal/serve", "internal/serve/blk", "internal/serve/console", "internal/terminal", "vhostuser", "internal/dev/fault", "internal/dev/qemunbd", "internal/spec", "internal/trace", "internal/control", "internal/bench/load", "internal/bench/chart"},
 
 	"internal/serve":         {"vhostuser", "specfs", "devsw", "internal/control", "internal/trace", "internal/offload", "internal/tasks"},
-	"internal/serve/console": {"internal/serve", "vhostuser/virtioconsole", "vhostuser", "devsw", "devsw/line", "internal/dev/...", "internal/terminal", "internal/spec", "internal/control"},
-	"internal/serve/blk":     {"internal/serve", "vhostuser/virtioblk", "vhostuser", "devsw", "internal/dev/...", "internal/spec", "internal/control"},
+	"internal/serve/faulty":  {"internal/serve", "internal/control", "internal/dev/fault", "devsw"},
+	"internal/serve/console": {"internal/serve", "internal/serve/faulty", "vhostuser/virtioconsole", "vhostuser", "devsw", "devsw/line", "internal/dev/...", "internal/terminal", "internal/spec", "internal/control"},
+	"internal/serve/blk":     {"internal/serve", "internal/serve/faulty", "vhostuser/virtioblk", "vhostuser", "devsw", "internal/dev/...", "internal/spec", "internal/control"},
 
 	"vhostuser":               {"virtq", "devsw", "internal/reactor", "internal/guestmem", "internal/sys"},
 	"vhostuser/virtioconsole": {"vhostuser", "virtq", "specfs", "devsw"},

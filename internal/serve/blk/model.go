@@ -10,12 +10,14 @@ import (
 	"vdev/internal/control"
 	"vdev/internal/dev/nbd"
 	"vdev/internal/serve"
+	"vdev/internal/serve/faulty"
 	"vdev/vhostuser"
 	"vdev/vhostuser/virtioblk"
 )
 
 // model is virtio-blk on storage.
 type model struct {
+	faulty.Rules
 	disk    Disk // with the driver that it was found to have
 	parts   serve.Parts
 	storage *storage

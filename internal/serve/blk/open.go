@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"vdev/internal/serve"
+	"vdev/internal/serve/faulty"
 	"vdev/vhostuser/virtioblk"
 )
 
@@ -98,5 +99,7 @@ func (d Disk) open(ctx context.Context, p serve.Parts) (_ *model, err error) {
 		return nil, err
 	}
 	learner.Store(device)
-	return &model{disk: d, parts: p, storage: s, info: info, device: device}, nil
+	m := &model{disk: d, parts: p, storage: s, info: info, device: device}
+	m.Rules = faulty.Rules{Commands: p.Commands, Control: m.fault}
+	return m, nil
 }

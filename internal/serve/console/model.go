@@ -14,7 +14,9 @@ import (
 	"vdev/devsw"
 	"vdev/devsw/line"
 	"vdev/internal/control"
+	"vdev/internal/dev/fault"
 	"vdev/internal/serve"
+	"vdev/internal/serve/faulty"
 	"vdev/internal/spec"
 	"vdev/vhostuser"
 	"vdev/vhostuser/virtioconsole"
@@ -26,24 +28,28 @@ const endPatience = time.Second
 
 // model is virtio-console on ports.
 type model struct {
+	faulty.Rules
 	console Console
 	parts   serve.Parts
 	driver  *line.Driver
 	device  *virtioconsole.Device
 	ended   atomic.Bool // Close was called
 
-	mu    sync.Mutex
-	ports []*port // by id; one whose line is nil is being added or removed, and only holds its place
+	mu     sync.Mutex
+	faults *fault.LineDriver // nil: no port has ever had it
+	ports  []*port           // by id; one whose line is nil is being added or removed, and only holds its place
 }
 
 var (
 	_ serve.Model    = (*model)(nil)
 	_ control.Ported = (*model)(nil)
+	_ control.Faulty = (*model)(nil)
 )
 
 // Open implements serve.Kind.
 func (c Console) Open(_ context.Context, parts serve.Parts) (_ serve.Model, err error) {
 	m := &model{console: c, parts: parts}
+	m.Rules = faulty.Rules{Commands: parts.Commands, Control: m.fault}
 	if m.driver, err = line.Attach(parts.Table, "tty", devsw.NODEVMAJOR); err != nil {
 		return nil, err
 	}
@@ -58,7 +64,7 @@ func (c Console) Open(_ context.Context, parts serve.Parts) (_ serve.Model, err 
 	}
 	for i := range c.Ports {
 		p := &port{Port: c.Ports[i]}
-		if err := c.open(p, m.driver, parts); err != nil {
+		if err := m.open(p); err != nil {
 			return nil, fmt.Errorf("--port %s: %w", p, err)
 		}
 		m.ports = append(m.ports, p)
@@ -161,7 +167,11 @@ func (m *model) Close() error {
 		all.Go(func() { _ = p.line.Drain(patience) })
 	}
 	all.Wait()
-	err := m.driver.Detach()
+	var err error
+	if m.faults != nil {
+		err = m.faults.Detach()
+	}
+	err = errors.Join(err, m.driver.Detach())
 	for _, p := range ports {
 		_ = p.line.Wait(patience) // a file that hangs is the kernel's to end
 	}
@@ -255,13 +265,13 @@ func (m *model) release(p *port) {
 // add opens a port that has its place, and gives it to the guest.
 func (m *model) add(p *port) error {
 	opened := &port{Port: p.Port}
-	if err := m.console.open(opened, m.driver, m.parts); err != nil {
+	if err := m.open(opened); err != nil {
 		m.release(p)
 		return err
 	}
 	if err := m.device.AddPort(opened.device()); err != nil {
 		m.release(p)
-		return errors.Join(err, m.driver.Destroy(p.ID))
+		return errors.Join(err, m.close(opened))
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -300,7 +310,7 @@ func (m *model) remove(p *port, l *line.Line) error {
 	patience, enough := context.WithTimeout(context.Background(), endPatience)
 	defer enough()
 	_ = l.Drain(patience)
-	err := m.driver.Destroy(p.ID)
+	err := m.close(p)
 	m.release(p)
 	return err
 }

@@ -7,7 +7,6 @@ import (
 	"vdev/devsw"
 	"vdev/devsw/line"
 	"vdev/internal/control"
-	"vdev/internal/serve"
 	"vdev/internal/spec"
 	"vdev/vhostuser/virtioconsole"
 )
@@ -26,7 +25,7 @@ type reopener interface{ Reopen() error }
 
 // open makes the line of a port, with what is at its other side, and makes it a unit of the driver.
 // close ends it.
-func (c *Console) open(p *port, driver *line.Driver, parts serve.Parts) (err error) {
+func (m *model) open(p *port) (err error) {
 	conf := line.Config{Scrollback: int(p.Scrollback), Size: p.Size}
 	if p.Wait {
 		conf.Overflow = line.Wait
@@ -37,18 +36,32 @@ func (c *Console) open(p *port, driver *line.Driver, parts serve.Parts) (err err
 			l.Close()
 		}
 	}()
-	if err := c.addEnds(p, l, parts); err != nil {
+	if err := m.addEnds(p, l); err != nil {
 		return err
 	}
-	if p.dev, err = driver.Create(p.ID, l); err != nil {
+	if p.dev, err = m.driver.Create(p.ID, l); err != nil {
 		return err
+	}
+	if p.Faulty {
+		if err := m.makeFaulty(p); err != nil {
+			return errors.Join(err, m.driver.Destroy(p.ID))
+		}
 	}
 	p.line = l
 	return nil
 }
 
+// close takes the device of a port away, which is not open any more.
+func (m *model) close(p *port) error {
+	var err error
+	if p.Faulty {
+		err = m.faults.Destroy(p.ID)
+	}
+	return errors.Join(err, m.driver.Destroy(p.ID))
+}
+
 // addEnds adds what is at the other side of a port.
-func (c *Console) addEnds(p *port, l *line.Line, parts serve.Parts) error {
+func (m *model) addEnds(p *port, l *line.Line) error {
 	switch p.Driver {
 	case "null":
 		return l.Add(line.NewNull(), "null", line.Main)
@@ -78,6 +91,9 @@ func (p *port) status() control.Port {
 	}
 	if place := p.Place(); place != "" {
 		to.Driver += " " + place
+	}
+	if p.Faulty {
+		to.Driver = "fault on " + to.Driver
 	}
 	if p.Wait {
 		to.Overflow = line.Wait.String()
