@@ -122,7 +122,7 @@ func (p *person) sees(text string) string {
 		select {
 		case <-more:
 		case <-timeout:
-			p.t.Fatalf("the terminal does not show %q", text)
+			p.t.Fatalf("the terminal does not show %q, but at its end %q", text, shown[max(0, len(shown)-200):])
 		}
 	}
 }

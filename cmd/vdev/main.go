@@ -32,8 +32,8 @@ func main() {
 	os.Exit(run(context.Background(), arguments(os.Args), os.Stdout, os.Stderr))
 }
 
-// arguments are those of a command line. By the name vdev-console, which is a link's, 'vdev console'
-// is meant: see print-description.
+// arguments are those of a command line. By the name vdev-console, which is a link's, 'vdev
+// console' is meant: see print-description.
 func arguments(line []string) []string {
 	if filepath.Base(line[0]) == "vdev-"+consoleName {
 		return append([]string{consoleName}, line[1:]...)

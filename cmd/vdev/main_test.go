@@ -15,8 +15,8 @@ import (
 	"vdev/internal/dev/qemunbd"
 )
 
-// The test binary is vdev itself where it is called by one of its names: scripts and tests run the real
-// command, in a process of its own.
+// The test binary is vdev itself where it is called by one of its names: scripts and tests run the
+// real command, in a process of its own.
 func TestMain(m *testing.M) {
 	qemunbd.Witness()
 	testscript.Main(m, map[string]func(){"vdev": main, "vdev-console": main})

@@ -26,8 +26,9 @@ const (
 	maxShown = 16 << 10
 	// maxWhy is how many bytes the reason has for which vdev ends a connection.
 	maxWhy = 1024
-	// byePatience is how long a client may take to be told why.
-	byePatience = time.Second
+	// byePatience is how long a client may take to be told why. It waits only where its socket is
+	// full.
+	byePatience = 3 * time.Second
 )
 
 // The types of a frame, which is a byte of type, two with the length of what follows, the higher

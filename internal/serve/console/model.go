@@ -37,7 +37,8 @@ type model struct {
 
 	mu     sync.Mutex
 	faults *fault.LineDriver // nil: no port has ever had it
-	ports  []*port           // by id; one whose line is nil is being added or removed, and only holds its place
+	// by id; one whose line is nil is being added or removed, and only holds its place
+	ports []*port
 }
 
 var (

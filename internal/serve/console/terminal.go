@@ -24,7 +24,8 @@ func (m *model) Attach(name string, watch bool) (func(*control.Terminal), error)
 	return func(t *control.Terminal) {
 		a := &attached{model: m, t: t}
 		a.typed = line.NewQueue(control.Unread, a.Ready)
-		role, input := line.Main, func(p []byte) { _, _ = a.typed.Put(p) } // there is room, or it is closed
+		// There is room for what is typed, or the queue is closed.
+		role, input := line.Main, func(p []byte) { _, _ = a.typed.Put(p) }
 		if watch {
 			role, input = line.Watcher, func([]byte) { t.Close("who watches cannot type") }
 		}
