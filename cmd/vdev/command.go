@@ -45,6 +45,14 @@ func noArguments(hint string) cobra.PositionalArgs {
 	}
 }
 
+// atMostOne refuses more than one argument.
+func atMostOne(_ *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return fmt.Errorf("unexpected argument %q", args[1])
+	}
+	return nil
+}
+
 // printJSON writes v as people read JSON.
 func printJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)

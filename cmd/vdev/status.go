@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"vdev/internal/control"
 )
@@ -92,21 +91,6 @@ func describeStop(st *control.Status) string {
 		stop += ", not migratable"
 	}
 	return stop
-}
-
-// table writes lines that begin with a name.
-type table struct {
-	w   io.Writer
-	err error
-}
-
-func (t *table) row(name, format string, args ...any) {
-	if len(name) >= 12 {
-		name += " "
-	}
-	if t.err == nil {
-		_, t.err = fmt.Fprintf(t.w, "%-12s"+format+"\n", append([]any{name}, args...)...)
-	}
 }
 
 func describeDisk(d *control.Disk, aio string) string {
@@ -234,14 +218,6 @@ func describeRings(t *table, rings []control.Ring) {
 	}
 }
 
-// count gives a number of things.
-func count(n int, thing string) string {
-	if n == 1 {
-		return "1 " + thing
-	}
-	return fmt.Sprintf("%d %ss", n, thing)
-}
-
 // describeRing gives the cells of a ring's line.
 func describeRing(r *control.Ring) string {
 	cells := []string{strconv.Itoa(r.Index), r.State, strconv.Itoa(r.Size), "-", "-", "-", "-", ""}
@@ -269,16 +245,4 @@ func describeRing(r *control.Ring) string {
 	add(!r.Answered && r.State != "started" && r.State != "stopped" && r.Error == "", "its event loop does not answer")
 	cells[7] = strings.Join(more, ", ")
 	return strings.Join(cells, "\t")
-}
-
-// age gives a number of seconds as a duration that is short to read.
-func age(seconds float64) string {
-	d := time.Duration(seconds * float64(time.Second))
-	switch {
-	case d >= time.Minute:
-		return d.Round(time.Second).String()
-	case d >= time.Second:
-		return d.Round(10 * time.Millisecond).String()
-	}
-	return d.Round(10 * time.Microsecond).String()
 }
