@@ -83,6 +83,7 @@ var layers = map[string][]string{
 	"internal/bench/scale":   {"internal/child", "vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/sys"},
 	"internal/bench/load":    {"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/guestmem", "internal/sys", "internal/test/consoletest"},
 
+	"internal/bench/qtest":      {"internal/child", "vhostuser", "vhostuser/vhostusertest", "virtq/virtqtest", "internal/sys"},
 	"internal/test/consoletest": {"vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/sys"},
 }
 

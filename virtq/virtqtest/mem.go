@@ -137,6 +137,14 @@ func (m *Mem) alloc(i int, n, align uint64) (uint64, bool) {
 	return gpa, true
 }
 
+// Reset makes everything that was allocated zero, and free again. Nobody uses it any more.
+func (m *Mem) Reset() {
+	for i, r := range m.regions {
+		clear(m.bytes[r.MmapOffset:][:m.next[i]])
+		m.next[i] = 0
+	}
+}
+
 // offset returns where in the memory file the byte at gpa is.
 func (m *Mem) offset(gpa uint64) uint64 {
 	for _, r := range m.regions {

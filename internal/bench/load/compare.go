@@ -6,6 +6,9 @@ import (
 	"math"
 	"slices"
 	"time"
+
+	"vdev/vhostuser/vhostusertest"
+	"vdev/virtq/virtqtest"
 )
 
 // Target is what is measured: a back-end, or something else that does the same work.
@@ -17,8 +20,19 @@ type Target struct {
 	Host *Host
 	// Port is the name of the port, or its number; empty: the first that the back-end adds.
 	Port string
+	// Via, where it is not nil, is how a console is reached that is no back-end at Socket.
+	Via *Via
 	// Do, where it is not nil, does a job in place of Run on a back-end, and says what came of it.
 	Do func(ctx context.Context, j Job) (Result, error)
+}
+
+// Via is how a console is reached.
+type Via struct {
+	// Connect makes a connection to something that behaves as a back-end.
+	Connect func() (*vhostusertest.Frontend, error)
+	// Memory is all the guest memory that the console knows. Whoever connects makes it zero.
+	Memory *virtqtest.Mem
+	PID    int // of the process whose usage counts
 }
 
 func (t *Target) run(ctx context.Context, j Job) (Result, error) {

@@ -152,11 +152,22 @@ func checkConsole(ctx context.Context, t *Target, jobs []Job) (pid int, err erro
 // newConsole connects to the back-end, has a driver begin, and opens the port.
 func newConsole(ctx context.Context, t *Target, j *Job) (*console, error) {
 	c := &console{j: j, host: t.Host, hist: NewLatency()}
-	if err := c.connect(ctx, t.Socket, c.stalled); err != nil {
-		return nil, err
-	}
 	conf := consoletest.Linux()
+	if t.Via == nil {
+		if err := c.connect(ctx, t.Socket, c.stalled); err != nil {
+			return nil, err
+		}
+	} else {
+		f, err := t.Via.Connect()
+		if err != nil {
+			return nil, err
+		}
+		c.use(ctx, f, c.stalled)
+		conf.Mem = t.Via.Memory
+		conf.Mem.Reset()
+	}
 	conf.RingSize = max(minRing, 1<<bits.Len(uint(j.Depth-1)))
+	conf.ControlRing = 32 // no more than that is QEMU's own device ready for
 	conf.Buffer = int(j.BlockSize)
 	// There is no more of it than is used.
 	conf.Memory = 1<<30 + uint64(conf.RingSize)*4*maxBuffer
@@ -166,7 +177,9 @@ func newConsole(ctx context.Context, t *Target, j *Job) (*console, error) {
 		return nil, err
 	}
 	c.g.Patience = patience
-	c.pid = serverOf(c.f.Conn())
+	if c.pid = serverOf(c.f.Conn()); t.Via != nil {
+		c.pid = t.Via.PID
+	}
 	if err := c.open(t.Port); err != nil {
 		c.close()
 		return nil, err

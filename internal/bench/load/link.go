@@ -37,11 +37,15 @@ func explained(ctx context.Context, socket string, do func() error) error {
 // connect connects to the back-end at socket. When ctx ends, it hangs up.
 func (l *link) connect(ctx context.Context, socket string, look func(now time.Time) error) error {
 	f, err := vhostusertest.Dial(socket)
-	if err != nil {
-		return err
+	if err == nil {
+		l.use(ctx, f, look)
 	}
+	return err
+}
+
+// use makes f the connection. When ctx ends, it hangs up.
+func (l *link) use(ctx context.Context, f *vhostusertest.Frontend, look func(now time.Time) error) {
 	l.f, l.look, l.stay = f, look, context.AfterFunc(ctx, func() { f.Conn().Close() })
-	return nil
 }
 
 // hangUp ends the connection.

@@ -40,9 +40,13 @@ var ErrTooFewQueues = errors.New("too few queues")
 type Config struct {
 	Features uint64 // those it takes, of what is offered
 	RingSize int    // descriptors
-	Buffer   int    // bytes of a port's receive buffer
-	Chunk    int    // bytes of a transmit chain that Write makes, at most
-	Memory   uint64 // bytes of guest memory, of which only those count that are used
+	// ControlRing is what RingSize is to the control rings; 0: the same.
+	ControlRing int
+	Buffer      int    // bytes of a port's receive buffer
+	Chunk       int    // bytes of a transmit chain that Write makes, at most
+	Memory      uint64 // bytes of guest memory, of which only those count that are used
+	// Mem is the guest's memory where it is not nil. It is the caller's, who closes it.
+	Mem *virtqtest.Mem
 
 	// LateSize: the size in the configuration space is not read at Bind, but only after a change is
 	// told. Linux 6.1 is so.
@@ -67,6 +71,10 @@ func NetBSD() Config {
 		RingSize: 64, Buffer: 128, Chunk: 128, Memory: 16 << 20, Forgetful: true,
 	}
 }
+
+// lowMemory is what a Guest leaves alone at the start of its memory, in bytes: on a PC not all of
+// that is memory.
+const lowMemory = 1 << 20
 
 // The control rings, with MULTIPORT.
 const (
@@ -164,9 +172,12 @@ func New(f *vhostusertest.Frontend, cfg Config) (*Guest, error) {
 		if err := g.epoll.Add(g.wake.Int(), tagWake); err != nil {
 			return err
 		}
-		if g.mem, err = virtqtest.NewMem(virtqtest.Range{Size: cfg.Memory}); err != nil {
-			return err
+		if g.mem = cfg.Mem; g.mem == nil {
+			if g.mem, err = virtqtest.NewMem(virtqtest.Range{Size: cfg.Memory}); err != nil {
+				return err
+			}
 		}
+		g.mem.Alloc(lowMemory, 1)
 		return nil
 	}()
 	if err == nil {
@@ -220,7 +231,7 @@ func (g *Guest) Close() {
 			q.Ring.Close()
 		}
 	}
-	if g.mem != nil {
+	if g.mem != nil && g.cfg.Mem == nil {
 		g.mem.Close()
 	}
 	if g.wake != nil {
@@ -309,11 +320,15 @@ func (g *Guest) setUp(n int) error {
 			g.queues[i].Renew()
 			continue
 		}
-		r, err := g.f.NewRing(g.mem, i, g.cfg.RingSize)
+		size := g.cfg.RingSize
+		if g.cfg.ControlRing != 0 && g.Multiport() && (i == controlIn || i == controlOut) {
+			size = g.cfg.ControlRing
+		}
+		r, err := g.f.NewRing(g.mem, i, size)
 		if err != nil {
 			return err
 		}
-		g.queues = append(g.queues, &queue{Ring: r, held: make([]buffer, g.cfg.RingSize)})
+		g.queues = append(g.queues, &queue{Ring: r, held: make([]buffer, size)})
 		if err := errors.Join(g.epoll.Add(r.CallFD(), tagCall|uint64(i)), g.epoll.Add(r.ErrFD(), tagErr|uint64(i))); err != nil {
 			return err
 		}
