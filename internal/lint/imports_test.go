@@ -66,6 +66,10 @@ var layers = map[string][]string{
 	"internal/dev/null":      {"devsw", "devsw/disk"},
 	"internal/dev/nbd":       {"devsw", "devsw/disk", "internal/sys"},
 	"internal/dev/fault":     {"devsw", "devsw/disk", "internal/units"},
+	"internal/dev/pty":       {"devsw", "devsw/line", "internal/ready", "internal/sys"},
+	"internal/dev/stdio":     {"devsw", "devsw/line", "internal/terminal"},
+	"internal/dev/logfile":   {"devsw/line", "internal/sys"},
+	"internal/test/linetest": {"devsw", "devsw/line"},
 	"internal/dev/qemunbd":   {"devsw", "internal/child", "internal/sys"},
 	"internal/child":         {"internal/sys"},
 	"internal/terminal":      {"internal/sys"},
@@ -107,6 +111,8 @@ var blind = map[string][]string{
 	"internal/dev/vnd":   {"specfs", "virtq", "vhostuser", "vhostuser/virtioblk"},
 	"internal/dev/null":  {"specfs", "virtq", "vhostuser", "vhostuser/virtioblk"},
 	"internal/dev/nbd":   {"specfs", "virtq", "vhostuser", "vhostuser/virtioblk"},
+	"internal/dev/pty":   {"specfs", "virtq", "vhostuser", "vhostuser/virtioblk"},
+	"internal/dev/stdio": {"specfs", "virtq", "vhostuser", "vhostuser/virtioblk"},
 	"internal/dev/fault": {"specfs", "virtq", "vhostuser", "vhostuser/virtioblk"},
 }
 

@@ -45,3 +45,6 @@ func WatchOpens(path string) (*os.File, error) {
 	}
 	return os.NewFile(uintptr(fd), "inotify of "+path), nil
 }
+
+// SetNonblock sets O_NONBLOCK on the open file behind fd, for all who have it.
+func SetNonblock(fd int) error { return os.NewSyscallError("fcntl", unix.SetNonblock(fd, true)) }
