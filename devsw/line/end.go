@@ -67,6 +67,25 @@ const (
 	out                     // removed
 )
 
+// feed is what the goroutine of an End does.
+type feed uint8
+
+const (
+	looking feed = iota
+	asleep       // until wake
+	writing      // in Writev
+)
+
+// stake is what an End has to do with Line.reached, where the overflow is Wait.
+type stake uint8
+
+const (
+	none    stake = iota
+	fresh         // it is the main end, and is to begin there
+	counts        // it is the main end, or was: what it takes counts
+	leaving       // it was, and has gone in a Writev: see Line.leaving
+)
+
 // Base is the part of an End that its Line keeps. The zero Base is ready to use, for one Add. Its
 // methods may be called on any goroutine, also before Add, when Ready, Hangup and Remove do
 // nothing.
@@ -86,10 +105,11 @@ type Base struct {
 	state state
 
 	// Under Line.mu.
-	asleep bool // the goroutine waits for wake
-	cur    cursor
-	sent   int64
-	lost   int64
+	feed  feed
+	stake stake
+	cur   cursor
+	sent  int64
+	lost  int64
 
 	size atomic.Pointer[devsw.Winsize] // nil: none
 

@@ -64,6 +64,7 @@ type Line struct {
 	// reached is up to where output has reached the main end, or, with the overflow Drop, any end.
 	// With Wait it is never below kept.head.
 	reached int64
+	leaving int // main ends that have gone, and whose last Writev has not returned
 	dropped int64
 	size    devsw.Winsize
 	full    bool // a d_write or a d_poll was told that there is no room
@@ -104,7 +105,7 @@ func (l *Line) Add(e End, name string, role Role) error {
 	b.state = seated
 	b.cur.pos = l.kept.head
 	if l.conf.Overflow == Wait && role == Main && l.main == nil {
-		b.cur.pos = l.reached
+		b.stake = fresh
 	}
 	l.ends = append(l.ends, b)
 	if b.in != nil {
@@ -130,6 +131,9 @@ func (l *Line) seatedLocked() (roomier bool) {
 	l.main = nil
 	if i := slices.IndexFunc(l.ends, func(b *Base) bool { return b.role == Main && b.state == seated }); i >= 0 {
 		l.main = l.ends[i]
+		if l.main.stake == none {
+			l.main.stake = counts
+		}
 		l.reached = max(l.reached, l.main.cur.pos)
 	}
 	l.sizeLocked()
@@ -168,7 +172,7 @@ func (l *Line) releaseLocked() (roomier bool) {
 	}
 	low := l.reached
 	for _, b := range l.ends {
-		if b.state == seated {
+		if b.state == seated && b.stake != fresh {
 			low = min(low, b.cur.pos)
 		}
 	}
@@ -245,6 +249,10 @@ func (l *Line) remove(b *Base) {
 
 // goneLocked is called when b is not seated any more.
 func (l *Line) goneLocked(b *Base) (roomier bool) {
+	if b.stake == counts && b.feed == writing {
+		b.stake = leaving
+		l.leaving++
+	}
 	b.wakeLocked()
 	l.movedLocked()
 	return l.seatedLocked()
@@ -259,8 +267,8 @@ func (l *Line) tellGone(roomier bool) {
 
 // wakeLocked has the goroutine of b look.
 func (b *Base) wakeLocked() {
-	if b.asleep {
-		b.asleep = false
+	if b.feed == asleep {
+		b.feed = looking
 		b.wake <- struct{}{} // there is room: it is empty while the goroutine sleeps
 	}
 }
@@ -291,11 +299,20 @@ func (l *Line) next(b *Base, next *batch) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for b.state == seated {
-		b.lost += l.kept.next(&b.cur, next)
-		if next.n > 0 {
-			return true
+		// A new main end goes on where the last one has stopped, which it says when its Writev has
+		// returned.
+		if b.stake == fresh && l.leaving == 0 {
+			b.stake = counts
+			b.cur.pos = l.reached
 		}
-		b.asleep = true
+		if b.stake != fresh {
+			b.lost += l.kept.next(&b.cur, next)
+			if next.n > 0 {
+				b.feed = writing
+				return true
+			}
+		}
+		b.feed = asleep
 		l.mu.Unlock()
 		<-b.wake
 		l.mu.Lock()
@@ -308,8 +325,15 @@ func (l *Line) fed(b *Base, done *batch, n int) {
 	l.mu.Lock()
 	l.kept.done(&b.cur, done, n)
 	b.sent += int64(n)
-	if b == l.main || l.conf.Overflow == Drop {
+	b.feed = looking
+	if b == l.main || b.stake == leaving || l.conf.Overflow == Drop {
 		l.reached = max(l.reached, b.cur.pos)
+	}
+	if b.stake == leaving {
+		l.leaving--
+		if l.main != nil {
+			l.main.wakeLocked()
+		}
 	}
 	roomier := l.releaseLocked()
 	l.movedLocked()

@@ -21,7 +21,9 @@ const (
 type rig struct {
 	testing.TB
 	*Line
+	table  *devsw.Table
 	driver *Driver
+	dev    devsw.Dev
 	node   *specfs.Node
 }
 
@@ -30,13 +32,13 @@ func newRig(t testing.TB, conf Config) *rig {
 	table := devsw.NewTable()
 	d, err := Attach(table, "line", devsw.NODEVMAJOR)
 	must(t, err)
-	r := &rig{TB: t, Line: New(conf), driver: d}
-	dev, err := d.Create(0, r.Line)
+	r := &rig{TB: t, Line: New(conf), table: table, driver: d}
+	r.dev, err = d.Create(0, r.Line)
 	must(t, err)
-	r.node = specfs.New(table).Node(devsw.IFCHR, dev)
+	r.node = specfs.New(table).Node(devsw.IFCHR, r.dev)
 	must(t, r.node.Open(t.Context(), rw))
 	t.Cleanup(func() {
-		if err := r.node.Close(rw); !errors.Is(err, devsw.ENXIO) { // a test may have closed it
+		if err := r.node.Close(rw); !errors.Is(err, devsw.EBADF) { // a test may have closed it
 			must(t, err)
 		}
 		must(t, d.Detach())
@@ -128,11 +130,13 @@ func (s *screen) Readv(p [][]byte) (int, error) { return s.q.Readv(p) }
 
 func (s *screen) Close() {
 	s.q.Close()
+	s.stop()
+}
+
+// stop has its Writev fail.
+func (s *screen) stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		panic("closed twice")
-	}
 	s.closed = true
 	s.cond.Broadcast()
 }
