@@ -14,20 +14,23 @@ import (
 	"vdev/internal/child"
 )
 
-// allocTests are the tests that a read or a write allocates nothing on its way, layer by layer and
+// allocTests are the tests that a transfer allocates nothing on its way, layer by layer and
 // all together, by their packages.
 var allocTests = map[string][]string{
-	"vdev/virtq":               {"TestARequestDoesNotAllocate"},
-	"vdev/vhostuser":           {"TestRequestsDoNotAllocate"},
-	"vdev/specfs":              {"TestATransferAllocatesNothing"},
-	"vdev/vhostuser/virtioblk": {"TestAFaultDiskWithoutRulesAllocatesNothing", "TestRequestsAllocateNothing"},
-	"vdev/internal/dev/fault":  {"TestWithoutRulesATransferAllocatesNothing"},
-	"vdev/internal/dev/md":     {"TestATransferAllocatesNothing"},
-	"vdev/internal/dev/nbd":    {"TestAWriteThatProvesNothingAllocatesNothing"},
-	"vdev/internal/dev/null":   {"TestATransferAllocatesNothing"},
-	"vdev/internal/dev/vnd":    {"TestATransferAllocatesNothing"},
-	"vdev/internal/reactor":    {"TestTransfersAllocateNothing"},
-	"vdev/internal/sys":        {"TestEventfdSignalAndReadDoNotAllocate"},
+	"vdev/virtq":                     {"TestARequestDoesNotAllocate"},
+	"vdev/vhostuser":                 {"TestRequestsDoNotAllocate"},
+	"vdev/specfs":                    {"TestAReadOrWriteThatDoesNotSleepAllocatesNothing", "TestATransferAllocatesNothing"},
+	"vdev/devsw":                     {"TestNotifyAllocatesNothing"},
+	"vdev/internal/test/consoletest": {"TestTransfersDoNotAllocate"},
+	"vdev/vhostuser/virtioconsole":   {"TestAPortsTransfersAllocateNothing"},
+	"vdev/vhostuser/virtioblk":       {"TestAFaultDiskWithoutRulesAllocatesNothing", "TestRequestsAllocateNothing"},
+	"vdev/internal/dev/fault":        {"TestWithoutRulesATransferAllocatesNothing"},
+	"vdev/internal/dev/md":           {"TestATransferAllocatesNothing"},
+	"vdev/internal/dev/nbd":          {"TestAWriteThatProvesNothingAllocatesNothing"},
+	"vdev/internal/dev/null":         {"TestATransferAllocatesNothing"},
+	"vdev/internal/dev/vnd":          {"TestATransferAllocatesNothing"},
+	"vdev/internal/reactor":          {"TestTransfersAllocateNothing"},
+	"vdev/internal/sys":              {"TestEventfdSignalAndReadDoNotAllocate"},
 }
 
 // checkAllocs runs the tests, in the repository that is the current folder.
