@@ -7,6 +7,8 @@
 // drifts on the host weighs on all alike. What counts is the median of the ratios within the
 // rounds.
 //
+// A console's port is measured beside that of QEMU's own virtio-serial (package qtest).
+//
 // It also measures what idle back-ends use, what a thousand devices, a start and a stop cost
 // (scale.go), and whether the tests find allocations. It judges what was measured, and writes a
 // document about a whole run.
@@ -38,6 +40,7 @@ import (
 
 type options struct {
 	vdev, qsd, fio  string
+	qemu            string
 	nbdkit, nbdcopy string
 	vdevArgs        []string
 	sockets         []load.Target
@@ -64,7 +67,7 @@ func (o *options) length() time.Duration { return time.Duration(o.seconds * floa
 
 // What can be selected.
 var (
-	allTargets = []string{"null", "cached", "direct", "sequential", "queues", "mixed", "nbd", "idle", "scale", "allocs"}
+	allTargets = []string{"null", "cached", "direct", "sequential", "queues", "mixed", "nbd", "idle", "console", "scale", "allocs"}
 	allOps     = []string{"read", "write"}
 	allClients = []string{event, poll}
 )
@@ -99,6 +102,7 @@ func parse(args []string) (options, error) {
 	f.SetOutput(io.Discard) // an error is said once, by the caller
 	f.StringVar(&o.vdev, "vdev", "", "the vdev to measure (`path`)")
 	f.StringVar(&o.qsd, "qsd", "qemu-storage-daemon", "qemu-storage-daemon to measure it against (`command`)")
+	f.StringVar(&o.qemu, "qemu", "qemu-system-x86_64", "QEMU, for its own virtio-serial (`command`)")
 	f.StringVar(&o.fio, "fio", "fio", "fio, for the bare file (`command`)")
 	f.StringVar(&o.nbdkit, "nbdkit", "nbdkit", "nbdkit, for nbd (`command`)")
 	f.StringVar(&o.nbdcopy, "nbdcopy", "nbdcopy", "nbdcopy, for nbd (`command`)")
@@ -270,9 +274,19 @@ func (r *report) measure(ctx context.Context, dir string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	say := func(format string, args ...any) { fmt.Fprintf(out, format, args...) }
+	if selected(r.Options.targets, "console") {
+		part, bars, err := consolePart(ctx, r.Options, dir, say)
+		r.MoreBars = append(r.MoreBars, bars...)
+		if err != nil {
+			return err
+		}
+		r.Scale = append(r.Scale, part)
+	}
 	if selected(r.Options.targets, "scale") {
-		say := func(format string, args ...any) { fmt.Fprintf(out, format, args...) }
-		if r.Scale, r.MoreBars, err = scaleSections(ctx, r.Options, dir, say); err != nil {
+		parts, bars, err := scaleSections(ctx, r.Options, dir, say)
+		r.Scale, r.MoreBars = append(r.Scale, parts...), append(r.MoreBars, bars...)
+		if err != nil {
 			return err
 		}
 	}

@@ -74,7 +74,7 @@ type report struct {
 	Idle     []idleUse
 	Commands []string
 
-	Scale    []section // of scaleSections
+	Scale    []section // of consolePart and scaleSections
 	MoreBars []bar     // that are not of Cases and Idle
 }
 

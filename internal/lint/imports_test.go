@@ -81,7 +81,7 @@ var layers = map[string][]string{
 	"internal/control":       {"internal/trace", "internal/sys"},
 	"internal/lint":          {},
 	"internal/mutants":       {},
-	"internal/bench":         {"internal/bench/chart", "internal/child", "internal/bench/load", "internal/bench/scale", "internal/sys"},
+	"internal/bench":         {"internal/bench/chart", "internal/child", "internal/bench/load", "internal/bench/qtest", "internal/bench/scale", "internal/sys"},
 	"internal/testreport":    {},
 	"internal/bench/chart":   {},
 	"internal/bench/scale":   {"internal/child", "vhostuser", "vhostuser/vhostusertest", "virtq", "virtq/virtqtest", "internal/sys"},
