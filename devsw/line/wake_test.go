@@ -307,23 +307,43 @@ func TestWhoHasGoneIsForgottenAtLast(t *testing.T) {
 	}
 }
 
-// hung is an End whose Writev does not return, whatever is done.
+// hung is an End whose Writev does not return before it is told how many bytes it has taken,
+// whatever else is done.
 type hung struct {
 	Base
-	in, out chan struct{}
+	in  chan struct{}
+	out chan int
 }
+
+func newHung() *hung { return &hung{in: make(chan struct{}), out: make(chan int)} }
 
 func (h *hung) Writev([][]byte) (int, error) {
 	close(h.in)
-	<-h.out
-	return 0, io.ErrClosedPipe
+	return <-h.out, io.ErrClosedPipe
 }
 
 func (h *hung) Close() {}
 
+// TestTheNextGetsWhatTheLastOneHasNotTaken, also where that is known only when the next is there.
+func TestTheNextGetsWhatTheLastOneHasNotTaken(t *testing.T) {
+	r := newRig(t, Config{Overflow: Wait})
+	h := newHung()
+	must(t, r.Add(h, "last", Main))
+	r.write("abcdef")
+	<-h.in
+	h.Remove()
+	s := r.add("next", Main, all)
+	r.write("g")
+	h.out <- 2
+	r.shows(s, "cdefg")
+	if st := r.Status(); st.Ends[0].Sent != 5 || st.Ends[0].Lost != 0 {
+		t.Errorf("status %+v", st)
+	}
+}
+
 func TestCloseWaitsForNobody(t *testing.T) {
 	r := newRig(t, Config{Scrollback: 4, Overflow: Wait})
-	h := &hung{in: make(chan struct{}), out: make(chan struct{})}
+	h := newHung()
 	must(t, r.Add(h, "hung", Main))
 	r.write("abc")
 	<-h.in
@@ -350,7 +370,7 @@ func TestCloseWaitsForNobody(t *testing.T) {
 		t.Errorf("poll: %#x", e)
 	}
 	is(t, "an open", r.driver.open(r.dev, rw, devsw.IFCHR), devsw.ENXIO)
-	close(h.out)
+	h.out <- 0
 	<-h.Done()
 }
 
