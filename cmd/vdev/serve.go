@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,21 +14,27 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/term"
+
 	"vdev/internal/control"
 	"vdev/internal/serve"
 	"vdev/internal/serve/blk"
 	"vdev/internal/serve/console"
 	"vdev/internal/spec"
+	"vdev/internal/terminal"
 	"vdev/vhostuser"
 )
 
 // logPatience is how long the end waits for whoever reads the log.
 const logPatience = time.Second
 
+// handled are the signals that a vdev which serves handles itself.
+var handled = []os.Signal{syscall.SIGTERM, os.Interrupt, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGQUIT}
+
 // serveDevices serves devices until ctx ends, a signal says so, or those that have nothing but a
 // connected socket have lost their front-ends. It logs to stderr.
 func serveDevices(ctx context.Context, c spec.Config, stderr io.Writer) error {
-	out := newQueuedWriter(stderr)
+	out := newQueuedWriter(terminalLog(c, stderr))
 	defer out.Close(logPatience)
 
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
@@ -48,8 +56,16 @@ func serveDevices(ctx context.Context, c spec.Config, stderr io.Writer) error {
 		commands = l
 	}
 	p := newPrinter(c, out, time.Now())
+	own := &console.Own{Signals: handled, Left: func(why error) {
+		if errors.Is(why, terminal.ErrEscape) {
+			stop()
+		} else {
+			p.log.Warn("vdev's own terminal has gone, and the console goes on without it", "cause", why)
+		}
+	}}
+	defer own.Restore()
 	set, err := serve.New(serve.Config{
-		Devices: devices(c, p.log, stop), Strict: c.Strict,
+		Devices: devices(c, p.log, own), Strict: c.Strict,
 		Loops:   serve.Loops{Mode: vhostuser.Mode(c.AIO), Reactors: c.Reactors, PollMax: pollMax(c)},
 		Control: commands, Process: p, Version: version(), Start: p.start, Log: p.logs, Trace: p.trace(),
 	})
@@ -62,8 +78,27 @@ func serveDevices(ctx context.Context, c spec.Config, stderr io.Writer) error {
 	return set.Run(ctx)
 }
 
-// devices makes of what a command line has come to what is to be served. leave ends vdev.
-func devices(c spec.Config, log *slog.Logger, leave func()) (all []serve.DeviceConfig) {
+// terminalLog is where the log goes: to stderr, which may be the terminal that a console has. That is
+// raw, and has a line begin where the one before has ended, if nothing says otherwise.
+func terminalLog(c spec.Config, stderr io.Writer) io.Writer {
+	f, isFile := stderr.(*os.File)
+	if !isFile || !c.Stdio() || !term.IsTerminal(int(f.Fd())) || !sameFile(fmt.Sprintf("/dev/fd/%d", f.Fd()), "/dev/stdin") {
+		return stderr
+	}
+	return crlfWriter{f}
+}
+
+// crlfWriter ends lines as a raw terminal needs it.
+type crlfWriter struct{ w io.Writer }
+
+// Write implements io.Writer, for whole lines.
+func (c crlfWriter) Write(p []byte) (int, error) {
+	_, err := c.w.Write(bytes.ReplaceAll(p, []byte("\n"), []byte("\r\n")))
+	return len(p), err
+}
+
+// devices makes of what a command line has come to what is to be served.
+func devices(c spec.Config, log *slog.Logger, own *console.Own) (all []serve.DeviceConfig) {
 	var disk blk.Disk // what all disks have in common
 	if slices.ContainsFunc(c.Devices, func(d spec.Device) bool { return d.Disk != nil }) {
 		disk.Failures = blk.NewFailures(c.StateDir, log)
@@ -78,7 +113,7 @@ func devices(c spec.Config, log *slog.Logger, leave func()) (all []serve.DeviceC
 			Migratable: d.Migratable, AnyMemory: d.AnyMemory, CancelAfter: d.CancelAfter,
 		}
 		if d.Console != nil {
-			one.Kind = console.Console{Console: *d.Console, Leave: leave}
+			one.Kind = console.Console{Console: *d.Console, Own: own}
 		} else {
 			disk := disk
 			disk.Disk = *d.Disk

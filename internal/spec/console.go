@@ -67,6 +67,13 @@ func (f *ConsoleFlags) Register(fs *pflag.FlagSet) {
 	f.registerGuest(fs, "")
 }
 
+// Stdio tells whether a port has vdev's own terminal.
+func (c *Config) Stdio() bool {
+	return slices.ContainsFunc(c.Devices, func(d Device) bool {
+		return d.Console != nil && slices.ContainsFunc(d.Console.Ports, func(p Port) bool { return p.Driver == "stdio" })
+	})
+}
+
 // checkPorts tells where a port wants something of the host that something else has.
 func (c *Config) checkPorts() error {
 	has := map[string]string{} // by what it is

@@ -20,8 +20,7 @@ import (
 // Console is a console that is to be served.
 type Console struct {
 	spec.Console
-	// Leave is called when somebody at vdev's own terminal has typed the escape.
-	Leave func()
+	Own *Own // vdev's terminal, for a port with the driver stdio
 }
 
 var _ serve.Kind = Console{}

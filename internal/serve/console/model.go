@@ -137,9 +137,7 @@ func (m *model) status() []control.Port {
 // Reload implements serve.Model: it is the files of logs that may have been moved.
 func (m *model) Reload() {
 	for _, p := range m.there() {
-		if err := p.reopen(); err != nil {
-			m.parts.Log.Asked.Error("a port's log could not be opened again", "port", p.String(), "cause", err)
-		}
+		p.reopen()
 	}
 }
 
@@ -169,8 +167,11 @@ func (m *model) Close() error {
 	}
 	all.Wait()
 	var err error
+	for _, p := range ports {
+		err = errors.Join(err, p.endAll())
+	}
 	if m.faults != nil {
-		err = m.faults.Detach()
+		err = errors.Join(err, m.faults.Detach())
 	}
 	err = errors.Join(err, m.driver.Detach())
 	for _, p := range ports {
@@ -276,7 +277,8 @@ func (m *model) add(p *port) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	p.line, p.dev, p.logs = opened.line, opened.dev, opened.logs
+	opened.Port = p.Port
+	*p = *opened
 	return nil
 }
 

@@ -7,6 +7,9 @@ import (
 	"vdev/devsw"
 	"vdev/devsw/line"
 	"vdev/internal/control"
+	"vdev/internal/dev/logfile"
+	"vdev/internal/dev/pty"
+	"vdev/internal/dev/sock"
 	"vdev/internal/spec"
 	"vdev/vhostuser/virtioconsole"
 )
@@ -15,13 +18,11 @@ import (
 type port struct {
 	spec.Port
 	// line is nil while the port is being added, or removed.
-	line *line.Line
-	dev  devsw.Dev
-	logs []reopener
+	line  *line.Line
+	dev   devsw.Dev
+	files []*logfile.File
+	ends  []func() error // what is to be ended beside the line
 }
-
-// reopener is an End that writes to a file by its name.
-type reopener interface{ Reopen() error }
 
 // open makes the line of a port, with what is at its other side, and makes it a unit of the driver.
 // close ends it.
@@ -33,6 +34,7 @@ func (m *model) open(p *port) (err error) {
 	l := line.New(conf)
 	defer func() {
 		if err != nil {
+			err = errors.Join(err, p.endAll())
 			l.Close()
 		}
 	}()
@@ -51,32 +53,100 @@ func (m *model) open(p *port) (err error) {
 	return nil
 }
 
-// close takes the device of a port away, which is not open any more.
+// close takes a port away whose device is not open any more.
 func (m *model) close(p *port) error {
-	var err error
+	err := p.endAll()
 	if p.Faulty {
-		err = m.faults.Destroy(p.ID)
+		err = errors.Join(err, m.faults.Destroy(p.ID))
 	}
 	return errors.Join(err, m.driver.Destroy(p.ID))
 }
 
-// addEnds adds what is at the other side of a port.
+// addEnds adds what is at the other side of a port. Where that fails, part of it may be there, and
+// endAll takes it away.
 func (m *model) addEnds(p *port, l *line.Line) error {
+	var err error
 	switch p.Driver {
 	case "null":
-		return l.Add(line.NewNull(), "null", line.Main)
+		err = l.Add(line.NewNull(), "null", line.Main)
 	case "loop":
-		return l.Add(line.NewLoop(), "loop", line.Main)
+		err = l.Add(line.NewLoop(), "loop", line.Main)
+	case "stdio":
+		err = m.console.Own.open(l)
+	case "pty":
+		var t *pty.Pty
+		if t, err = pty.Open(l, line.Main, pty.Config{Link: p.Path, Keep: p.Wait}); err == nil {
+			p.ends = append(p.ends, t.Close)
+		}
+	case "socket":
+		err = m.addSocket(p, l)
+	case "file":
+		err = m.addFile(p, l, "file", line.Main, spec.Log{Path: p.Path, Rotation: p.File})
+	default:
+		err = fmt.Errorf("there is no driver %q", p.Driver)
 	}
-	return fmt.Errorf("there is no driver %q", p.Driver)
+	if err == nil && p.Log != nil {
+		err = m.addFile(p, l, "log", line.Watcher, *p.Log)
+	}
+	return err
+}
+
+// addSocket makes the socket of a port.
+func (m *model) addSocket(p *port, l *line.Line) error {
+	c := sock.Config{
+		Network: "tcp", Address: p.Address, Connect: p.Connect, Watchers: p.Watchers,
+		Log: func(err error) { m.parts.Note("port "+p.String(), err) },
+	}
+	if p.Address == "" {
+		c.Network, c.Address = "unix", p.Path
+		if p.Path[0] == '@' {
+			c.Address = "./" + p.Path // else it would be in no file system
+		}
+	}
+	switch {
+	case p.Connect:
+		c.Watchers = 0
+	case c.Watchers < 0:
+		c.Watchers = sock.DefaultWatchers
+	}
+	s, err := sock.New(l, c)
+	if err != nil {
+		return err
+	}
+	p.ends = append(p.ends, func() error { s.Close(); return nil })
+	return nil
+}
+
+// addFile has the output of a port written to a file.
+func (m *model) addFile(p *port, l *line.Line, name string, role line.Role, to spec.Log) error {
+	f, err := logfile.Open(logfile.Config{
+		Path: to.Path, Timestamps: to.Timestamps, MaxSize: to.MaxSize, MaxFiles: to.MaxFiles,
+		Log: func(msg string, err error) { m.parts.Note("port "+p.String()+": "+msg, err) },
+	})
+	if err != nil {
+		return err
+	}
+	if err := l.Add(f, name, role); err != nil {
+		f.Close()
+		return err
+	}
+	p.files = append(p.files, f)
+	return nil
+}
+
+// endAll ends what is not ended with the line.
+func (p *port) endAll() (err error) {
+	for _, end := range p.ends {
+		err = errors.Join(err, end())
+	}
+	return err
 }
 
 // reopen opens the files that a port writes to again, by their names.
-func (p *port) reopen() (err error) {
-	for _, log := range p.logs {
-		err = errors.Join(err, log.Reopen())
+func (p *port) reopen() {
+	for _, f := range p.files {
+		f.Reopen()
 	}
-	return err
 }
 
 // device is a port as the device model has it.
