@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -393,4 +395,211 @@ func (p *process) status2(socket, device string) (st control.Status) {
 		p.t.Fatal(err)
 	}
 	return st
+}
+
+func TestTheTerminalThatVdevIsStartedInIsTheConsole(t *testing.T) {
+	for name, leave := range map[string]func(*person){
+		"the escape": func(p *person) { p.types(escape) },
+		"SIGTERM":    func(p *person) { _ = p.cmd.Process.Signal(syscall.SIGTERM) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			socket, _ := sockets(t)
+			p := sits(t, 100, 40, "console", "--socket-path", socket)
+			p.sees("serving a console")
+			g := consoleGuest(t, socket)
+			if err := g.Wait("the size", func() bool { return g.Cols == 100 && g.Rows == 40 }); err != nil {
+				t.Error(err)
+			}
+			tty := g.Port(0)
+			if err := tty.Open(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(tty, "login: "); err != nil {
+				t.Fatal(err)
+			}
+			shown := p.sees("login: ")
+			if strings.Count(shown, "\n") != strings.Count(shown, "\r\n") {
+				t.Errorf("the log goes down the stairs: %q", shown)
+			}
+			p.types("\x03")
+			got := make([]byte, 1)
+			if _, err := io.ReadFull(tty, got); err != nil || got[0] != 3 {
+				t.Errorf("the guest reads %q, %v", got, err)
+			}
+			leave(p)
+			if err := p.leaves(); err != nil {
+				t.Errorf("it ends with %v", err)
+			}
+		})
+	}
+}
+
+func TestAConsoleOnPipesHasNothingElseOnThem(t *testing.T) {
+	socket, _ := sockets(t)
+	cmd := exec.Command("vdev", "console", "--socket-path", socket, "--port", "driver=stdio")
+	cmd.Env = append(os.Environ(), noRaceSleep)
+	out := &transcript{more: make(chan struct{})}
+	cmd.Stdin, cmd.Stdout = strings.NewReader("who\n"), out
+	p := startCommand(t, cmd)
+	p.waitFor("serving a console")
+	g := consoleGuest(t, socket)
+	tty := g.Port(0)
+	if err := tty.Open(); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 4)
+	if _, err := io.ReadFull(tty, got); err != nil || string(got) != "who\n" {
+		t.Errorf("the guest reads %q, %v", got, err)
+	}
+	if _, err := io.WriteString(tty, "root tty1\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := tty.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	p.endsCleanly()
+	if text, _ := out.read(); text != "root tty1\r\n" {
+		t.Errorf("stdout has %q", text)
+	}
+}
+
+func TestAPortHasATerminalOrASocketAndALog(t *testing.T) {
+	socket, ctl := sockets(t)
+	in := func(name string) string { return filepath.Join(filepath.Dir(socket), name) }
+	args := []string{"console", "--socket-path", socket, "--control", ctl, "--port", "driver=pty,path=" + in("tty") + ",log=" + in("log"),
+		"--port", "name=agent,driver=socket,path=" + in("agent")}
+	p := serving(t, nil, args...)
+	g := consoleGuest(t, socket)
+	tty := port(t, g, 0, func(p *consoletest.Port) bool { return p.Console })
+	if err := tty.Open(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(tty, "one\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	p.until(ctl, func(control.Status) bool { return holds(in("log"), "one\r\n") })
+	if err := os.Rename(in("log"), in("log.old")); err != nil {
+		t.Fatal(err)
+	}
+	p.signal(syscall.SIGHUP)
+	p.until(ctl, func(control.Status) bool { return exists(t, in("log")) })
+	if _, err := io.WriteString(tty, "two\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	p.until(ctl, func(control.Status) bool { return holds(in("log"), "two\r\n") })
+
+	host, err := os.OpenFile(in("tty"), os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	b := make([]byte, len("one\r\ntwo\r\n"))
+	if _, err := io.ReadFull(host, b); err != nil || string(b) != "one\r\ntwo\r\n" {
+		t.Errorf("the terminal shows %q, %v", b, err)
+	}
+	if _, err := io.WriteString(host, "x"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(tty, b[:1]); err != nil || b[0] != 'x' {
+		t.Errorf("the guest reads %q, %v", b[:1], err)
+	}
+
+	agent := port(t, g, 1, func(p *consoletest.Port) bool { return p.Name == "agent" && !p.HostOpen })
+	client, err := net.Dial("unix", in("agent"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	port(t, g, 1, func(p *consoletest.Port) bool { return p.HostOpen })
+	if err := agent.Open(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(client, "ping"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(agent, b[:4]); err != nil || string(b[:4]) != "ping" {
+		t.Errorf("the guest's agent reads %q, %v", b[:4], err)
+	}
+	if _, err := io.WriteString(agent, "pong"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(client, b[:4]); err != nil || string(b[:4]) != "pong" {
+		t.Errorf("the client reads %q, %v", b[:4], err)
+	}
+	// Another vdev cannot have the same, and says so.
+	for _, arg := range []string{"driver=socket,path=" + in("agent"), "driver=pty,path=" + in("tty")} {
+		other := start(t, nil, "console", "--socket-path", in("other"), "--port", arg)
+		if status := other.wait(); status != exitFailure {
+			t.Errorf("%s: a second vdev ends with status %d", arg, status)
+		}
+		if text, _ := other.stderr.read(); !strings.Contains(text, "--port 0: ") || strings.Count(text, "vdev: ") != 1 {
+			t.Errorf("%s: it says %q", arg, text)
+		}
+	}
+	p.endsCleanly()
+	for _, name := range []string{"tty", "agent"} {
+		if _, err := os.Lstat(in(name)); err == nil {
+			t.Errorf("%s is still there", name)
+		}
+	}
+}
+
+// holds tells whether a file has this text.
+func holds(name, text string) bool {
+	b, err := os.ReadFile(name)
+	return err == nil && string(b) == text
+}
+
+func TestFaultsActOnConsoles(t *testing.T) {
+	socket, ctl := sockets(t)
+	p := serving(t, nil, "console", "--socket-path", socket, "--control", ctl, "--port", "driver=null",
+		"--port", "name=data,driver=fault,rule=hang:write:count=1,lower=loop")
+	g := consoleGuest(t, socket)
+	data := port(t, g, 1, func(p *consoletest.Port) bool { return p.HostOpen })
+	if err := data.Open(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(data, "hello"); err != nil {
+		t.Fatal(err)
+	}
+	st := p.until(ctl, func(st control.Status) bool { return len(st.Faults.Held) == 1 })
+	if h := st.Faults.Held[0]; h.Op != "write" || h.Bytes != 5 || !h.Hangs || st.Console.Ports[1].Driver != "fault on loop" {
+		t.Errorf("what hangs is %+v, %+v", h, st.Console.Ports[1])
+	}
+	// The console beside it goes on, and a stop of the device does not wait for what hangs.
+	if _, err := io.WriteString(g.Port(0), "on"); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Port(0).Flush(); err != nil {
+		t.Error(err)
+	}
+	if err := g.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 5)
+	if _, err := io.ReadFull(data, b); err != nil || string(b) != "hello" {
+		t.Errorf("after the pause %q comes back, %v", b, err)
+	}
+	if got := p.told(ctl, "fault", "hang:read"); got != "2 hang:read\n" {
+		t.Errorf("the rule is %q", got)
+	}
+	if _, err := io.WriteString(data, "again"); err != nil {
+		t.Fatal(err)
+	}
+	p.until(ctl, func(st control.Status) bool { return len(st.Faults.Held) == 1 && st.Faults.Held[0].Op == "read" })
+	p.told(ctl, "fault", "clear")
+	p.told(ctl, "fault", "release")
+	if _, err := io.ReadFull(data, b); err != nil || string(b) != "again" {
+		t.Errorf("after the release %q comes back, %v", b, err)
+	}
+	p.refused(ctl, "a port of a console has the operations read, write, open, close and cancel", "fault", "hang:flush")
+	p.refused(ctl, "a console has no cache", "fault", "crash")
+	p.endsCleanly()
+
+	p = serving(t, nil, "console", "--socket-path", socket, "--control", ctl, "--port", "driver=null")
+	p.refused(ctl, "the console has no faults: no port was given driver=fault", "fault")
+	p.endsCleanly()
 }

@@ -14,8 +14,8 @@ type Own struct {
 	// Signals are those that vdev handles itself. When any other ends it, the terminal is as it was
 	// before.
 	Signals []os.Signal
-	// Left is called when the terminal has gone: with terminal.ErrEscape where somebody has typed the
-	// escape, else with what has happened.
+	// Left is called when the terminal has gone: with terminal.ErrEscape where somebody has typed
+	// the escape, else with what has happened.
 	Left func(why error)
 
 	mu   sync.Mutex
