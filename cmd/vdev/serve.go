@@ -78,8 +78,8 @@ func serveDevices(ctx context.Context, c spec.Config, stderr io.Writer) error {
 	return set.Run(ctx)
 }
 
-// terminalLog is where the log goes: to stderr, which may be the terminal that a console has. That is
-// raw, and has a line begin where the one before has ended, if nothing says otherwise.
+// terminalLog is where the log goes: to stderr, which may be the terminal that a console has. That
+// is raw, and has a line begin where the one before has ended, if nothing says otherwise.
 func terminalLog(c spec.Config, stderr io.Writer) io.Writer {
 	f, isFile := stderr.(*os.File)
 	if !isFile || !c.Stdio() || !term.IsTerminal(int(f.Fd())) || !sameFile(fmt.Sprintf("/dev/fd/%d", f.Fd()), "/dev/stdin") {
