@@ -1,5 +1,7 @@
 package mutants
 
+import "time"
+
 var _ = add("console", []mutant{
 	{
 		what: "a terminal's log goes down the stairs",
@@ -27,7 +29,11 @@ var _ = add("console", []mutant{
 		file: "internal/control/terminal.go",
 		from: "\tt.taken.Add(int64(n))\n",
 		to:   "",
-		by:   tests{in: "./internal/control", run: "^TestATerminalShowsAndTakesWhatIsTyped$"},
+		by: tests{
+			in:      "./internal/control",
+			run:     "^TestATerminalShowsAndTakesWhatIsTyped$",
+			timeout: 60 * time.Second,
+		},
 	},
 	{
 		what: "who is attached is not told why it is let go",
@@ -53,7 +59,7 @@ var _ = add("console", []mutant{
 	{
 		what: "SIGHUP does not open a port's log again",
 		file: "internal/serve/console/model.go",
-		from: "\t\tp.reopen()\n",
+		from: "\tfor _, p := range m.there() {\n\t\tp.reopen()\n\t}\n",
 		to:   "",
 		by:   tests{in: "./cmd/vdev", run: "^TestAPortHasATerminalOrASocketAndALog$"},
 	},
@@ -76,7 +82,11 @@ var _ = add("console", []mutant{
 		file: "internal/dev/fault/line.go",
 		from: "\tu.cv.Cancel()\n",
 		to:   "",
-		by:   tests{in: "./internal/dev/fault", run: "^TestACancelEndsWhatHangsOnALine$"},
+		by: tests{
+			in:      "./internal/dev/fault",
+			run:     "^TestACancelEndsWhatHangsOnALine$",
+			timeout: 60 * time.Second,
+		},
 	},
 	{
 		what: "two ports may have the same file",
