@@ -24,7 +24,8 @@ func (b *backlog) add(p []byte) (lost int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if over := len(p) - backlogSize; over > 0 {
-		lost, p = over, p[over:]
+		b.end += uint64(over)
+		p = p[over:]
 	}
 	if b.ring == nil && len(p) > 0 {
 		b.ring = make([]byte, backlogSize)
@@ -35,7 +36,7 @@ func (b *backlog) add(p []byte) (lost int) {
 		b.end += uint64(n)
 	}
 	if kept := b.end - b.start; kept > backlogSize {
-		lost += int(kept - backlogSize)
+		lost = int(kept - backlogSize)
 		b.start = b.end - backlogSize
 	}
 	b.any.Store(b.end != b.start)

@@ -52,9 +52,6 @@ func (d *Device) hear(m Message) {
 	if m.Event == DeviceReady {
 		d.forgetLocked()
 		d.ready = m.Value == 1
-		for _, s := range d.slots {
-			s.out.resume = resume{}
-		}
 		wake(&d.controlIn)
 		return
 	}

@@ -32,6 +32,7 @@ type line struct {
 	writes  int    // calls of d_write
 	reads   int    // likewise
 	discard bool   // d_write notes nothing
+	endless bool   // d_read has always something
 	changed chan struct{}
 }
 
@@ -148,6 +149,9 @@ func (ls lines) cdevsw() *devsw.Cdevsw {
 				return devsw.ECANCELED
 			case l.err != nil:
 				return l.err
+			case l.endless:
+				u.Advance(1)
+				return nil
 			case len(l.input) == 0:
 				return devsw.EAGAIN
 			}

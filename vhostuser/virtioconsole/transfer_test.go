@@ -194,29 +194,35 @@ func TestADataPortLosesNothing(t *testing.T) {
 
 // TestAChainThatWasBegunGoesOnAfterAPauseAndIsForgottenByAReset: its first part was delivered once.
 func TestAChainThatWasBegunGoesOnAfterAPauseAndIsForgottenByAReset(t *testing.T) {
-	r := newRig(t, several(data(1, "a")))
-	l := r.lines[1]
-	l.do(func() { l.room = 4 })
-	r.must(r.g.Bind())
-	p := r.awaitPort(1, func(p *consoletest.Port) bool { return p.HostOpen })
-	r.write(p, "0123456789")
-	r.status(1, "the first part", func(p PortStatus) bool { return p.Out == 4 })
-	r.must(r.g.Pause())
-	// Nothing is in flight, and the chain was not used.
-	if ring := r.g.Ring(5); ring.Base != ring.UsedIdx() || ring.UsedIdx() != 0 {
-		t.Errorf("base %d, used %d", ring.Base, ring.UsedIdx())
+	for name, multiport := range map[string]bool{"MULTIPORT": true, "one port": false} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, func(c *setup) { c.Multiport, c.MaxPorts, c.Ports = multiport, 1, []Port{data(0, "")} })
+			l := r.lines[0]
+			l.do(func() { l.room = 5 })
+			r.must(r.g.Bind())
+			p := r.awaitPort(0, func(p *consoletest.Port) bool { return p.HostOpen || !multiport })
+			r.write(p, ".")
+			r.must(p.Flush())
+			r.write(p, "0123456789")
+			r.status(0, "the first part", func(p PortStatus) bool { return p.Out == 5 })
+			r.must(r.g.Pause())
+			// Nothing is in flight, and the chain was not used.
+			if ring := r.g.Ring(1); ring.Base != 1 || ring.UsedIdx() != 1 {
+				t.Errorf("base %d, used %d", ring.Base, ring.UsedIdx())
+			}
+			r.must(r.g.Resume())
+			l.do(func() { l.room = 3 })
+			r.status(0, "the second part", func(p PortStatus) bool { return p.Out == 8 })
+			l.await(t, "output", func() bool { return string(l.output) == ".0123456" })
+			r.must(r.g.Unbind())
+			r.must(r.g.Bind())
+			p = r.awaitPort(0, func(p *consoletest.Port) bool { return p.HostOpen || !multiport })
+			// The new driver's first chain is in the same place, and as long.
+			r.write(p, "abcdefghij")
+			l.do(func() { l.room = -1 })
+			l.awaitOutput(t, ".0123456abcdefghij")
+		})
 	}
-	r.must(r.g.Resume())
-	l.do(func() { l.room = 3 })
-	r.status(1, "the second part", func(p PortStatus) bool { return p.Out == 7 })
-	l.await(t, "output", func() bool { return string(l.output) == "0123456" })
-	r.must(r.g.Unbind())
-	r.must(r.g.Bind())
-	p = r.awaitPort(1, func(p *consoletest.Port) bool { return p.HostOpen })
-	// The new driver's first chain is in the same place, and as long.
-	r.write(p, "abcdefghij")
-	l.do(func() { l.room = -1 })
-	l.awaitOutput(t, "0123456abcdefghij")
 }
 
 func TestNothingLeavesTheReceiveRingWithoutInput(t *testing.T) {
