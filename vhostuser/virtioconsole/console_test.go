@@ -140,10 +140,14 @@ func TestAPauseKeepsAllThatTheGuestKnows(t *testing.T) {
 	r.talk()
 	r.must(r.g.Pause())
 	r.lines[0].do(func() { r.lines[0].size = devsw.Winsize{Row: 41, Col: 101} })
-	r.lines[1].say("meanwhile")
+	l := r.lines[1]
+	l.say("meanwhile")
+	l.do(func() { l.asleep = true })
 	r.must(r.g.Resume())
-	r.readString(p, "meanwhile")
+	l.await(t, "d_open", func() bool { return l.opens == 2 })
 	r.awaitPort(0, func(p *consoletest.Port) bool { return p.Cols == 101 && p.Rows == 41 })
+	l.do(func() { l.asleep = false })
+	r.readString(p, "meanwhile")
 	// While the device is not open nobody is said to have gone.
 	r.want("told", r.talk(), "0 RESIZE 0 101,41")
 	r.must(r.g.Unbind())

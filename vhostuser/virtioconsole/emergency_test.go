@@ -53,6 +53,8 @@ func TestEmergencyWritesAreKeptWhileTheDeviceIsNotOpen(t *testing.T) {
 	r.must(p.Print([]byte("c")))
 	l.do(func() { l.asleep = false })
 	l.awaitOutput(t, "abc")
+	r.must(p.Print([]byte("d")))
+	l.awaitOutput(t, "d")
 	r.must(r.g.Unbind())
 	r.want("life", r.life(0), opening+" "+closing)
 }

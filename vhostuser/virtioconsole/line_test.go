@@ -28,6 +28,7 @@ type line struct {
 	piece   int    // bytes that one d_read gives at most; 0: no matter
 	output  []byte // what d_write has taken
 	room    int    // how much more it takes; below 0: no matter
+	eager   int    // bytes that one d_write takes, which says at once that there is room again
 	err     error  // what d_read and d_write answer
 	writes  int    // calls of d_write
 	reads   int    // likewise
@@ -183,6 +184,10 @@ func (ls lines) cdevsw() *devsw.Cdevsw {
 			if l.room >= 0 {
 				n = min(n, l.room)
 				l.room -= n
+			}
+			if l.eager > 0 && n > l.eager {
+				n = l.eager
+				defer l.klist.Notify(devsw.EVFILTWrite, -1)
 			}
 			if n == 0 && u.Resid > 0 {
 				return devsw.EAGAIN

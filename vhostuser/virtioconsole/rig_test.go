@@ -104,7 +104,12 @@ func newRig(t testing.TB, changes ...func(*setup)) *rig {
 	}
 	r.dev, err = New(c.Config)
 	r.must(err)
-	t.Cleanup(func() { r.must(r.dev.WaitClosed(context.Background())) })
+	t.Cleanup(func() {
+		for _, l := range r.lines {
+			l.do(func() { l.asleep, l.stuck, l.slow = false, false, false })
+		}
+		r.must(r.dev.WaitClosed(context.Background()))
+	})
 	reactors, err := vhostuser.NewReactors(vhostuser.ReactorConfig{Reactors: 2})
 	r.must(err)
 	t.Cleanup(reactors.Close)
@@ -205,6 +210,14 @@ func (r *rig) status(id uint32, what string, done func(PortStatus) bool) {
 		if time.Since(began) > vhostusertest.Timeout {
 			r.t.Fatalf("port %d: %s did not come", id, what)
 		}
+	}
+}
+
+// looked waits until the reactor has looked at the port's rings, after it was last woken.
+func (r *rig) looked(id uint32) {
+	// The first is behind what has woken it, and the second behind the round that follows.
+	for range 2 {
+		r.dev.slots[id].inQueue.Load().Do(func() {})
 	}
 }
 

@@ -121,6 +121,22 @@ func TestAConsolesDeviceMayTakeAPartOfAChain(t *testing.T) {
 	l.awaitOutput(t, "0123456789abcdefghijkl")
 }
 
+// TestWhatIsKeptComesFirst: also where the device has room again before the next chain is looked at.
+func TestWhatIsKeptComesFirst(t *testing.T) {
+	r := newRig(t, single)
+	l := r.lines[0]
+	l.do(func() { l.eager = 3 })
+	r.must(r.g.Bind())
+	r.status(0, "open", func(p PortStatus) bool { return p.State == StateOpen })
+	ring, mem := r.g.Ring(1), r.g.Memory()
+	for _, s := range []string{"0123456789", "ab", "cdef"} {
+		_, _ = ring.Add(bytesAt(mem, []byte(s)), nil)
+	}
+	r.must(ring.Notify()) // of all at once
+	l.awaitOutput(t, "0123456789abcdef")
+	r.wait("use", func() bool { return ring.InFlight() == 0 })
+}
+
 // TestADataPortLosesNothing: chains of every shape, a device that takes a little now and then,
 // pauses in the midst of all, both ways at once.
 func TestADataPortLosesNothing(t *testing.T) {
@@ -235,6 +251,7 @@ func TestNothingLeavesTheReceiveRingWithoutInput(t *testing.T) {
 		l.say("x")
 		r.readString(p, "x")
 		l.do(func() {})
+		r.looked(1)
 		r.must(r.g.Pause())
 		if ring := r.g.Ring(4); ring.Base != i+1 || ring.UsedIdx() != i+1 {
 			t.Errorf("base %d, used %d, want %d", ring.Base, ring.UsedIdx(), i+1)
@@ -250,10 +267,14 @@ func TestInputWaitsUntilTheGuestOpensThePortAndHasABuffer(t *testing.T) {
 	r.must(r.g.Bind())
 	p := r.awaitPort(1, func(p *consoletest.Port) bool { return p.HostOpen })
 	r.status(1, "ready", func(p PortStatus) bool { return p.GuestReady })
+	l.do(func() {})
+	r.looked(1)
+	r.status(1, "nothing", func(p PortStatus) bool { return p.In == 0 })
 	r.must(p.Open())
 	r.readString(p, "before")
 	r.must(p.Close())
 	l.say("closed")
+	r.looked(1)
 	r.must(p.Open())
 	r.readString(p, "closed")
 	if p.Discarded != 0 {
