@@ -187,8 +187,8 @@ func (w *fuzzWorld) take(n int) (s virtqtest.Seg, ok bool) {
 }
 
 // chain adds a chain, as the input says, and returns its readable bytes. There is none where the
-// ring has no room. Bits of shape: two for the readable buffers' number, two for the writable ones',
-// one for an indirect table.
+// ring has no room. Bits of shape: two for the readable buffers' number, two for the writable
+// ones', one for an indirect table.
 func (w *fuzzWorld) chain(ring int, shape byte, in *fuzzBytes, content func(b []byte)) (text []byte) {
 	var segs [2][]virtqtest.Seg
 	c := fuzzChain{}

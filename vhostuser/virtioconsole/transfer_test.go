@@ -121,7 +121,8 @@ func TestAConsolesDeviceMayTakeAPartOfAChain(t *testing.T) {
 	l.awaitOutput(t, "0123456789abcdefghijkl")
 }
 
-// TestWhatIsKeptComesFirst: also where the device has room again before the next chain is looked at.
+// TestWhatIsKeptComesFirst: also where the device has room again before the next chain is looked
+// at.
 func TestWhatIsKeptComesFirst(t *testing.T) {
 	r := newRig(t, single)
 	l := r.lines[0]
