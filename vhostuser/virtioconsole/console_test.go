@@ -73,29 +73,17 @@ func TestTheGuestIsToldInOrder(t *testing.T) {
 
 func TestNothingIsToldBeforeDeviceReady(t *testing.T) {
 	r := newRig(t, several(console(0)))
-	// Bind, but for its last message.
-	f := r.g.Frontend()
-	r.must(f.SetFeatures(r.g.Offered()))
-	mem := r.g.Memory()
-	in, err := f.NewRing(mem, 2, 16)
-	r.must(err)
-	defer in.Close()
-	out, err := f.NewRing(mem, 3, 16)
-	r.must(err)
-	defer out.Close()
-	r.must(in.Start())
-	r.must(out.Start())
-	in.Add(nil, segs(mem, 64))
+	rings := r.start(2, 3)
+	in := rings[0]
+	in.Add(nil, segs(r.g.Memory(), 64))
 	r.must(in.Notify())
 	send := func(m consoletest.Message) {
-		s := segs(mem, 8)
-		copy(mem.Bytes(s[0].Addr, 8), m.Append(nil))
-		_, err := out.Do(s, nil)
+		_, err := rings[1].Do(bytesAt(r.g.Memory(), m.Append(nil)), nil)
 		r.must(err)
 	}
 	send(consoletest.Message{Event: consoletest.PortReady, Value: 1})
 	send(consoletest.Message{Event: consoletest.DeviceReady, Value: 0}) // it has failed
-	r.must(f.Barrier())
+	r.must(r.g.Frontend().Barrier())
 	if in.PendingUsed() {
 		t.Error("it was told something")
 	}
@@ -139,12 +127,12 @@ func TestAPauseKeepsAllThatTheGuestKnows(t *testing.T) {
 	r.status(0, "open", func(p PortStatus) bool { return p.GuestOpen })
 	r.talk()
 	r.must(r.g.Pause())
-	r.lines[0].do(func() { r.lines[0].size = devsw.Winsize{Row: 41, Col: 101} })
 	l := r.lines[1]
 	l.say("meanwhile")
 	l.do(func() { l.asleep = true })
 	r.must(r.g.Resume())
 	l.await(t, "d_open", func() bool { return l.opens == 2 })
+	r.lines[0].do(func() { r.lines[0].size = devsw.Winsize{Row: 41, Col: 101} })
 	r.awaitPort(0, func(p *consoletest.Port) bool { return p.Cols == 101 && p.Rows == 41 })
 	l.do(func() { l.asleep = false })
 	r.readString(p, "meanwhile")

@@ -490,7 +490,7 @@ func (w *fuzzWorld) settle(t testing.TB) {
 			w.lines[id].say(" ")
 			w.step(t)
 		}
-		if w.lines[id].input != nil && len(w.lines[id].input) > 0 {
+		if len(w.lines[id].input) > 0 {
 			t.Fatal("input is left")
 		}
 	}
@@ -520,15 +520,16 @@ func (w *fuzzWorld) give(t testing.TB, ring, size int, done func() bool) {
 
 // FuzzConsole has a guest do anything with the rings of a console and of a port: no byte is lost or
 // doubled, a console's and the control output is used at once, and the guest is told nothing that
-// Linux would not take. Where a ring's content is not a driver's, nothing else must happen than
-// that it breaks.
+// Linux would not take. Where a ring's content is not a driver's, nothing else may happen than that
+// it breaks.
 func FuzzConsole(f *testing.F) {
-	f.Add([]byte{0x80, 0x01, 0x05, 0x81, 0x15, 0x05, 0x03})            // output
-	f.Add([]byte{0x86, 0, 0x86, 0, 0x86, 0, 0x84, 0, 6, 1, 0x87, 0, 5, // a console's input
+	// Output, input of a console, input of a port, back-pressure; then what is odd.
+	f.Add([]byte{0x80, 0x01, 0x05, 0x81, 0x15, 0x05, 0x03})
+	f.Add([]byte{0x86, 0, 0x86, 0, 0x86, 0, 0x84, 0, 6, 1, 0x87, 0, 5,
 		0x82, 4, 3, 0x82, 8, 1, 1, 0x8f, 0})
-	f.Add([]byte{0x86, 0, 0x86, 0, 0x86, 0, 0x86, 0, 0x86, 0, 0x86, 0, // a port's
+	f.Add([]byte{0x86, 0, 0x86, 0, 0x86, 0, 0x86, 0, 0x86, 0, 0x86, 0,
 		0x84, 1, 6, 1, 0x88, 0, 0x1f, 0x83, 4, 7, 0x83, 9, 2, 9, 3, 0x84, 1, 6, 0, 0x88, 0, 9})
-	f.Add([]byte{0x89, 0, 3, 0x81, 0x03, 4, 5, 6, 0x89, 0, 7, 0x8a, 0, 0, 0x80, 1, 9, 0x8a, 0, 4}) // back-pressure
+	f.Add([]byte{0x89, 0, 3, 0x81, 0x03, 4, 5, 6, 0x89, 0, 7, 0x8a, 0, 0, 0x80, 1, 9, 0x8a, 0, 4})
 	f.Add([]byte{0x85, 0x02, 7, 1, 0xff, 0xff, 0xff, 0xff, 0, 0, 1, 0, 0x85, 0x11, 3, 0x84, 3, 5, 1})
 	f.Add([]byte{0x8b, 1, 0x86, 0, 0x8c, 9, 9, 0x86, 0, 0x8b, 0, 0x86, 0, 0x86, 0, 0x8c, 3, 3})
 	f.Add([]byte{0x8e, 1, 0, 0, 0, 9, 0, 1, 0, 0})

@@ -138,6 +138,21 @@ func (r *rig) connect() *vhostusertest.Frontend {
 	return f
 }
 
+// start starts these rings, for a guest driver that is the test's own.
+func (r *rig) start(indices ...int) (rings []*vhostusertest.Ring) {
+	r.t.Helper()
+	f := r.g.Frontend()
+	r.must(f.SetFeatures(r.g.Offered()))
+	for _, i := range indices {
+		ring, err := f.NewRing(r.g.Memory(), i, 16)
+		r.must(err)
+		r.t.Cleanup(ring.Close)
+		r.must(ring.Start())
+		rings = append(rings, ring)
+	}
+	return rings
+}
+
 // hangUp ends the guest.
 func (r *rig) hangUp() {
 	if r.g != nil {
