@@ -63,8 +63,8 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "writes are not stable though the mode says so",
 		file: "vhostuser/virtioblk/transfer.go",
-		from: "if r.q.stable || r.q.d.stable.Load() {",
-		to:   "if r.q.stable {",
+		from: "if q.stable || q.d.stable.Load() {",
+		to:   "if q.stable {",
 		by: tests{
 			in:  "./vhostuser/virtioblk",
 			run: "^TestWritesAreStableUnlessTheGuestIsKnownToFlush$",
@@ -466,8 +466,8 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "how a transfer ends is told twice",
 		file: "vhostuser/virtioblk/request.go",
-		from: "if q.d.trace != nil && !r.transfer.traced {",
-		to:   "if q.d.trace != nil {",
+		from: "\t\tif !r.transfer.traced {\n",
+		to:   "\t\tif true {\n",
 		by: tests{
 			in:  "./vhostuser/virtioblk",
 			run: "^TestATransferThatEndsInTheDrainIsTracedThere$",
@@ -556,9 +556,9 @@ var _ = add("virtioblk", []mutant{
 	},
 	{
 		what: "what was traced of one request counts for the next one in its place",
-		file: "vhostuser/virtioblk/queue.go",
-		from: "r.status, r.ranges, r.transfer.traced = nil, nil, false",
-		to:   "r.status, r.ranges = nil, nil",
+		file: "vhostuser/virtioblk/request.go",
+		from: "\t\tr.transfer.traced = false\n",
+		to:   "",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestTheTraceTellsOfEachRequestThatFails$"},
 	},
 	{

@@ -255,7 +255,7 @@ func (q *queue) get() *request {
 }
 
 func (q *queue) put(r *request) {
-	r.status, r.ranges, r.transfer.traced = nil, nil, false
+	r.status, r.ranges = nil, nil
 	q.held -= r.units
 	if q.granted > queueUnits {
 		q.giveBack(q.held + roomChunk)

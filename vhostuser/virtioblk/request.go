@@ -347,9 +347,12 @@ func (r *request) finish(err error) {
 		q.d.memory.answered()
 	}
 	q.vq.PushStatus(&r.chain, uint32(r.written(err)), r.status, status)
-	if q.d.trace != nil && !r.transfer.traced {
-		q.d.trace(Request{Queue: q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes, Status: status, Err: err,
-			Answered: err != nil && cancelled(err)})
+	if trace := q.d.trace; trace != nil {
+		if !r.transfer.traced {
+			trace(Request{Queue: q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes, Status: status, Err: err,
+				Answered: err != nil && cancelled(err)})
+		}
+		r.transfer.traced = false
 	}
 	q.put(r)
 }
