@@ -13,8 +13,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -31,17 +33,60 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// listening is set for a process that is to listen on the socket that is its descriptor 3, and then
-// does a little of something else.
-const listening = "VDEV_LOAD_TEST_LISTENS"
+const (
+	// listening is set for a process that is to listen on the socket that is its descriptor 3, and
+	// then does a little of something else.
+	listening = "VDEV_LOAD_TEST_LISTENS"
+	// starting is set for a process that starts threads as soon as its first one is bound.
+	starting = "VDEV_LOAD_TEST_STARTS"
+)
 
 func TestMain(m *testing.M) {
-	if os.Getenv(listening) != "" {
+	switch {
+	case os.Getenv(listening) != "":
 		fmt.Println(syscall.Listen(3, 16))
 		for range time.Tick(time.Millisecond) {
 		}
+	case os.Getenv(starting) != "":
+		startWhenBound()
+		return
 	}
 	goleak.VerifyTestMain(m)
+}
+
+// startWhenBound starts some more threads each time when the first one is bound, for each line that
+// it reads. It writes a line when it waits for that, and one when they have been started.
+func startWhenBound() {
+	runtime.LockOSThread()
+	start := func(n int) {
+		var there sync.WaitGroup
+		for range n {
+			there.Add(1)
+			go func() {
+				runtime.LockOSThread()
+				there.Done()
+				select {}
+			}()
+		}
+		there.Wait()
+	}
+	debug.SetGCPercent(-1) // it would start threads at other times
+	at := func() []int {
+		cpus, err := sys.Affinity(0)
+		if err != nil {
+			panic(err)
+		}
+		return cpus
+	}
+	former := at()
+	start(50) // to bind these takes some time
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		fmt.Println("waits")
+		for slices.Equal(at(), former) {
+		}
+		start(4)
+		fmt.Println("has started them")
+	}
 }
 
 // serve serves a memory disk with four queues, and returns its socket.
@@ -557,6 +602,87 @@ func TestTheBackEndIsBoundAndLetGo(t *testing.T) {
 		if got, err := sys.Affinity(tid); err == nil && !slices.Equal(got, former) {
 			t.Errorf("a thread remains bound to %v", got)
 		}
+	}
+}
+
+func TestThreadsThatAreStartedWhileOthersAreBoundAreLetGo(t *testing.T) {
+	former, err := sys.Affinity(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(former) < 2 {
+		t.Skip("there is only one processor")
+	}
+	child := exec.Command(os.Args[0])
+	child.Env = append(os.Environ(), starting+"=1")
+	child.Stderr = os.Stderr
+	in, err := child.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer child.Wait()
+	defer child.Process.Kill()
+	out := bufio.NewScanner(stdout)
+	says := func(want string) {
+		t.Helper()
+		if !out.Scan() || out.Text() != want {
+			t.Fatalf("it says %q, want %q", out.Text(), want)
+		}
+	}
+	for range 20 {
+		fmt.Fprintln(in)
+		says("waits")
+		b, err := bind(child.Process.Pid, former[:1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		says("has started them")
+		if err := b.undo(); err != nil {
+			t.Fatal(err)
+		}
+		for _, tid := range threads(child.Process.Pid) {
+			if got, err := sys.Affinity(tid); err != nil || !slices.Equal(got, former) {
+				t.Fatalf("a thread remains bound to %v, %v", got, err)
+			}
+		}
+	}
+}
+
+func TestAListOfThreadsIsWholeWhileOthersEnd(t *testing.T) {
+	for range 200 {
+		var all sync.WaitGroup
+		begin := func(n int, until <-chan struct{}) (tids []int) {
+			there := make(chan int)
+			for range n {
+				all.Go(func() {
+					runtime.LockOSThread() // not unlocked: the thread ends with this
+					there <- sys.ThreadID()
+					<-until
+				})
+			}
+			for range n {
+				tids = append(tids, <-there)
+			}
+			return tids
+		}
+		end, stop := make(chan struct{}), make(chan struct{})
+		begin(20, end)
+		stay := begin(10, stop) // most of them are listed after those
+		close(end)
+		for range 20 {
+			if absent := missing(stay, threads(os.Getpid())); len(absent) > 0 {
+				t.Fatalf("of %v there are not listed: %v", stay, absent)
+			}
+		}
+		close(stop)
+		all.Wait()
 	}
 }
 

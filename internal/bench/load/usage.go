@@ -81,8 +81,22 @@ func Field(file, name string) string {
 	return ""
 }
 
-// threads lists the threads of a process.
-func threads(pid int) (tids []int) {
+// threads lists the threads of a process. The kernel ends a list early where a thread ends
+// meanwhile.
+func threads(pid int) []int {
+	for tids := listed(pid); ; {
+		n, _ := strconv.Atoi(Field(fmt.Sprintf("/proc/%d/status", pid), "Threads"))
+		again := listed(pid)
+		// Where all of them were there when they were counted, and were as many, they are all.
+		if len(tids) == n && len(missing(tids, again)) == 0 {
+			return tids
+		}
+		tids = again
+	}
+}
+
+// listed lists the threads of a process, perhaps not all.
+func listed(pid int) (tids []int) {
 	entries, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	for _, e := range entries {
 		if tid, err := strconv.Atoi(e.Name()); err == nil {
