@@ -6,13 +6,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"vdev/vhostuser"
 	"vdev/vhostuser/vhostusertest"
@@ -118,8 +116,8 @@ func perhaps(err error) error {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Errorf("%w (does it serve another front-end?)", err)
-	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return fmt.Errorf("%w (it has hung up: does it serve another front-end, or is it no vhost-user back-end?)", err)
+	case errors.Is(err, vhostusertest.ErrHungUp):
+		return fmt.Errorf("%w (does it serve another front-end, or is it no vhost-user back-end?)", err)
 	}
 	return err
 }
@@ -197,12 +195,12 @@ func (d *disk) start(ctx context.Context, j *Job) error {
 		return err
 	}
 	if err := d.f.AddMemory(d.mem); err != nil {
-		return perhaps(fmt.Errorf("guest memory: %w", err))
+		return fmt.Errorf("guest memory: %w", err)
 	}
 	for i := range j.Queues {
 		q, err := newQueue(ctx, d, j, i)
 		if err != nil {
-			return perhaps(fmt.Errorf("queue %d: %w", i, err))
+			return fmt.Errorf("queue %d: %w", i, err)
 		}
 		d.queues = append(d.queues, q)
 	}
@@ -211,11 +209,12 @@ func (d *disk) start(ctx context.Context, j *Job) error {
 
 // stop stops the rings.
 func (d *disk) stop() error {
-	var errs []error
 	for _, q := range d.queues {
-		errs = append(errs, q.ring.Stop())
+		if err := q.ring.Stop(); err != nil {
+			return fmt.Errorf("queue %d: %w", q.index, err)
+		}
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // close hangs up, whatever is in progress.

@@ -328,7 +328,7 @@ func TestABackEndThatGoesEndsTheLoad(t *testing.T) {
 			c.Close()
 		}
 	}()
-	if _, err := Run(t.Context(), socket, job(Read)); err == nil || !strings.Contains(err.Error(), "does it serve another front-end") {
+	if _, err := Run(t.Context(), socket, job(Read)); !errors.Is(err, vhostusertest.ErrHungUp) || !strings.Contains(err.Error(), "does it serve another front-end") {
 		t.Error(err)
 	}
 
@@ -338,8 +338,35 @@ func TestABackEndThatGoesEndsTheLoad(t *testing.T) {
 		j.Length, j.Poll = time.Hour, poll
 		d := connect(t, socket, &j)
 		end()
-		if _, err := d.run(t.Context(), &j); err == nil || !strings.Contains(err.Error(), "hung up") {
+		if _, err := d.run(t.Context(), &j); err != vhostusertest.ErrHungUp {
 			t.Error(err)
+		}
+		d.close()
+	}
+
+	// Between the handshake and the load, and between the load and the stop.
+	const hungUp = "the back-end has hung up"
+	for _, started := range []bool{false, true} {
+		socket, end := serveUntil(t, md.Config{Size: 4 << 20})
+		j := job(RandRead)
+		d, err := dial(t.Context(), socket)
+		if err == nil && started {
+			err = d.start(t.Context(), &j)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		end()
+		d.f.Conn().SetReadDeadline(time.Time{})
+		if n, err := d.f.Conn().Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Errorf("the back-end does not hang up: %d, %v", n, err)
+		}
+		if started {
+			if err, want := d.stop(), "queue 0: SET_VRING_ENABLE: "+hungUp; err == nil || err.Error() != want {
+				t.Errorf("error %v, want %q", err, want)
+			}
+		} else if err, want := d.start(t.Context(), &j), "guest memory: ADD_MEM_REG: "+hungUp; err == nil || err.Error() != want {
+			t.Errorf("error %v, want %q", err, want)
 		}
 		d.close()
 	}

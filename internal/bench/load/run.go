@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"vdev/vhostuser/vhostusertest"
 )
 
 // Result is what a Job has measured in the time that counts.
@@ -215,7 +217,7 @@ func (d *disk) watch(failed chan<- error) (unwatch func()) {
 		case err == nil:
 			failed <- errors.New("the back-end has sent a message that it was not asked for")
 		default:
-			failed <- fmt.Errorf("the back-end has hung up: %w", err)
+			failed <- vhostusertest.ErrHungUp
 		}
 	}()
 	return func() {
