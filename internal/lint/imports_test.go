@@ -51,7 +51,7 @@ var layers = map[string][]string{
 	"devsw/disk":             {"devsw"},
 	"internal/dev/imagefile": {"devsw", "internal/sys"},
 	"internal/test/disktest": {"devsw", "internal/sys"},
-	"internal/test/halt":     {},
+	"internal/test/halt":     {"internal/sys"},
 	"internal/test/hangfs":   {"internal/sys"},
 	"internal/test/loopfs":   {"internal/sys"},
 	"internal/dev/md":        {"devsw", "devsw/disk", "internal/dev/imagefile", "internal/sys"},

@@ -131,7 +131,7 @@ func eachThread(pid int, do func(tid int) error) error {
 	done := map[int]bool{}
 	for more := true; more; {
 		more = false
-		for _, tid := range threads(pid) {
+		for _, tid := range sys.Threads(pid) {
 			if done[tid] {
 				continue
 			}

@@ -625,7 +625,7 @@ func TestTheBackEndIsBoundAndLetGo(t *testing.T) {
 	if r := runSome(t, socket, j); r.PID != os.Getpid() {
 		t.Errorf("the back-end is process %d", r.PID)
 	}
-	for _, tid := range threads(os.Getpid()) {
+	for _, tid := range sys.Threads(os.Getpid()) {
 		if got, err := sys.Affinity(tid); err == nil && !slices.Equal(got, former) {
 			t.Errorf("a thread remains bound to %v", got)
 		}
@@ -674,42 +674,11 @@ func TestThreadsThatAreStartedWhileOthersAreBoundAreLetGo(t *testing.T) {
 		if err := b.undo(); err != nil {
 			t.Fatal(err)
 		}
-		for _, tid := range threads(child.Process.Pid) {
+		for _, tid := range sys.Threads(child.Process.Pid) {
 			if got, err := sys.Affinity(tid); err != nil || !slices.Equal(got, former) {
 				t.Fatalf("a thread remains bound to %v, %v", got, err)
 			}
 		}
-	}
-}
-
-func TestAListOfThreadsIsWholeWhileOthersEnd(t *testing.T) {
-	for range 200 {
-		var all sync.WaitGroup
-		begin := func(n int, until <-chan struct{}) (tids []int) {
-			there := make(chan int)
-			for range n {
-				all.Go(func() {
-					runtime.LockOSThread() // not unlocked: the thread ends with this
-					there <- sys.ThreadID()
-					<-until
-				})
-			}
-			for range n {
-				tids = append(tids, <-there)
-			}
-			return tids
-		}
-		end, stop := make(chan struct{}), make(chan struct{})
-		begin(20, end)
-		stay := begin(10, stop) // most of them are listed after those
-		close(end)
-		for range 20 {
-			if absent := missing(stay, threads(os.Getpid())); len(absent) > 0 {
-				t.Fatalf("of %v there are not listed: %v", stay, absent)
-			}
-		}
-		close(stop)
-		all.Wait()
 	}
 }
 

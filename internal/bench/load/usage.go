@@ -54,7 +54,7 @@ func usedBy(pid int) sample {
 		return sample{}
 	}
 	s := sample{known: true, cpu: cpu, switches: map[int]uint64{}}
-	for _, tid := range threads(pid) {
+	for _, tid := range sys.Threads(pid) {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/status", pid, tid))
 		if err != nil {
 			continue
@@ -79,29 +79,4 @@ func Field(file, name string) string {
 		}
 	}
 	return ""
-}
-
-// threads lists the threads of a process. The kernel ends a list early where a thread ends
-// meanwhile.
-func threads(pid int) []int {
-	for tids := listed(pid); ; {
-		n, _ := strconv.Atoi(Field(fmt.Sprintf("/proc/%d/status", pid), "Threads"))
-		again := listed(pid)
-		// Where all of them were there when they were counted, and were as many, they are all.
-		if len(tids) == n && len(missing(tids, again)) == 0 {
-			return tids
-		}
-		tids = again
-	}
-}
-
-// listed lists the threads of a process, perhaps not all.
-func listed(pid int) (tids []int) {
-	entries, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-	for _, e := range entries {
-		if tid, err := strconv.Atoi(e.Name()); err == nil {
-			tids = append(tids, tid)
-		}
-	}
-	return tids
 }
