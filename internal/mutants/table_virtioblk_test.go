@@ -23,7 +23,7 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "an unknown mode is writeback",
 		file: "vhostuser/virtioblk/state.go",
-		from: "m.driver == cacheWritethrough || m.driver == cacheUnknown && d.negotiated&fConfigWCE != 0",
+		from: "m.driver == cacheWritethrough ||\n\t\tm.driver == cacheUnknown && d.negotiated&fConfigWCE != 0",
 		to:   "m.driver == cacheWritethrough",
 		by: tests{
 			in:  "./vhostuser/virtioblk",
@@ -63,12 +63,19 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "writes are not stable though the mode says so",
 		file: "vhostuser/virtioblk/transfer.go",
-		from: "if q.stable || q.d.stable.Load() {",
-		to:   "if q.stable {",
+		from: "if q.d.stable.Load() {",
+		to:   "if q.d.negotiated&fFlush == 0 {",
 		by: tests{
 			in:  "./vhostuser/virtioblk",
 			run: "^TestWritesAreStableUnlessTheGuestIsKnownToFlush$",
 		},
+	},
+	{
+		what: "writes of a guest that cannot flush are not stable",
+		file: "vhostuser/virtioblk/state.go",
+		from: "d.negotiated&fFlush == 0 || m.driver",
+		to:   "m.driver",
+		by:   tests{in: "./vhostuser/virtioblk", run: "^TestWritesAreStable"},
 	},
 	{
 		what: "a session begins with the size known",
@@ -314,7 +321,7 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "what has ended keeps its room",
 		file: "vhostuser/virtioblk/queue.go",
-		from: "\t\tq.giveBack(q.held + roomChunk)\n",
+		from: "\t\tq.shrink(q.held + roomChunk)\n",
 		to:   "\t\t_ = q\n",
 		by: tests{
 			in:  "./vhostuser/virtioblk",
@@ -324,7 +331,7 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "a stop keeps the room of its queue",
 		file: "vhostuser/virtioblk/device.go",
-		from: "\t\tq.giveBack(0)\n",
+		from: "\t\tq.shrink(0)\n",
 		to:   "",
 		by: tests{
 			in:  "./vhostuser/virtioblk",
@@ -414,8 +421,8 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "a read that has failed counts as written",
 		file: "vhostuser/virtioblk/request.go",
-		from: "\tif err != nil {\n\t\tn = 0\n\t}\n",
-		to:   "",
+		from: "\tcase err != nil:\n\tcase r.typ == tIn:\n",
+		to:   "\tcase r.typ == tIn:\n",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestAFailedReadSaysThatNothingWasWritten$"},
 	},
 	{
@@ -428,8 +435,8 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "a serial number takes all the room there is",
 		file: "vhostuser/virtioblk/request.go",
-		from: "\tr.in = idSize\n",
-		to:   "\tr.in = int(length(r.chain.Writable)) - 1\n",
+		from: "\t\tn = idSize\n",
+		to:   "\t\tn = int(length(r.chain.Writable)) - 1\n",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestAFailedReadSaysThatNothingWasWritten$"},
 	},
 	{
@@ -483,8 +490,8 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "the answer to what was cancelled reads as I/O",
 		file: "vhostuser/virtioblk/request.go",
-		from: "Answered: err != nil && cancelled(err)})",
-		to:   "Answered: false})",
+		from: "status, err != nil && cancelled(err)\n",
+		to:   "status, false\n",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestTheTraceTellsOfNoTransferBehindTheDrain$"},
 	},
 	{
@@ -546,11 +553,22 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "a ring waits for a stop that is over",
 		file: "vhostuser/virtioblk/device.go",
-		from: "\t\tq.vq.Post(q.lingered)\n",
-		to:   "\t\t_ = q\n",
+		from: "\tif goesOn {\n\t\td.wake()\n\t}\n",
+		to:   "\t_ = goesOn\n",
 		by: tests{
 			in:      "./vhostuser/virtioblk",
 			run:     "^TestARingThatWaitsForTheEndOfAStopGoesOnWithIt$",
+			timeout: 20 * time.Second,
+		},
+	},
+	{
+		what: "nobody wakes a ring when a stop is over that it is no part of",
+		file: "vhostuser/virtioblk/device.go",
+		from: "\t\ttime.AfterFunc(next, d.wake)\n",
+		to:   "",
+		by: tests{
+			in:      "./vhostuser/virtioblk",
+			run:     "^TestWhatARingStoppedAloneCannotCancelHasTheDeviceTakenDown$",
 			timeout: 20 * time.Second,
 		},
 	},

@@ -108,8 +108,7 @@ type Device struct {
 	room        deviceRoom     // of Config.room
 
 	sectors atomic.Int64 // of 512 bytes
-	// each write is to be stable when it is answered, because of the cache's mode
-	stable atomic.Bool
+	stable  atomic.Bool  // each write is to be stable when it is answered
 	// how a flush failed that nobody waited for any more; the next one tells it
 	unsaid atomic.Pointer[error]
 	// a session's beginning has asked for the size, and storage has not answered yet
@@ -120,7 +119,7 @@ type Device struct {
 	failures failures
 
 	lives      specfs.Lives // opens of the block device
-	negotiated uint64       // the connection's goroutine only
+	negotiated uint64       // changes while no ring runs
 	// transfers that the driver has not returned, and that were abandoned: see fence
 	lost devsw.Localcount
 
@@ -137,10 +136,11 @@ type Device struct {
 // stop is what the device knows of a stop that the session has rings disabled or stopped for, one
 // soon after the other. It is over when a ring is started or enabled.
 type stop struct {
-	cancelAt time.Time     // when requests will be cancelled; zero where no front-end waits
-	answered time.Time     // when the front-end was answered last
-	next     time.Duration // for how long after that further rings are likely to follow
+	cancelAt time.Time // when requests will be cancelled; zero where no front-end waits
+	more     time.Time // until then further rings are likely to follow
 }
+
+func (s *stop) over() bool { return s.cancelAt.IsZero() && !time.Now().Before(s.more) }
 
 var _ vhostuser.Device = (*Device)(nil)
 
@@ -300,37 +300,29 @@ func (d *Device) flag() devsw.Flag {
 // StartQueue implements vhostuser.Device. The first queue opens the block device, in the
 // background.
 func (d *Device) StartQueue(vq *vhostuser.Queue) error {
-	for _, line := range d.startQueue(vq) {
-		d.log(line, nil)
+	d.stopOver()
+	first, origin := len(d.queues) == 0, vq.Driver() // nobody but this goroutine changes queues
+	if d.meetDriver(first, origin) {
+		d.log(unknownMode, nil)
 	}
-	return nil
-}
-
-// startQueue is StartQueue, and returns what the log is to say.
-func (d *Device) startQueue(vq *vhostuser.Queue) (news []string) {
+	if first && d.tooSmall(vq.Size()) {
+		d.log(fmt.Sprintf("the guest's ring has %d descriptors and its driver uses no indirect ones, but requests may have %d: "+
+			"larger ones may hang in the guest for ever; use --seg-max %d, or a queue-size of at least %d",
+			vq.Size(), d.segMax+2, max(vq.Size()-2, 1), d.segMax+2), nil)
+	}
+	q := newQueue(d, vq)
+	vq.Data = q
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.stopOverLocked()
-	first := len(d.queues) == 0
-	if d.meetDriver(first, vq.Driver()) {
-		news = append(news, unknownMode)
-	}
-	switch origin := vq.Driver(); {
+	switch {
 	case first && origin == vhostuser.DriverNew:
 		d.anew = true
 	case origin == vhostuser.DriverElsewhere:
 		d.anew = false // the first ring may not have shown it
 	}
-	if first && d.tooSmall(vq.Size()) {
-		news = append(news, fmt.Sprintf("the guest's ring has %d descriptors and its driver uses no indirect ones, but requests may have %d: "+
-			"larger ones may hang in the guest for ever; use --seg-max %d, or a queue-size of at least %d",
-			vq.Size(), d.segMax+2, max(vq.Size()-2, 1), d.segMax+2))
-	}
-	q := newQueue(d, vq)
-	vq.Data = q
 	d.queues[q] = struct{}{}
 	d.openLocked(q)
-	return news
+	return nil
 }
 
 // tooSmall tells whether a ring is too small for the requests that its guest driver may make.
@@ -370,19 +362,20 @@ func (d *Device) lifeBegan(l *specfs.Life) {
 	if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, devsw.EBADF) {
 		d.log("cannot open the device; its requests fail", err)
 	}
+	d.letGo(l)
+}
+
+// letGo lets the queues go that use an open, or has their requests fail.
+func (d *Device) letGo(l *specfs.Life) {
 	for _, q := range d.queuesOf(l) {
 		q.vq.Post(func() { q.opened(l) })
 	}
 }
 
 // queuesOf gives the started queues that use an open.
-func (d *Device) queuesOf(l *specfs.Life) []*queue {
+func (d *Device) queuesOf(l *specfs.Life) (all []*queue) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.queuesOfLocked(l)
-}
-
-func (d *Device) queuesOfLocked(l *specfs.Life) (all []*queue) {
 	for q := range d.queues {
 		if q.open == l {
 			all = append(all, q)
@@ -404,17 +397,7 @@ func (d *Device) queuesOfLocked(l *specfs.Life) (all []*queue) {
 // What completes all the same completes normally. Of what comes back cancelled, that which had not
 // reached the driver goes back to the ring, as far as it was fetched last. The rest is suspended,
 // or ends with VIRTIO_BLK_S_IOERR, as how.Suspends says.
-func (d *Device) StopDevice(vqs []*vhostuser.Queue, how vhostuser.Stop) { d.stopQueues(vqs, how) }
-
-// StopQueue implements vhostuser.Device. It is StopDevice for one queue, while others go on. Only
-// this queue's requests are cancelled, and the device stays open. But if the driver does not return
-// them, the device is closed, and opened again for the others, who go on where they were.
-func (d *Device) StopQueue(vq *vhostuser.Queue, how vhostuser.Stop) {
-	d.stopQueues([]*vhostuser.Queue{vq}, how)
-}
-
-// stopQueues is StopDevice and StopQueue.
-func (d *Device) stopQueues(vqs []*vhostuser.Queue, how vhostuser.Stop) {
+func (d *Device) StopDevice(vqs []*vhostuser.Queue, how vhostuser.Stop) {
 	all := make([]*queue, len(vqs))
 	for i, vq := range vqs {
 		all[i] = vq.Data.(*queue)
@@ -433,8 +416,8 @@ func (d *Device) stopQueues(vqs []*vhostuser.Queue, how vhostuser.Stop) {
 	for _, q := range busy {
 		q.settle(how.Suspends(q.vq))
 	}
-	for _, vq := range vqs {
-		d.release(vq)
+	for _, q := range all {
+		d.release(q)
 	}
 	d.endStop(how)
 	for _, o := range opensOf(all) {
@@ -450,6 +433,13 @@ func (d *Device) stopQueues(vqs []*vhostuser.Queue, how vhostuser.Stop) {
 	for _, o := range opensOf(all) {
 		d.tellLate(o)
 	}
+}
+
+// StopQueue implements vhostuser.Device. It is StopDevice for one queue, while others go on. Only
+// this queue's requests are cancelled, and the device stays open. But if the driver does not return
+// them, the device is closed, and opened again for the others, who go on where they were.
+func (d *Device) StopQueue(vq *vhostuser.Queue, how vhostuser.Stop) {
+	d.StopDevice([]*vhostuser.Queue{vq}, how)
 }
 
 // opensOf gives what the queues have open: more than one Life where some have not begun a new one
@@ -495,20 +485,19 @@ func (d *Device) fails(busy []*queue, how vhostuser.Stop) (any bool) {
 }
 
 // release lets go of a queue that has nothing in flight.
-func (d *Device) release(vq *vhostuser.Queue) {
-	q := vq.Data.(*queue)
+func (d *Device) release(q *queue) {
 	suspended := 0
 	q.vq.Do(func() {
-		suspended = vq.Suspended()
+		suspended = q.vq.Suspended()
 		// Of a request that was lost in a fault nobody returns the units.
-		q.giveBack(0)
+		q.shrink(0)
 	})
 	q.counter.Release()
-	vq.Data = nil
+	q.vq.Data = nil
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.queues, q)
-	d.suspended[vq.Index()] = suspended
+	d.suspended[q.vq.Index()] = suspended
 }
 
 // PauseQueue implements vhostuser.Device. It waits for what is in flight to complete, as a stop
@@ -540,48 +529,46 @@ func (d *Device) PauseQueue(vq *vhostuser.Queue, how vhostuser.Stop) {
 
 // ResumeQueue implements vhostuser.Device. What is suspended is begun again.
 func (d *Device) ResumeQueue(vq *vhostuser.Queue) {
-	d.mu.Lock()
-	d.stopOverLocked()
-	d.mu.Unlock()
-	q := vq.Data.(*queue)
-	vq.Do(q.resume)
+	d.stopOver()
+	vq.Do(vq.Data.(*queue).resume)
 }
 
 // beginStop says that the front-end waits from now on.
 func (d *Device) beginStop(how vhostuser.Stop) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.stop = stop{cancelAt: how.Deadline, next: how.Next()}
+	d.stop.cancelAt = how.Deadline
 }
 
 // endStop says that the front-end is being answered.
 func (d *Device) endStop(how vhostuser.Stop) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.stop = stop{answered: time.Now(), next: how.Next()}
-	if len(d.queues) == 0 {
-		d.stop = stop{}
-	}
-}
-
-// stopOverLocked says that no further ring is likely to be disabled or stopped. Queues that have
-// waited for that go on.
-func (d *Device) stopOverLocked() {
-	if d.stop == (stop{}) {
-		return
-	}
 	d.stop = stop{}
-	for q := range d.queues {
-		q.vq.Post(q.lingered)
+	if next := how.Next(); len(d.queues) > 0 {
+		d.stop.more = time.Now().Add(next)
+		time.AfterFunc(next, d.wake)
 	}
 }
 
-// reopensIn returns how long an open waits that is for rings which a stop has left out.
-func (s *stop) reopensIn(now time.Time) time.Duration {
-	if !s.cancelAt.IsZero() {
-		return s.next
+// stopOver says that no further ring is likely to be disabled or stopped.
+func (d *Device) stopOver() {
+	d.mu.Lock()
+	goesOn := !d.stop.over()
+	d.stop = stop{}
+	d.mu.Unlock()
+	if goesOn {
+		d.wake()
 	}
-	return max(s.next-now.Sub(s.answered), 0)
+}
+
+// wake has the queues look whether they may open the device again.
+func (d *Device) wake() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for q := range d.queues {
+		q.vq.Wake()
+	}
 }
 
 // completeOrCancel waits until nothing of the queues, which are held, is in flight. At the
@@ -596,11 +583,7 @@ func (d *Device) completeOrCancel(busy []*queue, how vhostuser.Stop) error {
 	}
 	d.fails(busy, how)
 	switch {
-	case how.WholeDevice:
-		d.takeDown(busy, false)
-	case how.Context().Err() != nil:
-		// All the other rings are stopped next.
-		d.beginStop(how)
+	case how.WholeDevice, how.Context().Err() != nil: // all the other rings are stopped next
 		d.takeDown(busy, false)
 	default:
 		d.cancelAlone(busy)

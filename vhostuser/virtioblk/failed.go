@@ -22,18 +22,18 @@ type failures struct {
 // storageFailed notes that storage has ended the request with err. On the reactor, once at most.
 func (r *request) storageFailed(err error) {
 	d := r.q.d
-	status := statusOf(r.typ, err)
-	if cancelled(err) || status == statusUnsupp && r.typ != tIn && r.typ != tOut {
+	told := r.told(err)
+	told.Status = statusOf(r.typ, err)
+	if cancelled(err) || told.Status == statusUnsupp && r.typ != tIn && r.typ != tOut {
 		return
 	}
-	q := Request{Queue: r.q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes, Status: status, Err: err}
 	d.failures.mu.Lock()
 	f := &d.failures.f
 	f.Count++
-	f.Last, f.At = q, time.Now()
+	f.Last, f.At = told, time.Now()
 	d.failures.mu.Unlock()
 	if d.failed != nil {
-		d.failed(q)
+		d.failed(told)
 	}
 }
 

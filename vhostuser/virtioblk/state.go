@@ -308,12 +308,13 @@ func (d *Device) meetDriver(first bool, origin vhostuser.DriverOrigin) (unknown 
 const unknownMode = "it is not known whether the guest counts on a write cache, since its driver began elsewhere: each write is made stable, " +
 	"which is slow, until the guest sets its cache mode or its machine is started anew"
 
-// setStableLocked works out whether each write is to be stable because of the cache's mode. A
-// driver without CONFIG_WCE counts on nothing but its flushes, unless somebody has switched the
-// cache off all the same.
+// setStableLocked works out whether each write is to be stable: because of the cache's mode, or
+// since the guest driver cannot flush. One without CONFIG_WCE counts on nothing but its flushes,
+// unless somebody has switched the cache off all the same.
 func (d *Device) setStableLocked() {
 	m := &d.memory
-	d.stable.Store(m.driver == cacheWritethrough || m.driver == cacheUnknown && d.negotiated&fConfigWCE != 0)
+	d.stable.Store(d.negotiated&fFlush == 0 || m.driver == cacheWritethrough ||
+		m.driver == cacheUnknown && d.negotiated&fConfigWCE != 0)
 }
 
 // Keeper is a disk that knows more of itself than what is on it (devsw.DiskState). Its methods
@@ -444,11 +445,10 @@ func (d *Device) ClearFailure() (cleared devsw.DiskState, err error) {
 		}
 	})
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if o := d.open; o != nil && ended(o.Began()) {
-		for _, q := range d.queuesOfLocked(o) {
-			q.vq.Post(func() { q.opened(o) })
-		}
+	o := d.open
+	d.mu.Unlock()
+	if o != nil && ended(o.Began()) {
+		d.letGo(o)
 	}
 	return cleared, nil
 }

@@ -26,7 +26,7 @@ type transfer struct {
 }
 
 func newTransfer(r *request) *transfer {
-	t := &transfer{q: r.q, buf: devsw.Buf{Iodone: iodone, AIO: r.q.aio}}
+	t := &transfer{q: r.q, buf: devsw.Buf{Iodone: iodone, AIO: r.q.loop.AIO()}}
 	t.buf.Context = t
 	t.of.Store(r)
 	return t
@@ -40,7 +40,7 @@ func (r *request) submit(data [][]byte) {
 	b.Op, b.Flags, b.Blkno, b.Bcount = devsw.BRead, 0, int64(r.sector), r.bytes
 	if r.typ == tOut {
 		b.Op = devsw.BWrite
-		if q.stable || q.d.stable.Load() {
+		if q.d.stable.Load() {
 			b.Flags = devsw.BMediaFUA
 		}
 	}
