@@ -331,7 +331,7 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "a stop keeps the room of its queue",
 		file: "vhostuser/virtioblk/device.go",
-		from: "\t\tq.shrink(0)\n",
+		from: "\tq.vq.Do(func() { q.shrink(0) })\n",
 		to:   "",
 		by: tests{
 			in:  "./vhostuser/virtioblk",

@@ -94,6 +94,7 @@ func ring(r vhostuser.RingStatus) control.Ring {
 	if r.Err != nil {
 		to.Error = r.Err.Error()
 	}
+	to.Resubmitted, to.Suspended = r.Resubmitted, r.Suspended
 	if r.Known {
 		to.Answered, to.Next, to.Used, to.Pending, to.InFlight = true, r.Next, r.Used, r.Pending, r.InFlight
 	}

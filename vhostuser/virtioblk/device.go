@@ -129,8 +129,7 @@ type Device struct {
 	queues map[*queue]struct{}
 	stop   stop
 	// the guest driver has begun anew, and the block device has not been opened since
-	anew      bool
-	suspended []int // by ring: requests left in the in-flight region by its last stop
+	anew bool
 }
 
 // stop is what the device knows of a stop that the session has rings disabled or stopped for, one
@@ -158,7 +157,7 @@ func New(c Config) (*Device, error) {
 	}
 	d := &Device{fs: c.FS, dev: c.Dev, readInfo: c.Info, serial: c.Serial, numQueues: c.NumQueues, segMax: c.SegMax,
 		trace: c.Trace, log: c.Log, failed: c.Failed, keeper: c.Keeper, ended: c.Ended, sizeChanged: c.SizeChanged,
-		queues: make(map[*queue]struct{}), suspended: make([]int, c.NumQueues)}
+		queues: make(map[*queue]struct{})}
 	if d.segMax == 0 {
 		d.segMax = DefaultSegMax
 	}
@@ -486,18 +485,13 @@ func (d *Device) fails(busy []*queue, how vhostuser.Stop) (any bool) {
 
 // release lets go of a queue that has nothing in flight.
 func (d *Device) release(q *queue) {
-	suspended := 0
-	q.vq.Do(func() {
-		suspended = q.vq.Suspended()
-		// Of a request that was lost in a fault nobody returns the units.
-		q.shrink(0)
-	})
+	// Of a request that was lost in a fault nobody returns the units.
+	q.vq.Do(func() { q.shrink(0) })
 	q.counter.Release()
 	q.vq.Data = nil
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.queues, q)
-	d.suspended[q.vq.Index()] = suspended
 }
 
 // PauseQueue implements vhostuser.Device. It waits for what is in flight to complete, as a stop

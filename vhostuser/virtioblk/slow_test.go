@@ -124,8 +124,8 @@ func (w *bench) until(what string, is func() bool) {
 
 // inFlight is how many requests the rings have in flight.
 func (w *bench) inFlight() (n int) {
-	for _, q := range w.dev.Status().Queues {
-		n += q.InFlight
+	for i := range w.rings {
+		n += w.ring(i).InFlight
 	}
 	return n
 }
