@@ -100,8 +100,8 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "a session waits for the size for ever",
 		file: "vhostuser/virtioblk/device.go",
-		from: "\tcase <-timeout.C:\n\t\td.log(\"the disk's size cannot be read",
-		to:   "\tcase <-timeout.C:\n\t\t<-done\n\t\td.log(\"the disk's size cannot be read",
+		from: "\tcase <-timeout.C:\n\t\td.config.Log(\"the disk's size cannot be read",
+		to:   "\tcase <-timeout.C:\n\t\t<-done\n\t\td.config.Log(\"the disk's size cannot be read",
 		by: tests{
 			in:  "./vhostuser/virtioblk",
 			run: "^TestASessionBeginsWithTheSizeThatStorageHasNow$",
@@ -130,7 +130,7 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "what the page says of the disk is not handed to the driver",
 		file: "vhostuser/virtioblk/state.go",
-		from: "\t\tif brought != 0 && d.keeper != nil {\n\t\t\td.keeper.SetState(devsw.DiskState{FlushError: brought})\n\t\t}\n",
+		from: "\t\tif brought != 0 && d.config.Keeper != nil {\n\t\t\td.config.Keeper.SetState(devsw.DiskState{FlushError: brought})\n\t\t}\n",
 		to:   "\t\t_ = brought\n",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestAFailedFlushIsHandedOn$"},
 	},

@@ -9,8 +9,8 @@
 // Two kinds of goroutine meet here. The connection's calls the methods of vhostuser.Device. The
 // reactor of a queue calls Process, and owns the queue and its requests. Device.mu guards what the
 // connection's goroutine, those of specfs.Life and the reactors share. It is never held while
-// anything is waited for, and never taken on the way of a read or a write. memory.mu, and what a
-// Life locks, are taken after it.
+// anything is waited for, and never taken on the way of a read or a write that succeeds. memory.mu,
+// and what a Life locks, are taken after it.
 package virtioblk
 
 import (
@@ -91,21 +91,10 @@ type Config struct {
 // Device is one virtio block device. It implements vhostuser.Device, whose methods are the
 // Backend's to call. One Backend at a time serves it.
 type Device struct {
-	fs          *specfs.FS
-	dev         devsw.Dev
-	readInfo    func() (devsw.DiskInfo, error)
-	keeper      Keeper // or nil
-	ended       func(holder uint64) (ended, known bool)
-	sizeChanged func()
-	serial      string
-	numQueues   int
-	segMax      int
-	trace       func(Request)
-	log         func(string, error)
-	failed      func(Request)
-	readOnly    bool
-	share       *offload.Share // of Config.Pool
-	room        deviceRoom     // of Config.room
+	config   Config // with the defaults
+	readOnly bool
+	share    *offload.Share // of Config.Pool
+	room     deviceRoom     // of Config.room
 
 	sectors atomic.Int64 // of 512 bytes
 	stable  atomic.Bool  // each write is to be stable when it is answered
@@ -116,18 +105,17 @@ type Device struct {
 
 	memory memory
 
-	failures failures
-
 	lives      specfs.Lives // opens of the block device
 	negotiated uint64       // changes while no ring runs
 	// transfers that the driver has not returned, and that were abandoned: see fence
 	lost devsw.Localcount
 
-	mu     sync.Mutex
-	info   devsw.DiskInfo
-	open   *specfs.Life // nil while the device is not to be open
-	queues map[*queue]struct{}
-	stop   stop
+	mu       sync.Mutex
+	info     devsw.DiskInfo
+	open     *specfs.Life // nil while the device is not to be open
+	queues   map[*queue]struct{}
+	stop     stop
+	failures Failures
 	// the guest driver has begun anew, and the block device has not been opened since
 	anew bool
 }
@@ -155,18 +143,19 @@ func New(c Config) (*Device, error) {
 	case len(c.Serial) > MaxSerial:
 		return nil, fmt.Errorf("virtio-blk: serial number %q has %d bytes, at most %d fit", c.Serial, len(c.Serial), MaxSerial)
 	}
-	d := &Device{fs: c.FS, dev: c.Dev, readInfo: c.Info, serial: c.Serial, numQueues: c.NumQueues, segMax: c.SegMax,
-		trace: c.Trace, log: c.Log, failed: c.Failed, keeper: c.Keeper, ended: c.Ended, sizeChanged: c.SizeChanged,
-		queues: make(map[*queue]struct{})}
-	if d.segMax == 0 {
-		d.segMax = DefaultSegMax
+	if c.SegMax == 0 {
+		c.SegMax = DefaultSegMax
 	}
-	if d.log == nil {
-		d.log = func(string, error) {}
+	if c.Log == nil {
+		c.Log = func(string, error) {}
 	}
-	if d.sizeChanged == nil {
-		d.sizeChanged = func() {}
+	if c.SizeChanged == nil {
+		c.SizeChanged = func() {}
 	}
+	if c.room == nil {
+		c.room = defaultRoom
+	}
+	d := &Device{config: c, room: deviceRoom{room: c.room}, queues: make(map[*queue]struct{})}
 	if _, err := d.Resize(); err != nil {
 		return nil, err
 	}
@@ -179,9 +168,6 @@ func New(c Config) (*Device, error) {
 	d.share = pool.Share()
 	d.lives = specfs.Lives{FS: c.FS, Mode: devsw.IFBLK, Dev: c.Dev, Flag: d.openFlag, Opened: d.lifeOpened,
 		Began: d.lifeBegan, Ending: d.lifeEnding, Ended: d.lifeEnded}
-	if d.room.room = c.room; c.room == nil {
-		d.room.room = defaultRoom
-	}
 	return d, nil
 }
 
@@ -198,7 +184,7 @@ func (d *Device) Close() { d.share.Close() }
 // to be told (vhostuser.Backend.ConfigChanged). Any goroutine. It fails as New does, and the size
 // stays as it was.
 func (d *Device) Resize() (changed bool, err error) {
-	info, err := d.readInfo()
+	info, err := d.config.Info()
 	if err != nil {
 		return false, fmt.Errorf("virtio-blk: %w", err)
 	}
@@ -239,7 +225,7 @@ func (d *Device) SessionBegin() {
 	select {
 	case <-done:
 	case <-timeout.C:
-		d.log("the disk's size cannot be read again at the moment: storage does not answer; the front-end is told the one that was known", nil)
+		d.config.Log("the disk's size cannot be read again at the moment: storage does not answer; the front-end is told the one that was known", nil)
 	}
 }
 
@@ -247,17 +233,17 @@ func (d *Device) SessionBegin() {
 func (d *Device) lookAgain() {
 	changed, err := d.Resize()
 	if err != nil {
-		d.log("the disk's size could not be read again", err)
+		d.config.Log("the disk's size could not be read again", err)
 	}
 	if changed {
 		// Also where none has been told the old one in this session: a front-end that comes back
 		// does not ask.
-		d.sizeChanged()
+		d.config.SizeChanged()
 	}
 }
 
 // Features implements vhostuser.Device.
-func (d *Device) Features() uint64 { return features(d.snapshot(), d.numQueues) }
+func (d *Device) Features() uint64 { return features(d.snapshot(), d.config.NumQueues) }
 
 func (d *Device) snapshot() devsw.DiskInfo {
 	d.mu.Lock()
@@ -266,14 +252,14 @@ func (d *Device) snapshot() devsw.DiskInfo {
 }
 
 // NumQueues implements vhostuser.Device.
-func (d *Device) NumQueues() int { return d.numQueues }
+func (d *Device) NumQueues() int { return d.config.NumQueues }
 
 // ConfigSize implements vhostuser.Device.
 func (d *Device) ConfigSize() int { return configSize }
 
 // ReadConfig implements vhostuser.Device.
 func (d *Device) ReadConfig(p []byte) {
-	fillConfig(p, d.snapshot(), d.numQueues, d.segMax, d.memory.writeback())
+	fillConfig(p, d.snapshot(), d.config.NumQueues, d.config.SegMax, d.memory.writeback())
 }
 
 // WriteConfig implements vhostuser.Device: the guest driver may change writeback, and nothing else
@@ -302,12 +288,12 @@ func (d *Device) StartQueue(vq *vhostuser.Queue) error {
 	d.stopOver()
 	first, origin := len(d.queues) == 0, vq.Driver() // nobody but this goroutine changes queues
 	if d.meetDriver(first, origin) {
-		d.log(unknownMode, nil)
+		d.config.Log(unknownMode, nil)
 	}
 	if first && d.tooSmall(vq.Size()) {
-		d.log(fmt.Sprintf("the guest's ring has %d descriptors and its driver uses no indirect ones, but requests may have %d: "+
+		d.config.Log(fmt.Sprintf("the guest's ring has %d descriptors and its driver uses no indirect ones, but requests may have %d: "+
 			"larger ones may hang in the guest for ever; use --seg-max %d, or a queue-size of at least %d",
-			vq.Size(), d.segMax+2, max(vq.Size()-2, 1), d.segMax+2), nil)
+			vq.Size(), d.config.SegMax+2, max(vq.Size()-2, 1), d.config.SegMax+2), nil)
 	}
 	q := newQueue(d, vq)
 	vq.Data = q
@@ -327,7 +313,7 @@ func (d *Device) StartQueue(vq *vhostuser.Queue) error {
 // tooSmall tells whether a ring is too small for the requests that its guest driver may make.
 func (d *Device) tooSmall(size int) bool {
 	const features = fSegMax | fIndirect
-	return d.negotiated&features == fSegMax && size < d.segMax+2
+	return d.negotiated&features == fSegMax && size < d.config.SegMax+2
 }
 
 // openLocked gives q the open of the block device that there is, or begins one. q is told when it
@@ -359,7 +345,7 @@ func (d *Device) openFlag() devsw.Flag {
 func (d *Device) lifeBegan(l *specfs.Life) {
 	err := l.Err()
 	if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, devsw.EBADF) {
-		d.log("cannot open the device; its requests fail", err)
+		d.config.Log("cannot open the device; its requests fail", err)
 	}
 	d.letGo(l)
 }
@@ -409,7 +395,7 @@ func (d *Device) StopDevice(vqs []*vhostuser.Queue, how vhostuser.Stop) {
 		d.fails(busy, how)
 		d.takeDown(all, true)
 	} else if d.completeOrCancel(busy, how) != nil && d.fails(busy, how) {
-		d.log("requests were cancelled, and fail: they did not complete in time after the ring was stopped", nil)
+		d.config.Log("requests were cancelled, and fail: they did not complete in time after the ring was stopped", nil)
 	}
 	d.awaitCancelled(busy)
 	for _, q := range busy {
@@ -513,7 +499,7 @@ func (d *Device) PauseQueue(vq *vhostuser.Queue, how vhostuser.Stop) {
 		if !how.Suspends(vq) {
 			q.settle(false)
 			if err != nil {
-				d.log("requests were cancelled, and fail: they did not complete in time after the ring was disabled", nil)
+				d.config.Log("requests were cancelled, and fail: they did not complete in time after the ring was disabled", nil)
 			}
 		}
 	}
@@ -669,7 +655,7 @@ func (d *Device) lifeEnding(l *specfs.Life) {
 // d_close's.
 func (d *Device) lifeEnded(l *specfs.Life, err error) {
 	if err != nil {
-		d.log("close", err)
+		d.config.Log("close", err)
 	}
 	// Where it was ended before it was open, the one before may still be being closed.
 	if l.Err() == nil {
@@ -683,7 +669,7 @@ func (d *Device) lifeEnded(l *specfs.Life, err error) {
 // tellLate logs once that a stop is answered before the close has been done.
 func (d *Device) tellLate(o *specfs.Life) {
 	if err := o.TellLate(); err != nil {
-		d.log("the device is still being closed; the next start waits for it", err)
+		d.config.Log("the device is still being closed; the next start waits for it", err)
 	}
 }
 

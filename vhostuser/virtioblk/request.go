@@ -240,7 +240,7 @@ func (r *request) readWrite(data, wrong [][]byte) {
 // getID answers with the serial number, padded with zeros (section 5.2.6).
 func (r *request) getID(writable [][]byte) {
 	var id [idSize]byte
-	copy(id[:], r.q.d.serial)
+	copy(id[:], r.q.d.config.Serial)
 	if length(writable) < idSize {
 		r.end(errShortID)
 		return
@@ -333,10 +333,10 @@ func (r *request) told(err error) Request {
 // suspend leaves the request to its ring, which gives it out again.
 func (r *request) suspend(err error) {
 	q := r.q
-	if q.d.trace != nil {
+	if q.d.config.Trace != nil {
 		told := r.told(err)
 		told.Suspended = true
-		q.d.trace(told)
+		q.d.config.Trace(told)
 	}
 	q.setUntouched(r.chain.Head, untouched(err))
 	q.vq.Suspend(&r.chain)
@@ -354,7 +354,7 @@ func (r *request) finish(err error) {
 		q.d.memory.answered()
 	}
 	q.vq.PushStatus(&r.chain, uint32(r.written(err)), r.status, status)
-	if trace := q.d.trace; trace != nil {
+	if trace := q.d.config.Trace; trace != nil {
 		if !r.transfer.traced {
 			told := r.told(err)
 			told.Status, told.Answered = status, err != nil && cancelled(err)

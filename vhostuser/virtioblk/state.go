@@ -338,8 +338,8 @@ func (d *Device) takeOver() {
 		brought, writes, holder := m.brought, m.writes, m.holder
 		m.mu.Unlock()
 		found := d.followed(writes, holder)
-		if brought != 0 && d.keeper != nil {
-			d.keeper.SetState(devsw.DiskState{FlushError: brought})
+		if brought != 0 && d.config.Keeper != nil {
+			d.config.Keeper.SetState(devsw.DiskState{FlushError: brought})
 		}
 		d.ask(func() {
 			// Another guest's page may have come meanwhile.
@@ -367,8 +367,8 @@ func (d *Device) followed(writes whereabouts, holder uint64) whereabouts {
 		return writes
 	}
 	ended, known := false, false
-	if d.ended != nil {
-		ended, known = d.ended(holder)
+	if d.config.Ended != nil {
+		ended, known = d.config.Ended(holder)
 	}
 	if ended || !known && writes == writesHandedOver {
 		return writesHere
@@ -388,7 +388,7 @@ const (
 // has led to it. Requests that fail do so. It is called as well when a disk finds out by itself
 // that it has lost something. Any goroutine; it waits for the disk's Keeper alone.
 func (d *Device) Learn() {
-	if d.keeper != nil {
+	if d.config.Keeper != nil {
 		d.ask(func() {})
 	}
 }
@@ -400,8 +400,8 @@ func (d *Device) ask(change func()) {
 	m := &d.memory
 	m.asking.Lock()
 	var s devsw.DiskState
-	if d.keeper != nil {
-		s = d.keeper.State()
+	if d.config.Keeper != nil {
+		s = d.config.Keeper.State()
 	}
 	m.mu.Lock()
 	failed := s.FlushError != 0 && m.disk.FlushError == 0
@@ -414,10 +414,10 @@ func (d *Device) ask(change func()) {
 	m.mu.Unlock()
 	m.asking.Unlock()
 	if failed {
-		d.log(lostWrites, s.FlushError)
+		d.config.Log(lostWrites, s.FlushError)
 	}
 	if gone {
-		d.log(lostDisk, nil)
+		d.config.Log(lostDisk, nil)
 	}
 }
 
@@ -431,8 +431,8 @@ func (m *memory) lost() bool {
 // ClearFailure has it forgotten that a flush has failed and that writes are lost, and returns what
 // was known of that. Any goroutine.
 func (d *Device) ClearFailure() (cleared devsw.DiskState, err error) {
-	if d.keeper != nil {
-		if cleared, err = d.keeper.ClearState(); err != nil {
+	if d.config.Keeper != nil {
+		if cleared, err = d.config.Keeper.ClearState(); err != nil {
 			return devsw.DiskState{}, fmt.Errorf("virtio-blk: %w", err)
 		}
 	}

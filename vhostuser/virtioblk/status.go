@@ -53,12 +53,11 @@ const statusWait = time.Second
 // Status tells what the device is doing. It waits for the queues' reactors to answer, a second at
 // most, and for nothing else. Any goroutine.
 func (d *Device) Status() Status {
-	s := Status{Dev: d.dev, State: StateClosed, Fenced: d.lost.Count(), Oldest: make([]time.Duration, d.numQueues)}
+	s := Status{Dev: d.config.Dev, State: StateClosed, Fenced: d.lost.Count(), Oldest: make([]time.Duration, d.config.NumQueues)}
 	s.Lost, s.Cache = d.memory.status()
 	s.Stable = d.stable.Load()
-	s.Failures = d.failures.get()
 	d.mu.Lock()
-	s.Disk = d.info
+	s.Disk, s.Failures = d.info, d.failures
 	switch o := d.open; {
 	case o == nil:
 	case !ended(o.Began()):
@@ -79,8 +78,8 @@ func (d *Device) Status() Status {
 		q.vq.Post(func() { answers <- age{q.vq.Index(), q.oldest()} })
 	}
 	d.mu.Unlock()
-	for _, sd := range d.fs.Devices() {
-		if sd.Mode == devsw.IFBLK && sd.Dev == d.dev {
+	for _, sd := range d.config.FS.Devices() {
+		if sd.Mode == devsw.IFBLK && sd.Dev == d.config.Dev {
 			s.Operations = sd.Operations
 			if sd.Closing {
 				s.State = StateClosing

@@ -56,7 +56,7 @@ func (r *request) submit(data [][]byte) {
 // ends is nobody's business.
 func iodone(b *devsw.Buf) {
 	t := b.Context.(*transfer)
-	if trace := t.q.d.trace; trace != nil {
+	if trace := t.q.d.config.Trace; trace != nil {
 		t.trace(trace)
 	}
 	if !b.InContext {
