@@ -335,7 +335,7 @@ var _ = add("virtioblk", []mutant{
 		to:   "",
 		by: tests{
 			in:  "./vhostuser/virtioblk",
-			run: "^TestRoomOfWhatWasLostIsGivenBackWithTheFrontEnd$",
+			run: "^TestRoomOfWhatWasLostIsReleasedWithTheFrontEnd$",
 		},
 	},
 	{
@@ -353,11 +353,11 @@ var _ = add("virtioblk", []mutant{
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestAQueueKeepsLittle$"},
 	},
 	{
-		what: "memory is not given back to the host",
+		what: "memory is not returned to the host",
 		file: "vhostuser/virtioblk/room.go",
 		from: "\tif q.granted == queueUnits && q.most >= largeUnits {\n\t\tq.most = 0\n\t\tfreeMemory()\n\t}\n",
 		to:   "",
-		by:   tests{in: "./vhostuser/virtioblk", run: "^TestRoomIsGivenBackWithTheFrontEnd$"},
+		by:   tests{in: "./vhostuser/virtioblk", run: "^TestRoomIsReleasedWithTheFrontEnd$"},
 	},
 	{
 		what: "ranges of a discard cost nothing",
@@ -506,14 +506,14 @@ var _ = add("virtioblk", []mutant{
 		file: "vhostuser/virtioblk/request.go",
 		from: " || state == queueFails && untouched(err) {",
 		to:   " {",
-		by:   tests{in: "./vhostuser/virtioblk", run: "^TestWhatDidNotReachTheDriverIsGivenBack$"},
+		by:   tests{in: "./vhostuser/virtioblk", run: "^TestWhatDidNotReachTheDriverIsUnfetched$"},
 	},
 	{
 		what: "what the driver has had goes back to the ring",
 		file: "vhostuser/virtioblk/queue.go",
 		from: "q.vq.Unfetch(q.isUntouched)",
 		to:   "q.vq.Unfetch(nil)",
-		by:   tests{in: "./vhostuser/virtioblk", run: "^TestWhatDidNotReachTheDriverIsGivenBack$"},
+		by:   tests{in: "./vhostuser/virtioblk", run: "^TestWhatDidNotReachTheDriverIsUnfetched$"},
 	},
 	{
 		what: "what was suspended is left when nothing may stay",

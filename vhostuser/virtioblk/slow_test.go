@@ -271,7 +271,7 @@ func TestAStopTakesBackWhatWaitsForAPlace(t *testing.T) {
 				answered = 1
 			}
 			if got := int(w.rings[0].UsedIdx()); got != answered {
-				t.Errorf("%d requests of the ring were answered, want %d: the others are given back", got, answered)
+				t.Errorf("%d requests of the ring were answered, want %d: the others are unfetched", got, answered)
 			}
 			f.thaw()
 			if c.closes {

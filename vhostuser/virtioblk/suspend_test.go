@@ -497,9 +497,9 @@ func TestSuspendedRequestsGoOnInTheirOrderOnce(t *testing.T) {
 	}
 }
 
-// TestWhatDidNotReachTheDriverIsGivenBack as far as it was fetched last; the ring then begins
+// TestWhatDidNotReachTheDriverIsUnfetched as far as it was fetched last; the ring then begins
 // there again, also where there is no in-flight region.
-func TestWhatDidNotReachTheDriverIsGivenBack(t *testing.T) {
+func TestWhatDidNotReachTheDriverIsUnfetched(t *testing.T) {
 	for name, c := range map[string]struct {
 		knows    vhostuser.ProtocolFeatures
 		refuse   map[int64]bool
@@ -510,8 +510,8 @@ func TestWhatDidNotReachTheDriverIsGivenBack(t *testing.T) {
 		"suspended around": {everything, map[int64]bool{1: true, 3: true}, 0, []uint8{0xff, 0xff, 0xff, 0xff}},
 		"failed":           {noInflight, map[int64]bool{2: true, 3: true}, 2, []uint8{1, 1, 0xff, 0xff}},
 		"failed around":    {noInflight, map[int64]bool{1: true, 3: true}, 3, []uint8{1, 1, 1, 0xff}},
-		"all given back":   {noInflight, map[int64]bool{0: true, 1: true, 2: true, 3: true}, 0, []uint8{0xff, 0xff, 0xff, 0xff}},
-		"none given back":  {noInflight, map[int64]bool{0: true, 1: true, 2: true}, 4, []uint8{1, 1, 1, 1}},
+		"all unfetched":    {noInflight, map[int64]bool{0: true, 1: true, 2: true, 3: true}, 0, []uint8{0xff, 0xff, 0xff, 0xff}},
+		"none unfetched":   {noInflight, map[int64]bool{0: true, 1: true, 2: true}, 4, []uint8{1, 1, 1, 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := &recorder{hold: true, refuse: c.refuse}
@@ -534,7 +534,7 @@ func TestWhatDidNotReachTheDriverIsGivenBack(t *testing.T) {
 			if region != nil {
 				suspended = 4 - len(c.refuse)
 				if !c.refuse[2] {
-					suspended = 3 // only the last can be given back
+					suspended = 3 // only the last can be unfetched
 				}
 			}
 			if got := w.ring(0).Suspended; got != suspended {
