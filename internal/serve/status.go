@@ -31,7 +31,9 @@ func (d *Device) Status(ctx context.Context) control.Status {
 		Migratable: c.Migratable, CancelAfter: c.CancelAfter.Seconds(), Rings: []control.Ring{}, Devices: []control.Device{},
 	}
 	if s := d.up.Load(); s != nil {
-		st.Socket = c.Socket
+		if s.there.Load() { // whoever is told can connect
+			st.Socket = c.Socket
+		}
 		s.status(ctx, &st)
 		return st
 	}
