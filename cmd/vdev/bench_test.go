@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -276,6 +277,11 @@ func TestABackEndThatDiesWhenItIsAskedEndsABenchmark(t *testing.T) {
 }
 
 func TestAnInterruptEndsABenchmark(t *testing.T) {
+	// Where this process ignores SIGHUP, as nohup(1) has it, vdev would. What is caught is not
+	// inherited.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP)
+	defer signal.Stop(caught)
 	socket := filepath.Join(t.TempDir(), "a.sock")
 	serving(t, nil, "blk", "--socket-path", socket, "--driver", "md,size=4M")
 	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
