@@ -154,7 +154,7 @@ func (d *keeper) written(block int64) (data []byte, order []int64) {
 
 func (d *keeper) await(t testing.TB, n int) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
+	for deadline := time.Now().Add(time.Minute); ; runtime.Gosched() {
 		d.mu.Lock()
 		got := len(d.kept)
 		d.mu.Unlock()

@@ -145,7 +145,7 @@ func (w *bench) expectOrder(what string, want ...specfs.Kind) {
 
 func (w *bench) waitStop() {
 	w.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
+	for deadline := time.Now().Add(time.Minute); ; runtime.Gosched() {
 		if !w.dev.Status().CancelAt.IsZero() {
 			return
 		}
@@ -424,7 +424,7 @@ func (d *recorder) setHold(hold bool) {
 // take waits until n transfers have come since the last look, and gives their blocks.
 func (d *recorder) take(t testing.TB, n int) []int64 {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
+	for deadline := time.Now().Add(time.Minute); ; runtime.Gosched() {
 		d.mu.Lock()
 		came := d.came
 		if len(came) >= n {
