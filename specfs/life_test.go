@@ -221,9 +221,9 @@ func TestALifeThatIsLateIsToldOnce(t *testing.T) {
 	})
 }
 
-// TestAwaitIsPatientFromWhenTheCloseHasBegun: what the Life takes until then tells nothing of the
+// TestALifeIsAwaitedFromWhenItsCloseHasBegun: what the Life takes until then tells nothing of the
 // device.
-func TestAwaitIsPatientFromWhenTheCloseHasBegun(t *testing.T) {
+func TestALifeIsAwaitedFromWhenItsCloseHasBegun(t *testing.T) {
 	eachKind(t, func(t *testing.T, s *setup, kind devsw.Mode) {
 		p := s.newPort(kind)
 		p.Ending = func(*Life) { time.Sleep(time.Second) }
