@@ -473,8 +473,8 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "how a transfer ends is told twice",
 		file: "vhostuser/virtioblk/request.go",
-		from: "\t\tif !r.transfer.traced {\n",
-		to:   "\t\tif true {\n",
+		from: "\tif !r.transfer.traced {\n",
+		to:   "\tif true {\n",
 		by: tests{
 			in:  "./vhostuser/virtioblk",
 			run: "^TestATransferThatEndsInTheDrainIsTracedThere$",
@@ -575,7 +575,7 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "what was traced of one request counts for the next one in its place",
 		file: "vhostuser/virtioblk/request.go",
-		from: "\t\tr.transfer.traced = false\n",
+		from: "\tr.transfer.traced = false\n",
 		to:   "",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestTheTraceTellsOfEachRequestThatFails$"},
 	},

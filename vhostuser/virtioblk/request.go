@@ -106,10 +106,10 @@ type request struct {
 	flushed bool
 }
 
-// parse finds the status byte of the request that was popped into r, reads the header, and leaves
-// the data in readable and writable. errNoStatus means that there is nowhere to answer: then the
-// ring is broken, and has the request back.
-func (r *request) parse() (readable, writable [][]byte, err error) {
+// parse finds the status byte of the request that was popped into r, reads the header, and returns
+// the data, and what buffers there are in the other direction. errNoStatus means that there is
+// nowhere to answer: then the ring is broken, and has the request back.
+func (r *request) parse() (data, other [][]byte, err error) {
 	r.q.charge(r)
 	r.typ, r.sector, r.bytes = ^uint32(0), 0, 0
 	w := r.chain.Writable
@@ -151,6 +151,7 @@ func (r *request) parse() (readable, writable [][]byte, err error) {
 	switch r.typ {
 	case tIn:
 		r.bytes = length(w)
+		return w, rd, nil
 	case tOut:
 		r.bytes = length(rd)
 	}
@@ -184,7 +185,7 @@ func length(bufs [][]byte) (n int64) {
 // start begins the request that was popped into r. It ends through r.end, on the reactor.
 func (r *request) start() {
 	r.began = r.q.loop.Clock()
-	readable, writable, err := r.parse()
+	data, other, err := r.parse()
 	switch {
 	case err == errNoStatus:
 		return
@@ -193,16 +194,14 @@ func (r *request) start() {
 		return
 	}
 	switch r.typ {
-	case tIn:
-		r.readWrite(writable, readable)
-	case tOut:
-		r.readWrite(readable, writable)
+	case tIn, tOut:
+		r.readWrite(data, other)
 	case tFlush:
 		r.slow()
 	case tGetID:
-		r.getID(writable)
+		r.getID(other)
 	case tDiscard, tWriteZeroes:
-		if err := r.parseRanges(readable, length(writable)); err != nil {
+		if err := r.parseRanges(data, length(other)); err != nil {
 			r.end(err)
 			return
 		}
@@ -354,15 +353,20 @@ func (r *request) finish(err error) {
 		q.d.memory.answered()
 	}
 	q.vq.PushStatus(&r.chain, uint32(r.written(err)), r.status, status)
-	if trace := q.d.config.Trace; trace != nil {
-		if !r.transfer.traced {
-			told := r.told(err)
-			told.Status, told.Answered = status, err != nil && cancelled(err)
-			trace(told)
-		}
-		r.transfer.traced = false
+	if q.d.config.Trace != nil {
+		r.traceEnd(status, err)
 	}
 	q.put(r)
+}
+
+// traceEnd tells how the request has ended, unless iodone has.
+func (r *request) traceEnd(status uint8, err error) {
+	if !r.transfer.traced {
+		told := r.told(err)
+		told.Status, told.Answered = status, err != nil && cancelled(err)
+		r.q.d.config.Trace(told)
+	}
+	r.transfer.traced = false
 }
 
 // written is the length for the used element: so many bytes have been written, from the first
