@@ -66,7 +66,8 @@ type Life struct {
 	node  *Node
 	quit  context.CancelFunc // has the open stop waiting
 	began chan struct{}
-	err   error // valid once began is closed
+	err   error         // valid once began is closed
+	down  chan struct{} // closed when the close of the device has begun
 	ended chan struct{}
 	holds devsw.Localcount
 
@@ -80,7 +81,8 @@ type Life struct {
 func (s *Lives) Begin() *Life {
 	ctx, quit := context.WithCancel(context.Background())
 	l := &Life{lives: s, node: s.FS.Node(s.Mode, s.Dev), quit: quit,
-		began: make(chan struct{}), ended: make(chan struct{})}
+		began: make(chan struct{}), down: make(chan struct{}), ended: make(chan struct{})}
+	l.node.begun = sync.OnceFunc(func() { close(l.down) })
 	l.Hold() // for the open
 	go l.open(ctx)
 	return l
@@ -133,9 +135,16 @@ func (l *Life) Revoke() (first bool) { return l.end(true, 0) }
 func (l *Life) Ended() <-chan struct{} { return l.ended }
 
 // Await waits for the end of the Life, for patience at most, and tells whether it has ended. Where
-// it has not, the Life is late, if it is closed or revoked at all.
+// it has not, the Life is late, if it is closed or revoked at all. Then patience is for the close
+// of the device: it counts from when that has begun, after Lives.Ending.
 func (l *Life) Await(patience time.Duration) bool {
-	runtime.Gosched() // the close has begun by then, and as a rule ended
+	runtime.Gosched() // as a rule the Life has ended by then
+	l.mu.Lock()
+	closing := l.state >= lifeClosing
+	l.mu.Unlock()
+	if closing {
+		<-l.down
+	}
 	select {
 	case <-l.ended:
 		return true
@@ -248,6 +257,7 @@ func (l *Life) close(was lifeState, revoke bool, flag devsw.Flag) {
 	case was == lifeOpen:
 		err = l.node.Close(flag)
 	}
+	l.node.begun() // where there was nothing to close
 	// Background never ends, so these do not fail.
 	if was != lifeWaiting {
 		// Where somebody else has revoked the device, that close may not be done yet.

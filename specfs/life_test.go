@@ -221,6 +221,39 @@ func TestALifeThatIsLateIsToldOnce(t *testing.T) {
 	})
 }
 
+// TestALifeIsAwaitedFromWhenItsCloseHasBegun: what the Life takes until then tells nothing of the
+// device.
+func TestALifeIsAwaitedFromWhenItsCloseHasBegun(t *testing.T) {
+	eachKind(t, func(t *testing.T, s *setup, kind devsw.Mode) {
+		p := s.newPort(kind)
+		p.Ending = func(*Life) { time.Sleep(time.Second) }
+		for name, end := range map[string]func(v *Life){
+			"close":  func(v *Life) { v.Close(rw) },
+			"revoke": func(v *Life) { v.Revoke() },
+		} {
+			v := p.begin(1)
+			<-v.Began()
+			end(v.Life)
+			if !v.Await(time.Millisecond) {
+				t.Errorf("%s: it has not ended, and nothing of the device waits", name)
+			}
+			v = p.begin(1)
+			<-v.Began()
+			s.setHold()
+			end(v.Life)
+			begun := time.Now()
+			if v.Await(time.Millisecond) || time.Since(begun) != time.Second+time.Millisecond {
+				t.Errorf("%s: Await was over after %v", name, time.Since(begun))
+			}
+			if err := v.TellLate(); err == nil {
+				t.Errorf("%s: it is late and tells nothing", name)
+			}
+			s.releaseHold()
+			v.Await(time.Hour)
+		}
+	})
+}
+
 // TestACloseWakesAnOpenThatSleeps, and cancels before anything else is told.
 func TestACloseWakesAnOpenThatSleeps(t *testing.T) {
 	eachKind(t, func(t *testing.T, s *setup, kind devsw.Mode) {

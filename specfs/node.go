@@ -25,6 +25,10 @@ type Node struct {
 	// ops counts the operations in progress that are not transfers.
 	ops devsw.Localcount
 
+	// begun is a Life's: a close or a revoke of the node has come to where it may wait for others.
+	// It may be called more than once. nil: it is nobody's affair.
+	begun func()
+
 	// Under fs.mu:
 
 	sd       *specdev      // while the device knows the node
@@ -211,6 +215,7 @@ func (n *Node) dropUnlock(flag devsw.Flag) error {
 	counts := sd.countsLocked()
 	fs.mu.Unlock()
 	step("close begun")
+	n.tellBegun()
 
 	err := fs.takeDown(n.key, flag, counts)
 
@@ -295,8 +300,15 @@ func (n *Node) revoke() {
 		_ = n.dropUnlock(devsw.FNONBLOCK) // nobody is left to be told
 		fs.mu.Lock()
 	}
+	n.tellBegun()
 	fs.waitClosingUnlock(n.key)
 	fs.event(n.key, EventRevoked, nil)
+}
+
+func (n *Node) tellBegun() {
+	if n.begun != nil {
+		n.begun()
+	}
 }
 
 // WaitClosed waits until no close of the device is in progress. It does not wait for a device that

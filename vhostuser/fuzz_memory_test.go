@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"runtime"
 	"slices"
 	"testing"
-	"time"
 
 	"vdev/internal/sys"
 	"vdev/vhostuser"
@@ -300,13 +298,6 @@ func FuzzMemoryChanges(f *testing.F) {
 				t.Fatalf("the answer is % x, want % x", got, b.data)
 			}
 		}
-		// What requests used last is unmapped, and its file closed, elsewhere.
-		end := time.Now().Add(vhostusertest.Timeout)
-		for open := countFDs(t); open > before+memRegions+2; open = countFDs(t) {
-			if time.Now().After(end) {
-				t.Fatalf("%d descriptors are open, and %d were", open, before)
-			}
-			runtime.Gosched()
-		}
+		awaitFDs(t, before+memRegions+2)
 	})
 }

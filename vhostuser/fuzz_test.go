@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -175,12 +174,7 @@ func FuzzConnection(f *testing.F) {
 		if !c.closed {
 			t.Error("the socket is still open")
 		}
-		// Some descriptors are closed by and by.
-		for end := time.Now().Add(vhostusertest.Timeout); countFDs(t) > before; runtime.Gosched() {
-			if time.Now().After(end) {
-				t.Fatalf("%d descriptors are open, and %d were", countFDs(t), before)
-			}
-		}
+		awaitFDs(t, before)
 	})
 }
 
@@ -484,9 +478,7 @@ func FuzzSetInflightFD(f *testing.F) {
 		base := uint16(vhostuser.ParseVringState(stopped).Num)
 		told := c.answers[vhostuser.SetInflightFD]
 		refused := len(told) != 8 || vhostuser.ParseU64(told) != 0
-		if open := countFDs(t); open > before {
-			t.Fatalf("%d descriptors are open, and %d were", open, before)
-		}
+		awaitFDs(t, before)
 		done := d.UsedIdx() - used
 		if refused && (done != 3 || base != used+3) {
 			t.Fatalf("without a region %d requests were answered, and the ring stops at %d; want 3 and %d", done, base, used+3)

@@ -39,6 +39,9 @@ func (s *session) dropInflight() {
 	}
 	s.inflight.region.Release()
 	s.inflight = nil
+	for _, r := range s.rings {
+		r.suspended = 0
+	}
 }
 
 // parseInflight reads and checks what is the same in both messages.

@@ -168,7 +168,7 @@ func (w *interrupted) onReactor(f func(*lane)) {
 	q.Loop().Do(func() { f(q.Data.(*lane)) })
 }
 
-// stopQueue completes some of what is held back, suspends some, and gives back what it can.
+// stopQueue completes some of what is held back, suspends some, and unpops what it can.
 func (w *interrupted) stopQueue(q *vhostuser.Queue, _ vhostuser.Stop) {
 	w.mu.Lock()
 	end := w.end

@@ -168,7 +168,7 @@ func TestEachRegionAskedForIsNewAndSealed(t *testing.T) {
 	}
 	// Asking is not yet having: rings that start now have none.
 	if g.startQueue(0, 8); g.hasRegion() {
-		t.Error("a ring has a region that was not given back")
+		t.Error("a ring has a region that was not sent again")
 	}
 }
 
@@ -391,8 +391,8 @@ func TestFaultOnTheRegionEndsTheConnection(t *testing.T) {
 	}
 }
 
-// What is given back at a stop is taken from the region, which may fault; all of it is given back
-// all the same.
+// What is unpopped at a stop is taken from the region, which may fault; all of it is unpopped all
+// the same.
 func TestFaultOnTheRegionKeepsNothingInFlight(t *testing.T) {
 	dev := newReverser(1)
 	var region *os.File

@@ -31,6 +31,7 @@ type ring struct {
 	base    uint16
 	// the base that its last stop has answered; 0 in a new session and after RESET_DEVICE
 	left           uint16
+	suspended      int     // requests that its last stop has left in the in-flight region
 	kick, call, er *sys.FD // nil where there is none
 
 	started, enabled bool
@@ -361,7 +362,7 @@ func (s *session) start(r *ring) error {
 		s.breakRing(r, err)
 		return nil
 	}
-	r.q = q
+	r.q, r.suspended = q, 0
 	s.notify.started(1)
 	q.reactor.Do(func() {
 		// A call may have been lost on the way here, with the descriptor or the back-end before

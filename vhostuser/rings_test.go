@@ -547,7 +547,7 @@ func TestUnpoppedRequestsComeAgain(t *testing.T) {
 			for n := len(l.held); n > 0; n-- {
 				c := l.held[n-1]
 				if !q.CanUnpop(c) {
-					panic("the newest cannot be given back")
+					panic("the newest cannot be unpopped")
 				}
 				q.Unpop(c)
 				l.held = l.held[:n-1]

@@ -54,6 +54,11 @@ type RingStatus struct {
 	Size  int        // descriptors; 0 before SET_VRING_NUM
 	Why   StopReason // why it is stopping, with RingStopping
 	Err   error      // why it is broken
+	// requests that were found in the in-flight region when it was started
+	Resubmitted int
+	// Suspended is how many requests were left in the in-flight region when the ring was stopped.
+	// While it runs its reactor tells: so many are to be begun again.
+	Suspended int
 
 	// What its reactor has told. Known is false where there is none (the ring does not run), or it
 	// has not answered in time.
@@ -61,7 +66,7 @@ type RingStatus struct {
 	Next     uint16 // free-running index of the next entry to take from the available ring
 	Used     uint16 // free-running used index, as published
 	Pending  bool   // there is more to fetch
-	InFlight int    // fetched and not ended
+	InFlight int    // fetched and neither ended nor suspended
 }
 
 // look is what a session shows of itself to other goroutines: a copy, made by the connection's
@@ -85,7 +90,11 @@ func (s *session) publish() {
 	}
 	l.Rings, l.queues = l.Rings[:0], l.queues[:0]
 	for _, r := range s.rings {
-		l.Rings = append(l.Rings, RingStatus{Index: r.index, Size: int(r.num), State: r.state(), Err: r.broken, Why: r.why})
+		st := RingStatus{Index: r.index, Size: int(r.num), State: r.state(), Err: r.broken, Why: r.why, Suspended: r.suspended}
+		if r.q != nil {
+			st.Resubmitted = r.q.resubmitted
+		}
+		l.Rings = append(l.Rings, st)
 		l.queues = append(l.queues, r.q)
 	}
 }
@@ -163,7 +172,7 @@ func askQueues(ctx context.Context, rings []RingStatus, queues []*Queue) {
 		}
 		asked++
 		q.Post(func() {
-			a := answer{i, RingStatus{Known: true, Next: q.vq.NextAvail(), Used: q.vq.UsedIdx(), InFlight: q.InFlight(), Err: q.broken}}
+			a := answer{i, RingStatus{Next: q.vq.NextAvail(), Used: q.vq.UsedIdx(), InFlight: q.InFlight(), Suspended: q.Suspended(), Err: q.broken}}
 			// Last: it looks at guest memory, which may fault.
 			defer func() { answers <- a }()
 			a.Pending = q.vq.Pending()
@@ -173,7 +182,7 @@ func askQueues(ctx context.Context, rings []RingStatus, queues []*Queue) {
 		select {
 		case a := <-answers:
 			r := &rings[a.ring]
-			r.Known, r.Next, r.Used, r.Pending, r.InFlight = true, a.Next, a.Used, a.Pending, a.InFlight
+			r.Known, r.Next, r.Used, r.Pending, r.InFlight, r.Suspended = true, a.Next, a.Used, a.Pending, a.InFlight, a.Suspended
 			if a.Err != nil && r.Err == nil {
 				r.Err = a.Err
 				if r.State != RingStopping {

@@ -29,6 +29,24 @@ func (g *rig) ringStatus(i int) vhostuser.RingStatus {
 	return st.FrontEnd.Rings[i]
 }
 
+func TestStatusForgetsWhatWasSuspendedWithTheRegion(t *testing.T) {
+	g := newRig(t, newReverser(1).suspends())
+	g.handshake()
+	g.newInflight(1, 16)
+	r := g.start(0, 16)
+	g.hold(r, 3)
+	g.disableAll(r)
+	_, err := g.GetVringBase(0)
+	g.must(err)
+	if st := g.ringStatus(0); st.Suspended != 3 {
+		t.Errorf("after the stop it is %+v", st)
+	}
+	g.must(g.ResetDevice())
+	if st := g.ringStatus(0); st.Suspended != 0 {
+		t.Errorf("after the reset it is %+v", st)
+	}
+}
+
 func TestStatusTellsTheFrontEndAndWhatWasNegotiated(t *testing.T) {
 	g := newRig(t, newReverser(3))
 	g.handshake()

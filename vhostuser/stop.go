@@ -220,10 +220,10 @@ func (q *Queue) detach() {
 // go of the ring.
 func (s *session) finish(r *ring) {
 	q := r.q
-	left, suspended := 0, 0
+	left := 0
 	q.reactor.Do(func() {
 		poller{q}.Flush()
-		left, suspended = q.unfinished(), q.Suspended()
+		left, r.suspended = q.unfinished(), q.Suspended()
 		r.base = q.vq.NextAvail()
 		r.left = r.base
 		q.close()
@@ -233,7 +233,7 @@ func (s *session) finish(r *ring) {
 	s.publish()
 	fields := []Field{{"why", r.why}, {"base", r.base}}
 	if q.canSuspend {
-		fields = append(fields, Field{"suspended", suspended})
+		fields = append(fields, Field{"suspended", r.suspended})
 	}
 	s.b.event(Event{Kind: EventStop, Ring: r.index, Fields: fields})
 	if left > 0 {
@@ -243,8 +243,8 @@ func (s *session) finish(r *ring) {
 	}
 }
 
-// drain has the Device end, or keep, what a disabled ring has in flight, and shows the guest driver
-// what was pushed. When it returns, nothing of the ring's guest memory is used, and nothing
+// drain has the Device end, or suspend, what a disabled ring has in flight, and shows the guest
+// driver what was pushed. When it returns, nothing of the ring's guest memory is used, and nothing
 // signalled, until the ring is enabled or stopped. Where the policy leaves no time, because the
 // in-flight region travels with the guest, a stop follows, which cancels: nothing is waited for
 // here.
@@ -253,7 +253,7 @@ func (s *session) drain(r *ring) {
 	if !s.decide(StopDisable, q).wait {
 		return
 	}
-	left := 0
+	suspended := 0
 	s.b.event(Event{Kind: EventDrain, Ring: r.index})
 	q.state = RingDraining
 	s.publish()
@@ -262,10 +262,10 @@ func (s *session) drain(r *ring) {
 	s.whileWaited(func() { s.dev.PauseQueue(q, how) })
 	q.reactor.Do(func() {
 		poller{q}.Flush()
-		left = q.InFlight() + q.Suspended()
+		suspended = q.Suspended()
 	})
 	q.state = RingDisabled
 	s.answered()
 	s.publish()
-	s.b.event(Event{Kind: EventDrained, Ring: r.index, Fields: []Field{{"kept", left}}})
+	s.b.event(Event{Kind: EventDrained, Ring: r.index, Fields: []Field{{"suspended", suspended}}})
 }

@@ -174,9 +174,15 @@ func TestARingThatWasStoppedWithTheDeviceStartsAnewWhereItWasLeft(t *testing.T) 
 		if r1.PendingUsed() {
 			t.Error("a suspended request was completed")
 		}
+		if st := g.ringStatus(1); st.Known || st.Suspended != 3 || st.Resubmitted != 0 {
+			t.Errorf("the ring that was stopped is %+v", st)
+		}
 		g.must(g.SetVringEnable(1, true))
 		if q := dev.queue(); q.Index() != 1 || q.Resubmitted() != 3 || q.Driver() != vhostuser.DriverSame {
 			t.Errorf("ring %d starts with %d requests, of driver %v", q.Index(), q.Resubmitted(), q.Driver())
+		}
+		if st := g.ringStatus(1); !st.Known || st.Suspended != 0 || st.Resubmitted != 3 {
+			t.Errorf("the ring that was started is %+v", st)
 		}
 		g.answered(r1, bufs)
 	})

@@ -422,7 +422,7 @@ func (l *life) unfetch() {
 	l.do(func() { l.listed -= l.queue.Unfetch(nil) })
 }
 
-// stop is GET_VRING_BASE: some requests are given back or have ended, the others are suspended, in
+// stop is GET_VRING_BASE: some requests are unpopped or have ended, the others are suspended, in
 // any order.
 func (l *life) stop(t *rapid.T) {
 	l.killAt = 0

@@ -152,7 +152,7 @@ func TestSuspendedChainsAreTakenOffTheNextIndex(t *testing.T) {
 	_, chains := r.popHeads(t, 4)
 	r.queue.Suspend(chains[2])
 	if r.queue.CanUnpop(chains[1]) || !r.queue.CanUnpop(chains[3]) {
-		t.Error("only the newest can be given back")
+		t.Error("only the newest can be unpopped")
 	}
 	r.queue.Unpop(chains[3])
 	r.queue.Push(chains[0], 0)
@@ -346,7 +346,7 @@ func FuzzInflight(f *testing.F) {
 		for i := range n {
 			q.Suspend(&chains[(i+int(used))%n])
 			if i%2 == 1 && q.Unfetch(nil) != 0 {
-				t.Fatal("what was inherited was given back")
+				t.Fatal("what was inherited was unfetched")
 			}
 		}
 		heads := make([]uint16, n)
@@ -364,7 +364,7 @@ func FuzzInflight(f *testing.F) {
 		q.Publish()
 		q.Close()
 		if q, err = virtq.New(memory, cfg); err != nil || q.Suspended() != 0 {
-			t.Fatalf("after all were given back: %v, %v", q, fmt.Sprint(err))
+			t.Fatalf("after all were unfetched: %v, %v", q, fmt.Sprint(err))
 		}
 	})
 }

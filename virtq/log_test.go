@@ -240,7 +240,7 @@ func TestAMigratedGuestHasAllThatTheDeviceWrote(t *testing.T) {
 				}
 			},
 			"unfetch": func(t *rapid.T) { q.Unfetch(nil) },
-			"give back": func(t *rapid.T) {
+			"unpop": func(t *rapid.T) {
 				if n := len(m.flight); n > 0 && q.CanUnpop(m.flight[n-1]) {
 					q.Unpop(m.flight[n-1])
 					m.flight = m.flight[:n-1]

@@ -40,8 +40,8 @@ type machine struct {
 	waiting []fetched  // suspended, in the order of fetching
 	ended   []*request // pushed, in order
 	public  int        // how many of them Publish has shown
-	fetches int        // fetched and not given back, ever
-	pops    int        // popped and not given back, ever
+	fetches int        // fetched and not returned, ever
+	pops    int        // popped and not unpopped, ever
 	pushes  int
 	event   bool
 }
@@ -263,14 +263,14 @@ func (m *machine) unpop(t *rapid.T) {
 		}
 	}
 	if len(m.flight) == 0 || m.flight[len(m.flight)-1].pos != m.pops-1 {
-		t.Skip("nothing to give back")
+		t.Skip("nothing to unpop")
 	}
 	p := m.flight[len(m.flight)-1]
 	m.queue.Unpop(p.chain)
 	m.flight = m.flight[:len(m.flight)-1]
 	m.pops--
 	if p.seq == m.fetches-1 {
-		m.giveBack(p.fetched)
+		m.unfetched(p.fetched)
 	} else {
 		m.wait(p.fetched)
 	}
@@ -305,8 +305,8 @@ func (m *machine) wait(f fetched) {
 	m.waiting = slices.Insert(m.waiting, i, f)
 }
 
-// giveBack has f, the newest, in the ring again.
-func (m *machine) giveBack(f fetched) {
+// unfetched has f, the newest, in the ring again.
+func (m *machine) unfetched(f fetched) {
 	m.offered, m.shown = slices.Insert(m.offered, 0, f.request), m.shown+1
 	m.fetches--
 }
@@ -314,7 +314,7 @@ func (m *machine) giveBack(f fetched) {
 func (m *machine) unfetch(t *rapid.T) {
 	want := 0
 	for n := len(m.waiting) - 1; n >= 0 && m.waiting[n].seq == m.fetches-1; n-- {
-		m.giveBack(m.waiting[n])
+		m.unfetched(m.waiting[n])
 		m.waiting = m.waiting[:n]
 		want++
 	}

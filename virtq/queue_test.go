@@ -111,17 +111,17 @@ func TestUnpopGivesBackNewestFirst(t *testing.T) {
 	}
 	for i := range 3 {
 		if r.queue.CanUnpop(&chains[i]) {
-			t.Errorf("chain %d can be given back", i)
+			t.Errorf("chain %d can be unpopped", i)
 		}
 		mustPanic(t, "Unpop of an older chain", func() { r.queue.Unpop(&chains[i]) })
 	}
 	r.queue.Unpop(&chains[3])
 	mustPanic(t, "second Unpop", func() { r.queue.Unpop(&chains[3]) })
 	mustPanic(t, "Push after Unpop", func() { r.queue.Push(&chains[3], 0) })
-	// With one of them used, those before it can no more be given back.
+	// With one of them used, those before it can no more be unpopped.
 	r.queue.Push(&chains[2], 0)
 	if r.queue.CanUnpop(&chains[1]) || r.queue.CanUnpop(&chains[2]) {
-		t.Error("a chain older than a used one can be given back")
+		t.Error("a chain older than a used one can be unpopped")
 	}
 	if r.queue.NextAvail() != 1 || r.queue.InFlight() != 2 || !r.queue.Pending() {
 		t.Errorf("next %d, in flight %d", r.queue.NextAvail(), r.queue.InFlight())

@@ -95,7 +95,7 @@ func TestUnfetchStopsAtWhatMayNotGoBack(t *testing.T) {
 
 // What was pushed before the region was handed on shows in used.idx alone: a chain that is left may
 // have been overtaken.
-func TestInheritedChainsAreNotGivenBackToTheRing(t *testing.T) {
+func TestInheritedChainsAreNotUnfetched(t *testing.T) {
 	region := make([]byte, virtq.InflightSize(8))
 	r := newRing(t, 8, modern).restart(t, region)
 	heads := r.offer(t, 2)
@@ -135,7 +135,7 @@ func TestAnOldChainIsNotTheNewestWhenTheIndexHasGoneRound(t *testing.T) {
 		r.driver.Used()
 	}
 	if r.queue.CanUnpop(old[0]) {
-		t.Error("the oldest can be given back")
+		t.Error("the oldest can be unpopped")
 	}
 	r.queue.Suspend(old[0])
 	if n := r.queue.Unfetch(nil); n != 0 {

@@ -134,9 +134,11 @@ root's. The kernel's worker threads of its io_uring stay where they are.`,
 				return err
 			}
 			// A pipe that nobody reads any more, or a terminal that goes away, must not leave the
-			// back-end bound. The system and the runtime both tell of the pipe, and each time.
-			ctx, unpipe := signal.NotifyContext(cmd.Context(), syscall.SIGPIPE)
-			defer unpipe()
+			// back-end bound. SIGPIPE would not tell the pipe from a back-end that has ended.
+			signal.Ignore(syscall.SIGPIPE)
+			defer signal.Reset(syscall.SIGPIPE)
+			ctx, cancel := context.WithCancelCause(cmd.Context())
+			defer cancel(nil)
 			signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
 			if !signal.Ignored(syscall.SIGHUP) { // as nohup(1) has it
 				signals = append(signals, syscall.SIGHUP)
@@ -144,7 +146,7 @@ root's. The kernel's worker threads of its io_uring stay where they are.`,
 			ctx, stop := signal.NotifyContext(ctx, signals...)
 			defer stop()
 			context.AfterFunc(ctx, stop) // the second signal ends it at once
-			if err := c.run(ctx, cmd.OutOrStdout(), cmd.ErrOrStderr()); err != nil {
+			if err := c.run(ctx, cmd.OutOrStdout(), watchedWriter{cmd.ErrOrStderr(), cancel}); err != nil {
 				return &failure{err}
 			}
 			return nil
@@ -159,6 +161,20 @@ root's. The kernel's worker threads of its io_uring stay where they are.`,
 	completeNothing(cmd, "block-size", "depth", "queues", "read-percent", "size", "seed", "length", "warmup", "rounds", "client-cpus", "backend-cpus",
 		"name", "versus-name", "console-port")
 	return cmd
+}
+
+// watchedWriter calls gone when nobody reads any more what is written to it.
+type watchedWriter struct {
+	io.Writer
+	gone context.CancelCauseFunc
+}
+
+func (w watchedWriter) Write(p []byte) (int, error) {
+	n, err := w.Writer.Write(p)
+	if errors.Is(err, syscall.EPIPE) {
+		w.gone(err)
+	}
+	return n, err
 }
 
 // allPatterns are those of disks and of consoles.

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"flag"
 	"io"
+	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -19,6 +21,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"vdev/internal/bench/load"
+	"vdev/internal/control"
+	"vdev/vhostuser"
+	"vdev/virtq"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -258,30 +263,57 @@ func TestABenchmarkThatCannotGoOnTellsWhyAndWhatItHas(t *testing.T) {
 	}
 }
 
-func TestABackEndThatDiesEndsABenchmark(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "a.sock")
-	p := serving(t, nil, "blk", "--socket-path", socket, "--driver", "md,size=4M")
+func TestABackEndThatDiesUnderTheLoadEndsABenchmark(t *testing.T) {
+	dir := t.TempDir()
+	socket, ctl := filepath.Join(dir, "a.sock"), filepath.Join(dir, "ctl")
+	p := serving(t, nil, "blk", "--socket-path", socket, "--driver", "md,size=4M", "--control", ctl)
 	q := start(t, nil, "bench", socket, "--depth", "1", "--length", "1h")
-	// The first connection is there to ask.
-	for timeout := time.After(patience); ; {
-		written, more := p.stderr.read()
-		if strings.Count(written, "a front-end has connected") == 2 {
-			break
-		}
-		select {
-		case <-more:
-		case <-timeout:
-			t.Fatal("no load has begun")
-		}
-	}
+	p.until(ctl, func(st control.Status) bool { return len(st.Rings) > 0 && st.Rings[0].Used > 0 })
 	p.signal(os.Kill)
 	if status := q.wait(); status != exitFailure {
 		t.Errorf("status %d", status)
 	}
-	q.waitFor("hung up")
+	q.waitFor("vdev: randread 4K, event, depth 1: a: " + socket + ": the back-end has hung up\n")
+}
+
+// TestABackEndThatDiesWhenItIsAskedEndsABenchmark: what is written to it then makes a SIGPIPE.
+func TestABackEndThatDiesWhenItIsAskedEndsABenchmark(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "a.sock")
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	q := start(t, nil, "bench", socket)
+	c, err := ln.AcceptUnix()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	var header [vhostuser.HeaderSize]byte
+	if _, err := io.ReadFull(c, header[:]); err != nil {
+		t.Fatal(err)
+	}
+	// It is gone for whoever writes, and this is still answered.
+	if err := c.CloseRead(); err != nil {
+		t.Fatal(err)
+	}
+	h := vhostuser.Header{Request: vhostuser.ParseHeader(header[:]).Request, Flags: vhostuser.FlagVersion | vhostuser.FlagReply, Size: 8}
+	if _, err := c.Write(vhostuser.AppendU64(h.Append(nil), uint64(vhostuser.FProtocolFeatures|virtq.FeatureVersion1))); err != nil {
+		t.Fatal(err)
+	}
+	if status := q.wait(); status != exitFailure {
+		t.Errorf("status %d", status)
+	}
+	q.waitFor("vdev: a: " + socket + ": handshake: GET_PROTOCOL_FEATURES: the back-end has hung up (")
 }
 
 func TestAnInterruptEndsABenchmark(t *testing.T) {
+	// Where this process ignores SIGHUP, as nohup(1) has it, vdev would. What is caught is not
+	// inherited.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP)
+	defer signal.Stop(caught)
 	socket := filepath.Join(t.TempDir(), "a.sock")
 	serving(t, nil, "blk", "--socket-path", socket, "--driver", "md,size=4M")
 	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {

@@ -240,7 +240,6 @@ func describeRing(r *control.Ring) string {
 	add(r.Why != "", "by %s", r.Why)
 	add(r.Resubmitted > 0, "%d were resubmitted", r.Resubmitted)
 	add(r.Suspended > 0, "%d are suspended", r.Suspended)
-	add(r.Kept > 0, "%d are kept", r.Kept)
 	add(r.Error != "", "%s", r.Error)
 	add(!r.Answered && r.State != "started" && r.State != "stopped" && r.Error == "", "its event loop does not answer")
 	cells[7] = strings.Join(more, ", ")

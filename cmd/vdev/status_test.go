@@ -24,7 +24,7 @@ func TestStatusIsReadable(t *testing.T) {
 			WaitsFor: "GET_VRING_BASE", WaitSeconds: 1.2345},
 		Waiting: true, State: "closing", Error: "no disk", CancelIn: &in, Fenced: 2,
 		Rings: []control.Ring{
-			{Index: 0, State: "stopping", Size: 128, Why: "base", Answered: true, Next: 65535, Used: 65530, InFlight: 5, Oldest: 90, Kept: 1},
+			{Index: 0, State: "stopping", Size: 128, Why: "base", Answered: true, Next: 65535, Used: 65530, InFlight: 5, Oldest: 90, Suspended: 1},
 			{Index: 1, State: "running", Size: 256, Answered: true, Next: 2, Used: 2, Pending: true, Resubmitted: 3},
 			{Index: 2, State: "broken", Size: 64, Error: "bad head"},
 			{Index: 3, State: "running", Size: 64},
@@ -66,7 +66,7 @@ fault 3     hang:any, has acted on 6 of 7
 cache       9 sectors that are not flushed
 power       off, since a crash
 ring  state     size  next   used   in flight  oldest
-0     stopping  128   65535  65530  5          1m30s   by base, 1 are kept
+0     stopping  128   65535  65530  5          1m30s   by base, 1 are suspended
 1     running   256   2+     2      0          -       3 were resubmitted
 2     broken    64    -      -      -          -       bad head
 3     running   64    -      -      -          -       its event loop does not answer

@@ -229,9 +229,8 @@ type Ring struct {
 
 	// found in the in-flight region when it was started
 	Resubmitted int `json:"resubmitted,omitempty"`
-	Suspended   int `json:"suspended,omitempty"` // left there when it was stopped
-	// in flight, cancelled, and waiting for the ring to be enabled or stopped
-	Kept int `json:"kept,omitempty"`
+	// left there when it was stopped, or waiting for the ring to be enabled or stopped
+	Suspended int `json:"suspended,omitempty"`
 }
 
 // Device is a device of the switch that is open, or being opened or closed.

@@ -58,7 +58,7 @@ var layers = map[string][]string{
 	"internal/dev/sock":      {"devsw/line", "internal/ready", "internal/sys"},
 	"internal/dev/imagefile": {"devsw", "internal/sys"},
 	"internal/test/disktest": {"devsw", "internal/sys"},
-	"internal/test/halt":     {},
+	"internal/test/halt":     {"internal/sys"},
 	"internal/test/hangfs":   {"internal/sys"},
 	"internal/test/loopfs":   {"internal/sys"},
 	"internal/dev/md":        {"devsw", "devsw/disk", "internal/dev/imagefile", "internal/sys"},

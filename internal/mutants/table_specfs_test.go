@@ -48,6 +48,8 @@ var _ = add("specfs", []mutant{
 		"\tif s.Ending != nil {\n\t\ts.Ending(l)\n\t}\n", "\tif s.Ending != nil {\n\t\tdefer s.Ending(l)\n\t}\n", nil, lifeTests},
 	{"a Life that is over before a close by somebody else", lifeGo,
 		"\t\t_ = l.node.WaitClosed(context.Background())\n", "", nil, lifeTests},
+	{"a Life that is late though its close has not begun", lifeGo,
+		"\tif closing {\n\t\t<-l.down\n\t}\n", "\t_ = closing\n", nil, lifeTests},
 	{"a Life that tells twice that it is late", lifeGo,
 		"err != nil && l.change(lifeLate, lifeTold)", "err != nil", nil, lifeTests},
 	{"drain before cancel", nodeGo,

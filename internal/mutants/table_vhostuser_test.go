@@ -341,8 +341,8 @@ var _ = add("vhostuser", []mutant{
 	},
 	{
 		what: "a ring that is enabled again is not served", file: deviceGo,
-		from: "\tvq.Do(q.resume)\n",
-		to:   "\t_ = q\n",
+		from: "\tvq.Do(vq.Data.(*queue).resume)\n",
+		to:   "\t_ = vq\n",
 		by:   tests{in: "./vhostuser/virtioblk", run: "TestCloudHypervisorPausesAndResets$", timeout: 40 * time.Second},
 	},
 

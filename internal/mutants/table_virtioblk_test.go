@@ -23,7 +23,7 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "an unknown mode is writeback",
 		file: "vhostuser/virtioblk/state.go",
-		from: "m.driver == cacheWritethrough || m.driver == cacheUnknown && d.negotiated&fConfigWCE != 0",
+		from: "m.driver == cacheWritethrough ||\n\t\tm.driver == cacheUnknown && d.negotiated&fConfigWCE != 0",
 		to:   "m.driver == cacheWritethrough",
 		by: tests{
 			in:  "./vhostuser/virtioblk",
@@ -63,12 +63,19 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "writes are not stable though the mode says so",
 		file: "vhostuser/virtioblk/transfer.go",
-		from: "if r.q.stable || r.q.d.stable.Load() {",
-		to:   "if r.q.stable {",
+		from: "if q.d.stable.Load() {",
+		to:   "if q.d.negotiated&fFlush == 0 {",
 		by: tests{
 			in:  "./vhostuser/virtioblk",
 			run: "^TestWritesAreStableUnlessTheGuestIsKnownToFlush$",
 		},
+	},
+	{
+		what: "writes of a guest that cannot flush are not stable",
+		file: "vhostuser/virtioblk/state.go",
+		from: "d.negotiated&fFlush == 0 || m.driver",
+		to:   "m.driver",
+		by:   tests{in: "./vhostuser/virtioblk", run: "^TestWritesAreStable"},
 	},
 	{
 		what: "a session begins with the size known",
@@ -93,8 +100,8 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "a session waits for the size for ever",
 		file: "vhostuser/virtioblk/device.go",
-		from: "\tcase <-timeout.C:\n\t\td.log(\"the disk's size cannot be read",
-		to:   "\tcase <-timeout.C:\n\t\t<-done\n\t\td.log(\"the disk's size cannot be read",
+		from: "\tcase <-timeout.C:\n\t\td.config.Log(\"the disk's size cannot be read",
+		to:   "\tcase <-timeout.C:\n\t\t<-done\n\t\td.config.Log(\"the disk's size cannot be read",
 		by: tests{
 			in:  "./vhostuser/virtioblk",
 			run: "^TestASessionBeginsWithTheSizeThatStorageHasNow$",
@@ -123,7 +130,7 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "what the page says of the disk is not handed to the driver",
 		file: "vhostuser/virtioblk/state.go",
-		from: "\t\tif brought != 0 && d.keeper != nil {\n\t\t\td.keeper.SetState(devsw.DiskState{FlushError: brought})\n\t\t}\n",
+		from: "\t\tif brought != 0 && d.config.Keeper != nil {\n\t\t\td.config.Keeper.SetState(devsw.DiskState{FlushError: brought})\n\t\t}\n",
 		to:   "\t\t_ = brought\n",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestAFailedFlushIsHandedOn$"},
 	},
@@ -314,7 +321,7 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "what has ended keeps its room",
 		file: "vhostuser/virtioblk/queue.go",
-		from: "\t\tq.giveBack(q.held + roomChunk)\n",
+		from: "\t\tq.shrink(q.held + roomChunk)\n",
 		to:   "\t\t_ = q\n",
 		by: tests{
 			in:  "./vhostuser/virtioblk",
@@ -324,11 +331,11 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "a stop keeps the room of its queue",
 		file: "vhostuser/virtioblk/device.go",
-		from: "\t\tq.giveBack(0)\n",
+		from: "\tq.vq.Do(func() { q.shrink(0) })\n",
 		to:   "",
 		by: tests{
 			in:  "./vhostuser/virtioblk",
-			run: "^TestRoomOfWhatWasLostIsGivenBackWithTheFrontEnd$",
+			run: "^TestRoomOfWhatWasLostIsReleasedWithTheFrontEnd$",
 		},
 	},
 	{
@@ -346,11 +353,11 @@ var _ = add("virtioblk", []mutant{
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestAQueueKeepsLittle$"},
 	},
 	{
-		what: "memory is not given back to the host",
+		what: "memory is not returned to the host",
 		file: "vhostuser/virtioblk/room.go",
 		from: "\tif q.granted == queueUnits && q.most >= largeUnits {\n\t\tq.most = 0\n\t\tfreeMemory()\n\t}\n",
 		to:   "",
-		by:   tests{in: "./vhostuser/virtioblk", run: "^TestRoomIsGivenBackWithTheFrontEnd$"},
+		by:   tests{in: "./vhostuser/virtioblk", run: "^TestRoomIsReleasedWithTheFrontEnd$"},
 	},
 	{
 		what: "ranges of a discard cost nothing",
@@ -414,8 +421,8 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "a read that has failed counts as written",
 		file: "vhostuser/virtioblk/request.go",
-		from: "\tif err != nil {\n\t\tn = 0\n\t}\n",
-		to:   "",
+		from: "\tcase err != nil:\n\tcase r.typ == tIn:\n",
+		to:   "\tcase r.typ == tIn:\n",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestAFailedReadSaysThatNothingWasWritten$"},
 	},
 	{
@@ -428,8 +435,8 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "a serial number takes all the room there is",
 		file: "vhostuser/virtioblk/request.go",
-		from: "\tr.in = idSize\n",
-		to:   "\tr.in = int(length(r.chain.Writable)) - 1\n",
+		from: "\t\tn = idSize\n",
+		to:   "\t\tn = int(length(r.chain.Writable)) - 1\n",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestAFailedReadSaysThatNothingWasWritten$"},
 	},
 	{
@@ -466,8 +473,8 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "how a transfer ends is told twice",
 		file: "vhostuser/virtioblk/request.go",
-		from: "if q.d.trace != nil && !r.transfer.traced {",
-		to:   "if q.d.trace != nil {",
+		from: "\tif !r.transfer.traced {\n",
+		to:   "\tif true {\n",
 		by: tests{
 			in:  "./vhostuser/virtioblk",
 			run: "^TestATransferThatEndsInTheDrainIsTracedThere$",
@@ -483,8 +490,8 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "the answer to what was cancelled reads as I/O",
 		file: "vhostuser/virtioblk/request.go",
-		from: "Answered: err != nil && cancelled(err)})",
-		to:   "Answered: false})",
+		from: "status, err != nil && cancelled(err)\n",
+		to:   "status, false\n",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestTheTraceTellsOfNoTransferBehindTheDrain$"},
 	},
 	{
@@ -499,14 +506,14 @@ var _ = add("virtioblk", []mutant{
 		file: "vhostuser/virtioblk/request.go",
 		from: " || state == queueFails && untouched(err) {",
 		to:   " {",
-		by:   tests{in: "./vhostuser/virtioblk", run: "^TestWhatDidNotReachTheDriverIsGivenBack$"},
+		by:   tests{in: "./vhostuser/virtioblk", run: "^TestWhatDidNotReachTheDriverIsUnfetched$"},
 	},
 	{
 		what: "what the driver has had goes back to the ring",
 		file: "vhostuser/virtioblk/queue.go",
 		from: "q.vq.Unfetch(q.isUntouched)",
 		to:   "q.vq.Unfetch(nil)",
-		by:   tests{in: "./vhostuser/virtioblk", run: "^TestWhatDidNotReachTheDriverIsGivenBack$"},
+		by:   tests{in: "./vhostuser/virtioblk", run: "^TestWhatDidNotReachTheDriverIsUnfetched$"},
 	},
 	{
 		what: "what was suspended is left when nothing may stay",
@@ -546,8 +553,8 @@ var _ = add("virtioblk", []mutant{
 	{
 		what: "a ring waits for a stop that is over",
 		file: "vhostuser/virtioblk/device.go",
-		from: "\t\tq.vq.Post(q.lingered)\n",
-		to:   "\t\t_ = q\n",
+		from: "\tif goesOn {\n\t\td.wake()\n\t}\n",
+		to:   "\t_ = goesOn\n",
 		by: tests{
 			in:      "./vhostuser/virtioblk",
 			run:     "^TestARingThatWaitsForTheEndOfAStopGoesOnWithIt$",
@@ -555,10 +562,21 @@ var _ = add("virtioblk", []mutant{
 		},
 	},
 	{
+		what: "nobody wakes a ring when a stop is over that it is no part of",
+		file: "vhostuser/virtioblk/device.go",
+		from: "\t\ttime.AfterFunc(next, d.wake)\n",
+		to:   "",
+		by: tests{
+			in:      "./vhostuser/virtioblk",
+			run:     "^TestWhatARingStoppedAloneCannotCancelHasTheDeviceTakenDown$",
+			timeout: 20 * time.Second,
+		},
+	},
+	{
 		what: "what was traced of one request counts for the next one in its place",
-		file: "vhostuser/virtioblk/queue.go",
-		from: "r.status, r.ranges, r.transfer.traced = nil, nil, false",
-		to:   "r.status, r.ranges = nil, nil",
+		file: "vhostuser/virtioblk/request.go",
+		from: "\tr.transfer.traced = false\n",
+		to:   "",
 		by:   tests{in: "./vhostuser/virtioblk", run: "^TestTheTraceTellsOfEachRequestThatFails$"},
 	},
 	{

@@ -36,7 +36,7 @@ var _ = add("virtq", []mutant{
 		what: "an inherited chain goes back to the available ring", file: "virtq/inflight.go",
 		from: "list[i].seq = uint64(i) //",
 		to:   "list[i].seq = firstFetched + uint64(used) + uint64(i) //",
-		by:   tests{in: "./virtq", run: "TestInheritedChainsAreNotGivenBackToTheRing$"},
+		by:   tests{in: "./virtq", run: "TestInheritedChainsAreNotUnfetched$"},
 	},
 	{
 		what: "what was overtaken goes back to the available ring", file: suspendGo,

@@ -38,8 +38,8 @@ type Device struct {
 	first    chan attempt    // what comes of the first one
 	again    chan struct{}   // it is to be opened now, or what it serves is to be looked at again
 
-	// up is all that stands behind the socket, from the moment that it is there on. It stays when
-	// the device has ended. nil: the device is not served, and why says why not.
+	// up is all that stands behind the socket, from just before that is there. It stays when the
+	// device has ended. nil: the device is not served, and why says why not.
 	up atomic.Pointer[stack]
 
 	mu   sync.Mutex
@@ -82,6 +82,7 @@ type stack struct {
 	model    Model
 	backend  *vhostuser.Backend
 	listener net.Listener // nil before listen
+	there    atomic.Bool  // the socket is
 	closing  sync.Once
 }
 
@@ -157,6 +158,7 @@ func (d *Device) listen(s *stack) error {
 		return errors.Join(err, s.close())
 	}
 	s.listener = l
+	s.there.Store(true)
 	about := append(s.model.About(), "socket", l.Addr().String(), "aio", string(d.host.reactors.Mode()))
 	d.report.log.Asked.Info("serving a "+s.model.Noun(), about...)
 	return nil

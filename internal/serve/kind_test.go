@@ -191,6 +191,35 @@ func (s *Set) device(name string) *Device {
 	return s.devices[slices.IndexFunc(s.devices, func(d *Device) bool { return d.Name() == name })]
 }
 
+// TestASocketIsToldWhenItIsThere: whoever sees it in the status can connect.
+func TestASocketIsToldWhenItIsThere(t *testing.T) {
+	var out transcript
+	s, dir := newSet(t, &out, map[string]Kind{"good": ports{}})
+	d := s.device("good")
+	listen, before := d.config.Listen, make(chan string, 1)
+	d.config.Listen = func() (net.Listener, error) {
+		before <- d.Status(t.Context()).Socket
+		return listen()
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	if got := <-before; got != "none" {
+		t.Errorf("before there is a socket, it is %s", got)
+	}
+	until(t, "a socket", func() bool { return d.Status(t.Context()).Socket == filepath.Join(dir, "good") })
+	f, err := vhostusertest.Dial(filepath.Join(dir, "good"))
+	if err != nil {
+		t.Error(err)
+	} else {
+		f.Close()
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 // TestADeviceThatIsNoDiskIsServed, with what it has of its own, and tried again until it can be.
 func TestADeviceThatIsNoDiskIsServed(t *testing.T) {
 	var out transcript

@@ -31,7 +31,9 @@ func (d *Device) Status(ctx context.Context) control.Status {
 		Migratable: c.Migratable, CancelAfter: c.CancelAfter.Seconds(), Rings: []control.Ring{}, Devices: []control.Device{},
 	}
 	if s := d.up.Load(); s != nil {
-		st.Socket = c.Socket
+		if s.there.Load() { // whoever is told can connect
+			st.Socket = c.Socket
+		}
 		s.status(ctx, &st)
 		return st
 	}
@@ -94,6 +96,7 @@ func ring(r vhostuser.RingStatus) control.Ring {
 	if r.Err != nil {
 		to.Error = r.Err.Error()
 	}
+	to.Resubmitted, to.Suspended = r.Resubmitted, r.Suspended
 	if r.Known {
 		to.Answered, to.Next, to.Used, to.Pending, to.InFlight = true, r.Next, r.Used, r.Pending, r.InFlight
 	}

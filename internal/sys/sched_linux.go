@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -48,6 +51,46 @@ func ProcessCPU(pid int) (time.Duration, error) {
 		return 0, os.NewSyscallError("clock_gettime", err)
 	}
 	return time.Duration(ts.Nano()), nil
+}
+
+// Threads lists the threads of a process, all that it has at some moment of the call; none where
+// that cannot be seen (proc_pid_task(5)).
+func Threads(pid int) []int {
+	return whole(func() []int { return listThreads(pid) }, func() int { return countThreads(pid) })
+}
+
+// whole returns a whole list of what may come and go. The kernel ends a list of threads early where
+// one ends meanwhile. But where all of a list were there when they were counted, and were as many,
+// it is whole.
+func whole(list func() []int, count func() int) []int {
+	for tids := list(); ; {
+		n := count()
+		again := list()
+		if len(tids) == n && !slices.ContainsFunc(tids, func(tid int) bool { return !slices.Contains(again, tid) }) {
+			return tids
+		}
+		tids = again
+	}
+}
+
+func listThreads(pid int) (tids []int) {
+	entries, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	for _, e := range entries {
+		if tid, err := strconv.Atoi(e.Name()); err == nil {
+			tids = append(tids, tid)
+		}
+	}
+	return tids
+}
+
+func countThreads(pid int) (n int) {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	for line := range strings.Lines(string(text)) {
+		if count, ok := strings.CutPrefix(line, "Threads:"); ok {
+			n, _ = strconv.Atoi(strings.TrimSpace(count))
+		}
+	}
+	return n
 }
 
 // ThreadID is the calling thread's number. It is the goroutine's for as long as that is locked to

@@ -1,9 +1,15 @@
 package sys_test
 
 import (
+	"fmt"
+	"os"
+	"os/exec"
 	"runtime"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"vdev/internal/sys"
 )
@@ -44,4 +50,29 @@ func pipes() (r, w *sys.FD, err error) {
 		return nil, nil, err
 	}
 	return sys.NewFD(p[0]), sys.NewFD(p[1]), nil
+}
+
+// TestThreadsOfAProcessThatHasEnded: one that nobody has waited for is still there.
+func TestThreadsOfAProcessThatHasEnded(t *testing.T) {
+	cmd := exec.Command("true")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := cmd.Process.Pid
+	stat := func() string {
+		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return string(text)
+	}
+	for !strings.Contains(stat(), ") Z ") {
+		time.Sleep(time.Millisecond)
+	}
+	if got := sys.Threads(pid); !slices.Equal(got, []int{pid}) {
+		t.Errorf("before it was waited for: %v", got)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	if got := sys.Threads(pid); len(got) != 0 {
+		t.Errorf("after that: %v", got)
+	}
 }

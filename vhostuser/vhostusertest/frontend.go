@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"syscall"
 	"time"
 
 	"vdev/internal/sys"
@@ -25,6 +26,22 @@ const Timeout = 30 * time.Second
 // ErrRefused is wrapped when a back-end acknowledges a message with a number other than 0, or
 // answers GET_CONFIG without a payload.
 var ErrRefused = errors.New("refused by the back-end")
+
+// ErrHungUp is wrapped when the back-end has hung up or ended, whether a message was to be sent or
+// received.
+var ErrHungUp = errors.New("the back-end has hung up")
+
+// hungUp returns ErrHungUp where an error of the connection tells that, or else the error. The
+// system says EPIPE to who writes. To who reads, it says ECONNRESET if the back-end has not read
+// everything.
+func hungUp(err error) error {
+	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.EPIPE, syscall.ECONNRESET} {
+		if errors.Is(err, end) {
+			return ErrHungUp
+		}
+	}
+	return err
+}
 
 // Socket is what a Frontend needs of a connected Unix socket.
 type Socket interface {
@@ -104,17 +121,19 @@ func (f *Frontend) SendRaw(b []byte, fds ...int) error {
 	if err == nil && n < len(b) {
 		_, err = f.conn.Write(b[n:])
 	}
-	return err
+	return hungUp(err)
 }
 
 // Request sends a request of version 1 with these further flags.
 func (f *Frontend) Request(req vhostuser.Request, flags uint32, payload []byte, fds ...int) error {
-	return f.Send(vhostuser.Header{
-		Request: uint32(req), Flags: vhostuser.FlagVersion | flags, Size: uint32(len(payload)),
-	}, payload, fds...)
+	h := vhostuser.Header{Request: uint32(req), Flags: vhostuser.FlagVersion | flags, Size: uint32(len(payload))}
+	if err := f.Send(h, payload, fds...); err != nil {
+		return fmt.Errorf("%v: %w", req, err)
+	}
+	return nil
 }
 
-// Receive reads the next message of the back-end. io.EOF means that it has hung up.
+// Receive reads the next message of the back-end.
 func (f *Frontend) Receive() (vhostuser.Header, []byte, error) {
 	return receive(f.conn)
 }
@@ -123,7 +142,7 @@ func receive(c Socket) (vhostuser.Header, []byte, error) {
 	c.SetReadDeadline(time.Now().Add(Timeout))
 	var b [vhostuser.HeaderSize]byte
 	if _, err := io.ReadFull(c, b[:]); err != nil {
-		return vhostuser.Header{}, nil, err
+		return vhostuser.Header{}, nil, hungUp(err)
 	}
 	h := vhostuser.ParseHeader(b[:])
 	if h.Size > 1<<16 {
@@ -131,13 +150,13 @@ func receive(c Socket) (vhostuser.Header, []byte, error) {
 	}
 	p := make([]byte, h.Size)
 	_, err := io.ReadFull(c, p)
-	return h, p, err
+	return h, p, hungUp(err)
 }
 
 // Ask sends a request that has a reply of its own, and returns the reply's payload.
 func (f *Frontend) Ask(req vhostuser.Request, payload []byte, fds ...int) ([]byte, error) {
 	if err := f.Request(req, 0, payload, fds...); err != nil {
-		return nil, fmt.Errorf("%v: %w", req, err)
+		return nil, err
 	}
 	return f.reply(req)
 }
@@ -160,7 +179,7 @@ func (f *Frontend) Tell(req vhostuser.Request, payload []byte, fds ...int) error
 		return f.Request(req, 0, payload, fds...)
 	}
 	if err := f.Request(req, vhostuser.FlagNeedReply, payload, fds...); err != nil {
-		return fmt.Errorf("%v: %w", req, err)
+		return err
 	}
 	p, err := f.reply(req)
 	if err != nil {

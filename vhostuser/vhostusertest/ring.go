@@ -70,14 +70,20 @@ func (r *Ring) ErrFD() int { return r.err.Int() }
 // Setup sends all that describes the ring, without starting it: call and error descriptors, size,
 // base and addresses.
 func (r *Ring) Setup() error {
-	layout := r.Layout()
-	return errors.Join(
-		r.f.SetVringErr(r.Index, r.err.Int()),
-		r.f.SetVringCall(r.Index, r.call.Int()),
-		r.f.SetVringNum(r.Index, layout.Size),
-		r.f.SetVringBase(r.Index, uint32(r.Base)),
-		r.f.SetVringAddr(r.Addr()),
-	)
+	err := r.f.SetVringErr(r.Index, r.err.Int())
+	if err == nil {
+		err = r.f.SetVringCall(r.Index, r.call.Int())
+	}
+	if err == nil {
+		err = r.f.SetVringNum(r.Index, r.Layout().Size)
+	}
+	if err == nil {
+		err = r.f.SetVringBase(r.Index, uint32(r.Base))
+	}
+	if err == nil {
+		err = r.f.SetVringAddr(r.Addr())
+	}
+	return err
 }
 
 // Addr returns the payload of SET_VRING_ADDR. Where SetFeatures sent VHOST_F_LOG_ALL, the used ring
@@ -93,13 +99,14 @@ func (r *Ring) Addr() vhostuser.VringAddr {
 
 // Start starts and enables the ring as QEMU does.
 func (r *Ring) Start() error {
-	if err := errors.Join(r.Setup(), r.f.SetVringKick(r.Index, r.kick.Int())); err != nil {
-		return err
+	err := r.Setup()
+	if err == nil {
+		err = r.f.SetVringKick(r.Index, r.kick.Int())
 	}
-	if r.f.features&vhostuser.FProtocolFeatures == 0 {
-		return nil
+	if err == nil && r.f.features&vhostuser.FProtocolFeatures != 0 {
+		err = r.f.SetVringEnable(r.Index, true)
 	}
-	return r.f.SetVringEnable(r.Index, true)
+	return err
 }
 
 // Stop disables the ring and stops it, as QEMU does.

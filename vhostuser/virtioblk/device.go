@@ -9,8 +9,8 @@
 // Two kinds of goroutine meet here. The connection's calls the methods of vhostuser.Device. The
 // reactor of a queue calls Process, and owns the queue and its requests. Device.mu guards what the
 // connection's goroutine, those of specfs.Life and the reactors share. It is never held while
-// anything is waited for, and never taken on the way of a read or a write. memory.mu, and what a
-// Life locks, are taken after it.
+// anything is waited for, and never taken on the way of a read or a write that succeeds. memory.mu,
+// and what a Life locks, are taken after it.
 package virtioblk
 
 import (
@@ -91,25 +91,13 @@ type Config struct {
 // Device is one virtio block device. It implements vhostuser.Device, whose methods are the
 // Backend's to call. One Backend at a time serves it.
 type Device struct {
-	fs          *specfs.FS
-	dev         devsw.Dev
-	readInfo    func() (devsw.DiskInfo, error)
-	keeper      Keeper // or nil
-	ended       func(holder uint64) (ended, known bool)
-	sizeChanged func()
-	serial      string
-	numQueues   int
-	segMax      int
-	trace       func(Request)
-	log         func(string, error)
-	failed      func(Request)
-	readOnly    bool
-	share       *offload.Share // of Config.Pool
-	room        deviceRoom     // of Config.room
+	config   Config // with the defaults
+	readOnly bool
+	share    *offload.Share // of Config.Pool
+	room     deviceRoom     // of Config.room
 
 	sectors atomic.Int64 // of 512 bytes
-	// each write is to be stable when it is answered, because of the cache's mode
-	stable atomic.Bool
+	stable  atomic.Bool  // each write is to be stable when it is answered
 	// how a flush failed that nobody waited for any more; the next one tells it
 	unsaid atomic.Pointer[error]
 	// a session's beginning has asked for the size, and storage has not answered yet
@@ -117,30 +105,29 @@ type Device struct {
 
 	memory memory
 
-	failures failures
-
 	lives      specfs.Lives // opens of the block device
-	negotiated uint64       // the connection's goroutine only
+	negotiated uint64       // changes while no ring runs
 	// transfers that the driver has not returned, and that were abandoned: see fence
 	lost devsw.Localcount
 
-	mu     sync.Mutex
-	info   devsw.DiskInfo
-	open   *specfs.Life // nil while the device is not to be open
-	queues map[*queue]struct{}
-	stop   stop
+	mu       sync.Mutex
+	info     devsw.DiskInfo
+	open     *specfs.Life // nil while the device is not to be open
+	queues   map[*queue]struct{}
+	stop     stop
+	failures Failures
 	// the guest driver has begun anew, and the block device has not been opened since
-	anew      bool
-	suspended []int // by ring: requests left in the in-flight region by its last stop
+	anew bool
 }
 
 // stop is what the device knows of a stop that the session has rings disabled or stopped for, one
 // soon after the other. It is over when a ring is started or enabled.
 type stop struct {
-	cancelAt time.Time     // when requests will be cancelled; zero where no front-end waits
-	answered time.Time     // when the front-end was answered last
-	next     time.Duration // for how long after that further rings are likely to follow
+	cancelAt time.Time // when requests will be cancelled; zero where no front-end waits
+	more     time.Time // until then further rings are likely to follow
 }
+
+func (s *stop) over() bool { return s.cancelAt.IsZero() && !time.Now().Before(s.more) }
 
 var _ vhostuser.Device = (*Device)(nil)
 
@@ -156,18 +143,19 @@ func New(c Config) (*Device, error) {
 	case len(c.Serial) > MaxSerial:
 		return nil, fmt.Errorf("virtio-blk: serial number %q has %d bytes, at most %d fit", c.Serial, len(c.Serial), MaxSerial)
 	}
-	d := &Device{fs: c.FS, dev: c.Dev, readInfo: c.Info, serial: c.Serial, numQueues: c.NumQueues, segMax: c.SegMax,
-		trace: c.Trace, log: c.Log, failed: c.Failed, keeper: c.Keeper, ended: c.Ended, sizeChanged: c.SizeChanged,
-		queues: make(map[*queue]struct{}), suspended: make([]int, c.NumQueues)}
-	if d.segMax == 0 {
-		d.segMax = DefaultSegMax
+	if c.SegMax == 0 {
+		c.SegMax = DefaultSegMax
 	}
-	if d.log == nil {
-		d.log = func(string, error) {}
+	if c.Log == nil {
+		c.Log = func(string, error) {}
 	}
-	if d.sizeChanged == nil {
-		d.sizeChanged = func() {}
+	if c.SizeChanged == nil {
+		c.SizeChanged = func() {}
 	}
+	if c.room == nil {
+		c.room = defaultRoom
+	}
+	d := &Device{config: c, room: deviceRoom{room: c.room}, queues: make(map[*queue]struct{})}
 	if _, err := d.Resize(); err != nil {
 		return nil, err
 	}
@@ -180,9 +168,6 @@ func New(c Config) (*Device, error) {
 	d.share = pool.Share()
 	d.lives = specfs.Lives{FS: c.FS, Mode: devsw.IFBLK, Dev: c.Dev, Flag: d.openFlag, Opened: d.lifeOpened,
 		Began: d.lifeBegan, Ending: d.lifeEnding, Ended: d.lifeEnded}
-	if d.room.room = c.room; c.room == nil {
-		d.room.room = defaultRoom
-	}
 	return d, nil
 }
 
@@ -199,7 +184,7 @@ func (d *Device) Close() { d.share.Close() }
 // to be told (vhostuser.Backend.ConfigChanged). Any goroutine. It fails as New does, and the size
 // stays as it was.
 func (d *Device) Resize() (changed bool, err error) {
-	info, err := d.readInfo()
+	info, err := d.config.Info()
 	if err != nil {
 		return false, fmt.Errorf("virtio-blk: %w", err)
 	}
@@ -240,7 +225,7 @@ func (d *Device) SessionBegin() {
 	select {
 	case <-done:
 	case <-timeout.C:
-		d.log("the disk's size cannot be read again at the moment: storage does not answer; the front-end is told the one that was known", nil)
+		d.config.Log("the disk's size cannot be read again at the moment: storage does not answer; the front-end is told the one that was known", nil)
 	}
 }
 
@@ -248,17 +233,17 @@ func (d *Device) SessionBegin() {
 func (d *Device) lookAgain() {
 	changed, err := d.Resize()
 	if err != nil {
-		d.log("the disk's size could not be read again", err)
+		d.config.Log("the disk's size could not be read again", err)
 	}
 	if changed {
 		// Also where none has been told the old one in this session: a front-end that comes back
 		// does not ask.
-		d.sizeChanged()
+		d.config.SizeChanged()
 	}
 }
 
 // Features implements vhostuser.Device.
-func (d *Device) Features() uint64 { return features(d.snapshot(), d.numQueues) }
+func (d *Device) Features() uint64 { return features(d.snapshot(), d.config.NumQueues) }
 
 func (d *Device) snapshot() devsw.DiskInfo {
 	d.mu.Lock()
@@ -267,14 +252,14 @@ func (d *Device) snapshot() devsw.DiskInfo {
 }
 
 // NumQueues implements vhostuser.Device.
-func (d *Device) NumQueues() int { return d.numQueues }
+func (d *Device) NumQueues() int { return d.config.NumQueues }
 
 // ConfigSize implements vhostuser.Device.
 func (d *Device) ConfigSize() int { return configSize }
 
 // ReadConfig implements vhostuser.Device.
 func (d *Device) ReadConfig(p []byte) {
-	fillConfig(p, d.snapshot(), d.numQueues, d.segMax, d.memory.writeback())
+	fillConfig(p, d.snapshot(), d.config.NumQueues, d.config.SegMax, d.memory.writeback())
 }
 
 // WriteConfig implements vhostuser.Device: the guest driver may change writeback, and nothing else
@@ -300,43 +285,35 @@ func (d *Device) flag() devsw.Flag {
 // StartQueue implements vhostuser.Device. The first queue opens the block device, in the
 // background.
 func (d *Device) StartQueue(vq *vhostuser.Queue) error {
-	for _, line := range d.startQueue(vq) {
-		d.log(line, nil)
+	d.stopOver()
+	first, origin := len(d.queues) == 0, vq.Driver() // nobody but this goroutine changes queues
+	if d.meetDriver(first, origin) {
+		d.config.Log(unknownMode, nil)
 	}
-	return nil
-}
-
-// startQueue is StartQueue, and returns what the log is to say.
-func (d *Device) startQueue(vq *vhostuser.Queue) (news []string) {
+	if first && d.tooSmall(vq.Size()) {
+		d.config.Log(fmt.Sprintf("the guest's ring has %d descriptors and its driver uses no indirect ones, but requests may have %d: "+
+			"larger ones may hang in the guest for ever; use --seg-max %d, or a queue-size of at least %d",
+			vq.Size(), d.config.SegMax+2, max(vq.Size()-2, 1), d.config.SegMax+2), nil)
+	}
+	q := newQueue(d, vq)
+	vq.Data = q
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.stopOverLocked()
-	first := len(d.queues) == 0
-	if d.meetDriver(first, vq.Driver()) {
-		news = append(news, unknownMode)
-	}
-	switch origin := vq.Driver(); {
+	switch {
 	case first && origin == vhostuser.DriverNew:
 		d.anew = true
 	case origin == vhostuser.DriverElsewhere:
 		d.anew = false // the first ring may not have shown it
 	}
-	if first && d.tooSmall(vq.Size()) {
-		news = append(news, fmt.Sprintf("the guest's ring has %d descriptors and its driver uses no indirect ones, but requests may have %d: "+
-			"larger ones may hang in the guest for ever; use --seg-max %d, or a queue-size of at least %d",
-			vq.Size(), d.segMax+2, max(vq.Size()-2, 1), d.segMax+2))
-	}
-	q := newQueue(d, vq)
-	vq.Data = q
 	d.queues[q] = struct{}{}
 	d.openLocked(q)
-	return news
+	return nil
 }
 
 // tooSmall tells whether a ring is too small for the requests that its guest driver may make.
 func (d *Device) tooSmall(size int) bool {
 	const features = fSegMax | fIndirect
-	return d.negotiated&features == fSegMax && size < d.segMax+2
+	return d.negotiated&features == fSegMax && size < d.config.SegMax+2
 }
 
 // openLocked gives q the open of the block device that there is, or begins one. q is told when it
@@ -368,21 +345,22 @@ func (d *Device) openFlag() devsw.Flag {
 func (d *Device) lifeBegan(l *specfs.Life) {
 	err := l.Err()
 	if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, devsw.EBADF) {
-		d.log("cannot open the device; its requests fail", err)
+		d.config.Log("cannot open the device; its requests fail", err)
 	}
+	d.letGo(l)
+}
+
+// letGo lets the queues go that use an open, or has their requests fail.
+func (d *Device) letGo(l *specfs.Life) {
 	for _, q := range d.queuesOf(l) {
 		q.vq.Post(func() { q.opened(l) })
 	}
 }
 
 // queuesOf gives the started queues that use an open.
-func (d *Device) queuesOf(l *specfs.Life) []*queue {
+func (d *Device) queuesOf(l *specfs.Life) (all []*queue) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.queuesOfLocked(l)
-}
-
-func (d *Device) queuesOfLocked(l *specfs.Life) (all []*queue) {
 	for q := range d.queues {
 		if q.open == l {
 			all = append(all, q)
@@ -404,17 +382,7 @@ func (d *Device) queuesOfLocked(l *specfs.Life) (all []*queue) {
 // What completes all the same completes normally. Of what comes back cancelled, that which had not
 // reached the driver goes back to the ring, as far as it was fetched last. The rest is suspended,
 // or ends with VIRTIO_BLK_S_IOERR, as how.Suspends says.
-func (d *Device) StopDevice(vqs []*vhostuser.Queue, how vhostuser.Stop) { d.stopQueues(vqs, how) }
-
-// StopQueue implements vhostuser.Device. It is StopDevice for one queue, while others go on. Only
-// this queue's requests are cancelled, and the device stays open. But if the driver does not return
-// them, the device is closed, and opened again for the others, who go on where they were.
-func (d *Device) StopQueue(vq *vhostuser.Queue, how vhostuser.Stop) {
-	d.stopQueues([]*vhostuser.Queue{vq}, how)
-}
-
-// stopQueues is StopDevice and StopQueue.
-func (d *Device) stopQueues(vqs []*vhostuser.Queue, how vhostuser.Stop) {
+func (d *Device) StopDevice(vqs []*vhostuser.Queue, how vhostuser.Stop) {
 	all := make([]*queue, len(vqs))
 	for i, vq := range vqs {
 		all[i] = vq.Data.(*queue)
@@ -427,14 +395,14 @@ func (d *Device) stopQueues(vqs []*vhostuser.Queue, how vhostuser.Stop) {
 		d.fails(busy, how)
 		d.takeDown(all, true)
 	} else if d.completeOrCancel(busy, how) != nil && d.fails(busy, how) {
-		d.log("requests were cancelled, and fail: they did not complete in time after the ring was stopped", nil)
+		d.config.Log("requests were cancelled, and fail: they did not complete in time after the ring was stopped", nil)
 	}
 	d.awaitCancelled(busy)
 	for _, q := range busy {
 		q.settle(how.Suspends(q.vq))
 	}
-	for _, vq := range vqs {
-		d.release(vq)
+	for _, q := range all {
+		d.release(q)
 	}
 	d.endStop(how)
 	for _, o := range opensOf(all) {
@@ -450,6 +418,13 @@ func (d *Device) stopQueues(vqs []*vhostuser.Queue, how vhostuser.Stop) {
 	for _, o := range opensOf(all) {
 		d.tellLate(o)
 	}
+}
+
+// StopQueue implements vhostuser.Device. It is StopDevice for one queue, while others go on. Only
+// this queue's requests are cancelled, and the device stays open. But if the driver does not return
+// them, the device is closed, and opened again for the others, who go on where they were.
+func (d *Device) StopQueue(vq *vhostuser.Queue, how vhostuser.Stop) {
+	d.StopDevice([]*vhostuser.Queue{vq}, how)
 }
 
 // opensOf gives what the queues have open: more than one Life where some have not begun a new one
@@ -495,20 +470,14 @@ func (d *Device) fails(busy []*queue, how vhostuser.Stop) (any bool) {
 }
 
 // release lets go of a queue that has nothing in flight.
-func (d *Device) release(vq *vhostuser.Queue) {
-	q := vq.Data.(*queue)
-	suspended := 0
-	q.vq.Do(func() {
-		suspended = vq.Suspended()
-		// Of a request that was lost in a fault nobody returns the units.
-		q.giveBack(0)
-	})
+func (d *Device) release(q *queue) {
+	// Of a request that was lost in a fault nobody returns the units.
+	q.vq.Do(func() { q.shrink(0) })
 	q.counter.Release()
-	vq.Data = nil
+	q.vq.Data = nil
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.queues, q)
-	d.suspended[vq.Index()] = suspended
 }
 
 // PauseQueue implements vhostuser.Device. It waits for what is in flight to complete, as a stop
@@ -530,7 +499,7 @@ func (d *Device) PauseQueue(vq *vhostuser.Queue, how vhostuser.Stop) {
 		if !how.Suspends(vq) {
 			q.settle(false)
 			if err != nil {
-				d.log("requests were cancelled, and fail: they did not complete in time after the ring was disabled", nil)
+				d.config.Log("requests were cancelled, and fail: they did not complete in time after the ring was disabled", nil)
 			}
 		}
 	}
@@ -540,48 +509,46 @@ func (d *Device) PauseQueue(vq *vhostuser.Queue, how vhostuser.Stop) {
 
 // ResumeQueue implements vhostuser.Device. What is suspended is begun again.
 func (d *Device) ResumeQueue(vq *vhostuser.Queue) {
-	d.mu.Lock()
-	d.stopOverLocked()
-	d.mu.Unlock()
-	q := vq.Data.(*queue)
-	vq.Do(q.resume)
+	d.stopOver()
+	vq.Do(vq.Data.(*queue).resume)
 }
 
 // beginStop says that the front-end waits from now on.
 func (d *Device) beginStop(how vhostuser.Stop) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.stop = stop{cancelAt: how.Deadline, next: how.Next()}
+	d.stop.cancelAt = how.Deadline
 }
 
 // endStop says that the front-end is being answered.
 func (d *Device) endStop(how vhostuser.Stop) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.stop = stop{answered: time.Now(), next: how.Next()}
-	if len(d.queues) == 0 {
-		d.stop = stop{}
-	}
-}
-
-// stopOverLocked says that no further ring is likely to be disabled or stopped. Queues that have
-// waited for that go on.
-func (d *Device) stopOverLocked() {
-	if d.stop == (stop{}) {
-		return
-	}
 	d.stop = stop{}
-	for q := range d.queues {
-		q.vq.Post(q.lingered)
+	if next := how.Next(); len(d.queues) > 0 {
+		d.stop.more = time.Now().Add(next)
+		time.AfterFunc(next, d.wake)
 	}
 }
 
-// reopensIn returns how long an open waits that is for rings which a stop has left out.
-func (s *stop) reopensIn(now time.Time) time.Duration {
-	if !s.cancelAt.IsZero() {
-		return s.next
+// stopOver says that no further ring is likely to be disabled or stopped.
+func (d *Device) stopOver() {
+	d.mu.Lock()
+	goesOn := !d.stop.over()
+	d.stop = stop{}
+	d.mu.Unlock()
+	if goesOn {
+		d.wake()
 	}
-	return max(s.next-now.Sub(s.answered), 0)
+}
+
+// wake has the queues look whether they may open the device again.
+func (d *Device) wake() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for q := range d.queues {
+		q.vq.Wake()
+	}
 }
 
 // completeOrCancel waits until nothing of the queues, which are held, is in flight. At the
@@ -596,11 +563,7 @@ func (d *Device) completeOrCancel(busy []*queue, how vhostuser.Stop) error {
 	}
 	d.fails(busy, how)
 	switch {
-	case how.WholeDevice:
-		d.takeDown(busy, false)
-	case how.Context().Err() != nil:
-		// All the other rings are stopped next.
-		d.beginStop(how)
+	case how.WholeDevice, how.Context().Err() != nil: // all the other rings are stopped next
 		d.takeDown(busy, false)
 	default:
 		d.cancelAlone(busy)
@@ -692,7 +655,7 @@ func (d *Device) lifeEnding(l *specfs.Life) {
 // d_close's.
 func (d *Device) lifeEnded(l *specfs.Life, err error) {
 	if err != nil {
-		d.log("close", err)
+		d.config.Log("close", err)
 	}
 	// Where it was ended before it was open, the one before may still be being closed.
 	if l.Err() == nil {
@@ -706,7 +669,7 @@ func (d *Device) lifeEnded(l *specfs.Life, err error) {
 // tellLate logs once that a stop is answered before the close has been done.
 func (d *Device) tellLate(o *specfs.Life) {
 	if err := o.TellLate(); err != nil {
-		d.log("the device is still being closed; the next start waits for it", err)
+		d.config.Log("the device is still being closed; the next start waits for it", err)
 	}
 }
 

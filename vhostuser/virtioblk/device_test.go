@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -44,9 +45,10 @@ type bench struct {
 		sync.Mutex
 		events []specfs.Event
 	}
-	offered uint64
-	ended   chan error
-	cancel  context.CancelFunc
+	suspended [256]atomic.Int64 // by ring: requests that its last stop has left
+	offered   uint64
+	ended     chan error
+	cancel    context.CancelFunc
 }
 
 // disk makes a unit of a driver and tells how to ask for its description.
@@ -146,7 +148,7 @@ func newBenchOn(t testing.TB, reactors vhostuser.ReactorConfig, queues int, make
 		served = c.around(w.dev)
 	}
 	w.b = must(vhostuser.New(vhostuser.Config{
-		Device: served, Reactors: pool, NotMigratable: !c.Migratable, CancelAfter: c.CancelAfter, StopGap: c.StopGap,
+		Device: served, Reactors: pool, NotMigratable: !c.Migratable, CancelAfter: c.CancelAfter, StopGap: c.StopGap, Trace: w.stopped,
 	}))(t)
 	t.Cleanup(w.close)
 	w.connect(vhostusertest.AllProtocolFeatures)
@@ -154,6 +156,32 @@ func newBenchOn(t testing.TB, reactors vhostuser.ReactorConfig, queues int, make
 	w.mem = must(virtqtest.NewMem(virtqtest.Range{GuestPhys: 0, Size: 64 << 20}))(t)
 	t.Cleanup(w.mem.Close)
 	return w
+}
+
+// stopped notes what a stop has left suspended.
+func (w *bench) stopped(e vhostuser.Event) {
+	if e.Kind != vhostuser.EventStop {
+		return
+	}
+	n := 0
+	for _, f := range e.Fields {
+		if f.Name == "suspended" {
+			n = f.Value.(int)
+		}
+	}
+	w.suspended[e.Ring].Store(int64(n))
+}
+
+// ring asks the back-end about a ring.
+func (w *bench) ring(i int) vhostuser.RingStatus {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), vhostusertest.Timeout)
+	defer cancel()
+	st := w.b.Status(ctx)
+	if st.FrontEnd == nil {
+		w.t.Fatal("no front-end is told of")
+	}
+	return st.FrontEnd.Rings[i]
 }
 
 // connect connects a front-end that knows these protocol features.

@@ -1,9 +1,6 @@
 package virtioblk
 
-import (
-	"sync"
-	"time"
-)
+import "time"
 
 // Failures are the requests that storage has failed. What the guest has asked for in vain (beyond
 // the disk's end, for one) is none, nor is what was cancelled, or what storage does not have.
@@ -13,32 +10,18 @@ type Failures struct {
 	At    time.Time // when Last failed
 }
 
-// failures are those of a Device.
-type failures struct {
-	mu sync.Mutex
-	f  Failures
-}
-
 // storageFailed notes that storage has ended the request with err. On the reactor, once at most.
 func (r *request) storageFailed(err error) {
 	d := r.q.d
-	status := statusOf(r.typ, err)
-	if cancelled(err) || status == statusUnsupp && r.typ != tIn && r.typ != tOut {
+	told := r.told(err)
+	told.Status = statusOf(r.typ, err)
+	if cancelled(err) || told.Status == statusUnsupp && r.typ != tIn && r.typ != tOut {
 		return
 	}
-	q := Request{Queue: r.q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes, Status: status, Err: err}
-	d.failures.mu.Lock()
-	f := &d.failures.f
-	f.Count++
-	f.Last, f.At = q, time.Now()
-	d.failures.mu.Unlock()
-	if d.failed != nil {
-		d.failed(q)
+	d.mu.Lock()
+	d.failures = Failures{Count: d.failures.Count + 1, Last: told, At: time.Now()}
+	d.mu.Unlock()
+	if d.config.Failed != nil {
+		d.config.Failed(told)
 	}
-}
-
-func (f *failures) get() Failures {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.f
 }

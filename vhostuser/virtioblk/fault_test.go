@@ -56,7 +56,7 @@ func (f *faulty) control(cmd devsw.Cmd, data any) {
 // waitHeld waits until n operations are held.
 func (f *faulty) waitHeld(n int) {
 	f.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
+	for deadline := time.Now().Add(time.Minute); ; runtime.Gosched() {
 		var s fault.State
 		f.control(fault.FAULTGET, &s)
 		if len(s.Held) == n {

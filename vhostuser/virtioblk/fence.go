@@ -38,7 +38,7 @@ func (d *Device) fence(q *queue, first bool) {
 	}
 	if d.snapshot().Pinned {
 		if first {
-			d.log("reads or writes that storage does not complete hold up the stop: they use the guest's pages themselves, and cannot be fenced from them", nil)
+			d.config.Log("reads or writes that storage does not complete hold up the stop: they use the guest's pages themselves, and cannot be fenced from them", nil)
 		}
 		return
 	}
@@ -76,12 +76,12 @@ func (d *Device) fence(q *queue, first bool) {
 		s.Memory.Release()
 	}
 	if err != nil {
-		d.log("reads or writes that storage does not complete hold up the stop: they cannot be fenced from the guest's memory", err)
+		d.config.Log("reads or writes that storage does not complete hold up the stop: they cannot be fenced from the guest's memory", err)
 		// Background never ends, so this does not fail.
 		_ = d.lost.Drain(context.Background())
 		return
 	}
-	d.log(fmt.Sprintf("storage does not complete %d reads and %d writes: they were fenced from the guest's memory, and the next start waits for them", len(stuck)-writes, writes), nil)
+	d.config.Log(fmt.Sprintf("storage does not complete %d reads and %d writes: they were fenced from the guest's memory, and the next start waits for them", len(stuck)-writes, writes), nil)
 }
 
 // hasTransfers tells whether the driver has a read or a write of this queue.

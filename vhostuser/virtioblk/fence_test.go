@@ -154,7 +154,7 @@ func (d *keeper) written(block int64) (data []byte, order []int64) {
 
 func (d *keeper) await(t testing.TB, n int) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
+	for deadline := time.Now().Add(time.Minute); ; runtime.Gosched() {
 		d.mu.Lock()
 		got := len(d.kept)
 		d.mu.Unlock()
@@ -512,7 +512,7 @@ func TestATransferThatCannotBeFencedHoldsTheReply(t *testing.T) {
 	if r, fl := w.bytes(read)[0], w.bytes(flush)[0]; r != statusOK || fl != 0xff {
 		t.Errorf("the read has status %#x, want OK, and the flush %#x, want none", r, fl)
 	}
-	if got := w.dev.Status().Queues[0].Suspended; got != 1 {
+	if got := w.ring(0).Suspended; got != 1 {
 		t.Errorf("%d are suspended, want the flush", got)
 	}
 }

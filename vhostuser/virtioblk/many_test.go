@@ -30,7 +30,7 @@ func TestARingWithManyRequestsIsStoppedAloneInATimeLinearInThem(t *testing.T) {
 			}
 		}
 		w.check(large.Notify())
-		for begun := time.Now(); w.dev.Status().Queues[0].InFlight < most; time.Sleep(20 * time.Millisecond) {
+		for begun := time.Now(); w.ring(0).InFlight < most; time.Sleep(20 * time.Millisecond) {
 			if time.Since(begun) > vhostusertest.Timeout {
 				t.Skipf("the machine is too busy to have %d requests in flight", most)
 			}

@@ -12,7 +12,7 @@ import (
 
 // slow does a request that may block, away from the reactor, and ends it with the result.
 func (r *request) slow() {
-	o := &operation{d: r.q.d, r: r, q: r.q, open: r.q.open, typ: r.typ, ranges: r.ranges, stable: r.q.stable}
+	o := &operation{d: r.q.d, r: r, q: r.q, open: r.q.open, typ: r.typ, ranges: r.ranges}
 	o.job.Owner, o.job.Piece = o, o.piece
 	if r.typ == tFlush {
 		o.job.Joint = o.cover
@@ -30,7 +30,6 @@ type operation struct {
 	open   *specfs.Life
 	typ    uint32
 	ranges []devsw.ZeroRange // nobody changes them
-	stable bool
 	job    offload.Job
 
 	// Whose it is. Once it is settled they are not touched.
@@ -83,14 +82,12 @@ func (o *operation) step() (more bool, err error) {
 	switch {
 	case o.next < len(o.ranges):
 		err = o.doRange()
-		return o.next < len(o.ranges) || o.isStable(), err
-	case o.typ == tFlush || o.isStable():
+		return o.next < len(o.ranges) || o.d.stable.Load(), err
+	case o.typ == tFlush || o.d.stable.Load():
 		err = o.flush()
 	}
 	return false, err
 }
-
-func (o *operation) isStable() bool { return o.stable || o.d.stable.Load() }
 
 // doRange does the next piece of the range whose turn it is.
 func (o *operation) doRange() (err error) {

@@ -51,7 +51,7 @@ func TestWhatADisableDoesWithRequestsThatHang(t *testing.T) {
 						want = 0xff
 					}
 					for q := range queues {
-						if s := w.dev.Status().Queues[q]; c.kept != (s.Kept == len(kinds)) || s.Kept != s.InFlight {
+						if s := w.ring(q); c.kept != (s.Suspended == len(kinds)) || s.InFlight != 0 || !s.Known {
 							t.Errorf("ring %d: %+v", q, s)
 						}
 						for i, s := range status[q] {

@@ -1,8 +1,6 @@
 package virtioblk
 
 import (
-	"time"
-
 	"vdev/devsw"
 	"vdev/specfs"
 	"vdev/vhostuser"
@@ -19,20 +17,15 @@ const (
 	// What comes back cancelled
 	queueSuspends // is suspended,
 	queueFails    // or ends with its error, unless the driver has not had it.
-	queueClosed   // The device was closed for another ring's sake: Process opens it again,
-	queueLingers  // when a stop is over that this ring may be a part of.
+	queueClosed   // The device was closed for another ring's sake: Process opens it again.
 )
 
 // queue is a started virtqueue and its requests. But for the fields that newQueue sets it is its
 // reactor's.
 type queue struct {
-	d        *Device
-	vq       *vhostuser.Queue
-	loop     vhostuser.Loop
-	aio      devsw.AIO
-	features uint64
-	// stable: each write is made stable, whatever writeback says: the guest driver cannot flush.
-	stable bool
+	d    *Device
+	vq   *vhostuser.Queue
+	loop vhostuser.Loop
 
 	// Changed by the queue's reactor, or before it has the queue, under Device.mu.
 	open    *specfs.Life
@@ -48,8 +41,7 @@ type queue struct {
 }
 
 func newQueue(d *Device, vq *vhostuser.Queue) *queue {
-	return &queue{account: account{granted: queueUnits}, d: d, vq: vq, loop: vq.Loop(), aio: vq.Loop().AIO(), features: d.negotiated,
-		stable: d.negotiated&fFlush == 0}
+	return &queue{account: account{granted: queueUnits}, d: d, vq: vq, loop: vq.Loop()}
 }
 
 // opened lets the queue's requests go, or fail, according to how the open went. On the reactor.
@@ -100,23 +92,14 @@ func (q *queue) closed() {
 	q.vq.Wake()
 }
 
-// lingered has the queue look again whether it may open the device. On the reactor.
-func (q *queue) lingered() {
-	if q.state == queueLingers {
-		q.closed()
-	}
-}
-
-// reopen opens the device again, or shares the open that there is. It waits for the end of a stop
-// in which this ring may be disabled next: the device would be opened only to be closed again. On
-// the reactor.
+// reopen opens the device again, or shares the open that there is. It does nothing before the end
+// of a stop in which this ring may be disabled next, which wakes the ring: the device would be
+// opened only to be closed again. On the reactor.
 func (q *queue) reopen() {
 	d := q.d
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if left := d.stop.reopensIn(time.Now()); left > 0 {
-		q.state = queueLingers
-		time.AfterFunc(left, func() { q.vq.Post(q.lingered) })
+	if !d.stop.over() {
 		return
 	}
 	q.state = queueWaits
@@ -159,7 +142,6 @@ func (q *queue) failSuspended() bool {
 		q.put(r)
 		return false
 	}
-	q.charge(r)
 	r.fail(devsw.ECANCELED)
 	return true
 }
@@ -227,19 +209,9 @@ func (r *request) fail(err error) {
 			r.q.drop(r)
 		}
 	}()
-	r.typ, r.sector, r.bytes, r.in = ^uint32(0), 0, 0, 0
-	readable, writable, perr := r.parse()
-	if perr != nil && r.status == nil {
-		r.q.vq.Break(perr)
-		return
+	if _, _, perr := r.parse(); perr != errNoStatus {
+		r.finish(err)
 	}
-	switch r.typ {
-	case tIn:
-		r.bytes = length(writable)
-	case tOut:
-		r.bytes = length(readable)
-	}
-	r.finish(err)
 }
 
 func (q *queue) get() *request {
@@ -255,10 +227,10 @@ func (q *queue) get() *request {
 }
 
 func (q *queue) put(r *request) {
-	r.status, r.ranges, r.transfer.traced = nil, nil, false
+	r.status, r.ranges = nil, nil
 	q.held -= r.units
 	if q.granted > queueUnits {
-		q.giveBack(q.held + roomChunk)
+		q.shrink(q.held + roomChunk)
 	}
 	if r.units > keepBuffers {
 		r.chain = virtq.Chain{} // its memory goes
@@ -302,7 +274,7 @@ func (q *queue) cancel(from int) (next int, all bool) {
 		}
 		_ = q.node.CancelBuf(&r.transfer.buf)
 		// For a driver that has no such function, but works by the reactor.
-		q.aio.Cancel(&r.transfer.buf)
+		q.loop.AIO().Cancel(&r.transfer.buf)
 	}
 	return next, next == len(q.requests)
 }

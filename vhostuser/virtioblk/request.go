@@ -97,26 +97,28 @@ type request struct {
 	typ      uint32
 	sector   uint64
 	bytes    int64
-	// bytes that are written from the first writable one on, where all goes well; without the
-	// status
-	in     int
-	ranges []devsw.ZeroRange // made anew for each request: an operation may use them for longer
-	op     *operation        // in progress, of a request that may block
-	began  time.Duration     // by the reactor's clock
-	at     int               // in queue.requests
-	units  int               // see room
+	ranges   []devsw.ZeroRange // made anew for each request: an operation may use them for longer
+	op       *operation        // in progress, of a request that may block
+	began    time.Duration     // by the reactor's clock
+	at       int               // in queue.requests
+	units    int               // see room
 	// flushed: of a discard or write-zeroes, a flush has followed it before it ended.
 	flushed bool
 }
 
-// parse reads the request's header, finds the status byte, and leaves the data in readable and
-// writable. errNoStatus means that there is nowhere to answer.
-func (r *request) parse() (readable, writable [][]byte, err error) {
+// parse finds the status byte of the request that was popped into r, reads the header, and returns
+// the data, and what buffers there are in the other direction. errNoStatus means that there is
+// nowhere to answer: then the ring is broken, and has the request back.
+func (r *request) parse() (data, other [][]byte, err error) {
+	r.q.charge(r)
+	r.typ, r.sector, r.bytes = ^uint32(0), 0, 0
 	w := r.chain.Writable
 	for len(w) > 0 && len(w[len(w)-1]) == 0 {
 		w = w[:len(w)-1]
 	}
 	if len(w) == 0 {
+		r.q.vq.Break(fmt.Errorf("virtio-blk request at head %d: %w", r.chain.Head, errNoStatus))
+		r.q.drop(r)
 		return nil, nil, errNoStatus
 	}
 	last := w[len(w)-1]
@@ -137,15 +139,22 @@ func (r *request) parse() (readable, writable [][]byte, err error) {
 		} else {
 			rd[0] = rd[0][headerSize:]
 		}
-		return rd, w, nil
+	} else {
+		var h [headerSize]byte
+		var ok bool
+		if rd, ok = take(h[:], rd); !ok {
+			return nil, nil, errHeader
+		}
+		r.typ = binary.LittleEndian.Uint32(h[:])
+		r.sector = binary.LittleEndian.Uint64(h[8:])
 	}
-	var h [headerSize]byte
-	rd, ok := take(h[:], rd)
-	if !ok {
-		return nil, nil, errHeader
+	switch r.typ {
+	case tIn:
+		r.bytes = length(w)
+		return w, rd, nil
+	case tOut:
+		r.bytes = length(rd)
 	}
-	r.typ = binary.LittleEndian.Uint32(h[:])
-	r.sector = binary.LittleEndian.Uint64(h[8:])
 	return rd, w, nil
 }
 
@@ -176,32 +185,23 @@ func length(bufs [][]byte) (n int64) {
 // start begins the request that was popped into r. It ends through r.end, on the reactor.
 func (r *request) start() {
 	r.began = r.q.loop.Clock()
-	r.typ, r.sector, r.bytes, r.in = ^uint32(0), 0, 0, 0
-	r.q.charge(r)
-	readable, writable, err := r.parse()
-	if err != nil {
-		if r.status == nil {
-			r.q.vq.Break(fmt.Errorf("virtio-blk request at head %d: %w", r.chain.Head, err))
-			r.q.drop(r)
-			return
-		}
+	data, other, err := r.parse()
+	switch {
+	case err == errNoStatus:
+		return
+	case err != nil:
 		r.end(err)
 		return
 	}
 	switch r.typ {
-	case tIn:
-		r.bytes = length(writable)
-		r.in = int(r.bytes)
-		r.readWrite(devsw.BRead, writable, readable)
-	case tOut:
-		r.bytes = length(readable)
-		r.readWrite(devsw.BWrite, readable, writable)
+	case tIn, tOut:
+		r.readWrite(data, other)
 	case tFlush:
 		r.slow()
 	case tGetID:
-		r.getID(writable)
+		r.getID(other)
 	case tDiscard, tWriteZeroes:
-		if err := r.parseRanges(readable, length(writable)); err != nil {
+		if err := r.parseRanges(data, length(other)); err != nil {
 			r.end(err)
 			return
 		}
@@ -212,7 +212,7 @@ func (r *request) start() {
 }
 
 // readWrite hands a read or a write to the device. wrong is what must be empty.
-func (r *request) readWrite(op devsw.Op, data, wrong [][]byte) {
+func (r *request) readWrite(data, wrong [][]byte) {
 	d := r.q.d
 	switch {
 	case r.bytes%sectorSize != 0:
@@ -221,7 +221,7 @@ func (r *request) readWrite(op devsw.Op, data, wrong [][]byte) {
 	case len(wrong) > 0 && length(wrong) > 0:
 		r.end(errDirection)
 		return
-	case op == devsw.BWrite && d.readOnly:
+	case r.typ == tOut && d.readOnly:
 		r.end(errReadOnly)
 		return
 	}
@@ -239,7 +239,7 @@ func (r *request) readWrite(op devsw.Op, data, wrong [][]byte) {
 // getID answers with the serial number, padded with zeros (section 5.2.6).
 func (r *request) getID(writable [][]byte) {
 	var id [idSize]byte
-	copy(id[:], r.q.d.serial)
+	copy(id[:], r.q.d.config.Serial)
 	if length(writable) < idSize {
 		r.end(errShortID)
 		return
@@ -249,7 +249,6 @@ func (r *request) getID(writable [][]byte) {
 		n := copy(w, rest)
 		rest = rest[n:]
 	}
-	r.in = idSize
 	r.end(nil)
 }
 
@@ -261,7 +260,7 @@ func (r *request) parseRanges(readable [][]byte, writable int64) error {
 	d := r.q.d
 	total := length(readable)
 	switch {
-	case r.typ == tDiscard && r.q.features&fDiscard == 0, r.typ == tWriteZeroes && r.q.features&fWriteZeroes == 0:
+	case r.typ == tDiscard && r.q.d.negotiated&fDiscard == 0, r.typ == tWriteZeroes && r.q.d.negotiated&fWriteZeroes == 0:
 		return errUnknown
 	case d.readOnly:
 		return errReadOnly
@@ -325,11 +324,18 @@ func cancelled(err error) bool {
 	return errors.Is(err, devsw.ECANCELED) || errors.Is(err, devsw.EINTR) || errors.Is(err, devsw.ENXIO)
 }
 
+// told is what others are told of the request.
+func (r *request) told(err error) Request {
+	return Request{Queue: r.q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes, Err: err}
+}
+
 // suspend leaves the request to its ring, which gives it out again.
 func (r *request) suspend(err error) {
 	q := r.q
-	if q.d.trace != nil {
-		q.d.trace(Request{Queue: q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes, Err: err, Suspended: true})
+	if q.d.config.Trace != nil {
+		told := r.told(err)
+		told.Suspended = true
+		q.d.config.Trace(told)
 	}
 	q.setUntouched(r.chain.Head, untouched(err))
 	q.vq.Suspend(&r.chain)
@@ -347,11 +353,20 @@ func (r *request) finish(err error) {
 		q.d.memory.answered()
 	}
 	q.vq.PushStatus(&r.chain, uint32(r.written(err)), r.status, status)
-	if q.d.trace != nil && !r.transfer.traced {
-		q.d.trace(Request{Queue: q.vq.Index(), Type: r.typ, Sector: r.sector, Bytes: r.bytes, Status: status, Err: err,
-			Answered: err != nil && cancelled(err)})
+	if q.d.config.Trace != nil {
+		r.traceEnd(status, err)
 	}
 	q.put(r)
+}
+
+// traceEnd tells how the request has ended, unless iodone has.
+func (r *request) traceEnd(status uint8, err error) {
+	if !r.transfer.traced {
+		told := r.told(err)
+		told.Status, told.Answered = status, err != nil && cancelled(err)
+		r.q.d.config.Trace(told)
+	}
+	r.transfer.traced = false
 }
 
 // written is the length for the used element: so many bytes have been written, from the first
@@ -359,9 +374,13 @@ func (r *request) finish(err error) {
 // writable byte, and only counts where nothing before it is left out: after a read that has failed,
 // the guest driver is to count on none of the data. QEMU says all the room there is instead.
 func (r *request) written(err error) int {
-	n := r.in
-	if err != nil {
-		n = 0
+	n := 0
+	switch {
+	case err != nil:
+	case r.typ == tIn:
+		n = int(r.bytes)
+	case r.typ == tGetID:
+		n = idSize
 	}
 	if n == r.chain.WritableLen()-1 {
 		n++

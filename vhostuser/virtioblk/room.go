@@ -63,7 +63,7 @@ func (r *deviceRoom) take() bool {
 	return false
 }
 
-func (r *deviceRoom) giveBack(units int64) {
+func (r *deviceRoom) release(units int64) {
 	r.used.Add(-units)
 	r.room.used.Add(-units)
 }
@@ -94,14 +94,14 @@ func (q *queue) charge(r *request) {
 	q.held += r.units
 }
 
-// giveBack returns the chunks that are not needed for so many units. On the reactor.
-func (q *queue) giveBack(need int) {
+// shrink releases the chunks that are not needed for so many units. On the reactor.
+func (q *queue) shrink(need int) {
 	spare := (q.granted - max(need, queueUnits)) / roomChunk * roomChunk
 	if spare <= 0 {
 		return
 	}
 	q.granted -= spare
-	q.d.room.giveBack(int64(spare))
+	q.d.room.release(int64(spare))
 	if q.granted == queueUnits && q.most >= largeUnits {
 		q.most = 0
 		freeMemory()

@@ -308,12 +308,13 @@ func (d *Device) meetDriver(first bool, origin vhostuser.DriverOrigin) (unknown 
 const unknownMode = "it is not known whether the guest counts on a write cache, since its driver began elsewhere: each write is made stable, " +
 	"which is slow, until the guest sets its cache mode or its machine is started anew"
 
-// setStableLocked works out whether each write is to be stable because of the cache's mode. A
-// driver without CONFIG_WCE counts on nothing but its flushes, unless somebody has switched the
-// cache off all the same.
+// setStableLocked works out whether each write is to be stable: because of the cache's mode, or
+// since the guest driver cannot flush. One without CONFIG_WCE counts on nothing but its flushes,
+// unless somebody has switched the cache off all the same.
 func (d *Device) setStableLocked() {
 	m := &d.memory
-	d.stable.Store(m.driver == cacheWritethrough || m.driver == cacheUnknown && d.negotiated&fConfigWCE != 0)
+	d.stable.Store(d.negotiated&fFlush == 0 || m.driver == cacheWritethrough ||
+		m.driver == cacheUnknown && d.negotiated&fConfigWCE != 0)
 }
 
 // Keeper is a disk that knows more of itself than what is on it (devsw.DiskState). Its methods
@@ -337,8 +338,8 @@ func (d *Device) takeOver() {
 		brought, writes, holder := m.brought, m.writes, m.holder
 		m.mu.Unlock()
 		found := d.followed(writes, holder)
-		if brought != 0 && d.keeper != nil {
-			d.keeper.SetState(devsw.DiskState{FlushError: brought})
+		if brought != 0 && d.config.Keeper != nil {
+			d.config.Keeper.SetState(devsw.DiskState{FlushError: brought})
 		}
 		d.ask(func() {
 			// Another guest's page may have come meanwhile.
@@ -366,8 +367,8 @@ func (d *Device) followed(writes whereabouts, holder uint64) whereabouts {
 		return writes
 	}
 	ended, known := false, false
-	if d.ended != nil {
-		ended, known = d.ended(holder)
+	if d.config.Ended != nil {
+		ended, known = d.config.Ended(holder)
 	}
 	if ended || !known && writes == writesHandedOver {
 		return writesHere
@@ -387,7 +388,7 @@ const (
 // has led to it. Requests that fail do so. It is called as well when a disk finds out by itself
 // that it has lost something. Any goroutine; it waits for the disk's Keeper alone.
 func (d *Device) Learn() {
-	if d.keeper != nil {
+	if d.config.Keeper != nil {
 		d.ask(func() {})
 	}
 }
@@ -399,8 +400,8 @@ func (d *Device) ask(change func()) {
 	m := &d.memory
 	m.asking.Lock()
 	var s devsw.DiskState
-	if d.keeper != nil {
-		s = d.keeper.State()
+	if d.config.Keeper != nil {
+		s = d.config.Keeper.State()
 	}
 	m.mu.Lock()
 	failed := s.FlushError != 0 && m.disk.FlushError == 0
@@ -413,10 +414,10 @@ func (d *Device) ask(change func()) {
 	m.mu.Unlock()
 	m.asking.Unlock()
 	if failed {
-		d.log(lostWrites, s.FlushError)
+		d.config.Log(lostWrites, s.FlushError)
 	}
 	if gone {
-		d.log(lostDisk, nil)
+		d.config.Log(lostDisk, nil)
 	}
 }
 
@@ -430,8 +431,8 @@ func (m *memory) lost() bool {
 // ClearFailure has it forgotten that a flush has failed and that writes are lost, and returns what
 // was known of that. Any goroutine.
 func (d *Device) ClearFailure() (cleared devsw.DiskState, err error) {
-	if d.keeper != nil {
-		if cleared, err = d.keeper.ClearState(); err != nil {
+	if d.config.Keeper != nil {
+		if cleared, err = d.config.Keeper.ClearState(); err != nil {
 			return devsw.DiskState{}, fmt.Errorf("virtio-blk: %w", err)
 		}
 	}
@@ -444,11 +445,10 @@ func (d *Device) ClearFailure() (cleared devsw.DiskState, err error) {
 		}
 	})
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if o := d.open; o != nil && ended(o.Began()) {
-		for _, q := range d.queuesOfLocked(o) {
-			q.vq.Post(func() { q.opened(o) })
-		}
+	o := d.open
+	d.mu.Unlock()
+	if o != nil && ended(o.Began()) {
+		d.letGo(o)
 	}
 	return cleared, nil
 }

@@ -35,7 +35,9 @@ type Status struct {
 	// CancelAt is when requests in flight will be cancelled, or have been: the deadline of the
 	// stop that the front-end waits for. Zero without one.
 	CancelAt time.Time
-	Queues   []QueueStatus // by Index, from 0 on; those that are not started as well
+	// Oldest is by ring how long the oldest request in flight has been so, to a few batches. It is
+	// 0 without one, and where the ring's reactor has not answered in time.
+	Oldest []time.Duration
 	// Fenced is how many reads and writes storage has not returned, that were fenced from the
 	// guest's memory and that the next start waits for.
 	Fenced int
@@ -45,41 +47,17 @@ type Status struct {
 	Operations []specfs.Operation
 }
 
-// QueueStatus is what a queue is doing.
-type QueueStatus struct {
-	Index   int  // from 0 on
-	Started bool // from StartQueue on, until it has stopped
-	// Suspended is how many requests the last stop left in the in-flight region. Of a queue that
-	// is started it is 0.
-	Suspended int
-
-	// Of a queue that is started:
-
-	Resubmitted int // found in the in-flight region by the start
-	InFlight    int // fetched and not ended, those Kept included
-	// suspended, until the device is open and the ring enabled, or stopped
-	Kept int
-	// how long the oldest of those in flight has been so, to a few batches
-	Oldest time.Duration
-	// its reactor has not answered in time: InFlight, Kept and Oldest are not known
-	Late bool
-}
-
 // statusWait is how long a reactor has time to answer.
 const statusWait = time.Second
 
 // Status tells what the device is doing. It waits for the queues' reactors to answer, a second at
 // most, and for nothing else. Any goroutine.
 func (d *Device) Status() Status {
-	s := Status{Dev: d.dev, State: StateClosed, Fenced: d.lost.Count(), Queues: make([]QueueStatus, d.numQueues)}
+	s := Status{Dev: d.config.Dev, State: StateClosed, Fenced: d.lost.Count(), Oldest: make([]time.Duration, d.config.NumQueues)}
 	s.Lost, s.Cache = d.memory.status()
 	s.Stable = d.stable.Load()
-	s.Failures = d.failures.get()
 	d.mu.Lock()
-	s.Disk = d.info
-	for i := range s.Queues {
-		s.Queues[i] = QueueStatus{Index: i, Suspended: d.suspended[i]}
-	}
+	s.Disk, s.Failures = d.info, d.failures
 	switch o := d.open; {
 	case o == nil:
 	case !ended(o.Began()):
@@ -90,16 +68,18 @@ func (d *Device) Status() Status {
 		s.State = StateOpen
 	}
 	s.CancelAt = d.stop.cancelAt
+	type age struct {
+		ring   int
+		oldest time.Duration
+	}
 	asked := len(d.queues)
-	answers := make(chan QueueStatus, asked)
+	answers := make(chan age, asked)
 	for q := range d.queues {
-		i := q.vq.Index()
-		s.Queues[i] = QueueStatus{Index: i, Started: true, Resubmitted: q.vq.Resubmitted(), Late: true}
-		q.vq.Post(func() { answers <- q.status() })
+		q.vq.Post(func() { answers <- age{q.vq.Index(), q.oldest()} })
 	}
 	d.mu.Unlock()
-	for _, sd := range d.fs.Devices() {
-		if sd.Mode == devsw.IFBLK && sd.Dev == d.dev {
+	for _, sd := range d.config.FS.Devices() {
+		if sd.Mode == devsw.IFBLK && sd.Dev == d.config.Dev {
 			s.Operations = sd.Operations
 			if sd.Closing {
 				s.State = StateClosing
@@ -111,8 +91,8 @@ func (d *Device) Status() Status {
 	defer timeout.Stop()
 	for range asked {
 		select {
-		case q := <-answers:
-			s.Queues[q.Index] = q
+		case a := <-answers:
+			s.Oldest[a.ring] = a.oldest
 		case <-timeout.C:
 			return s
 		}
@@ -129,15 +109,13 @@ func ended(c <-chan struct{}) bool {
 	}
 }
 
-// status tells what the queue is doing. On the reactor.
-func (q *queue) status() QueueStatus {
-	s := QueueStatus{Index: q.vq.Index(), Started: true, Resubmitted: q.vq.Resubmitted(), Kept: q.vq.Suspended()}
-	s.InFlight = q.vq.InFlight() + s.Kept
+// oldest tells how long the oldest request in flight has been so. On the reactor.
+func (q *queue) oldest() (age time.Duration) {
 	now := q.loop.Now()
 	for _, r := range q.requests {
 		if r.status != nil {
-			s.Oldest = max(s.Oldest, now-r.began)
+			age = max(age, now-r.began)
 		}
 	}
-	return s
+	return age
 }

@@ -26,7 +26,8 @@ type transfer struct {
 }
 
 func newTransfer(r *request) *transfer {
-	t := &transfer{q: r.q}
+	t := &transfer{q: r.q, buf: devsw.Buf{Iodone: iodone, AIO: r.q.loop.AIO()}}
+	t.buf.Context = t
 	t.of.Store(r)
 	return t
 }
@@ -35,18 +36,15 @@ func newTransfer(r *request) *transfer {
 func (r *request) submit(data [][]byte) {
 	q, t := r.q, r.transfer
 	b := &t.buf
-	b.Data = nil // it is the chain's memory, which is not to be cleared
-	b.Reset()
-	b.Op, b.Dev, b.Blkno = devsw.BRead, q.d.dev, int64(r.sector)
-	b.Data, b.Bcount, b.Resid = data, r.bytes, r.bytes
-	t.data = data
-	b.Iodone, b.AIO, b.Context = iodone, q.aio, t
+	b.Rearm()
+	b.Op, b.Flags, b.Blkno, b.Bcount = devsw.BRead, 0, int64(r.sector), r.bytes
 	if r.typ == tOut {
 		b.Op = devsw.BWrite
-		if r.q.stable || r.q.d.stable.Load() {
+		if q.d.stable.Load() {
 			b.Flags = devsw.BMediaFUA
 		}
 	}
+	b.Data, t.data = data, data
 	q.node.Strategy(q.counter, b)
 }
 
@@ -58,7 +56,7 @@ func (r *request) submit(data [][]byte) {
 // ends is nobody's business.
 func iodone(b *devsw.Buf) {
 	t := b.Context.(*transfer)
-	if trace := t.q.d.trace; trace != nil {
+	if trace := t.q.d.config.Trace; trace != nil {
 		t.trace(trace)
 	}
 	if !b.InContext {

@@ -65,7 +65,7 @@ func TestACloseBySomebodyElseIsWaitedFor(t *testing.T) {
 	revoked := make(chan struct{})
 	go func() {
 		defer close(revoked)
-		w.dev.fs.RevokeDevice(devsw.IFBLK, w.dev.dev)
+		w.dev.config.FS.RevokeDevice(devsw.IFBLK, w.dev.config.Dev)
 	}()
 	f.waitHeld(1)
 	w.stopRings()

@@ -35,9 +35,9 @@ func setAffinity(tid int, cpus []int) error {
 	return os.NewSyscallError("sched_setaffinity", syscall.EINVAL)
 }
 
-// missing are those of cpus that are not in there.
-func missing(cpus, there []int) []int {
-	return slices.DeleteFunc(slices.Clone(cpus), func(cpu int) bool { return slices.Contains(there, cpu) })
+// missing are those of numbers that are not in there.
+func missing(numbers, there []int) []int {
+	return slices.DeleteFunc(slices.Clone(numbers), func(n int) bool { return slices.Contains(there, n) })
 }
 
 // binds returns an error where what j has bound to processors cannot be.
@@ -82,27 +82,25 @@ func bind(pid int, cpus []int) (*binding, error) {
 		return nil, errors.New("the back-end cannot be bound to processors: which process it is cannot be seen from here")
 	}
 	b := &binding{pid: pid, former: map[int][]int{}}
-	// A thread that is not bound yet may start another one meanwhile.
-	bound := false
-	for more := true; more; {
-		more = false
-		for _, tid := range threads(pid) {
-			if b.former[tid] != nil {
-				continue
-			}
-			more = true
-			former, err := sys.Affinity(tid)
-			if err == nil {
-				b.former[tid] = former
-				err = setAffinity(tid, cpus)
-			}
-			// The first thread is none of the kernel's.
-			bound = bound || err == nil
-			if err == nil || errors.Is(err, syscall.ESRCH) || tid != pid && errors.Is(err, syscall.EINVAL) {
-				continue
-			}
-			return nil, errors.Join(fmt.Errorf("the back-end's process %d cannot be bound to processors %v: %w", pid, cpus, err), b.undo())
+	// Where the threads could run is known before any of them is bound: what a bound one starts
+	// begins bound.
+	err := eachThread(pid, func(tid int) error {
+		former, err := sys.Affinity(tid)
+		if err == nil {
+			b.former[tid] = former
 		}
+		return err
+	})
+	bound := false
+	if err == nil {
+		err = eachThread(pid, func(tid int) error {
+			err := setAffinity(tid, cpus)
+			bound = bound || err == nil // the first thread is none of the kernel's
+			return err
+		})
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("the back-end's process %d cannot be bound to processors %v: %w", pid, cpus, err), b.undo())
 	}
 	if !bound {
 		return nil, fmt.Errorf("the back-end cannot be bound to processors: its process %d has ended", pid)
@@ -111,24 +109,35 @@ func bind(pid int, cpus []int) (*binding, error) {
 }
 
 // undo lets the threads run where they could before, and those that were started since where the
-// first one can.
+// first one can. Only a thread whose clone(2) has begun and not ended in this time can be missed:
+// nothing shows it.
 func (b *binding) undo() error {
+	err := eachThread(b.pid, func(tid int) error {
+		former, ok := b.former[tid]
+		if !ok {
+			former = b.former[b.pid]
+		}
+		return sys.SetAffinity(tid, former...)
+	})
+	if err != nil {
+		return fmt.Errorf("the back-end's process %d remains bound to processors: %w", b.pid, err)
+	}
+	return nil
+}
+
+// eachThread has do done for each thread of a process, with those that are started meanwhile. It
+// passes over those that have ended (ESRCH), and the kernel's own, which cannot be bound (EINVAL).
+func eachThread(pid int, do func(tid int) error) error {
 	done := map[int]bool{}
-	// A thread that is bound yet may start another one meanwhile.
 	for more := true; more; {
 		more = false
-		for _, tid := range threads(b.pid) {
+		for _, tid := range sys.Threads(pid) {
 			if done[tid] {
 				continue
 			}
 			more, done[tid] = true, true
-			former, ok := b.former[tid]
-			if !ok {
-				former = b.former[b.pid]
-			}
-			err := sys.SetAffinity(tid, former...)
-			if err != nil && !errors.Is(err, syscall.ESRCH) && (tid == b.pid || !errors.Is(err, syscall.EINVAL)) {
-				return fmt.Errorf("the back-end's process %d remains bound to processors: %w", b.pid, err)
+			if err := do(tid); err != nil && !errors.Is(err, syscall.ESRCH) && (tid == pid || !errors.Is(err, syscall.EINVAL)) {
+				return err
 			}
 		}
 	}

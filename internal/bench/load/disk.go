@@ -178,12 +178,12 @@ func (d *disk) start(ctx context.Context, j *Job) error {
 		return err
 	}
 	if err := d.f.AddMemory(d.mem); err != nil {
-		return perhaps(fmt.Errorf("guest memory: %w", err))
+		return fmt.Errorf("guest memory: %w", err)
 	}
 	for i := range j.Queues {
 		q, err := newQueue(ctx, d, j, i)
 		if err != nil {
-			return perhaps(fmt.Errorf("queue %d: %w", i, err))
+			return fmt.Errorf("queue %d: %w", i, err)
 		}
 		d.queues = append(d.queues, q)
 	}
@@ -192,11 +192,12 @@ func (d *disk) start(ctx context.Context, j *Job) error {
 
 // stop stops the rings.
 func (d *disk) stop() error {
-	var errs []error
 	for _, q := range d.queues {
-		errs = append(errs, q.ring.Stop())
+		if err := q.ring.Stop(); err != nil {
+			return fmt.Errorf("queue %d: %w", q.index, err)
+		}
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // close hangs up, whatever is in progress.

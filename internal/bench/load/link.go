@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"syscall"
 	"time"
 
 	"vdev/vhostuser/vhostusertest"
@@ -59,8 +57,8 @@ func perhaps(err error) error {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Errorf("%w (does it serve another front-end?)", err)
-	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return fmt.Errorf("%w (it has hung up: does it serve another front-end, or is it no vhost-user back-end?)", err)
+	case errors.Is(err, vhostusertest.ErrHungUp):
+		return fmt.Errorf("%w (does it serve another front-end, or is it no vhost-user back-end?)", err)
 	}
 	return err
 }
@@ -103,7 +101,7 @@ func (l *link) watch(failed chan<- error) (unwatch func()) {
 		case err == nil:
 			failed <- errors.New("the back-end has sent a message that it was not asked for")
 		default:
-			failed <- fmt.Errorf("the back-end has hung up: %w", err)
+			failed <- vhostusertest.ErrHungUp
 		}
 	}()
 	return func() {

@@ -13,8 +13,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -31,17 +33,60 @@ import (
 	"vdev/virtq/virtqtest"
 )
 
-// listening is set for a process that is to listen on the socket that is its descriptor 3, and then
-// does a little of something else.
-const listening = "VDEV_LOAD_TEST_LISTENS"
+const (
+	// listening is set for a process that is to listen on the socket that is its descriptor 3, and
+	// then does a little of something else.
+	listening = "VDEV_LOAD_TEST_LISTENS"
+	// starting is set for a process that starts threads as soon as its first one is bound.
+	starting = "VDEV_LOAD_TEST_STARTS"
+)
 
 func TestMain(m *testing.M) {
-	if os.Getenv(listening) != "" {
+	switch {
+	case os.Getenv(listening) != "":
 		fmt.Println(syscall.Listen(3, 16))
 		for range time.Tick(time.Millisecond) {
 		}
+	case os.Getenv(starting) != "":
+		startWhenBound()
+		return
 	}
 	goleak.VerifyTestMain(m)
+}
+
+// startWhenBound starts some more threads each time when the first one is bound, for each line that
+// it reads. It writes a line when it waits for that, and one when they have been started.
+func startWhenBound() {
+	runtime.LockOSThread()
+	start := func(n int) {
+		var there sync.WaitGroup
+		for range n {
+			there.Add(1)
+			go func() {
+				runtime.LockOSThread()
+				there.Done()
+				select {}
+			}()
+		}
+		there.Wait()
+	}
+	debug.SetGCPercent(-1) // it would start threads at other times
+	at := func() []int {
+		cpus, err := sys.Affinity(0)
+		if err != nil {
+			panic(err)
+		}
+		return cpus
+	}
+	former := at()
+	start(50) // to bind these takes some time
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		fmt.Println("waits")
+		for slices.Equal(at(), former) {
+		}
+		start(4)
+		fmt.Println("has started them")
+	}
 }
 
 // serve serves a memory disk with four queues, and returns its socket.
@@ -283,7 +328,7 @@ func TestABackEndThatGoesEndsTheLoad(t *testing.T) {
 			c.Close()
 		}
 	}()
-	if _, err := Run(t.Context(), socket, job(Read)); err == nil || !strings.Contains(err.Error(), "does it serve another front-end") {
+	if _, err := Run(t.Context(), socket, job(Read)); !errors.Is(err, vhostusertest.ErrHungUp) || !strings.Contains(err.Error(), "does it serve another front-end") {
 		t.Error(err)
 	}
 
@@ -293,8 +338,35 @@ func TestABackEndThatGoesEndsTheLoad(t *testing.T) {
 		j.Length, j.Poll = time.Hour, poll
 		d := connect(t, socket, &j)
 		end()
-		if _, err := d.run(t.Context(), &j); err == nil || !strings.Contains(err.Error(), "hung up") {
+		if _, err := d.run(t.Context(), &j); err != vhostusertest.ErrHungUp {
 			t.Error(err)
+		}
+		d.close()
+	}
+
+	// Between the handshake and the load, and between the load and the stop.
+	const hungUp = "the back-end has hung up"
+	for _, started := range []bool{false, true} {
+		socket, end := serveUntil(t, md.Config{Size: 4 << 20})
+		j := job(RandRead)
+		d, err := dial(t.Context(), socket)
+		if err == nil && started {
+			err = d.start(t.Context(), &j)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		end()
+		d.f.Conn().SetReadDeadline(time.Time{})
+		if n, err := d.f.Conn().Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Errorf("the back-end does not hang up: %d, %v", n, err)
+		}
+		if started {
+			if err, want := d.stop(), "queue 0: SET_VRING_ENABLE: "+hungUp; err == nil || err.Error() != want {
+				t.Errorf("error %v, want %q", err, want)
+			}
+		} else if err, want := d.start(t.Context(), &j), "guest memory: ADD_MEM_REG: "+hungUp; err == nil || err.Error() != want {
+			t.Errorf("error %v, want %q", err, want)
 		}
 		d.close()
 	}
@@ -553,9 +625,59 @@ func TestTheBackEndIsBoundAndLetGo(t *testing.T) {
 	if r := runSome(t, socket, j); r.PID != os.Getpid() {
 		t.Errorf("the back-end is process %d", r.PID)
 	}
-	for _, tid := range threads(os.Getpid()) {
+	for _, tid := range sys.Threads(os.Getpid()) {
 		if got, err := sys.Affinity(tid); err == nil && !slices.Equal(got, former) {
 			t.Errorf("a thread remains bound to %v", got)
+		}
+	}
+}
+
+func TestThreadsThatAreStartedWhileOthersAreBoundAreLetGo(t *testing.T) {
+	former, err := sys.Affinity(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(former) < 2 {
+		t.Skip("there is only one processor")
+	}
+	child := exec.Command(os.Args[0])
+	child.Env = append(os.Environ(), starting+"=1")
+	child.Stderr = os.Stderr
+	in, err := child.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer child.Wait()
+	defer child.Process.Kill()
+	out := bufio.NewScanner(stdout)
+	says := func(want string) {
+		t.Helper()
+		if !out.Scan() || out.Text() != want {
+			t.Fatalf("it says %q, want %q", out.Text(), want)
+		}
+	}
+	for range 20 {
+		fmt.Fprintln(in)
+		says("waits")
+		b, err := bind(child.Process.Pid, former[:1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		says("has started them")
+		if err := b.undo(); err != nil {
+			t.Fatal(err)
+		}
+		for _, tid := range sys.Threads(child.Process.Pid) {
+			if got, err := sys.Affinity(tid); err != nil || !slices.Equal(got, former) {
+				t.Fatalf("a thread remains bound to %v, %v", got, err)
+			}
 		}
 	}
 }

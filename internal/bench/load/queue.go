@@ -148,12 +148,29 @@ func newQueue(ctx context.Context, d *disk, j *Job, i int) (*queue, error) {
 	}
 	q.rng = rand.NewPCG(j.Seed, uint64(i))
 	q.hist = NewLatency()
-	err = errors.Join(q.calls.Add(q.call.Int(), 0), q.ring.Setup(), d.f.SetVringCall(i, q.call.Int()), d.f.SetVringKick(i, q.ring.KickFD()), d.f.SetVringEnable(i, true))
-	if err != nil {
+	if err := q.begin(d.f); err != nil {
 		q.close()
 		return nil, err
 	}
 	return q, nil
+}
+
+// begin starts the ring.
+func (q *queue) begin(f *vhostusertest.Frontend) error {
+	err := q.calls.Add(q.call.Int(), 0)
+	if err == nil {
+		err = q.ring.Setup()
+	}
+	if err == nil {
+		err = f.SetVringCall(q.index, q.call.Int())
+	}
+	if err == nil {
+		err = f.SetVringKick(q.index, q.ring.KickFD())
+	}
+	if err == nil {
+		err = f.SetVringEnable(q.index, true)
+	}
+	return err
 }
 
 func (q *queue) close() {

@@ -54,7 +54,7 @@ func usedBy(pid int) sample {
 		return sample{}
 	}
 	s := sample{known: true, cpu: cpu, switches: map[int]uint64{}}
-	for _, tid := range threads(pid) {
+	for _, tid := range sys.Threads(pid) {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/status", pid, tid))
 		if err != nil {
 			continue
@@ -79,15 +79,4 @@ func Field(file, name string) string {
 		}
 	}
 	return ""
-}
-
-// threads lists the threads of a process.
-func threads(pid int) (tids []int) {
-	entries, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-	for _, e := range entries {
-		if tid, err := strconv.Atoi(e.Name()); err == nil {
-			tids = append(tids, tid)
-		}
-	}
-	return tids
 }

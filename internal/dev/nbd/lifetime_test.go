@@ -191,7 +191,7 @@ func nextLoss(t *testing.T, told <-chan *LostError) *LostError {
 	select {
 	case e := <-told:
 		return e
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("no loss is told")
 		return nil
 	}

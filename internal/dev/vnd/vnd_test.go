@@ -319,7 +319,7 @@ func TestATransferSaysWhetherItEndsInItsContext(t *testing.T) {
 	}
 }
 
-func TestABufIsGivenBackAsItWas(t *testing.T) {
+func TestABufIsReturnedAsItWas(t *testing.T) {
 	r := newRig(t)
 	m := r.open(r.create(Config{Path: newFile(t, make([]byte, 8192)), Direct: true}))
 	for _, op := range []devsw.Op{devsw.BRead, devsw.BWrite} {

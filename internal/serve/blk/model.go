@@ -92,8 +92,7 @@ func (m *model) addStatus(st *control.Status, s *virtioblk.Status) {
 		st.CancelIn = &in
 	}
 	for i := range st.Rings {
-		r, q := &st.Rings[i], &s.Queues[i]
-		r.Oldest, r.Resubmitted, r.Suspended, r.Kept = q.Oldest.Seconds(), q.Resubmitted, q.Suspended, q.Kept
+		st.Rings[i].Oldest = s.Oldest[i].Seconds()
 	}
 }
 

@@ -5,10 +5,11 @@ import (
 	"bytes"
 	"fmt"
 	"os"
-	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
+
+	"vdev/internal/sys"
 )
 
 // Process sends SIGSTOP to process pid, and returns when it stands still or has ended. On a busy
@@ -24,13 +25,13 @@ func Process(t testing.TB, pid int) {
 		t.Errorf("SIGSTOP: %v", err)
 		return
 	}
-	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
-	if err != nil || len(threads) == 0 {
-		t.Errorf("threads %v, %v", threads, err)
+	threads := sys.Threads(pid)
+	if len(threads) == 0 {
+		t.Errorf("process %d has no threads", pid)
 	}
-	for _, name := range threads {
+	for _, tid := range threads {
 		for {
-			text, err := os.ReadFile(name)
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/stat", pid, tid))
 			if err != nil || bytes.Contains(text, []byte(") T ")) || bytes.Contains(text, []byte(") Z ")) {
 				break
 			}
