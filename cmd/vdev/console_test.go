@@ -271,6 +271,8 @@ func TestPortsComeAndGoWhileTheGuestRuns(t *testing.T) {
 	} {
 		p.refused(ctl, says, "port", "add", text)
 	}
+	// What cannot be opened has had its place for nothing.
+	p.refused(ctl, "there is something that is no link to a pseudo-terminal", "port", "add", "driver=pty,path="+filepath.Dir(socket))
 	if got := p.told(ctl, "port", "add", "driver=null,size=100x40"); got != "2\n" {
 		t.Errorf("the port is %q", got)
 	}
