@@ -422,12 +422,13 @@ func TestTheExampleInTheHelpIsAConfiguration(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := servingAll(t, 2, "serve", file, "--log-level", "info")
+	p := servingAll(t, 3, "serve", file, "--log-level", "info")
 	var all []control.Status
 	if err := json.Unmarshal([]byte(p.told(filepath.Join(dir, "vdev.ctl"), "status", "--json")), &all); err != nil {
 		t.Fatal(err)
 	}
-	if len(all) != 2 || all[0].Name != "root" || all[1].Name != "vm1-scratch" || all[1].Disk.Serial != "scratch" {
+	if len(all) != 3 || all[0].Name != "root" || all[1].Name != "vm1-scratch" || all[1].Disk.Serial != "scratch" ||
+		all[2].Name != "vm1-tty" || len(all[2].Console.Ports) != 2 {
 		t.Errorf("the devices are %+v", all)
 	}
 	p.endsCleanly()

@@ -22,18 +22,14 @@ var _ = add("console", []mutant{
 		file: "internal/control/terminal.go",
 		from: "typ == frameData && typed+int64(n)-t.taken.Load() <= Unread",
 		to:   "typ == frameData && n <= Unread",
-		by:   tests{in: "./internal/control", run: "^TestWhoSendsWhatMustNotBeIsTold$"},
+		by:   tests{in: "./internal/control", run: "^TestWhoSendsWhatMustNotBeIsTold$", timeout: 60 * time.Second},
 	},
 	{
 		what: "a client is not told what the guest has taken",
 		file: "internal/control/terminal.go",
 		from: "\tt.taken.Add(int64(n))\n",
 		to:   "",
-		by: tests{
-			in:      "./internal/control",
-			run:     "^TestATerminalShowsAndTakesWhatIsTyped$",
-			timeout: 60 * time.Second,
-		},
+		by:   tests{in: "./internal/control", run: "^TestATerminalShowsAndTakesWhatIsTyped$", timeout: 60 * time.Second},
 	},
 	{
 		what: "who is attached is not told why it is let go",
@@ -61,7 +57,7 @@ var _ = add("console", []mutant{
 		file: "internal/serve/console/model.go",
 		from: "\tfor _, p := range m.there() {\n\t\tp.reopen()\n\t}\n",
 		to:   "",
-		by:   tests{in: "./cmd/vdev", run: "^TestAPortHasATerminalOrASocketAndALog$"},
+		by:   tests{in: "./cmd/vdev", run: "^TestAPortHasATerminalOrASocketAndALog$", timeout: 60 * time.Second},
 	},
 	{
 		what: "a port's socket stays when vdev ends",
@@ -82,11 +78,7 @@ var _ = add("console", []mutant{
 		file: "internal/dev/fault/line.go",
 		from: "\tu.cv.Cancel()\n",
 		to:   "",
-		by: tests{
-			in:      "./internal/dev/fault",
-			run:     "^TestACancelEndsWhatHangsOnALine$",
-			timeout: 60 * time.Second,
-		},
+		by:   tests{in: "./internal/dev/fault", run: "^TestACancelEndsWhatHangsOnALine$", timeout: 60 * time.Second},
 	},
 	{
 		what: "two ports may have the same file",
