@@ -176,13 +176,14 @@ func TestSizeIsThatOfTheWindow(t *testing.T) {
 	}
 }
 
-func TestNextOneFindsItRawAndEmpty(t *testing.T) {
-	g := linetest.New(t, line.Config{Scrollback: 4096})
+// The settings are given back, and what was not read is thrown away, soon after the line knows that
+// nobody is there. So the next one is to find it so if he does not come too soon.
+
+func TestNextOneFindsItRaw(t *testing.T) {
+	g := linetest.New(t, line.Config{})
 	p := open(t, g, Config{})
 	c := dial(t, p.Name())
 	raw := c.settings()
-	g.Write(strings.Repeat("old", 20000))
-	c.see("oldold") // and no more: the rest stays with the host
 	r, err := c.SyscallConn()
 	must(t, err)
 	var callErr error
@@ -193,22 +194,28 @@ func TestNextOneFindsItRawAndEmpty(t *testing.T) {
 	}
 	c.Close()
 	g.Await("nobody is attached", func() bool { return !g.Attached() })
-	g.Write(strings.Repeat("n", 4095) + "!")
-	// The settings are given back after the hang-up is told.
-	deadline := time.Now().Add(time.Minute)
-	for {
+	await(t, "the settings are as before", func() bool {
+		c := dial(t, p.Name())
+		defer c.Close()
+		return reflect.DeepEqual(raw, c.settings())
+	})
+}
+
+func TestNextOneFindsNothingOfTheOneBefore(t *testing.T) {
+	g := linetest.New(t, line.Config{Scrollback: 4096})
+	p := open(t, g, Config{})
+	await(t, "nothing is left", func() bool {
+		c := dial(t, p.Name())
+		g.Write(strings.Repeat("old", 20000))
+		c.see("old") // and no more: the rest stays with the host
+		c.Close()
+		g.Await("nobody is attached", func() bool { return !g.Attached() })
+		g.Write(strings.Repeat("n", 4095) + "!") // all that is kept
+		time.Sleep(10 * time.Millisecond)
 		c = dial(t, p.Name())
-		if reflect.DeepEqual(raw, c.settings()) {
-			break
-		}
-		if c.Close(); time.Now().After(deadline) {
-			t.Fatal("the settings are those that the one before has left")
-		}
-		time.Sleep(time.Millisecond)
-	}
-	if got := c.see("!"); strings.Contains(got, "old") {
-		t.Errorf("saw %d bytes of the one before's", strings.Count(got, "old")*3)
-	}
+		defer c.Close()
+		return !strings.Contains(c.see("!"), "old")
+	})
 }
 
 // cook leaves the settings as no terminal's program should.
