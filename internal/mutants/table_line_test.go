@@ -45,7 +45,7 @@ var _ = add("line", []mutant{
 	{"a write that found no room is forgotten", lineGo,
 		"n < u.Resid {\n\t\t\t\tl.full = true", "n < u.Resid && false {\n\t\t\t\tl.full = true", nil, lineTests("^TestAWriteThat|^TestOutputIs")},
 	{"what is taken by who goes is given again", lineGo,
-		"b == l.main || b.stake == leaving ||", "b == l.main ||", nil, lineTests("^TestAWriteThat")},
+		"b == l.main || b.stake == leaving ||", "b == l.main ||", nil, lineTests("^TestTheNextGets")},
 	{"the next begins while the last one still takes", lineGo,
 		"b.stake == fresh && l.leaving == 0", "b.stake == fresh", nil, lineTests("^TestTheNextGets")},
 	{"input is told of once", inputGo,
