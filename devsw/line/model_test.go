@@ -89,6 +89,7 @@ func modelled(t *rapid.T, overflow Overflow) {
 		"write": func(t *rapid.T) {
 			n := rapid.OneOf(rapid.IntRange(1, 100), rapid.IntRange(1, scrollback), rapid.IntRange(1, 3*scrollback)).Draw(t, "n")
 			u := devsw.NewUio(devsw.UIOWrite, stream(total, n))
+			told := room.Load()
 			err := l.write(u, nb)
 			took := n - u.Resid
 			want := n
@@ -99,7 +100,7 @@ func modelled(t *rapid.T, overflow Overflow) {
 				t.Fatalf("%d bytes of %d are taken, want %d: %v", took, n, want, err)
 			}
 			if total += int64(took); took < n {
-				full = room.Load()
+				full = told
 			}
 			head = max(head, total-scrollback)
 		},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -334,6 +335,11 @@ func TestTheNextGetsWhatTheLastOneHasNotTaken(t *testing.T) {
 	h.Remove()
 	s := r.add("next", Main, all)
 	r.write("g")
+	for waits := false; !waits; runtime.Gosched() {
+		r.mu.Lock()
+		waits = s.feed == asleep
+		r.mu.Unlock()
+	}
 	h.out <- 2
 	r.shows(s, "cdefg")
 	if st := r.Status(); st.Ends[0].Sent != 5 || st.Ends[0].Lost != 0 {

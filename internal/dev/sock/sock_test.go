@@ -236,8 +236,8 @@ func TestBytesWaitForTheNextClient(t *testing.T) {
 		got := make([]byte, total)
 		_, err := io.ReadFull(a, got[:total/3])
 		must(t, err)
-		// It stops reading, and goes when the line is full: what the kernel has taken for it is gone
-		// with it, and nothing else.
+		// It stops reading, and goes when the line is full: what the kernel has taken for it is
+		// gone with it, and nothing else.
 		stalled(r)
 		r.sock.mu.Lock()
 		first := r.sock.writer
