@@ -224,6 +224,41 @@ func TestTwoBackEndsAreMeasuredAndCompared(t *testing.T) {
 	}
 }
 
+func TestAConsoleIsMeasured(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	server := serving(t, nil, "console", "--socket-path", path("a.sock"), "--port", "driver=null", "--port", "name=org.example.0,driver=socket,path="+path("host"),
+		"--port", "name=twice,id=7,driver=loop", "--port", "name=log,driver=file,file="+path("log"))
+	for _, tt := range []struct {
+		args  []string
+		cases int
+	}{
+		{[]string{"--console", "null", "--pattern", "output", "--block-size", "16,32K"}, 2},
+		{[]string{"--console", path("host"), "--console-port", "org.example.0", "--block-size", "128,4K"}, 8},
+		{[]string{"--console", "loop", "--console-port", "7", "--pattern", "both,echo", "--block-size", "4K", "--depth", "3"}, 2},
+		{[]string{"--console", path("log"), "--console-port", "log", "--pattern", "output", "--block-size", "4K"}, 1},
+	} {
+		status, stdout, stderr := bench(t, append([]string{path("a.sock"), "--rounds", "2", "--format", "json"}, tt.args...)...)
+		var r benchReport
+		if err := json.Unmarshal([]byte(stdout), &r); status != exitOK || err != nil {
+			t.Errorf("%q: status %d, %v: %s", tt.args, status, err, stderr)
+			continue
+		}
+		if len(r.Cases) != tt.cases || r.Targets[0].PID != server.cmd.Process.Pid || r.Targets[0].Host != tt.args[1] {
+			t.Errorf("%q: %d cases of %+v", tt.args, len(r.Cases), r.Targets)
+		}
+		for _, c := range r.Cases {
+			if m := c.Results[0].Median; !(m.BytesPerSecond > 0) || m.CPUPerMiB == nil || m.Lost != 0 || (m.P50 > 0) != (c.Pattern == "echo") {
+				t.Errorf("%q: %v: %+v", tt.args, c, m)
+			}
+		}
+	}
+	if status, _, stderr := bench(t, path("a.sock"), "--console", path("host"), "--console-port", "none"); status != exitFailure || !strings.Contains(stderr, "port none: it did not come") {
+		t.Errorf("status %d: %s", status, stderr)
+	}
+	server.endsCleanly()
+}
+
 func TestABenchmarkThatCannotGoOnTellsWhyAndWhatItHas(t *testing.T) {
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "a.sock")
