@@ -97,16 +97,16 @@ interrupt, what was measured so far is printed. Existing FILEs stay as they are 
 
 With --console it is a vhost-user console that listens on SOCKET, and HOST is where the other side
 of its port is, which the load itself uses: a Unix socket that the port's driver listens on, the
-terminal of a pty, or a file to which output is appended. The word null means that nobody sees the
-output, and the word loop that the driver sends it back; a file of such a name is ./null. Patterns
-are output (from the guest to HOST), input, both at once, and echo: the guest sends a buffer, and
-waits until HOST has sent it back. A file and null take output only, loop has both and echo.
---block-size is the size of a buffer, also of the guest's receive buffers, and --depth the number of
-buffers of output in flight. All bytes are looked at: that something was lost, doubled or changed
-is an error, but for a console's output that has not come (LOST), which consoles drop where nobody
-is quick enough. --console-port tells which port it is. The flags that are about a disk do not go
-with --console. Nobody else must use HOST meanwhile. CPU/MIB is the CPU time of the back-end's
-process for a MiB.
+terminal of a pty, or a file to which output is appended (all of it, many GB). The word null means
+that nobody sees the output, and the word loop that the driver sends it back; a file of such a name
+is ./null. Patterns are output (from the guest to HOST), input, both at once, and echo: the guest
+sends a buffer, and waits until HOST has sent it back. A file and null take output only, loop has
+both and echo. --block-size is the size of a buffer, also of the guest's receive buffers, and
+--depth the number of buffers of output in flight. All bytes are looked at: that something was lost,
+doubled or changed is an error, but for a console's output that has not come (LOST), which consoles
+drop where nobody is quick enough. --console-port tells which port it is. The flags that are about a
+disk do not go with --console. Nobody else must use HOST meanwhile. CPU/MIB is the CPU time of the
+back-end's process for a MiB.
 
 Other processes on the same processors, and processors that share a core, disturb. Bind the
 back-end and the client to processors of their own with --backend-cpus and --client-cpus. The
@@ -225,7 +225,7 @@ func (f *benchFlags) register(fs *pflag.FlagSet) {
 	fs.Var(&f.backendCPUs, "backend-cpus", "bind the back-end's process, or both, to these processors in each round")
 	fs.StringVar(&f.versus, "versus", "", "compare with the back-end that listens on `SOCKET`")
 	fs.StringVar(&f.console, "console", "", "it is a console, and `HOST` is the other side of its port: a socket, a terminal, a file, null or loop")
-	fs.StringVar(&f.consolePort, "console-port", "", "`PORT` is the name of the console's port, or its number (default the first)")
+	fs.StringVar(&f.consolePort, "console-port", "", "`PORT` is the name of the console's port, or its number (default 0)")
 	fs.StringVar(&f.versusConsole, "versus-console", "", "what --console is, of the back-end of --versus (`HOST`)")
 	fs.StringVar(&f.name, "name", "", "call the back-end `NAME` (default by its socket)")
 	fs.StringVar(&f.versusName, "versus-name", "", "call the back-end of --versus `NAME` (default by its socket)")

@@ -72,7 +72,7 @@ the latency of an echo, is the median of the rounds', with its ends.`, consoleDe
 	defer func() { err = errors.Join(err, q.Close(context.WithoutCancel(ctx))) }()
 	targets := []load.Target{
 		{Name: ours, Socket: socket},
-		{Name: "QEMU", Via: &load.Via{Connect: q.Connect, Memory: q.Memory, PID: q.PID()}},
+		{Name: "QEMU", Port: "data", Via: &load.Via{Connect: q.Connect, Memory: q.Memory, PID: q.PID()}},
 	}
 	for i, name := range []string{hostSocket, q.Host} {
 		if targets[i].Host, err = load.OpenHost(name); err != nil {

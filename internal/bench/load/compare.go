@@ -18,7 +18,7 @@ type Target struct {
 	// Host is where the port of a console has its other side, for patterns of consoles. It is the
 	// caller's, who closes it.
 	Host *Host
-	// Port is the name of the port, or its number; empty: the first that the back-end adds.
+	// Port is the name of the port, or its number; empty: 0.
 	Port string
 	// Via, where it is not nil, is how a console is reached that is no back-end at Socket.
 	Via *Via

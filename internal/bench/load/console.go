@@ -1,6 +1,7 @@
 package load
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -180,7 +181,7 @@ func newConsole(ctx context.Context, t *Target, j *Job) (*console, error) {
 	if c.pid = serverOf(c.f.Conn()); t.Via != nil {
 		c.pid = t.Via.PID
 	}
-	if err := c.open(t.Port); err != nil {
+	if err := c.open(cmp.Or(t.Port, "0")); err != nil {
 		c.close()
 		return nil, err
 	}
@@ -208,12 +209,12 @@ func (c *console) open(name string) error {
 	return c.g.Wait("the host's side of the port", c.port.Writable)
 }
 
-// findPort returns the port that a name or a number means, nil where it is not there yet. Without
-// one it is the first that was added. What a port is, is known when it is ready for output.
+// findPort returns the port that a name or a number means, nil where it is not there yet. What a
+// port is, is known when it is ready for output.
 func findPort(g *consoletest.Guest, name string) *consoletest.Port {
 	if !g.Multiport() {
-		if p := g.Port(0); name == "" || name == "0" {
-			return p
+		if name == "0" {
+			return g.Port(0)
 		}
 		return nil
 	}
@@ -221,14 +222,11 @@ func findPort(g *consoletest.Guest, name string) *consoletest.Port {
 	for _, m := range g.Received {
 		p := g.Port(m.ID)
 		switch {
-		case m.Event != consoletest.PortAdd || p == nil:
-		case name != "" && p.Name == name:
+		case p == nil:
+		case p.Name == name:
 			return p
-		case name == "" || numeric == nil && uint64(p.ID) == id:
-			if p.Writable() {
-				return p
-			}
-			return nil
+		case numeric == nil && uint64(p.ID) == id && p.Writable():
+			return p
 		}
 	}
 	return nil
@@ -435,6 +433,9 @@ func (c *console) step() error {
 	came := 0
 	for c.port.Buffered() > 0 {
 		b := c.port.Peek()
+		if c.in == nil {
+			return fmt.Errorf("input has come on port %d that nobody has sent, such as %.20q: is %s its other side?", c.port.ID, b, c.host.name)
+		}
 		part, err := c.in.take(b)
 		if err != nil {
 			return err

@@ -106,9 +106,10 @@ func (w *wire) Process(q *vhostuser.Queue) (more bool) {
 			b := make([]byte, 8)
 			w.chain.Read(b)
 			if consoletest.ParseMessage(b).Event == consoletest.DeviceReady {
-				w.tell = []consoletest.Message{{Event: consoletest.PortAdd, Value: 1}, {Event: consoletest.PortOpen, Value: 1}}
+				w.tell = []consoletest.Message{{Event: consoletest.PortAdd, Value: 1}, {Event: consoletest.PortName, Value: 1, Rest: "wire"},
+					{Event: consoletest.PortOpen, Value: 1}}
 				if w.console {
-					w.tell[1].Event = consoletest.ConsolePort
+					w.tell[2].Event = consoletest.ConsolePort
 				}
 				w.wakeLocked(2)
 			}
@@ -319,6 +320,31 @@ func TestWhatAConsoleLosesIsFound(t *testing.T) {
 					t.Fatal(err)
 				}
 			})
+		}
+	}
+}
+
+func TestInputFromNowhereIsFound(t *testing.T) {
+	w := &wire{loop: true}
+	target := w.serve(t)
+	var err error
+	if target.Host, err = OpenHost(HostNull); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Compare(t.Context(), []Target{target}, consoleJob(Output, 4096), 1, nil)
+	if err == nil || !strings.Contains(err.Error(), "input has come on port 0 that nobody has sent") {
+		t.Fatal(err)
+	}
+}
+
+func TestAPortIsFoundByItsNameOrNumber(t *testing.T) {
+	w := &wire{loop: true}
+	target := w.serve(t)
+	jobs := []Job{consoleJob(Echo, 4096)}
+	for _, name := range []string{"", "0", "wire"} {
+		target.Port = name
+		if _, err := Check(t.Context(), target, jobs); err != nil {
+			t.Errorf("port %q: %v", name, err)
 		}
 	}
 }

@@ -43,7 +43,7 @@ func TestQEMUsOwnPortIsLoaded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer host.Close()
-	target := load.Target{Name: "QEMU", Host: host, Via: &load.Via{Connect: q.Connect, Memory: q.Memory, PID: q.PID()}}
+	target := load.Target{Name: "QEMU", Port: "data", Host: host, Via: &load.Via{Connect: q.Connect, Memory: q.Memory, PID: q.PID()}}
 	for _, pattern := range load.ConsolePatterns {
 		j := load.Job{Pattern: pattern, BlockSize: 4096, Depth: 64, Warmup: 20 * time.Millisecond, Length: 200 * time.Millisecond, Seed: 1}
 		for ; ; j.Length *= 4 {
