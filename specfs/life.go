@@ -33,6 +33,10 @@ type Lives struct {
 	Began func(*Life)
 	// Ending is called when the Life is to end, before anything is cancelled.
 	Ending func(*Life)
+	// Revoked is called when the Life's node is revoked, by whomever, before anything is cancelled:
+	// the Life goes on, but nothing can be done with its device any more. The revoke waits for it.
+	// It may be called again.
+	Revoked func(*Life)
 	// Ended is called when all of the Life has ended, before Life.Ended is closed and a Life that
 	// waits for this one goes on. err is what d_close has answered.
 	Ended func(l *Life, err error)
@@ -83,6 +87,9 @@ func (s *Lives) Begin() *Life {
 	l := &Life{lives: s, node: s.FS.Node(s.Mode, s.Dev), quit: quit,
 		began: make(chan struct{}), down: make(chan struct{}), ended: make(chan struct{})}
 	l.node.begun = sync.OnceFunc(func() { close(l.down) })
+	if s.Revoked != nil {
+		l.node.revoked = func() { s.Revoked(l) }
+	}
 	l.Hold() // for the open
 	go l.open(ctx)
 	return l

@@ -566,3 +566,30 @@ func (p *port) told(v *lived) []string {
 	defer p.mu.Unlock()
 	return v.told
 }
+
+// TestALifeIsToldOfARevoke: by whomever, while its device cannot be used any more and is not closed
+// yet.
+func TestALifeIsToldOfARevoke(t *testing.T) {
+	run(t, nil, func(t *testing.T, s *setup) {
+		told := 0
+		lives := &Lives{FS: s.fs, Mode: devsw.IFCHR, Dev: s.char}
+		lives.Revoked = func(l *Life) {
+			if l.Node().Poll(0, nil) != devsw.POLLERR {
+				t.Error("it can be used still")
+			}
+			if told == 0 {
+				s.check(t, "open")
+			}
+			told++
+		}
+		l := lives.Begin()
+		<-l.Began()
+		s.fs.RevokeDevice(devsw.IFCHR, s.char)
+		if told != 1 {
+			t.Errorf("it was told %d times", told)
+		}
+		s.check(t, "open", "cancel", "close")
+		l.Close(rw)
+		<-l.Ended()
+	})
+}

@@ -24,6 +24,8 @@ type Node struct {
 	shared *Counter
 	// ops counts the operations in progress that are not transfers.
 	ops devsw.Localcount
+	// revoked, where it is not nil, is called when the node is revoked: see Lives.Revoked.
+	revoked func()
 
 	// begun is a Life's: a close or a revoke of the node has come to where it may wait for others.
 	// It may be called more than once. nil: it is nobody's affair.
@@ -291,6 +293,9 @@ func (n *Node) goneLocked() {
 func (n *Node) revoke() {
 	fs := n.fs
 	fs.event(n.key, EventRevoke, nil)
+	if n.revoked != nil {
+		n.revoked()
+	}
 	step("revoke marked")
 	fs.mu.Lock()
 	if n.opencnt > 0 {
