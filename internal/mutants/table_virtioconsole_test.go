@@ -33,7 +33,7 @@ var _ = add("virtioconsole", []mutant{
 		what: "a chain goes on over a reset",
 		file: "vhostuser/virtioconsole/device.go",
 		from: "\t\t\ts.out.resume = resume{} // no ring",
-		to:   "\t\t\t_ = resume{} // no ring",
+		to:   "\t\t\t_ = s // no ring",
 		by:   tests{in: "./vhostuser/virtioconsole", run: "^TestAChainThatWasBegunGoesOnAfterAPauseAndIsForgottenByAReset$"},
 	},
 	{
@@ -184,11 +184,11 @@ var _ = add("virtioconsole", []mutant{
 		by:   tests{in: "./vhostuser/virtioconsole", run: "^TestADataPortWaitsWhileItsDeviceFails$"},
 	},
 	{
-		what: "a revoked port is asked again and again",
+		what: "a device that has gone is asked again and again",
 		file: "vhostuser/virtioconsole/port.go",
 		from: "\t\tp.lose(o) // until",
 		to:   "\t\t_ = p // until",
-		by:   tests{in: "./vhostuser/virtioconsole", run: "^TestARevokedPortIsDeadUntilTheNextStart$"},
+		by:   tests{in: "./vhostuser/virtioconsole", run: "^TestADeviceThatHasGoneIsAskedNoMore$"},
 	},
 	{
 		what: "the ports of a guest from elsewhere are closed",
@@ -245,5 +245,19 @@ var _ = add("virtioconsole", []mutant{
 		from: "\t\tdefer n.ops.Release()\n\t\treturn n.fs.t.CdevWrite",
 		to:   "\t\tn.ops.Release()\n\t\treturn n.fs.t.CdevWrite",
 		by:   tests{in: "./specfs", run: "^TestAReadOrWriteThatDoesNotSleepAllocatesNothing$"},
+	},
+	{
+		what: "the guest is not told of a revoke",
+		file: "vhostuser/virtioconsole/port.go",
+		from: "Revoked: p.lifeEnding,",
+		to:   "Revoked: nil,",
+		by:   tests{in: "./vhostuser/virtioconsole", run: "^TestARevokedPortIsDeadUntilTheNextStart$"},
+	},
+	{
+		what: "a Life is not told of a revoke",
+		file: "specfs/node.go",
+		from: "\tif n.revoked != nil {\n",
+		to:   "\tif false {\n",
+		by:   tests{in: "./specfs", run: "^TestALifeIsToldOfARevoke$"},
 	},
 })

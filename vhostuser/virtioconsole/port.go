@@ -126,7 +126,8 @@ func (d *Device) AddPort(c Port) error {
 		}
 	}
 	p := &port{Port: c, slot: s}
-	p.lives = specfs.Lives{FS: d.fs, Mode: devsw.IFCHR, Dev: c.Dev, Began: p.lifeBegan, Ending: p.lifeEnding, Ended: p.lifeEnded}
+	p.lives = specfs.Lives{FS: d.fs, Mode: devsw.IFCHR, Dev: c.Dev, Began: p.lifeBegan, Revoked: p.lifeEnding,
+		Ending: p.lifeEnding, Ended: p.lifeEnded}
 	s.port.Store(p)
 	s.setInputLocked()
 	s.beginLocked()
@@ -257,7 +258,7 @@ func (p *port) lifeBegan(l *specfs.Life) {
 	}
 }
 
-// lifeEnding has the device not used any more.
+// lifeEnding has the device not used any more: it is to be closed, or was revoked.
 func (p *port) lifeEnding(l *specfs.Life) {
 	if o := p.open.Load(); o != nil && o.life == l {
 		p.lose(o)
@@ -334,7 +335,11 @@ func (s *slot) lookAt() {
 		return
 	}
 	other := sideThere
-	if o.node.Poll(0, nil)&(devsw.POLLHUP|devsw.POLLERR) != 0 {
+	switch state := o.node.Poll(0, nil); {
+	case state&devsw.POLLERR != 0:
+		p.lose(o)
+		return
+	case state&devsw.POLLHUP != 0:
 		other = sideAbsent
 	}
 	size := devsw.Winsize{}

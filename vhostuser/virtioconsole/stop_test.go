@@ -179,9 +179,9 @@ func TestARevokedPortIsDeadUntilTheNextStart(t *testing.T) {
 	r.write(p, "before")
 	l.awaitOutput(t, "before")
 	r.fs.RevokeDevice(devsw.IFCHR, r.devs[1])
+	r.wait("word of it", func() bool { return !p.HostOpen })
 	_, err := p.Offer([]byte("after"), consoletest.Shape{})
 	r.must(err)
-	r.wait("word of it", func() bool { return !p.HostOpen })
 	l.say("input")
 	r.status(1, "revocation", func(p PortStatus) bool { return p.State == StateRevoked && p.In == 0 && p.Out == 6 })
 	r.must(r.g.Pause())
@@ -189,6 +189,20 @@ func TestARevokedPortIsDeadUntilTheNextStart(t *testing.T) {
 	r.readString(p, "input")
 	l.awaitOutput(t, "after")
 	r.want("life", r.life(1), opening+" revoke "+closing+" revoked "+opening)
+}
+
+func TestADeviceThatHasGoneIsAskedNoMore(t *testing.T) {
+	for _, errno := range []devsw.Errno{devsw.ENXIO, devsw.ECANCELED} {
+		r := newRig(t, several(data(1, "a")))
+		l := r.lines[1]
+		r.must(r.g.Bind())
+		p := r.awaitPort(1, func(p *consoletest.Port) bool { return p.HostOpen })
+		l.do(func() { l.err = errno })
+		_, err := p.Offer([]byte("out"), consoletest.Shape{})
+		r.must(err)
+		r.wait("word of it", func() bool { return !p.HostOpen })
+		r.status(1, "state", func(p PortStatus) bool { return p.State == StateRevoked && p.Errors == 0 })
+	}
 }
 
 // TestAPortIsRemovedWithEverythingFull: and one that comes in its place begins with nothing of it.
