@@ -292,7 +292,7 @@ func (s *Server) attachable(r *http.Request) (func(*Terminal), error) {
 }
 
 // Attachment is a client's side of a Terminal. Write, Resize and Close are called on any goroutine,
-// and Read on one.
+// and Read on one. Read alone tells of the end, which has a reason: what is written then is lost.
 type Attachment struct {
 	conn io.ReadWriteCloser
 	in   *bufio.Reader
@@ -376,20 +376,19 @@ func (a *Attachment) Why() string { return a.why }
 // Write types p. It waits while the guest takes nothing. One goroutine calls it at a time.
 func (a *Attachment) Write(p []byte) (n int, err error) {
 	for n < len(p) {
-		room, err := a.room(len(p) - n)
-		if err != nil {
-			return n, err
+		room := a.room(len(p) - n)
+		if room == 0 {
+			break
 		}
-		if err := a.send(frameData, p[n:n+room]); err != nil {
-			return n, err
-		}
+		a.send(frameData, p[n:n+room])
 		n += room
 	}
-	return n, nil
+	return len(p), nil
 }
 
-// room waits until at least one byte can be sent, and gives how many of want may be.
-func (a *Attachment) room(want int) (int, error) {
+// room waits until at least one byte can be sent, and gives how many of want may be; 0: the
+// connection has ended.
+func (a *Attachment) room(want int) int {
 	for {
 		a.mu.Lock()
 		n, ended := min(want, Unread-a.unread), a.ended
@@ -399,9 +398,9 @@ func (a *Attachment) room(want int) (int, error) {
 		a.mu.Unlock()
 		switch {
 		case ended:
-			return 0, net.ErrClosed
+			return 0
 		case n > 0:
-			return n, nil
+			return n
 		}
 		<-a.taken
 	}
@@ -409,16 +408,17 @@ func (a *Attachment) room(want int) (int, error) {
 
 // Resize tells vdev the size of the window in characters.
 func (a *Attachment) Resize(rows, cols uint16) error {
-	return a.send(frameSize, binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, rows), cols))
+	a.send(frameSize, binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, rows), cols))
+	return nil
 }
 
-func (a *Attachment) send(typ byte, p []byte) error {
+func (a *Attachment) send(typ byte, p []byte) {
 	frame := make([]byte, frameHead, frameHead+len(p))
 	putHead(frame, typ, len(p))
 	a.writing.Lock()
 	defer a.writing.Unlock()
-	_, err := a.conn.Write(append(frame, p...))
-	return err
+	// Where it fails, the connection has ended.
+	_, _ = a.conn.Write(append(frame, p...))
 }
 
 // Close ends the connection, and whoever waits for it.
