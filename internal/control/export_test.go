@@ -1,6 +1,7 @@
 package control
 
 import (
+	"net"
 	"net/http"
 	"time"
 )
@@ -19,3 +20,9 @@ const (
 
 // SetPatience says how long a client may take, before Start.
 func (s *Server) SetPatience(d time.Duration) { s.setPatience(d) }
+
+// NewTerminal makes a Terminal of a connection.
+func NewTerminal(conn net.Conn) *Terminal { return newTerminal(conn, conn) }
+
+// Bye ends it.
+func (t *Terminal) Bye() { t.bye() }

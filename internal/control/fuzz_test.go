@@ -5,11 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"path"
 	"strings"
 	"testing"
+	"time"
 
 	"vdev/internal/control"
 )
@@ -185,6 +187,60 @@ func FuzzRequests(f *testing.F) {
 			}
 		default:
 			t.Errorf("%s %s: %d", method, address, w.status)
+		}
+	})
+}
+
+// FuzzFrames has a client that is attached send anything. It is given to the port in order, never
+// more than may be unread, until the first frame that must not be; and then the client is told.
+func FuzzFrames(f *testing.F) {
+	for _, s := range []string{
+		"", "d\x00\x03abc", "s\x00\x04\x00\x28\x00\x64d\x00\x01x", "d\x10\x00" + strings.Repeat("x", 4096) + "d\x00\x01y", "d\x00\x05ab", "s\x00\x03123",
+		"t\x00\x02\x00\x01", "e\x00\x00", "d\xff\xff", "d\x00\x00d\x00\x00",
+	} {
+		f.Add([]byte(s), uint16(0))
+		f.Add([]byte(s), uint16(1))
+	}
+	f.Fuzz(func(t *testing.T, sent []byte, takes uint16) {
+		ours, theirs := net.Pipe()
+		term := control.NewTerminal(ours)
+		told := make(chan []byte)
+		go func() {
+			b, _ := io.ReadAll(theirs)
+			told <- b
+		}()
+		go func() {
+			_, _ = theirs.Write(sent)
+			// What is left of a frame does not come.
+			_ = ours.SetReadDeadline(time.Unix(1, 0))
+		}()
+		var typed, want []byte
+		unread, sizes := 0, 0
+		term.Serve(func(p []byte) {
+			typed = append(typed, p...)
+			if unread += len(p); unread > control.Unread {
+				t.Fatalf("%d bytes are unread", unread)
+			}
+			if n := min(int(takes), unread); n > 0 {
+				unread -= n
+				term.Taken(n)
+			}
+		}, func(uint16, uint16) { sizes++ })
+		term.Bye()
+		theirs.Close()
+		<-told
+		for rest := sent; len(rest) >= 3; {
+			n := int(rest[1])<<8 | int(rest[2])
+			if len(rest) < 3+n || rest[0] != 'd' && rest[0] != 's' {
+				break
+			}
+			if rest[0] == 'd' {
+				want = append(want, rest[3:3+n]...)
+			}
+			rest = rest[3+n:]
+		}
+		if !bytes.HasPrefix(want, typed) || sizes > len(sent)/7 {
+			t.Errorf("%q is given to the port, and %d sizes, of %q", typed, sizes, sent)
 		}
 	})
 }
