@@ -1,7 +1,6 @@
 package terminal
 
 import (
-	"errors"
 	"io"
 	"sync"
 )
@@ -11,10 +10,11 @@ import (
 const ahead = 1 << 20
 
 // CopyTo writes what is typed to w. It reads on while w waits, so that Ctrl-] is seen whatever w
-// does. It calls ended, on any goroutine and perhaps more than once, when there is no more to copy:
-// with io.EOF after the last of an input has been written; with ErrEscape as soon as that is typed;
-// else with what Read or w has failed with. Unless it is io.EOF, ended is to have w.Write end, and
-// to close t. CopyTo returns when nothing goes on any more.
+// does. It calls ended, on any goroutine and perhaps more than once, when no more is typed: with
+// ErrEscape, or io.EOF where the terminal has gone, at once; with the io.EOF of an input that is no
+// terminal when all of it has been written; else with what Read or w has failed with. Unless it is
+// io.EOF of such an input, ended is to close t. What was typed before is still written then, for as
+// long as w takes it. CopyTo returns when nothing goes on any more.
 func (t *Terminal) CopyTo(w io.Writer, ended func(error)) {
 	k := &keys{most: ahead}
 	if !t.tty {
@@ -25,7 +25,7 @@ func (t *Terminal) CopyTo(w io.Writer, ended func(error)) {
 	reader.Go(func() {
 		defer t.restore() // for a panic
 		err := k.fill(t)
-		if err != io.EOF {
+		if err != io.EOF || t.tty {
 			ended(err)
 		}
 		k.stop(err)
@@ -76,8 +76,7 @@ func (k *keys) fill(r io.Reader) error {
 	}
 }
 
-// drain writes until that fails, or until no more comes. What was typed before the input's end is
-// written first.
+// drain writes until that fails, or until no more comes and all is written.
 func (k *keys) drain(w io.Writer) error {
 	var p []byte
 	for {
@@ -93,7 +92,7 @@ func (k *keys) drain(w io.Writer) error {
 		err := k.err
 		k.changed.Broadcast()
 		k.mu.Unlock()
-		if err != nil && (len(p) == 0 || !errors.Is(err, io.EOF)) {
+		if err != nil && len(p) == 0 {
 			return err
 		}
 		if _, err := w.Write(p); err != nil {

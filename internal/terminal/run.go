@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"time"
 )
 
 // Peer is what a terminal is attached to. Read gives what is shown, and Write takes what was typed.
@@ -15,6 +16,9 @@ type Peer interface {
 	Resize(rows, cols uint16) error
 }
 
+// patience is how long Run waits, when somebody leaves, for the Peer to take what was typed before.
+const patience = time.Second
+
 // errEnded is why a Run ends when its Peer has.
 var errEnded = errors.New("the peer has ended")
 
@@ -23,8 +27,9 @@ var errEnded = errors.New("the peer has ended")
 // goes on. Config.Resized is not used.
 //
 // It returns nil where p has ended, after all that p has given was shown; ErrEscape where Ctrl-]
-// was typed; else the context's error, or what has failed. The end of an input that is no terminal
-// ends nothing.
+// was typed, and io.EOF where the terminal has gone, after p has taken what was typed before, if it
+// does so within a second; else the context's error, or what has failed. The end of an input that
+// is no terminal ends nothing.
 func Run(ctx context.Context, conf Config, p Peer) error {
 	defer p.Close()
 	resized := make(chan struct{}, 1)
@@ -53,7 +58,9 @@ func Run(ctx context.Context, conf Config, p Peer) error {
 		}
 		end(err)
 	})
+	copied := make(chan struct{})
 	all.Go(func() {
+		defer close(copied)
 		defer t.restore()
 		t.CopyTo(p, func(err error) {
 			if err != io.EOF || t.IsTerminal() {
@@ -77,10 +84,17 @@ func Run(ctx context.Context, conf Config, p Peer) error {
 		}
 	})
 	<-ctx.Done()
-	p.Close()
 	err = t.Close()
+	cause := context.Cause(ctx)
+	if cause == ErrEscape || cause == io.EOF {
+		select {
+		case <-copied:
+		case <-time.After(patience):
+		}
+	}
+	p.Close()
 	all.Wait()
-	if cause := context.Cause(ctx); cause != errEnded {
+	if cause != errEnded {
 		return errors.Join(cause, err)
 	}
 	return err

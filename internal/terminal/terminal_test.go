@@ -520,6 +520,20 @@ func TestRun(t *testing.T) {
 			t.Error("the settings are not as before")
 		}
 	})
+	t.Run("what was typed before Ctrl-] is taken late", func(t *testing.T) {
+		w := newPerson(t)
+		ended, _, typed, _ := w.run(t.Context())
+		want := strings.Repeat("0123456789", 150)
+		w.type_(want + "\x1dmore")
+		w.await("the settings are as before", func() bool { return !w.raw() })
+		got, _ := io.ReadAll(typed)
+		if string(got) != want {
+			t.Errorf("%d bytes are typed, want %d", len(got), len(want))
+		}
+		if err := <-ended; !errors.Is(err, ErrEscape) {
+			t.Errorf("ended with %v", err)
+		}
+	})
 	t.Run("Ctrl-] while the peer takes nothing", func(t *testing.T) {
 		w := newPerson(t)
 		ended, _, _, _ := w.run(t.Context())

@@ -51,7 +51,12 @@ func Open(l *line.Line, role line.Role, conf Config) (*Stdio, error) {
 	if err := l.Add(s, "stdio", role); err != nil {
 		return nil, errors.Join(fmt.Errorf("stdio: %w", err), s.term.Close())
 	}
-	go s.term.CopyTo(putter{s.queue}, s.ended)
+	go func() {
+		s.term.CopyTo(putter{s.queue}, s.ended)
+		if s.over.Load() {
+			s.queue.CloseWrite()
+		}
+	}()
 	return s, nil
 }
 
@@ -65,13 +70,13 @@ func (s *Stdio) size() {
 	s.SetSize(devsw.Winsize{Row: rows, Col: cols})
 }
 
-// ended is called when no more is typed. What was typed before is read still.
+// ended is called when no more is typed. What was typed before goes to the queue still, when the
+// guest makes room there.
 func (s *Stdio) ended(why error) {
 	if why == io.EOF && !s.term.IsTerminal() || s.over.Swap(true) {
 		return
 	}
 	err := s.term.Close()
-	s.queue.CloseWrite()
 	s.Hangup()
 	if s.conf.Left != nil {
 		s.conf.Left(errors.Join(why, err))

@@ -136,6 +136,36 @@ func TestEscapeLeavesAndTheLineGoesOn(t *testing.T) {
 	}
 }
 
+// TestWhatWasTypedBeforeIsRead: however late the guest reads it, and though it is more than the
+// line takes at once.
+func TestWhatWasTypedBeforeIsRead(t *testing.T) {
+	r := newRig(t, line.Config{})
+	want := strings.Repeat("0123456789", 1000)
+	for i := range 10 {
+		r.type_(want[i*1000 : i*1000+1000])
+	}
+	r.type_("end\x1dmore")
+	if why := <-r.left; !errors.Is(why, terminal.ErrEscape) {
+		t.Errorf("left: %v", why)
+	}
+	r.Read(want + "end")
+	r.Await("it is out of the line", func() bool { return r.TryRead(1) == "" && len(r.Line.Status().Ends) == 0 })
+}
+
+func TestTerminalThatGoesLeavesWhileNobodyReads(t *testing.T) {
+	r := newRig(t, line.Config{})
+	for range 10 {
+		r.type_(strings.Repeat("y", 1000)) // more than the line takes
+	}
+	r.p.Close()
+	if why := <-r.left; !errors.Is(why, io.EOF) {
+		t.Errorf("left: %v", why)
+	}
+	if r.Attached() {
+		t.Error("it is still attached")
+	}
+}
+
 func TestEscapeIsSeenWhileNobodyReadsOrTakes(t *testing.T) {
 	r := newRig(t, line.Config{Scrollback: 64 << 10})
 	for range 100 {
