@@ -234,14 +234,21 @@ func TestMemoryThatIsTakenAwayBreaksTheRing(t *testing.T) {
 			l.say(string(make([]byte, 4*4096)))
 			r.wait("input", func() bool { return p.Buffered() == 4 })
 			ring := r.g.Ring(4)
+			// It is one of several that the driver has at that time.
+			_, _ = ring.Add(nil, segs(r.g.Memory(), 4))
 			_, _ = ring.Add(nil, gone)
 			r.must(ring.Notify())
-			l.say("x")
+			l.say("and more")
 		}
 		<-r.ended
 		r.ended <- nil
 		r.must(r.dev.WaitClosed(context.Background()))
 		l.do(func() {}) // the driver has let its lock go
+		for i, c := range r.dev.slots[1].in.chains {
+			if c.InFlight() {
+				t.Errorf("chain %d is in flight", i)
+			}
+		}
 	}
 }
 

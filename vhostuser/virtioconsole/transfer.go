@@ -13,21 +13,26 @@ type mover struct {
 	iov [][]byte // a copy for the driver to shorten
 }
 
-// move has the driver move at most limit bytes to or from the buffers, and returns how many it has
-// moved. The buffers stay as they are.
-func (m *mover) move(o *opened, rw devsw.UioRw, buffers [][]byte, limit int) (n int, err error) {
-	m.iov = m.iov[:0]
-	left := limit
+// start begins a list of buffers.
+func (m *mover) start() { m.uio, m.iov = devsw.Uio{}, m.iov[:0] }
+
+// add adds buffers to the list, which is to have at most limit bytes. The buffers stay as they are.
+func (m *mover) add(buffers [][]byte, limit int) {
 	for _, b := range buffers {
-		if left == 0 {
+		if m.uio.Resid == limit {
 			break
 		}
-		b = b[:min(len(b), left)]
-		left -= len(b)
+		b = b[:min(len(b), limit-m.uio.Resid)]
+		m.uio.Resid += len(b)
 		m.iov = append(m.iov, b)
 	}
-	want := limit - left
-	m.uio = devsw.Uio{Iov: m.iov, Resid: want, Rw: rw}
+}
+
+// move has the driver move bytes to or from the list, and returns how many it has moved. The list
+// is at its end.
+func (m *mover) move(o *opened, rw devsw.UioRw) (n int, err error) {
+	want := m.uio.Resid
+	m.uio.Iov, m.uio.Rw = m.iov, rw
 	if rw == devsw.UIORead {
 		err = o.node.Read(&m.uio, devsw.FNONBLOCK)
 	} else {
@@ -45,11 +50,23 @@ func (m *mover) move(o *opened, rw devsw.UioRw, buffers [][]byte, limit int) (n 
 // It is what the chain of an 8 MiB pipe has.
 const keepBuffers = 2048
 
-// incoming is the reactor's side of a ring to the guest.
+// incoming is the reactor's side of a ring to the guest. One d_read gets several chains: where a
+// guest's buffers are small, the system call costs more than the bytes.
 type incoming struct {
 	mover
-	chain virtq.Chain
+	chains     []virtq.Chain // more are made when they are worth it
+	first, end int           // of chains those in flight; none when Process returns
+	// how many got something of one d_read, the last time that there was something
+	worth int
 }
+
+// The most that one d_read gets: chains, the bytes behind which no more chains are added, and
+// buffers, of which the kernel takes that many (IOV_MAX).
+const (
+	gatherChains  = 64
+	gatherBytes   = 64 << 10
+	gatherBuffers = 1024
+)
 
 // outgoing is the reactor's side of a ring from the guest. A chain that is taken in pieces stays in
 // flight in between.
@@ -87,41 +104,91 @@ func (s *slot) receive(q *vhostuser.Queue) (more bool) {
 		return false
 	}
 	in := &s.in
-	bytes, work := 0, 0
-	for n := 0; n < budget && bytes < budgetBytes && work < budgetWork; n++ {
+	defer in.giveBack(q) // a fault on guest memory may end this anywhere
+	chains, bytes, work := 0, 0, 0
+	try, most := max(in.worth, 1), 0
+	for chains < budget && bytes < budgetBytes && work < budgetWork {
 		seen := o.readable.Load()
-		if o.emptyAt == seen || !q.Pop(&in.chain) {
+		if o.emptyAt == seen {
 			return false
 		}
-		work += in.chain.Work()
-		if in.chain.WritableLen() == 0 {
-			p.count.odd.Add(1)
-			q.Push(&in.chain, 0)
-			continue
+		work += in.gather(q, try)
+		room := in.uio.Resid
+		got, err := 0, error(nil)
+		if room > 0 {
+			got, err = in.move(o, devsw.UIORead)
 		}
-		got, err := in.move(o, devsw.UIORead, in.chain.Writable, budgetBytes)
-		if got > 0 {
-			bytes += got
-			p.count.in.Add(uint64(got))
-			q.Push(&in.chain, uint32(got))
-		} else {
-			q.Unpop(&in.chain)
+		used := in.share(q, p, got)
+		if used == 0 && room == 0 {
+			return false // the ring is empty
 		}
-		if err != nil || got == 0 {
+		chains += used
+		bytes += got
+		if err != nil || got == 0 && room > 0 {
 			o.emptyAt = seen
 			if err != nil && err != devsw.EAGAIN {
+				in.giveBack(q)
 				o.failed(q, err)
 			}
 			return false
 		}
-		in.trim()
+		most = max(most, used)
+		in.worth = most
+		if try = min(2*try, gatherChains); got < room {
+			in.giveBack(q)
+			try = 1 // there is hardly more
+		}
 	}
 	return true
 }
 
-func (in *incoming) trim() {
-	if cap(in.chain.Writable)+cap(in.chain.Readable) > keepBuffers {
-		in.chain = virtq.Chain{}
+// gather pops chains into a list for d_read, n at most, and tells what work that was.
+func (in *incoming) gather(q *vhostuser.Queue, n int) (work int) {
+	in.start()
+	in.first, in.end = 0, 0
+	if len(in.chains) < n {
+		in.chains = append(in.chains, make([]virtq.Chain, n-len(in.chains))...)
+	}
+	for in.end < n && in.uio.Resid < gatherBytes && len(in.iov) < gatherBuffers && work < budgetWork {
+		c := &in.chains[in.end]
+		if !q.Pop(c) {
+			break
+		}
+		in.end++
+		work += c.Work()
+		in.add(c.Writable, budgetBytes)
+	}
+	return work
+}
+
+// share uses the chains that n bytes have gone to, and those between them that have no room, and
+// tells how many. The others stay in flight.
+func (in *incoming) share(q *vhostuser.Queue, p *port, n int) (used int) {
+	p.count.in.Add(uint64(n))
+	for ; in.first < in.end; used++ {
+		c := &in.chains[in.first]
+		room := c.WritableLen()
+		some := min(n, room)
+		if some == 0 && room > 0 {
+			break
+		}
+		if room == 0 {
+			p.count.odd.Add(1)
+		}
+		n -= some
+		in.first++
+		q.Push(c, uint32(some))
+		if cap(c.Writable)+cap(c.Readable) > keepBuffers/len(in.chains) {
+			*c = virtq.Chain{}
+		}
+	}
+	return used
+}
+
+// giveBack returns to the ring what is in flight.
+func (in *incoming) giveBack(q *vhostuser.Queue) {
+	for ; in.first < in.end; in.end-- {
+		q.Unpop(&in.chains[in.end-1])
 	}
 }
 
@@ -222,7 +289,9 @@ func (out *outgoing) finish(q *vhostuser.Queue) {
 // give gives the driver the next bytes of the chain.
 func (out *outgoing) give(q *vhostuser.Queue, o *opened, limit int) error {
 	seen := o.writable.Load()
-	n, err := out.move(o, devsw.UIOWrite, out.left, limit)
+	out.start()
+	out.add(out.left, limit)
+	n, err := out.move(o, devsw.UIOWrite)
 	out.advance(n)
 	o.port.count.out.Add(uint64(n))
 	if err != nil || n < limit {

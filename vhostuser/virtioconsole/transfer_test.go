@@ -261,6 +261,51 @@ func TestNothingLeavesTheReceiveRingWithoutInput(t *testing.T) {
 	}
 }
 
+// TestOneReadFillsSeveralBuffers, but only where there is that much: a byte takes one.
+func TestOneReadFillsSeveralBuffers(t *testing.T) {
+	r := newRig(t, several(data(1, "a")), func(c *setup) { c.guest.Buffer, c.guest.RingSize = 8, 64 })
+	l := r.lines[1]
+	r.must(r.g.Bind())
+	p := r.awaitPort(1, func(p *consoletest.Port) bool { return p.HostOpen })
+	r.must(p.Open())
+	chains := func() (n int) {
+		r.dev.slots[1].inQueue.Load().Do(func() { n = len(r.dev.slots[1].in.chains) })
+		return n
+	}
+	for range 10 {
+		l.say("x")
+		r.readString(p, "x")
+	}
+	if n := chains(); n != 1 {
+		t.Errorf("for a byte %d chains were popped at once", n)
+	}
+	big, taken := pattern(64*8+3), uint16(10)
+	for round := range 3 {
+		r.looked(1)
+		l.mu.Lock()
+		before := l.reads
+		l.mu.Unlock()
+		l.say(string(big))
+		sameBytes(t, "input", r.read(p, len(big)), big)
+		r.looked(1)
+		l.mu.Lock()
+		if n := l.reads - before; n > 16 {
+			t.Errorf("%d calls of d_read for 65 buffers", n)
+		}
+		l.mu.Unlock()
+		// More buffers were popped than were needed.
+		l.say("x")
+		r.readString(p, "x")
+		taken += 65 + 1
+		r.looked(1)
+		r.must(r.g.Pause())
+		if ring := r.g.Ring(4); ring.Base != taken || ring.UsedIdx() != taken || p.Empty != 0 {
+			t.Errorf("round %d: base %d, used %d, want %d; %d buffers without a byte", round, ring.Base, ring.UsedIdx(), taken, p.Empty)
+		}
+		r.must(r.g.Resume())
+	}
+}
+
 func TestInputWaitsUntilTheGuestOpensThePortAndHasABuffer(t *testing.T) {
 	r := newRig(t, several(data(1, "a")), func(c *setup) { c.guest.RingSize = 4 })
 	l := r.lines[1]
