@@ -291,17 +291,25 @@ func (m *model) RemovePort(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	// Whoever comes second finds no line.
-	m.mu.Lock()
-	l := p.line
-	p.line = nil
-	m.mu.Unlock()
-	if l == nil {
-		return control.Impossible("port %s is being removed", p)
+	l, err := m.take(p)
+	if err != nil {
+		return err
 	}
 	return m.parts.Commands.Wait(ctx, func() error {
 		return m.parts.Commands.Do("port remove "+p.String(), func() error { return m.remove(p, l) })
 	})
+}
+
+// take takes the line of a port that is to be removed. Whoever comes second finds none.
+func (m *model) take(p *port) (*line.Line, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l := p.line
+	p.line = nil
+	if l == nil {
+		return nil, control.Impossible("port %s is being removed", p)
+	}
+	return l, nil
 }
 
 // remove takes a port from the guest, and ends what is behind it.

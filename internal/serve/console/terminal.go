@@ -20,7 +20,12 @@ func (m *model) Attach(name string, watch bool) (func(*control.Terminal), error)
 	if err != nil {
 		return nil, err
 	}
+	m.mu.Lock()
 	l := p.line
+	m.mu.Unlock()
+	if l == nil {
+		return nil, control.Impossible("port %s is being removed", p)
+	}
 	return func(t *control.Terminal) {
 		a := &attached{model: m, t: t}
 		a.typed = line.NewQueue(control.Unread, a.Ready)
