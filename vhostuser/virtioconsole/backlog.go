@@ -19,27 +19,33 @@ type backlog struct {
 	any atomic.Bool // something is kept
 }
 
-// add keeps p, and returns how many bytes are lost for it, p's own among them.
+// add keeps p, and returns how many bytes are lost for it, p's own among them. p may be memory that
+// is taken away in the midst: then add panics, and what was copied before is kept.
 func (b *backlog) add(p []byte) (lost int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	defer func() { b.any.Store(b.end != b.start) }()
 	if over := len(p) - backlogSize; over > 0 {
+		lost = over + int(b.end-b.start)
 		b.end += uint64(over)
+		b.start = b.end
 		p = p[over:]
 	}
 	if b.ring == nil && len(p) > 0 {
 		b.ring = make([]byte, backlogSize)
 	}
 	for len(p) > 0 {
-		n := copy(b.ring[b.end%backlogSize:], p)
-		p = p[n:]
-		b.end += uint64(n)
+		to := b.ring[b.end%backlogSize:]
+		to = to[:min(len(to), len(p))]
+		// In this order: what is overwritten is not kept, and what is kept was written.
+		if over := int(b.end-b.start) + len(to) - backlogSize; over > 0 {
+			b.start += uint64(over)
+			lost += over
+		}
+		copy(to, p)
+		b.end += uint64(len(to))
+		p = p[len(to):]
 	}
-	if kept := b.end - b.start; kept > backlogSize {
-		lost = int(kept - backlogSize)
-		b.start = b.end - backlogSize
-	}
-	b.any.Store(b.end != b.start)
 	return lost
 }
 

@@ -2,6 +2,8 @@ package virtioconsole
 
 import (
 	"math/rand/v2"
+	"runtime/debug"
+	"syscall"
 	"testing"
 )
 
@@ -45,5 +47,40 @@ func TestABacklogKeepsTheNewest(t *testing.T) {
 	}
 	if lost == 0 {
 		t.Error("nothing was lost")
+	}
+}
+
+// TestABacklogInventsNothingWhenMemoryGoes: the guest's memory is taken away while it is copied.
+func TestABacklogInventsNothingWhenMemoryGoes(t *testing.T) {
+	const size = 4 * backlogSize
+	p, err := syscall.Mmap(-1, 0, size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = syscall.Munmap(p) }()
+	copy(p, pattern(4096))
+	if err := syscall.Mprotect(p[4096:], syscall.PROT_NONE); err != nil {
+		t.Fatal(err)
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	for _, n := range []int{5000, size} {
+		var b backlog
+		all := pattern(backlogSize + 1000)
+		b.add(all[:backlogSize])
+		b.add(all[backlogSize:])
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("no fault")
+				}
+			}()
+			b.add(p[:n])
+		}()
+		got := make([]byte, 2*backlogSize)
+		_, kept := b.oldest(got)
+		if kept != b.len() || kept > backlogSize || b.empty() != (kept == 0) {
+			t.Errorf("%d bytes of %d, empty: %v", kept, b.len(), b.empty())
+		}
+		sameBytes(t, "what is kept", got[:kept], all[len(all)-kept:])
 	}
 }
