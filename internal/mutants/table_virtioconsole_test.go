@@ -207,7 +207,7 @@ var _ = add("virtioconsole", []mutant{
 	{
 		what: "a device that has failed is not tried again",
 		file: "vhostuser/virtioconsole/port.go",
-		from: "\t\t\to.readable.Add(1)\n\t\t\to.writable.Add(1)\n\t\t\twake(&p.slot.inQueue)",
+		from: "\t\to.readable.Add(1)\n\t\to.writable.Add(1)\n\t\twake(&p.slot.inQueue)",
 		to:   "\t\t\twake(&p.slot.inQueue)",
 		by:   tests{in: "./vhostuser/virtioconsole", run: "^TestADataPortWaitsWhileItsDeviceFails$"},
 	},
@@ -287,5 +287,33 @@ var _ = add("virtioconsole", []mutant{
 		from: "\tif n.revoked != nil {\n",
 		to:   "\tif false {\n",
 		by:   tests{in: "./specfs", run: "^TestALifeIsToldOfARevoke$"},
+	},
+	{
+		what: "what a console keeps for a device that fails is tried once",
+		file: "vhostuser/virtioconsole/transfer.go",
+		from: "err := p.flush(o, out.flush); err != nil && ",
+		to:   "err := p.flush(o, out.flush); false && ",
+		by:   tests{in: "./vhostuser/virtioconsole", run: "^TestADeviceThatFailsIsTriedAgainAndAgain$/^console$"},
+	},
+	{
+		what: "input that fails puts off the next try of output",
+		file: "vhostuser/virtioconsole/port.go",
+		from: "\t\treturn // what fails in the other",
+		to:   "\t\to.retry.Reset(retryAfter)\n\t\treturn // what fails in the other",
+		by:   tests{in: "./vhostuser/virtioconsole", run: "^TestADeviceThatFailsIsTriedAgainAndAgain$/^data$"},
+	},
+	{
+		what: "nobody looks when a port's input may be given",
+		file: "vhostuser/virtioconsole/port.go",
+		from: "; is && !was {",
+		to:   "; false && is && !was {",
+		by:   tests{in: "./vhostuser/virtioconsole", run: "^TestInputThatIsThereWhenAGuestIsTakenOverIsGiven$"},
+	},
+	{
+		what: "a backlog counts what it has not copied yet",
+		file: "vhostuser/virtioconsole/backlog.go",
+		from: "\t\tcopy(to, p)\n\t\tb.end += uint64(len(to))\n",
+		to:   "\t\tb.end += uint64(len(to))\n\t\tcopy(to, p)\n",
+		by:   tests{in: "./vhostuser/virtioconsole", run: "^TestABacklogInventsNothingWhenMemoryGoes$"},
 	},
 })

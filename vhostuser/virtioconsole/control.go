@@ -70,7 +70,6 @@ func (d *Device) hear(m Message) {
 	}
 	s.guestOpen = m.Value != 0
 	s.setInputLocked()
-	wake(&s.inQueue)
 }
 
 // tell gives the guest driver the messages that it is to have.

@@ -92,6 +92,25 @@ func (l *line) awaitOutput(t testing.TB, want string) {
 	l.output = nil
 }
 
+// awaitWrites waits until d_write was called that many more times.
+func (l *line) awaitWrites(t testing.TB, more int) {
+	t.Helper()
+	l.mu.Lock()
+	want := l.writes + more
+	l.mu.Unlock()
+	for began := time.Now(); ; time.Sleep(time.Millisecond) {
+		l.mu.Lock()
+		got := l.writes
+		l.mu.Unlock()
+		if got >= want {
+			return
+		}
+		if time.Since(began) > vhostusertest.Timeout {
+			t.Fatalf("d_write was called %d times less than it should be", want-got)
+		}
+	}
+}
+
 func (l *line) say(s string) { l.do(func() { l.input = append(l.input, s...) }) }
 
 // lines is their driver: a unit is a line.

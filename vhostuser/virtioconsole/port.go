@@ -87,9 +87,11 @@ type opened struct {
 	readable, writable atomic.Uint64
 
 	// The reactor's.
-	emptyAt, fullAt uint64 // readable and writable when the driver has last had nothing, or no room
-	retry           *vhostuser.Timer
-	told            bool // the log was, of an error
+	// readable and writable when the driver has last had nothing, or no room
+	emptyAt, fullAt uint64
+
+	retry *vhostuser.Timer // nil: none is set
+	told  bool             // the log was, of an error
 }
 
 // ErrPort is wrapped by AddPort and RemovePort where the port cannot be there, is there already, or
@@ -171,7 +173,10 @@ func (s *slot) wake() {
 // has the port open. With it, it says so of consoles, too (5.3.6.2.1).
 func (s *slot) setInputLocked() {
 	p := s.port.Load()
-	s.input.Store(p != nil && (!s.d.multi && s.id == 0 || s.d.multi && s.told.port == p && s.guestOpen))
+	is := p != nil && (!s.d.multi && s.id == 0 || s.d.multi && s.told.port == p && s.guestOpen)
+	if was := s.input.Swap(is); is && !was {
+		wake(&s.inQueue)
+	}
 }
 
 // beginLocked has the port's device opened, if it is not to be open yet and a ring of the port
@@ -234,15 +239,16 @@ func (p *port) lifeBegan(l *specfs.Life) {
 	p.look.Store(true)
 	o.attach()
 	for buf := make([]byte, flushSize); ; {
-		flushed := p.flush(o, buf)
+		err := p.flush(o, buf)
 		d.mu.Lock()
 		goesOn, done := p.life == l, false
 		switch {
 		case !goesOn:
 		case !p.temporary:
+			o.fullAt = 0 // the reactor tries for itself, and takes note of an error
 			p.open.Store(o)
 			done = true
-		case !flushed || p.backlog.empty():
+		case err != nil || p.backlog.empty():
 			p.endLocked(false)
 			goesOn = false
 		}
@@ -401,14 +407,14 @@ func (p *port) keep(b []byte) { p.count.dropped.Add(uint64(p.backlog.add(b))) }
 // flushSize is how much of a backlog is given to the driver at once, in bytes.
 const flushSize = 4 << 10
 
-// flush gives the driver what is in the backlog, by way of buf, until it takes no more, and tells
-// whether it has taken all. One goroutine at a time calls it: that of the Life before the device is
-// used, and the reactor from then on.
-func (p *port) flush(o *opened, buf []byte) bool {
+// flush gives the driver what is in the backlog, by way of buf. The error is the driver's where it
+// has not taken all; EAGAIN where it has none. One goroutine at a time calls it: that of the Life
+// before the device is used, and the reactor from then on.
+func (p *port) flush(o *opened, buf []byte) error {
 	for {
 		at, n := p.backlog.oldest(buf)
 		if n == 0 {
-			return true
+			return nil
 		}
 		seen := o.writable.Load()
 		u := devsw.NewUio(devsw.UIOWrite, buf[:n])
@@ -416,9 +422,12 @@ func (p *port) flush(o *opened, buf []byte) bool {
 		took := n - u.Resid
 		p.count.out.Add(uint64(took))
 		p.backlog.drop(at + uint64(took))
-		if took < n || err != nil {
+		if took < n && err == nil {
+			err = devsw.EAGAIN
+		}
+		if err != nil {
 			o.fullAt = seen
-			return false
+			return err
 		}
 	}
 }
@@ -443,14 +452,14 @@ func (o *opened) failed(q *vhostuser.Queue, err error) {
 		o.told = true
 		p.slot.d.log(fmt.Sprintf("port %d: its device fails; it is tried again every %v", p.ID, retryAfter), err)
 	}
-	if o.retry == nil {
-		o.retry = q.Loop().AfterFunc(retryAfter, func() {
-			o.readable.Add(1)
-			o.writable.Add(1)
-			wake(&p.slot.inQueue)
-			wake(&p.slot.outQueue)
-		})
-	} else {
-		o.retry.Reset(retryAfter)
+	if o.retry != nil {
+		return // what fails in the other direction must not put it off
 	}
+	o.retry = q.Loop().AfterFunc(retryAfter, func() {
+		o.retry = nil
+		o.readable.Add(1)
+		o.writable.Add(1)
+		wake(&p.slot.inQueue)
+		wake(&p.slot.outQueue)
+	})
 }

@@ -318,3 +318,30 @@ func TestAnotherBackEndTakesTheGuestOver(t *testing.T) {
 		t.Error("the port is another one")
 	}
 }
+
+// TestInputThatIsThereWhenAGuestIsTakenOverIsGiven: the guest says nothing of what it has open, and
+// nothing new comes.
+func TestInputThatIsThereWhenAGuestIsTakenOverIsGiven(t *testing.T) {
+	r := newRig(t, several(console(0)))
+	r.lines[0].say("in")
+	in, mem := r.start(0)[0], r.g.Memory()
+	in.Add(nil, segs(mem, 100))
+	r.must(in.Notify())
+	r.status(0, "open", func(p PortStatus) bool { return p.State == StateOpen })
+	r.looked(0)
+	r.dev.mu.Lock()
+	r.dev.meetDriverLocked(vhostuser.DriverElsewhere)
+	r.dev.mu.Unlock()
+	f := r.g.Frontend()
+	control, err := f.NewRing(mem, 2, 16)
+	r.must(err)
+	t.Cleanup(control.Close)
+	for range 8 {
+		control.Add(nil, segs(mem, 100))
+	}
+	r.must(control.Start())
+	r.must(control.Notify())
+	if _, n, err := in.Wait(); n != 2 || err != nil {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+}

@@ -209,7 +209,9 @@ func (s *slot) transmit(q *vhostuser.Queue) (more bool) {
 		if out.flush == nil {
 			out.flush = make([]byte, flushSize)
 		}
-		p.flush(o, out.flush)
+		if err := p.flush(o, out.flush); err != nil && err != devsw.EAGAIN {
+			o.failed(q, err)
+		}
 	}
 	bytes, work := 0, 0
 	for n := 0; n < budget && bytes < budgetBytes && work < budgetWork; n++ {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"vdev/devsw"
 	"vdev/internal/test/consoletest"
@@ -459,5 +460,49 @@ func TestADataPortWaitsWhileItsDeviceFails(t *testing.T) {
 	defer r.mu.Unlock()
 	if len(r.logged) != 1 {
 		t.Errorf("log: %q", r.logged)
+	}
+}
+
+// TestADeviceThatFailsIsTriedAgainAndAgain: also with what a console has kept for it, and however
+// often its input fails meanwhile.
+func TestADeviceThatFailsIsTriedAgainAndAgain(t *testing.T) {
+	for name, port := range map[string]Port{"console": console(1), "data": data(1, "a")} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, several(port))
+			l := r.lines[1]
+			l.do(func() { l.err = devsw.EIO })
+			r.must(r.g.Bind())
+			p := r.awaitPort(1, func(p *consoletest.Port) bool { return p.HostOpen })
+			r.must(p.Open())
+			r.status(1, "open", func(p PortStatus) bool { return p.State == StateOpen && p.GuestOpen })
+			out := []byte("out")
+			if port.Console {
+				// Nor does anything else try then.
+				r.must(r.g.Frontend().SetVringEnable(4, false))
+				r.must(p.Print(out))
+			} else {
+				_, err := p.Offer(out, consoletest.Shape{})
+				r.must(err)
+			}
+			quit, done := make(chan struct{}), make(chan struct{})
+			go func() {
+				defer close(done)
+				for {
+					select {
+					case <-quit:
+						return
+					case <-time.After(20 * time.Millisecond):
+						l.klist.Notify(devsw.EVFILTRead, -1)
+					}
+				}
+			}()
+			l.awaitWrites(t, 2)
+			close(quit)
+			<-done
+			l.mu.Lock()
+			l.err = nil // and the driver does not say so
+			l.mu.Unlock()
+			l.await(t, "output", func() bool { return bytes.Equal(l.output, out) })
+		})
 	}
 }
