@@ -3,6 +3,7 @@ package virtioconsole
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -113,6 +114,31 @@ func TestADriverThatBeginsAnewIsToldEverythingAnew(t *testing.T) {
 		if p.Discarded != 0 {
 			t.Errorf("%d bytes came to a port that was closed", p.Discarded)
 		}
+		r.must(r.g.Unbind())
+	}
+}
+
+// TestADriverThatBeginsAnewIsToldOfTheFirstPortFirst looks at the first console: a guest numbers its
+// terminals as it is told of consoles, and one would be another's after a restart.
+func TestADriverThatBeginsAnewIsToldOfTheFirstPortFirst(t *testing.T) {
+	r := newRig(t, several(console(0), console(1), console(2)))
+	for i := range uint16(3) {
+		r.g.Received = nil
+		r.must(r.g.Bind())
+		r.awaitPort(2, func(p *consoletest.Port) bool { return p.Console && p.HostOpen })
+		var consoles []uint32
+		for _, m := range r.g.Received {
+			if m.Event == consoletest.Event(ConsolePort) {
+				consoles = append(consoles, m.ID)
+			}
+		}
+		if !slices.Equal(consoles, []uint32{0, 1, 2}) {
+			t.Errorf("told of the consoles %v", consoles)
+		}
+		// The last message is about one in the midst.
+		l := r.lines[1]
+		l.do(func() { l.size = devsw.Winsize{Row: 40, Col: 100 + i} })
+		r.awaitPort(1, func(p *consoletest.Port) bool { return int(p.Cols) == int(100+i) })
 		r.must(r.g.Unbind())
 	}
 }

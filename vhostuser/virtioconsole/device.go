@@ -335,6 +335,7 @@ func (d *Device) meetDriverLocked(origin vhostuser.DriverOrigin) {
 // forgetLocked forgets what the guest driver was told, and what it has told: another one begins.
 func (d *Device) forgetLocked() {
 	d.ready = false
+	d.next = 0 // a guest numbers its terminals in the order in which it is told of consoles
 	for _, s := range d.slots {
 		s.told = told{}
 		s.guestReady, s.guestOpen = false, false
