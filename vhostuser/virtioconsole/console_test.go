@@ -118,8 +118,8 @@ func TestADriverThatBeginsAnewIsToldEverythingAnew(t *testing.T) {
 	}
 }
 
-// TestADriverThatBeginsAnewIsToldOfTheFirstPortFirst looks at the first console: a guest numbers its
-// terminals as it is told of consoles, and one would be another's after a restart.
+// TestADriverThatBeginsAnewIsToldOfTheFirstPortFirst, since a guest numbers its terminals as it is
+// told of consoles: one would be another's after a restart.
 func TestADriverThatBeginsAnewIsToldOfTheFirstPortFirst(t *testing.T) {
 	r := newRig(t, several(console(0), console(1), console(2)))
 	for i := range uint16(3) {
