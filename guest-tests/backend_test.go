@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -34,6 +35,7 @@ type backend struct {
 	foreign   bool // not vdev: how it ends is not our business
 	beside    bool // not under test at all: it serves what is, such as an NBD server
 	inherited bool // the socket is not the back-end's to remove
+	console   bool // not a disk
 
 	// Of a vdev that serves several disks, each is a back-end of its own, but for its process,
 	// which is the whole's.
@@ -238,6 +240,29 @@ func (b *backend) tail(n int) string {
 	text, _ := os.ReadFile(b.log)
 	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
+
+// ringsLine is where vdev says how many rings QEMU's device for a console must have.
+var ringsLine = regexp.MustCompile(`num_vqs=(\d+)`)
+
+// rings returns how many rings a console has, or 0 for a disk.
+func (b *backend) rings(ctx context.Context) (int, error) {
+	if !b.console {
+		return 0, nil
+	}
+	line := ringsLine
+	if b.whole != nil {
+		line = regexp.MustCompile(`(?m)^.*\b` + regexp.QuoteMeta(b.name) + `\b.*num_vqs=(\d+)`)
+	}
+	if err := b.awaitLog(ctx, line); err != nil {
+		return 0, err
+	}
+	text, err := os.ReadFile(b.log)
+	if err != nil {
+		return 0, err
+	}
+	all := line.FindAllSubmatch(text, -1)
+	return strconv.Atoi(string(all[len(all)-1][1]))
 }
 
 // awaitLog waits until the back-end has written something. Its log is a file, so it is looked at

@@ -66,6 +66,7 @@ func init() {
 		"idle":          plain(idle),
 		"ctl":           plain(control),
 		"pause":         plain(pause),
+		"terminal":      plain(useTerminal),
 		"deaf":          deaf,
 		"deafness":      deafness,
 		"restart":       plain(restartBackend),
@@ -167,7 +168,7 @@ func startServer(w *world, args []string) (string, error) {
 		return "", err
 	}
 	if flags.NArg() < 2 {
-		return "", errors.New("usage: backend [-tmpfs SIZE] NAME blk ARG...")
+		return "", errors.New("usage: backend [-tmpfs SIZE] [-fd] NAME blk|console ARG...")
 	}
 	make := theServer(w)
 	if *small != "" {
@@ -176,7 +177,11 @@ func startServer(w *world, args []string) (string, error) {
 	if *inherited {
 		make = onDescriptor(make)
 	}
-	return "", w.addBackend(flags.Arg(0), make, flags.Args()[1:])
+	err := w.addBackend(flags.Arg(0), make, flags.Args()[1:])
+	if err == nil {
+		w.backends[flags.Arg(0)].console = flags.Arg(1) == "console"
+	}
+	return "", err
 }
 
 // onTmpfs has a back-end see a small file system of its own at the folder "small", with a sparse
@@ -264,8 +269,8 @@ func expectLog(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // startQEMU is "qemu [-version V] [-smp N] [-memory MIB] [-transport T] [-queues N] [-options
-// K=V,...] [-boot] [-firmware | -netbsd] [-arg OPTION]... NAME...": a machine whose disks are the
-// back-ends of those names.
+// K=V,...] [-boot] [-firmware | -netbsd] [-append WORDS] [-agent serial] [-arg OPTION]...
+// NAME...": a machine whose disks and consoles are the back-ends of those names.
 func startQEMU(w *world, args []string) (string, error) {
 	flags := flag.NewFlagSet("qemu", flag.ContinueOnError)
 	version := flags.String("version", "11.1", "")
@@ -278,6 +283,8 @@ func startQEMU(w *world, args []string) (string, error) {
 	firmware := flags.Bool("firmware", false, "")
 	netbsd := flags.Bool("netbsd", false, "")
 	reconnect := flags.Bool("reconnect", false, "")
+	words := flags.String("append", "", "")
+	agent := flags.String("agent", os.Getenv(agentEnv), "")
 	var more []string
 	flags.Func("arg", "", func(s string) error { more = append(more, strings.Fields(s)...); return nil })
 	if err := flags.Parse(args); err != nil {
@@ -288,15 +295,21 @@ func startQEMU(w *world, args []string) (string, error) {
 		return "", err
 	}
 	c := vm.Config{QEMU: q, CPUs: *cpus, Memory: *memory, Args: more, DiskCode: *boot || *netbsd}
+	ctx, cancel := w.context()
+	defer cancel()
 	for i, name := range flags.Args() {
 		b, err := w.backend(name)
 		if err != nil {
 			return "", err
 		}
-		c.Disks = append(c.Disks, vm.Disk{
-			Name: name, Socket: w.socketFor(b, name), Transport: vm.Transport(*transport), Queues: *queues,
-			Boot: *boot && i == 0, Reconnect: *reconnect, Options: *options,
-		})
+		d := vm.Device{Name: name, Socket: w.socketFor(b, name), Transport: vm.Port}
+		if d.Rings, err = b.rings(ctx); err != nil {
+			return "", err
+		}
+		if d.Rings == 0 {
+			d.Transport, d.Queues, d.Boot, d.Reconnect, d.Options = vm.Transport(*transport), *queues, *boot && i == 0, *reconnect, *options
+		}
+		c.Devices = append(c.Devices, d)
 	}
 	switch {
 	case *firmware:
@@ -311,17 +324,20 @@ func startQEMU(w *world, args []string) (string, error) {
 			return "", err
 		}
 		c.Kernel = filepath.Join(linux, "vmlinuz")
-		c.Append = vm.LinuxAppend
+		c.Append = vm.LinuxAppend + " " + *words
 		if c.Initrd, err = built.initramfs(); err != nil {
 			return "", err
+		}
+		if *agent != "serial" && q.AtLeast(10, 2) {
+			if err := w.addAgent(ctx, &c); err != nil {
+				return "", err
+			}
 		}
 	}
 	if err := w.start(c); err != nil || *firmware {
 		return "", err
 	}
-	ctx, cancel := w.context()
-	defer cancel()
-	text, err := w.machine.Console.AwaitBoot(ctx, 0)
+	text, err := w.machine.AwaitBoot(ctx)
 	if err == nil && *netbsd {
 		used.netbsd.Add(1)
 	}
@@ -348,7 +364,7 @@ func guestCommand(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func guestReboot(ctx context.Context, m *vm.Machine) error {
-	_, err := m.Console.Guest(ctx, "reboot")
+	_, err := m.Guest(ctx, "reboot")
 	return err
 }
 
@@ -456,7 +472,7 @@ func deviceDel(w *world, args []string) (string, error) {
 	if err := flags.Parse(args); err != nil {
 		return "", err
 	}
-	m, d, err := w.disk(flags.Args())
+	m, d, err := w.device(flags.Args())
 	if err != nil {
 		return "", err
 	}
@@ -477,28 +493,28 @@ func deviceDel(w *world, args []string) (string, error) {
 // deviceAdd is "device_add NAME": the device that device_del removed comes back on the same
 // chardev.
 func deviceAdd(w *world, args []string) (string, error) {
-	m, d, err := w.disk(args)
+	m, d, err := w.device(args)
 	if err != nil {
 		return "", err
 	}
 	ctx, cancel := w.context()
 	defer cancel()
-	text, err := m.Monitor(ctx, "device_add vhost-user-blk-pci,"+d.Properties())
+	text, err := m.Monitor(ctx, "device_add "+d.Properties())
 	if err == nil && strings.TrimSpace(text) != "" {
 		err = errors.New(strings.TrimSpace(text))
 	}
 	return "", err
 }
 
-func (w *world) disk(args []string) (*vm.Machine, vm.Disk, error) {
+func (w *world) device(args []string) (*vm.Machine, vm.Device, error) {
 	m, err := w.running()
 	if err != nil {
-		return nil, vm.Disk{}, err
+		return nil, vm.Device{}, err
 	}
-	if len(args) != 1 || w.disks[args[0]].Name == "" {
-		return nil, vm.Disk{}, fmt.Errorf("which disk? not %q", args)
+	if len(args) != 1 || w.devices[args[0]].Name == "" {
+		return nil, vm.Device{}, fmt.Errorf("which device? not %q", args)
 	}
-	return m, w.disks[args[0]], nil
+	return m, w.devices[args[0]], nil
 }
 
 // hostPattern is "pattern write|verify FILE [seed=N] [off=BYTES] [size=BYTES]": what the agent's

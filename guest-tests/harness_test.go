@@ -204,7 +204,7 @@ func TestWhatWasAskedForIsDoneOrFails(t *testing.T) {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}
-	for name, value := range map[string]string{kernelEnv: "/nowhere", kvmEnv: "yes", backendEnv: "spdk", rowsEnv: "few"} {
+	for name, value := range map[string]string{kernelEnv: "/nowhere", kvmEnv: "yes", backendEnv: "spdk", agentEnv: "telnet", rowsEnv: "few"} {
 		err := checkEnvironment(func(n string) string {
 			if n == name {
 				return value

@@ -149,6 +149,8 @@ func (r row) condition(name string) (bool, error) {
 		return canMount(), nil
 	case givenKernel:
 		return os.Getenv(kernelEnv) != "", nil
+	case "all-rows":
+		return os.Getenv(rowsEnv) == "all", nil
 	}
 	if key, value, ok := strings.Cut(name, ":"); ok {
 		if r.value(key) == "" {
@@ -164,6 +166,7 @@ const (
 	kernelEnv  = "VDEV_NETBSD_KERNEL"
 	kvmEnv     = "VDEV_KVM"
 	backendEnv = "VDEV_BACKEND"
+	agentEnv   = "VDEV_AGENT"
 	// "all": scripts have all combinations, also where they ask for fewer
 	rowsEnv = "VDEV_GUEST_ROWS"
 )
@@ -182,6 +185,9 @@ func checkEnvironment(getenv func(string) string) error {
 	}
 	if v := getenv(rowsEnv); v != "" && v != "all" {
 		return fmt.Errorf("%s=%s: it may be all", rowsEnv, v)
+	}
+	if v := getenv(agentEnv); v != "" && v != "port" && v != "serial" {
+		return fmt.Errorf("%s=%s: it may be port or serial", agentEnv, v)
 	}
 	if v := getenv(backendEnv); v != "" && v != "vdev" && v != "qemu-storage-daemon" {
 		return fmt.Errorf("%s=%s: it may be vdev or qemu-storage-daemon", backendEnv, v)

@@ -41,18 +41,18 @@ func migrate(w *world, args []string) (string, error) {
 	if err := os.Mkdir(c.Dir, 0o755); err != nil {
 		return "", err
 	}
-	c.Disks = slices.Clone(c.Disks)
+	c.Devices = slices.Clone(c.Devices)
 	for _, a := range flags.Args() {
 		name, other, _ := strings.Cut(a, "=")
 		b, err := w.backend(other)
 		if err != nil {
 			return "", err
 		}
-		i := slices.IndexFunc(c.Disks, func(d vm.Disk) bool { return d.Name == name })
+		i := slices.IndexFunc(c.Devices, func(d vm.Device) bool { return d.Name == name })
 		if i < 0 {
-			return "", fmt.Errorf("no disk %s", name)
+			return "", fmt.Errorf("no device %s", name)
 		}
-		c.Disks[i].Socket = w.socketFor(b, other)
+		c.Devices[i].Socket = w.socketFor(b, other)
 	}
 	socket := filepath.Join(c.Dir, "migrate.sock")
 	incoming := c
@@ -131,7 +131,7 @@ func beforeItLeaves(ctx context.Context, m *vm.Machine, begun int, command strin
 			stop(errors.New("the guest was stopped meanwhile"))
 		}
 	})
-	_, err := m.Console.Guest(ctx, command)
+	_, err := m.Guest(ctx, command)
 	return err
 }
 

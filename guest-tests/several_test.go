@@ -24,6 +24,7 @@ func startSeveral(w *world, args []string) (string, error) {
 	}
 	words := append([]string{"serve", "--control", name + ".ctl"}, args[1:]...)
 	var devices, sockets []string
+	var consoles []bool
 	for i, word := range words {
 		if word != "--device" || i+1 == len(words) {
 			continue
@@ -36,6 +37,7 @@ func startSeveral(w *world, args []string) (string, error) {
 		socket := filepath.Join(w.dir, device+".sock")
 		words[i+1] += ",socket-path=" + socket
 		devices, sockets = append(devices, device), append(sockets, socket)
+		consoles = append(consoles, strings.Contains(","+words[i+1], ",type=console,"))
 	}
 	if len(devices) == 0 {
 		return "", errors.New("backends: there is no --device")
@@ -54,7 +56,8 @@ func startSeveral(w *world, args []string) (string, error) {
 	}
 	whole := w.backends[name]
 	for i, device := range devices {
-		part := &backend{name: device, of: name, whole: whole, socket: sockets[i], log: whole.log, cmd: whole.cmd, process: whole.process}
+		part := &backend{name: device, of: name, whole: whole, socket: sockets[i], log: whole.log, cmd: whole.cmd, process: whole.process,
+			console: consoles[i]}
 		whole.parts = append(whole.parts, part)
 		w.backends[device] = part
 	}

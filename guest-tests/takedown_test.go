@@ -391,7 +391,7 @@ func buildMutant(dir, name, text string) (string, error) {
 
 // lifeLine is what --trace prints of a device's and of its rings' life, and of what storage has
 // made of transfers.
-var lifeLine = regexp.MustCompile(`(?m)^ *(\d+\.\d+) (?:specfs  block (\d+,\d+) (\w+)(:.*)?|vhost   (start|out GET_VRING_BASE|disconnect)\b(?: ring=(\d+))?|blk     queue \d+ (?:read|write) .*: (ok|cancelled)$)`)
+var lifeLine = regexp.MustCompile(`(?m)^ *(\d+\.\d+) (?:specfs  (?:block|character) (\d+,\d+) (\w+)(:.*)?|vhost   (start|out GET_VRING_BASE|disconnect)\b(?: ring=(\d+))?|blk     queue \d+ (?:read|write) .*: (ok|cancelled)$)`)
 
 // afterStep says which steps of a device's life may follow which. A device that was never opened is
 // closed.

@@ -42,7 +42,7 @@ type world struct {
 	tools    string        // folder of the tools of the row's QEMU, for vdev; empty: the system's
 	backends map[string]*backend
 	machine  *vm.Machine
-	disks    map[string]vm.Disk // of the machine
+	devices  map[string]vm.Device // of the machine
 	machines int
 	last     vm.Config               // of the machine
 	proxies  map[string]*proxy.Proxy // by the name of the back-end behind it
@@ -50,6 +50,8 @@ type world struct {
 	records  map[string]*record      // by the name of the NBD server behind it
 	storage  map[string]string       // the NBD server of a disk that has one which is recorded
 	deafness time.Duration           // QEMU's monitor's longest, of what "deaf" has measured
+	agent    *vm.Console             // the port of the agents, once a machine has had one
+	lines    map[string]*terminal    // by the names that the script has for them
 	mutant   string                  // the vdev to test, where it is not the real one
 	undo     []func() error          // at the end, the last first
 }
@@ -58,8 +60,8 @@ type worldKey struct{}
 
 // newWorld prepares a script's environment and arranges for its end.
 func newWorld(env *testscript.Env, r row) error {
-	w := &world{t: env.T().(tester), limit: commandLimit, dir: env.WorkDir, backends: map[string]*backend{}, disks: map[string]vm.Disk{},
-		proxies: map[string]*proxy.Proxy{}, hanging: map[string]*hangfs.FS{}, records: map[string]*record{}, storage: map[string]string{}}
+	w := &world{t: env.T().(tester), limit: commandLimit, dir: env.WorkDir, backends: map[string]*backend{}, devices: map[string]vm.Device{},
+		proxies: map[string]*proxy.Proxy{}, hanging: map[string]*hangfs.FS{}, records: map[string]*record{}, lines: map[string]*terminal{}, storage: map[string]string{}}
 	env.Values[worldKey{}] = w
 	for _, p := range r {
 		env.Setenv(p.key, p.value)
@@ -107,6 +109,12 @@ func (w *world) end() {
 	}
 	if w.machine != nil {
 		w.machine.Kill()
+	}
+	for name, l := range w.lines {
+		if failed {
+			w.t.Logf("the end of what %s has shown:\n%s", name, l.tail(2000))
+		}
+		l.close()
 	}
 	for name, p := range w.proxies {
 		if failed {
@@ -235,10 +243,50 @@ func (w *world) startAs(name, socket string, again func() (*exec.Cmd, error)) er
 		return err
 	}
 	b.again, b.foreign = again, os.Getenv(backendEnv) == "qemu-storage-daemon"
-	if was := w.backends[name]; was != nil && was.beside {
-		b.foreign, b.beside = true, true
+	if was := w.backends[name]; was != nil {
+		b.console = was.console
+		if was.beside {
+			b.foreign, b.beside = true, true
+		}
 	}
 	w.backends[name] = b
+	return nil
+}
+
+// agentBackend is the console that the agents of the script's machines are spoken to at.
+const agentBackend = "agent"
+
+// addAgent gives a machine the console whose port its agent takes commands at. The console, and the
+// client at its host's end, are one for all machines of the script.
+func (w *world) addAgent(ctx context.Context, c *vm.Config) error {
+	if w.agent == nil {
+		program, err := built.vdev()
+		if err != nil {
+			return err
+		}
+		socket, port := filepath.Join(w.dir, agentBackend+".sock"), filepath.Join(w.dir, agentBackend+".port")
+		err = w.startAs(agentBackend, socket, func() (*exec.Cmd, error) {
+			return w.vdevCommand(program, []string{"console", "--socket-path", socket, "--trace", "--port", "name=" + vm.AgentPort + ",driver=socket,path=" + port}), nil
+		})
+		if err != nil {
+			return err
+		}
+		w.backends[agentBackend].console = true
+		line, err := dialUnix(port)
+		if err != nil {
+			return err
+		}
+		w.agent = vm.NewConsole(line)
+		w.undo = append(w.undo, line.Close)
+	}
+	b := w.backends[agentBackend]
+	rings, err := b.rings(ctx)
+	if err != nil {
+		return err
+	}
+	c.Agent = w.agent
+	c.Append += vm.AgentAppend
+	c.Devices = append(c.Devices, vm.Device{Name: agentBackend, Socket: b.socket, Transport: vm.Port, Rings: rings})
 	return nil
 }
 
@@ -273,9 +321,9 @@ func (w *world) start(c vm.Config) error {
 		return err
 	}
 	c.KVM = os.Getenv(kvmEnv) == "1"
-	w.disks = map[string]vm.Disk{}
-	for _, d := range c.Disks {
-		w.disks[d.Name] = d
+	w.devices = map[string]vm.Device{}
+	for _, d := range c.Devices {
+		w.devices[d.Name] = d
 	}
 	w.last = c
 	ctx, cancel := w.context()
@@ -309,7 +357,7 @@ func (w *world) guest(command string) (string, error) {
 	}
 	ctx, cancel := w.context()
 	defer cancel()
-	return m.Console.Guest(ctx, command)
+	return m.Guest(ctx, command)
 }
 
 // restart does something that makes the guest start again, and waits until it has.
@@ -320,9 +368,5 @@ func (w *world) restart(how func(context.Context, *vm.Machine) error) (string, e
 	}
 	ctx, cancel := w.context()
 	defer cancel()
-	boots := m.Console.Boots()
-	if err := how(ctx, m); err != nil {
-		return "", err
-	}
-	return m.Console.AwaitBoot(ctx, boots)
+	return m.AwaitReboot(ctx, how)
 }

@@ -21,8 +21,8 @@ import (
 func ask(t *testing.T, lines ...string) []wire.Answer {
 	t.Helper()
 	var out strings.Builder
-	a := &agent{out: &out, started: map[string]background{}}
-	if err := a.serve(strings.NewReader(strings.Join(lines, "\n") + "\n")); err != nil {
+	a := &agent{console: io.Discard, started: map[string]background{}}
+	if err := a.serve(line{strings.NewReader(strings.Join(lines, "\n") + "\n"), &out}); err != nil {
 		t.Fatal(err)
 	}
 	var answers []wire.Answer
@@ -35,7 +35,16 @@ func ask(t *testing.T, lines ...string) []wire.Answer {
 			answers = append(answers, w)
 		}
 	}
-	return answers
+	if len(answers) == 0 || answers[0].Token != wire.Hello {
+		t.Fatalf("answers %+v: want a hello first", answers)
+	}
+	return answers[1:]
+}
+
+// line is both ways of a conversation.
+type line struct {
+	io.Reader
+	io.Writer
 }
 
 func TestTheLastAnswerIsRepeatedOnRequest(t *testing.T) {
@@ -152,8 +161,8 @@ func TestADamagedFileIsNotVerified(t *testing.T) {
 func TestAServedConversationEndsWithItsInput(t *testing.T) {
 	r, w := io.Pipe()
 	done := make(chan error)
-	a := &agent{out: io.Discard, started: map[string]background{}}
-	go func() { done <- a.serve(r) }()
+	a := &agent{console: io.Discard, started: map[string]background{}}
+	go func() { done <- a.serve(line{r, io.Discard}) }()
 	io.WriteString(w, "t1 help\n")
 	w.Close()
 	if err := <-done; err != nil {

@@ -1,6 +1,7 @@
 // Command agent is the first process of a test guest: /init in Linux's initramfs, /sbin/init on
-// NetBSD's root. It takes commands, one a line, from the console, does them on the guest's own
-// kernel, and answers with a frame (see internal/wire). "help" lists the commands.
+// NetBSD's root. It takes commands, one a line, from the serial line or from a port of a virtio
+// console, does them on the guest's own kernel, and answers with a frame (see internal/wire).
+// "help" lists the commands.
 //
 // It is linked statically and needs nothing else in the guest. With vdev.shell on Linux's command
 // line, or a file /interactive on NetBSD, it serves a person instead.
@@ -13,6 +14,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"time"
 
 	"vdev/guest-tests/internal/wire"
 )
@@ -27,21 +29,21 @@ func main() {
 		fmt.Fprintln(con, "agent:", shell(con))
 		halt(haltPowerOff)
 	}
-	a := &agent{out: con, drain: func() { drain(con) }, started: map[string]background{}}
-	a.send(wire.Answer{Token: wire.Hello, OK: true, Text: system()})
-	if err := a.serve(con); err != nil {
+	a := &agent{console: con, started: map[string]background{}}
+	go a.servePort()
+	err = a.serve(con)
+	if err != nil {
 		fmt.Fprintln(con, "agent:", err)
 	}
 	halt(haltPowerOff)
 }
 
-// agent is the state of a conversation over the console. Only the goroutine in serve uses it;
-// commands started in the background hand their results over a channel.
+// agent is what all conversations share. There is one on the serial line, and one on the agent's
+// port, where there is that.
 type agent struct {
-	mu      sync.Mutex // held while something is written to out
-	out     io.Writer
-	drain   func() // waits until what went to out has left the guest
-	last    wire.Answer
+	console io.Writer // the serial line
+
+	mu      sync.Mutex
 	started map[string]background // by the name that start was given
 }
 
@@ -56,46 +58,55 @@ type result struct {
 	err  error
 }
 
-func (a *agent) send(w wire.Answer) {
-	a.last = w
-	a.say(wire.Encode(w))
+// conversation is with a host that has one command done after the other. One goroutine uses it.
+type conversation struct {
+	out  io.Writer
+	last wire.Answer
 }
 
-// say writes to the console. What runs in the background does so only to tell that it has failed,
-// for whoever looks at the console of a guest that nobody asks any more.
-func (a *agent) say(p []byte) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.out.Write(p)
+func (c *conversation) send(w wire.Answer) {
+	c.last = w
+	c.out.Write(wire.Encode(w))
 }
 
-func (a *agent) serve(in io.Reader) error {
-	lines := bufio.NewScanner(in)
+// byeLimit is how long a guest that is to stop waits for the host to say that it has the answer.
+const byeLimit = 10 * time.Second
+
+// serve holds a conversation until its end. It begins with a hello.
+func (a *agent) serve(line io.ReadWriter) error {
+	c := &conversation{out: line}
+	c.send(wire.Answer{Token: wire.Hello, OK: true, Text: system()})
+	stop := func() {} // once the last answer has been given
+	lines := bufio.NewScanner(line)
 	for lines.Scan() {
 		token, rest, _ := strings.Cut(strings.TrimSpace(lines.Text()), " ")
 		args := strings.Fields(rest)
-		if len(args) == 0 {
+		switch {
+		case len(args) == 0:
 			continue
-		}
-		if args[0] == wire.Again {
-			if a.last.Token == token {
-				a.send(a.last)
+		case args[0] == wire.Again:
+			if c.last.Token == token {
+				c.send(c.last)
+			}
+			continue
+		case args[0] == wire.Bye:
+			if c.last.Token == token {
+				stop()
 			}
 			continue
 		}
 		text, err := a.do(args, rest)
 		w := wire.Answer{Token: token, OK: err == nil, Text: text}
-		var stop *haltError
+		var halting *haltError
 		switch {
-		case errors.As(err, &stop):
-			w.OK = true
-			a.send(w)
-			a.drain()
-			halt(stop.how)
+		case errors.As(err, &halting):
+			w.OK, w.Last = true, true
+			stop = func() { halt(halting.how) }
+			time.AfterFunc(byeLimit, stop)
 		case err != nil:
 			w.Text = text + explain(err)
 		}
-		a.send(w)
+		c.send(w)
 	}
 	return lines.Err()
 }
@@ -111,32 +122,50 @@ func (a *agent) do(args []string, line string) (string, error) {
 		if len(args) < 3 {
 			return "", errors.New("usage: start NAME COMMAND [ARG...]")
 		}
-		if _, busy := a.started[args[1]]; busy {
-			return "", fmt.Errorf("%s is running already", args[1])
-		}
-		b := background{make(chan result, 1), make(chan struct{})}
-		a.started[args[1]] = b
-		go func() {
-			text, err := run(args[2:], line, b.quit)
-			if err != nil {
-				a.say(fmt.Appendf(nil, "\nagent: %s: %s%s\n", args[1], text, explain(err)))
-			}
-			b.done <- result{text, err}
-		}()
-		return "", nil
+		return "", a.start(args[1], args[2:], line)
 	case "wait", "finish":
-		if len(args) != 2 || a.started[args[1]].done == nil {
-			return "", fmt.Errorf("usage: %s NAME, after start NAME", args[0])
+		if len(args) != 2 {
+			return "", fmt.Errorf("usage: %s NAME", args[0])
 		}
-		b := a.started[args[1]]
+		a.mu.Lock()
+		b, ok := a.started[args[1]]
+		a.mu.Unlock()
+		if !ok {
+			return "", fmt.Errorf("%s was not started", args[1])
+		}
 		if args[0] == "finish" {
 			close(b.quit)
 		}
 		r := <-b.done
+		a.mu.Lock()
 		delete(a.started, args[1])
+		a.mu.Unlock()
 		return r.text, r.err
 	}
 	return run(args, line, nil)
+}
+
+// start has a command done in the background.
+func (a *agent) start(name string, args []string, line string) error {
+	b := background{make(chan result, 1), make(chan struct{})}
+	a.mu.Lock()
+	_, busy := a.started[name]
+	if !busy {
+		a.started[name] = b
+	}
+	a.mu.Unlock()
+	if busy {
+		return fmt.Errorf("%s is running already", name)
+	}
+	go func() {
+		text, err := run(args, line, b.quit)
+		if err != nil {
+			// For whoever looks at the console of a guest that nobody asks any more.
+			fmt.Fprintf(a.console, "\nagent: %s: %s%s\n", name, text, explain(err))
+		}
+		b.done <- result{text, err}
+	}()
+	return nil
 }
 
 // run does one command; line is the whole of it, for those that take free text, and quit ends those

@@ -19,9 +19,11 @@ import (
 
 const openDirect = syscall.O_DIRECT
 
+// serialLine is where the kernel speaks, and the agent with the host where it has no port.
+const serialLine = "/dev/ttyS0"
+
 // From <asm/ioctls.h>, <linux/fs.h> and syslog(2); the syscall package does not have them.
 const (
-	ioctlTCSBRK       = 0x5409
 	ioctlBLKFLSBUF    = 0x1261
 	ioctlBLKDISCARD   = 0x1277
 	ioctlBLKZEROOUT   = 0x127f
@@ -42,7 +44,7 @@ func init() {
 	commands["zero"] = command{usage: "DISK off=B size=B: without writing data, where the disk can", words: 1, keys: "off size", run: func(p params) (string, error) { return rangeIoctl(p, ioctlBLKZEROOUT) }}
 	commands["mount"] = command{usage: "DISK DIR [ro]", words: 2, keys: "ro", run: mount}
 	commands["umount"] = command{usage: "DIR", words: 1, run: func(p params) (string, error) { return "", syscall.Unmount(p.words[0], 0) }}
-	commands["unbind"] = command{usage: "DISK: takes its driver away; says the device's name", words: 1, run: unbind}
+	commands["unbind"] = command{usage: "DISK|PORT: takes its driver away; says the device's name", words: 1, run: unbind}
 	commands["bind"] = command{usage: "DEVICE: gives it to the driver again", words: 1, run: bind}
 	commands["await"] = command{usage: "DISK [gone]: waits until it is there, or is not", words: 1, keys: "gone", run: await}
 	commands["hwrng"] = command{usage: "BYTES: reads /dev/hwrng", words: 1, run: hwrng}
@@ -59,7 +61,8 @@ func setup() (*os.File, error) {
 			return os.Stderr, fmt.Errorf("mount %s: %w", m.dir, err)
 		}
 	}
-	con, err := os.OpenFile("/dev/console", os.O_RDWR, 0)
+	// Where the command line has other consoles, too, /dev/console is one of those.
+	con, err := os.OpenFile(serialLine, os.O_RDWR|syscall.O_NOCTTY, 0)
 	if err != nil {
 		return os.Stderr, err
 	}
@@ -108,23 +111,20 @@ func shell(con *os.File) error {
 	// busybox's poweroff, reboot and halt tell process 1 by these signals.
 	asked := make(chan os.Signal, 1)
 	signal.Notify(asked, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTERM)
-	fmt.Fprintf(con, "\n%s, its disk served by vdev: %s. poweroff ends it.\n", system(), where)
+	// A console cannot be a controlling terminal; what is behind it can, and with it Ctrl-C works.
+	tty, err := openTerminal(setting("vdev.tty", "ttyS0"))
+	if err != nil {
+		fmt.Fprintln(con, "agent:", err)
+		tty = con
+	}
+	if err := giveSize(tty); err != nil {
+		return err
+	}
+	fmt.Fprintf(tty, "\n%s, its disk served by vdev: %s. poweroff ends it.\n", system(), where)
 	sh := exec.Command("/bin/sh", "-l")
 	sh.Args[0] = "-sh"
 	sh.Dir = "/"
 	sh.Env = []string{"PATH=/bin:/sbin", "HOME=/", "TERM=" + setting("vdev.term", "dumb"), "PS1=guest:\\w# "}
-	// A console cannot be a controlling terminal; the port behind it can, and with it Ctrl-C works.
-	tty, err := os.OpenFile("/dev/ttyS0", os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	var rows, columns uint16
-	if _, err := fmt.Sscanf(setting("vdev.size", "24x80"), "%dx%d", &rows, &columns); err != nil {
-		return err
-	}
-	if err := setSize(tty, rows, columns); err != nil {
-		return err
-	}
 	sh.Stdin, sh.Stdout, sh.Stderr = tty, tty, tty
 	sh.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	if err := sh.Start(); err != nil {
@@ -148,6 +148,42 @@ func shell(con *os.File) error {
 	return nil
 }
 
+// openTerminal waits for a terminal to be there.
+func openTerminal(name string) (*os.File, error) {
+	quit := make(chan struct{})
+	defer time.AfterFunc(10*time.Second, func() { close(quit) }).Stop()
+	for {
+		f, err := os.OpenFile(device(name), os.O_RDWR|syscall.O_NOCTTY, 0)
+		if err == nil {
+			return f, nil
+		}
+		select {
+		case <-quit:
+			return nil, err
+		case <-time.After(again):
+		}
+	}
+}
+
+// giveSize gives the terminal the size of the person's, as the host had it when the machine
+// started, unless it knows a size itself. A virtio console is told soon after it is opened.
+func giveSize(tty *os.File) error {
+	for range 100 {
+		if rows, columns, err := size(tty); err != nil || rows > 0 && columns > 0 {
+			return err
+		}
+		if tty.Name() == serialLine {
+			break
+		}
+		time.Sleep(again)
+	}
+	var rows, columns uint16
+	if _, err := fmt.Sscanf(setting("vdev.size", "24x80"), "%dx%d", &rows, &columns); err != nil {
+		return err
+	}
+	return setSize(tty, rows, columns)
+}
+
 // setting returns what the host passed by a name on the kernel's command line.
 func setting(name, otherwise string) string {
 	line, _ := os.ReadFile("/proc/cmdline")
@@ -169,9 +205,6 @@ func halt(how haltKind) {
 	syscall.Reboot(int(how))
 	select {}
 }
-
-// drain waits until the console has sent what was written to it, as tcdrain(3) does.
-func drain(con *os.File) { ioctl(con.Fd(), ioctlTCSBRK, 1) }
 
 func syncAll() error { syscall.Sync(); return nil }
 
@@ -258,19 +291,22 @@ func features(digits string) string {
 	return strings.Join(set, ",")
 }
 
-const driver = "/sys/bus/virtio/drivers/virtio_blk/"
-
 func unbind(p params) (string, error) {
-	dev, err := filepath.EvalSymlinks("/sys/block/" + p.words[0] + "/device")
+	entry := "/sys/block/" + p.words[0]
+	if port := findPort(p.words[0]); port != "" {
+		entry = port
+	}
+	dev, err := filepath.EvalSymlinks(entry + "/device")
 	if err != nil {
 		return "", err
 	}
 	name := filepath.Base(dev)
-	return name, os.WriteFile(driver+"unbind", []byte(name), 0)
+	return name, os.WriteFile(dev+"/driver/unbind", []byte(name), 0)
 }
 
 func bind(p params) (string, error) {
-	return "", os.WriteFile(driver+"bind", []byte(p.words[0]), 0)
+	// The kernel asks each driver whether the device is one of its.
+	return "", os.WriteFile("/sys/bus/virtio/drivers_probe", []byte(p.words[0]), 0)
 }
 
 // await polls: devtmpfs tells nobody of changes who has no netlink socket. A node may be there

@@ -53,6 +53,27 @@ func rawConsole(con *os.File) error {
 	return ioctl(con.Fd(), syscall.TCSETS, uintptr(unsafe.Pointer(&t)))
 }
 
+// rawLine makes a terminal hand over and send every byte as it is.
+func rawLine(f *os.File) error {
+	return control(f, func(fd uintptr) error {
+		var t syscall.Termios
+		if err := ioctl(fd, syscall.TCGETS, uintptr(unsafe.Pointer(&t))); err != nil {
+			return err
+		}
+		t.Iflag, t.Oflag, t.Lflag = 0, 0, 0
+		t.Cflag = t.Cflag&^syscall.CSIZE | syscall.CS8
+		t.Cc[syscall.VMIN], t.Cc[syscall.VTIME] = 1, 0
+		return ioctl(fd, syscall.TCSETS, uintptr(unsafe.Pointer(&t)))
+	})
+}
+
+// size asks how large a terminal is.
+func size(tty *os.File) (rows, columns uint16, err error) {
+	var size [4]uint16
+	err = ioctl(tty.Fd(), syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&size)))
+	return size[0], size[1], err
+}
+
 // setSize tells programs how large the terminal is; the serial line cannot.
 func setSize(tty *os.File, rows, columns uint16) error {
 	size := [4]uint16{rows, columns}

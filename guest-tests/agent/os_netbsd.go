@@ -109,9 +109,6 @@ func halt(how haltKind) {
 	select {}
 }
 
-// drain waits until the console has sent what was written to it.
-func drain(con *os.File) { terminalDrain(con) }
-
 func syncAll() error { return syscall.Sync() }
 
 // pin does nothing: an unprivileged affinity needs a set of its own on NetBSD, and ld(4) has one

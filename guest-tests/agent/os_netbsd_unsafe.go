@@ -65,6 +65,20 @@ func mountExt2(device, dir string, flags int) error {
 	return call(syscall.SYS_MOUNT, uintptr(unsafe.Pointer(fs)), uintptr(unsafe.Pointer(path)), uintptr(flags), uintptr(unsafe.Pointer(&args)), unsafe.Sizeof(args))
 }
 
+// rawLine makes a terminal hand over and send every byte as it is.
+func rawLine(f *os.File) error {
+	return control(f, func(fd uintptr) error {
+		var t syscall.Termios
+		if err := call(syscall.SYS_IOCTL, fd, syscall.TIOCGETA, uintptr(unsafe.Pointer(&t)), 0, 0); err != nil {
+			return err
+		}
+		t.Iflag, t.Oflag, t.Lflag = 0, 0, 0
+		t.Cflag = t.Cflag&^syscall.CSIZE | syscall.CS8 | syscall.CLOCAL
+		t.Cc[syscall.VMIN], t.Cc[syscall.VTIME] = 1, 0
+		return call(syscall.SYS_IOCTL, fd, syscall.TIOCSETA, uintptr(unsafe.Pointer(&t)), 0, 0)
+	})
+}
+
 func rawConsole(con *os.File) error {
 	var t syscall.Termios
 	if err := call(syscall.SYS_IOCTL, con.Fd(), syscall.TIOCGETA, uintptr(unsafe.Pointer(&t)), 0, 0); err != nil {
@@ -73,8 +87,4 @@ func rawConsole(con *os.File) error {
 	t.Lflag &^= syscall.ECHO | syscall.ECHOE | syscall.ECHOK | syscall.ISIG | syscall.IEXTEN
 	t.Oflag &^= syscall.OPOST
 	return call(syscall.SYS_IOCTL, con.Fd(), syscall.TIOCSETA, uintptr(unsafe.Pointer(&t)), 0, 0)
-}
-
-func terminalDrain(con *os.File) error {
-	return call(syscall.SYS_IOCTL, con.Fd(), syscall.TIOCDRAIN, 0, 0, 0)
 }

@@ -1,6 +1,6 @@
-// Command playground boots a small guest to play in, on a disk that vdev serves, and shows beside
-// it what vdev says of the guest's doings. scripts/run builds and starts it. It leaves nothing
-// behind: not the disk, unless one was given, and no process.
+// Command playground boots a small guest to play in, on a disk and a console that vdev serves, and
+// shows beside it what vdev says of the guest's doings. scripts/run builds and starts it. It leaves
+// nothing behind: not the disk, unless one was given, and no process.
 package main
 
 import (
@@ -15,6 +15,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -24,12 +26,14 @@ import (
 	"vdev/internal/child"
 )
 
-const usage = `Boots a guest on a disk that vdev serves; what vdev does for it is shown beside.
+const usage = `Boots a guest on a disk that vdev serves; what vdev does for it is shown beside. With QEMU 10.2 or newer vdev serves
+the guest's console too.
 
   scripts/run                   a Linux guest with a shell, its disk at /mnt
   scripts/run --trace           with every message of the vhost-user protocol
   scripts/run --log FILE        vdev's log goes to FILE, the terminal is the guest's alone
-  scripts/run --control PATH    with a control socket, and faults on command: go run ./cmd/vdev ctl --socket PATH status
+  scripts/run --control PATH    with a control socket, and faults on command: go run ./cmd/vdev ctl --socket PATH status;
+                                the console's is PATH.console
   scripts/run --image FILE      serve FILE (an ext4 file system) in place of a new disk; what is written stays
   scripts/run --kernel FILE     boot that kernel: NetBSD/amd64, or a Linux with its drivers built in
 
@@ -40,7 +44,9 @@ type options struct {
 	kernel, image, log string
 	control            string
 	trace              bool
-	bin                string // folder with vdev and the agents, removed at the end
+	console            bool     // the guest has a console of vdev's
+	file               *os.File // of log; nil: the log is shown
+	bin                string   // folder with vdev and the agents, removed at the end
 }
 
 func main() {
@@ -89,22 +95,39 @@ func play(ctx context.Context, o options) (err error) {
 	screen := newScreen()
 	// The terminal is in order again before anybody reads an error.
 	defer screen.restore()
-	backend, err := o.startVdev(dir, screen)
+	defer screen.end()
+	if o.log != "" {
+		if o.file, err = os.Create(o.log); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, o.file.Close()) }()
+	}
+	disk, err := o.startDisk(ctx, dir, screen)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, backend.stop()) }()
-	machine.Disks = []vm.Disk{{Name: "disk", Socket: backend.socket, Transport: vm.Transitional, Queues: 2}}
-	if err := backend.listening(ctx); err != nil {
-		return err
+	defer func() { err = errors.Join(err, disk.stop()) }()
+	machine.Devices = []vm.Device{{Name: "disk", Socket: disk.socket, Transport: vm.Transitional, Queues: 2}}
+	var tty *os.File
+	var shown sync.WaitGroup // what the guest has written, to its end
+	if o.console {
+		var console *vdev
+		if console, tty, err = o.startConsole(ctx, dir, screen); err != nil {
+			return err
+		}
+		defer func() {
+			err = errors.Join(err, console.stop())
+			shown.Wait()
+			tty.Close()
+		}()
+		machine.Devices = append(machine.Devices, vm.Device{Name: "console", Socket: console.socket, Transport: vm.Port, Rings: consoleRings})
 	}
 	m, err := vm.Start(ctx, machine)
 	if err != nil {
 		return err
 	}
 	defer m.Kill()
-	defer screen.end()
-	return converse(ctx, m, screen)
+	return converse(ctx, m, tty, screen, &shown)
 }
 
 // guest chooses what to boot and makes the disk for it.
@@ -147,6 +170,9 @@ func (o *options) guest(dir string, c *vm.Config) error {
 	c.Append = vm.LinuxAppend + " vdev.shell vdev.term=" + term
 	if size := stty(os.Stdout, "size"); size != "" && size != "0 0" {
 		c.Append += " vdev.size=" + strings.ReplaceAll(size, " ", "x")
+	}
+	if o.console = c.QEMU.AtLeast(10, 2); o.console {
+		c.Append += " console=hvc0 vdev.tty=hvc0"
 	}
 	if o.image != "" {
 		return nil
@@ -209,49 +235,86 @@ func makeDisk(image string) error {
 	return nil
 }
 
-// vdev is the back-end as it runs.
+// vdev is a back-end as it runs.
 type vdev struct {
 	socket  string
 	cmd     *exec.Cmd
 	process *child.Process
 }
 
-func (o *options) startVdev(dir string, s *screen) (*vdev, error) {
-	v := &vdev{socket: filepath.Join(dir, "vdev.sock")}
-	disk := []string{"--blk-file", o.image}
+// startDisk starts the back-end of the disk, and waits until it listens.
+func (o *options) startDisk(ctx context.Context, dir string, s *screen) (*vdev, error) {
+	args := []string{"--trace", "--blk-file", o.image}
 	if o.control != "" {
 		// A comma in a name is doubled in the options of a driver.
-		disk = []string{"--driver", "fault,lower=vnd,file=" + strings.ReplaceAll(o.image, ",", ",,"), "--control", o.control}
+		args = []string{"--trace", "--driver", "fault,lower=vnd,file=" + strings.ReplaceAll(o.image, ",", ",,"), "--control", o.control}
 	}
-	v.cmd = exec.Command(filepath.Join(o.bin, "vdev"), append([]string{"blk", "--socket-path", v.socket, "--trace"}, disk...)...)
-	var log io.Writer = &logWriter{screen: s, all: o.trace}
-	if o.log != "" {
-		f, err := os.Create(o.log)
-		if err != nil {
-			return nil, err
+	return o.start(ctx, filepath.Join(dir, "disk.sock"), s, "blk", args)
+}
+
+// consoleRings is how many rings a console with one port has.
+const consoleRings = 2
+
+// startConsole starts the back-end of the console, and gives the terminal that the guest's output
+// comes from, and its input goes to. The guest has the size of the person's terminal, also when
+// that changes.
+func (o *options) startConsole(ctx context.Context, dir string, s *screen) (*vdev, *os.File, error) {
+	link := filepath.Join(dir, "tty")
+	args := []string{"--log-level", "warn", "--port", "driver=pty,path=" + strings.ReplaceAll(link, ",", ",,")}
+	if o.trace {
+		args = append(args, "--trace")
+	}
+	if o.control != "" {
+		args = append(args, "--control", o.control+".console")
+	}
+	v, err := o.start(ctx, link+".sock", s, "console", args)
+	if err != nil {
+		return nil, nil, err
+	}
+	tty, err := os.OpenFile(link, os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return nil, nil, errors.Join(err, v.stop())
+	}
+	resize := func() {
+		if rows, columns, ok := strings.Cut(stty(os.Stdout, "size"), " "); ok {
+			stty(tty, "rows", rows, "cols", columns)
 		}
-		defer f.Close()
-		log = f
+	}
+	stty(tty, "raw", "-echo")
+	resize()
+	changed := make(chan os.Signal, 1)
+	signal.Notify(changed, syscall.SIGWINCH)
+	go func() {
+		for range changed {
+			resize()
+		}
+	}()
+	return v, tty, nil
+}
+
+// start starts a vdev, and waits until its socket is there. To look whether it takes connections
+// would be one.
+func (o *options) start(ctx context.Context, socket string, s *screen, device string, args []string) (*vdev, error) {
+	v := &vdev{socket: socket}
+	v.cmd = exec.Command(filepath.Join(o.bin, "vdev"), append([]string{device, "--socket-path", v.socket}, args...)...)
+	var log io.Writer = &logWriter{screen: s, all: o.trace}
+	if o.file != nil {
+		log = o.file
 	}
 	v.cmd.Stdout, v.cmd.Stderr = log, log
 	var err error
 	if v.process, err = child.Start(v.cmd, syscall.SIGKILL); err != nil {
 		return nil, err
 	}
-	return v, nil
-}
-
-// listening waits until the socket is there. To look whether it takes connections would be one.
-func (v *vdev) listening(ctx context.Context) error {
 	for {
 		if _, err := os.Stat(v.socket); err == nil {
-			return nil
+			return v, nil
 		}
 		select {
 		case <-v.process.Ended():
-			return errors.New("vdev has ended before it served anything")
+			return nil, errors.New("vdev has ended before it served anything")
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil, errors.Join(ctx.Err(), v.stop())
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
@@ -272,27 +335,40 @@ func (v *vdev) stop() error {
 	return nil
 }
 
-// converse passes bytes between terminal and guest until one of them has had enough.
-func converse(ctx context.Context, m *vm.Machine, s *screen) error {
+// converse passes bytes between the person's terminal and the guest until one of them has had
+// enough. The guest speaks on its console, or, where it has none, on the serial line. There the
+// kernel begins in any case; what it says is shown until it says it on the console too.
+func converse(ctx context.Context, m *vm.Machine, console *os.File, s *screen, shown *sync.WaitGroup) error {
 	leave := make(chan struct{})
-	ready := make(chan struct{})
-	shown := make(chan struct{})
+	typed := make(chan []byte)
+	prompted := make(chan io.Writer, 2)
+	var onConsole atomic.Bool
+	serial := make(chan struct{})
 	go func() {
-		defer close(shown)
-		s.showGuest(m.Serial, ready)
+		defer close(serial)
+		s.showGuest(m.Serial, func() bool { return !onConsole.Load() }, func() { prompted <- m.Serial })
+	}()
+	if console != nil {
+		shown.Go(func() {
+			s.showGuest(console, func() bool { onConsole.Store(true); return true }, func() { prompted <- console })
+		})
+	}
+	go func() {
+		if s.readKeys(typed) {
+			close(leave)
+		}
 	}()
 	// What is typed before the guest listens would be lost.
 	go func() {
-		select {
-		case <-ready:
-			s.passKeys(m.Serial)
-		case <-m.Exited():
+		guest := <-prompted
+		for keys := range typed {
+			guest.Write(keys)
 		}
-		close(leave)
+		guest.Write([]byte{endOfInput}) // for the shell, which then ends
 	}()
 	select {
 	case <-m.Exited():
-		<-shown
+		<-serial
 		return m.Wait(ctx)
 	case <-leave:
 	case <-ctx.Done():

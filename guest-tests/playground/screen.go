@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -14,18 +13,27 @@ import (
 // prompt begins the line at which the guest takes input.
 const prompt = "\nguest"
 
-// leaveKey is Ctrl-], which ends the guest from the keyboard.
-const leaveKey = 0x1d
+// leaveKey is Ctrl-], which ends the guest from the keyboard. endOfInput, Ctrl-D, ends its shell.
+const leaveKey, endOfInput = 0x1d, 0x04
 
 // screen is the terminal, which the guest and vdev's log share: the log's lines go above the line
-// that the guest is at. Without a terminal the guest has stdout, and the log stderr.
+// that the guest is at, and wait while a program of the guest's has the whole screen. Without a
+// terminal the guest has stdout, and the log stderr.
 type screen struct {
 	saved string // the terminal's settings, if stdin is one
 	fancy bool   // stdout is a terminal
 
-	mu   sync.Mutex
-	line []byte // what the guest has written since the last line end
+	mu    sync.Mutex
+	line  []byte   // what the guest has written since the last line end
+	full  bool     // a program of the guest's has the whole screen
+	tail  []byte   // the last bytes that the guest has written: a part of fullOn or fullOff, maybe
+	later []string // lines of the log that wait, the last maxLater
 }
+
+// What a program writes to a terminal that takes the whole screen, and that gives it back.
+var fullOn, fullOff = []byte("\x1b[?1049h"), []byte("\x1b[?1049l")
+
+const maxLater = 500
 
 func newScreen() *screen {
 	s := &screen{fancy: stty(os.Stdout, "-g") != ""}
@@ -46,6 +54,10 @@ func (s *screen) restore() {
 func (s *screen) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.full {
+		os.Stdout.Write(fullOff)
+		s.leaveFullLocked()
+	}
 	if len(s.line) > 0 {
 		os.Stdout.WriteString("\r\n")
 	}
@@ -67,13 +79,13 @@ func stty(terminal *os.File, args ...string) string {
 // too late, between what is typed, and once more for each time that the line is written again.
 const cursorQuery = "\x1b[6n"
 
-// showGuest prints what comes from the serial port until its end, and closes started at the first
-// prompt.
-func (s *screen) showGuest(serial io.Reader, started chan<- struct{}) {
+// showGuest prints what comes from a line to the guest until its end, where show says that it is
+// to be seen, and calls prompted at the first prompt.
+func (s *screen) showGuest(line io.Reader, show func() bool, prompted func()) {
 	buf := make([]byte, 4096)
 	var seen, held []byte
 	for {
-		n, err := serial.Read(buf)
+		n, err := line.Read(buf)
 		text := bytes.ReplaceAll(append(held, buf[:n]...), []byte(cursorQuery), nil)
 		held = nil
 		for i := min(len(text), len(cursorQuery)-1); i > 0 && err == nil; i-- {
@@ -82,16 +94,14 @@ func (s *screen) showGuest(serial io.Reader, started chan<- struct{}) {
 				break
 			}
 		}
-		s.mu.Lock()
-		os.Stdout.Write(text)
-		s.line = append(s.line, text...)
-		s.line = s.line[bytes.LastIndexByte(s.line, '\n')+1:]
-		s.mu.Unlock()
-		if started != nil {
+		if len(text) > 0 && show() {
+			s.write(text)
+		}
+		if prompted != nil {
 			seen = append(seen, text...)
 			if bytes.Contains(seen, []byte(prompt)) {
-				close(started)
-				started, seen = nil, nil
+				prompted()
+				prompted, seen = nil, nil
 			}
 		}
 		if err != nil {
@@ -100,27 +110,81 @@ func (s *screen) showGuest(serial io.Reader, started chan<- struct{}) {
 	}
 }
 
-// passKeys sends what is typed to the guest and returns at the key that leaves. At the end of a
-// file it says so to the guest, whose shell then ends, and waits.
-func (s *screen) passKeys(serial io.Writer) {
-	buf := make([]byte, 256)
-	for {
-		n, err := os.Stdin.Read(buf)
-		keys := buf[:n]
-		if i := bytes.IndexByte(keys, leaveKey); i >= 0 && s.saved != "" {
-			return
-		}
-		if _, err := serial.Write(keys); err != nil {
-			select {}
-		}
-		if err != nil {
-			if errors.Is(err, io.EOF) {
-				serial.Write([]byte{4})
+// write prints what the guest has written.
+func (s *screen) write(text []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	os.Stdout.Write(text)
+	s.line = append(s.line, text...)
+	s.line = s.line[bytes.LastIndexByte(s.line, '\n')+1:]
+
+	recent := append(s.tail, text...)
+	if on, off := bytes.LastIndex(recent, fullOn), bytes.LastIndex(recent, fullOff); on > off {
+		s.full = true
+	} else if off > on && s.full {
+		s.leaveFullLocked()
+	}
+	s.tail = append(s.tail[:0], recent[max(0, len(recent)-len(fullOn)+1):]...)
+}
+
+// leaveFullLocked prints what has waited while a program had the whole screen.
+func (s *screen) leaveFullLocked() {
+	s.full, s.line = false, nil
+	for _, line := range s.later {
+		s.logLocked(line)
+	}
+	s.later = nil
+}
+
+// readKeys passes on what is typed, from the beginning on, and returns at the key that leaves. The
+// channel is closed at the end of a file. What is typed before somebody takes it waits.
+func (s *screen) readKeys(typed chan<- []byte) (leave bool) {
+	defer close(typed)
+	waiting := make(chan []byte)
+	go func() {
+		defer close(waiting)
+		for {
+			buf := make([]byte, 256)
+			n, err := os.Stdin.Read(buf)
+			if n > 0 {
+				waiting <- buf[:n]
 			}
-			select {}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	var held []byte
+	for {
+		out := typed
+		if len(held) == 0 {
+			if waiting == nil {
+				return false
+			}
+			out = nil
+		}
+		in := waiting
+		if len(held) >= maxHeld {
+			in = nil
+		}
+		select {
+		case keys, ok := <-in:
+			if !ok {
+				waiting = nil
+				continue
+			}
+			if s.saved != "" && bytes.IndexByte(keys, leaveKey) >= 0 {
+				return true
+			}
+			held = append(held, keys...)
+		case out <- held:
+			held = nil
 		}
 	}
 }
+
+// maxHeld is how much is read that nobody takes.
+const maxHeld = 64 << 10
 
 // logWriter shows vdev's log. Messages of the protocol are left out unless all was asked for: each
 // boot has hundreds.
@@ -151,10 +215,17 @@ func (w *logWriter) Write(p []byte) (int, error) {
 func (s *screen) log(line string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.fancy {
+	switch {
+	case !s.fancy:
 		os.Stderr.WriteString("vdev | " + line + "\n")
-		return
+	case s.full:
+		s.later = append(s.later[max(0, len(s.later)-maxLater+1):], line)
+	default:
+		s.logLocked(line)
 	}
+}
+
+func (s *screen) logLocked(line string) {
 	if len(s.line) > 0 {
 		os.Stdout.WriteString("\r\x1b[K")
 	}

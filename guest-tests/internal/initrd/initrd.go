@@ -16,7 +16,7 @@ import (
 )
 
 // wanted are the modules a test guest uses. What a kernel has built in needs no file.
-var wanted = []string{"virtio_pci", "virtio_blk", "ext4", "virtio_rng"}
+var wanted = []string{"virtio_pci", "virtio_blk", "ext4", "virtio_rng", "virtio_console"}
 
 // Build returns an initramfs for the Linux kernel that scripts/setup put into linuxDir: vmlinuz,
 // busybox, and its modules below modules/. agent is the file of the agent, built for that kernel.
@@ -26,12 +26,14 @@ func Build(linuxDir, agent string) ([]byte, error) {
 		return nil, err
 	}
 	var a archive
-	for _, dir := range []string{"bin", "dev", "mnt", "modules", "proc", "root", "sys", "tmp"} {
+	for _, dir := range []string{"bin", "dev", "etc", "mnt", "modules", "proc", "root", "sys", "tmp"} {
 		a.add(dir, modeDir|0o755, device{}, nil)
 	}
 	// The kernel opens the console, and Go's runtime the null device, before anything is mounted.
 	a.add("dev/console", modeChar|0o600, device{5, 1}, nil)
 	a.add("dev/null", modeChar|0o666, device{1, 3}, nil)
+	// Who logs in needs no password.
+	a.add("etc/passwd", modeFile|0o644, device{}, []byte("root::0:0::/:/bin/sh\n"))
 	for _, f := range []struct{ name, from string }{{"init", agent}, {"bin/busybox", filepath.Join(linuxDir, "busybox")}} {
 		data, err := os.ReadFile(f.from)
 		if err != nil {
@@ -39,7 +41,7 @@ func Build(linuxDir, agent string) ([]byte, error) {
 		}
 		a.add(f.name, modeFile|0o755, device{}, data)
 	}
-	for _, applet := range []string{"sh", "ls", "cat", "cp", "dd", "df", "mke2fs", "md5sum"} {
+	for _, applet := range []string{"sh", "ls", "cat", "cp", "dd", "df", "mke2fs", "md5sum", "getty", "kill", "login", "seq", "sleep", "stty", "taskset", "vi"} {
 		a.add("bin/"+applet, modeLink|0o777, device{}, []byte("busybox"))
 	}
 	var order bytes.Buffer

@@ -51,7 +51,7 @@ func nodes() string {
 	for _, n := range []struct {
 		name         string
 		major, minor int
-	}{{"console", 0, 0}, {"null", 2, 2}, {"zero", 2, 12}, {"drvctl", 167, 0}} {
+	}{{"console", 0, 0}, {"null", 2, 2}, {"zero", 2, 12}, {"drvctl", 167, 0}, {"ttyVI00", 364, 0}} {
 		fmt.Fprintf(&b, "mknod %s c %d %d\n", n.name, n.major, n.minor)
 	}
 	for unit := range 4 {

@@ -24,7 +24,8 @@ func (e *GuestError) Error() string { return fmt.Sprintf("guest: %s: %s", e.Comm
 // ErrRebooted says that the guest has started again when nobody expected it.
 var ErrRebooted = errors.New("the guest has started again")
 
-// Console is a guest's serial console with the agent at its other end.
+// Console is a line to the agent in a guest: the serial one, where the kernel speaks too, or a port
+// of a virtio console, which outlives the machines.
 type Console struct {
 	conn net.Conn
 	done chan struct{} // closed when the reader has ended
@@ -41,7 +42,8 @@ type Console struct {
 	changed chan struct{} // closed, and replaced, when anything above changes
 }
 
-func newConsole(conn net.Conn) *Console {
+// NewConsole speaks with the agents at the other end of a connection until that ends.
+func NewConsole(conn net.Conn) *Console {
 	c := &Console{conn: conn, done: make(chan struct{}), answers: map[string]wire.Answer{}, changed: make(chan struct{})}
 	go c.read()
 	return c
@@ -86,6 +88,9 @@ func (c *Console) takeLocked(line string) {
 		c.system = a.Text
 	default:
 		c.answers[a.Token] = a
+		if a.Last {
+			fmt.Fprintf(c.conn, "%s %s\n", a.Token, wire.Bye)
+		}
 	}
 }
 
@@ -114,6 +119,9 @@ func (c *Console) until(ctx context.Context, what string, ok func() bool) error 
 		}
 	}
 }
+
+// Done is closed when the connection has ended.
+func (c *Console) Done() <-chan struct{} { return c.done }
 
 // Adopt makes c the console of the guest that old was the console of until it was migrated. Nothing
 // may be under way.

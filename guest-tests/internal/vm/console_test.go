@@ -26,7 +26,7 @@ type guest struct {
 
 func newGuest(t *testing.T) (*Console, *guest) {
 	near, far := net.Pipe()
-	c := newConsole(near)
+	c := NewConsole(near)
 	t.Cleanup(func() {
 		far.Close()
 		near.Close()

@@ -34,7 +34,8 @@ var ErrExited = errors.New("QEMU has ended")
 // Machine is a running QEMU. Its methods may be called by any goroutine, but commands for the guest
 // one at a time.
 type Machine struct {
-	Console *Console // nil where the caller has the serial port to itself
+	Console *Console // on the serial port; nil where the caller has that to itself
+	Agent   *Console // where the agent is spoken to: Console, or the port of Config.Agent
 	Serial  net.Conn // the machine's serial port, closed by Kill
 
 	dir     string
@@ -42,6 +43,7 @@ type Machine struct {
 	process *child.Process
 	killed  sync.Once
 	mon     *qmp.SocketMonitor
+	boots   int // of Agent, before this machine
 
 	mu      sync.Mutex
 	events  []qmp.Event
@@ -84,7 +86,11 @@ func Start(ctx context.Context, c Config) (*Machine, error) {
 	}
 	m.Serial = conn
 	if !c.RawSerial {
-		m.Console = newConsole(conn)
+		m.Console = NewConsole(conn)
+	}
+	m.Agent, m.boots = m.Console, 0
+	if c.Agent != nil {
+		m.Agent, m.boots = c.Agent, c.Agent.Boots()
 	}
 	if err := m.connect(ctx); err != nil {
 		m.Kill()
@@ -224,6 +230,49 @@ func (m *Machine) Monitor(ctx context.Context, line string) (string, error) {
 	var text string
 	err = json.Unmarshal(raw, &text)
 	return strings.ReplaceAll(text, "\r", ""), err
+}
+
+// AwaitBoot waits until the guest has started for the first time, and returns what it runs.
+func (m *Machine) AwaitBoot(ctx context.Context) (string, error) {
+	return m.ask(ctx, func(ctx context.Context) (string, error) { return m.Agent.AwaitBoot(ctx, m.boots) })
+}
+
+// AwaitReboot does something that makes the guest start again, and waits until it has.
+func (m *Machine) AwaitReboot(ctx context.Context, how func(context.Context, *Machine) error) (string, error) {
+	boots := m.Agent.Boots()
+	if err := how(ctx, m); err != nil {
+		return "", err
+	}
+	return m.ask(ctx, func(ctx context.Context) (string, error) { return m.Agent.AwaitBoot(ctx, boots) })
+}
+
+// Guest gives a command to the agent and returns its answer, which is a *GuestError where the agent
+// failed.
+func (m *Machine) Guest(ctx context.Context, command string) (string, error) {
+	return m.ask(ctx, func(ctx context.Context) (string, error) { return m.Agent.Guest(ctx, command) })
+}
+
+// ask waits for the agent no longer than the machine lives. The serial line ends with the machine,
+// a port does not.
+func (m *Machine) ask(ctx context.Context, f func(context.Context) (string, error)) (string, error) {
+	if m.Agent == m.Console {
+		return f(ctx)
+	}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	go func() {
+		select {
+		case <-m.Exited():
+			stop(m.ended())
+		case <-ctx.Done():
+		}
+	}()
+	text, err := f(ctx)
+	var fault *GuestError
+	if err != nil && !errors.As(err, &fault) && m.Console != nil {
+		err = fmt.Errorf("%w; the serial line's end:\n%s", err, m.Console.Tail(20))
+	}
+	return text, err
 }
 
 // Events returns how many events QEMU has sent so far: where AwaitEvent is to begin.

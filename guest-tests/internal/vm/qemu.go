@@ -88,19 +88,27 @@ const (
 	Port         Transport = "port"         // modern, behind a PCIe root port
 )
 
-// Disk describes a vhost-user-blk-pci device.
-type Disk struct {
+// Device is a vhost-user device: a disk, or a console.
+type Device struct {
 	Name      string // of the device and, with a suffix, of its chardev
 	Socket    string // of the back-end
 	Transport Transport
+	Options   string // more of QEMU's properties, separated by commas
+
+	// Rings is how many a console has, all of its ports' and those for control. It is 0 for a disk.
+	Rings int
+
+	// Of a disk.
 	Queues    int // 0: QEMU's default
 	Boot      bool
 	Reconnect bool
-	Options   string // more of QEMU's properties, separated by commas
 }
 
-// args returns QEMU's options for the disk, which is the machine's number'th, from 1 on.
-func (d Disk) args(q QEMU, number int) ([]string, error) {
+// args returns QEMU's options for the device, which is the machine's number'th, from 1 on.
+func (d Device) args(q QEMU, number int) ([]string, error) {
+	if d.Rings > 0 && !q.AtLeast(10, 2) {
+		return nil, fmt.Errorf("QEMU %s has no device for the console %s", q.Version, d.Name)
+	}
 	chardev := fmt.Sprintf("socket,id=%s-socket,path=%s", d.Name, d.Socket)
 	if d.Reconnect {
 		// The unit and the name changed with QEMU 10.2; before, the shortest time is a second.
@@ -110,7 +118,7 @@ func (d Disk) args(q QEMU, number int) ([]string, error) {
 			chardev += ",reconnect=1"
 		}
 	}
-	device := "vhost-user-blk-pci," + d.Properties()
+	device := d.Properties()
 	var port []string
 	switch d.Transport {
 	case Transitional:
@@ -130,9 +138,13 @@ func (d Disk) args(q QEMU, number int) ([]string, error) {
 	return append(port, "-chardev", chardev, "-device", device), nil
 }
 
-// Properties returns those of the device that do not depend on where it is.
-func (d Disk) Properties() string {
-	s := fmt.Sprintf("id=%s,chardev=%s-socket", d.Name, d.Name)
+// Properties returns the device's model, and those of its properties that do not depend on where it
+// is.
+func (d Device) Properties() string {
+	s := fmt.Sprintf("vhost-user-blk-pci,id=%s,chardev=%s-socket", d.Name, d.Name)
+	if d.Rings > 0 {
+		s = fmt.Sprintf("vhost-user-test-device-pci,virtio-id=3,config_size=12,num_vqs=%d,id=%s,chardev=%s-socket", d.Rings, d.Name, d.Name)
+	}
 	if d.Transport == Port {
 		s += ",bus=" + d.Name + "-port"
 	}
@@ -167,9 +179,11 @@ type Config struct {
 	// DiskCode: the guest runs code that it has read from a disk, and may be reset.
 	DiskCode bool
 
-	Disks []Disk
-	Args  []string // more of QEMU's options
+	Devices []Device
+	Args    []string // more of QEMU's options
 
+	// Agent is the port at which the guest's agent is spoken to. nil: the serial port.
+	Agent *Console
 	// RawSerial leaves the serial port to the caller, as Machine.Serial. There is no Console then.
 	RawSerial bool
 }
@@ -181,6 +195,13 @@ type Config struct {
 // that booting takes under emulation.
 const LinuxAppend = "console=ttyS0 quiet loglevel=1 panic=-1 random.trust_cpu=on tsc=reliable init_on_alloc=0 " +
 	"nokaslr mitigations=off no_timer_check lpj=4000000 cryptomgr.notests"
+
+// AgentPort is the name of the port that the agent takes commands at, beside the serial line, where
+// AgentAppend is on a Linux guest's command line.
+const AgentPort = "org.vdev.agent"
+
+// AgentAppend has the agent look for its port.
+const AgentAppend = " vdev.agent=" + AgentPort
 
 func (c Config) args() ([]string, error) {
 	if c.Dir == "" {
@@ -218,7 +239,7 @@ func (c Config) args() ([]string, error) {
 	if c.Initrd != "" {
 		args = append(args, "-initrd", c.Initrd)
 	}
-	for i, d := range c.Disks {
+	for i, d := range c.Devices {
 		more, err := d.args(c.QEMU, i+1)
 		if err != nil {
 			return nil, err

@@ -1,10 +1,12 @@
 // Package wire is the line protocol between the tests and the agent in the guest. It runs over the
-// guest's console, where the kernel prints too, at any moment and in the middle of anybody else's
-// line.
+// guest's serial line, where the kernel prints too, at any moment and in the middle of anybody
+// else's line, or over a port of a virtio console that is the agent's alone.
 //
 // The host sends a line "TOKEN COMMAND ARG...". The agent answers with one line, the frame, that
 // repeats the token and carries a checksum. A frame that kernel messages have torn apart does not
-// parse; the host then sends "TOKEN again", and the agent repeats its last answer.
+// parse; the host then sends "TOKEN again", and the agent repeats its last answer. To the answer
+// after which the guest stops the host says "TOKEN bye": nothing else tells that it has left the
+// guest.
 package wire
 
 import (
@@ -21,6 +23,8 @@ const (
 
 	// Again asks for the last answer once more.
 	Again = "again"
+	// Bye is what the host says to an answer that is the last one: the guest may stop now.
+	Bye = "bye"
 	// Hello is the token of the frame that an agent sends on its own when it has started. The text
 	// is the system it runs on.
 	Hello = "hello"
@@ -33,13 +37,17 @@ var ErrTorn = errors.New("torn frame")
 type Answer struct {
 	Token string
 	OK    bool
+	Last  bool   // of an OK one: the guest stops once the host has said Bye
 	Text  string // the command's output, or its error
 }
 
 // Encode returns the frame for a, with line ends around it.
 func Encode(a Answer) []byte {
 	state := "err"
-	if a.OK {
+	switch {
+	case a.Last:
+		state = "last"
+	case a.OK:
 		state = "ok"
 	}
 	body := fmt.Sprintf("%s %s %s", a.Token, state, base64.StdEncoding.EncodeToString([]byte(a.Text)))
@@ -69,5 +77,6 @@ func Decode(line string) (a Answer, found bool, err error) {
 	if err != nil {
 		return a, true, ErrTorn
 	}
-	return Answer{Token: fields[0], OK: fields[1] == "ok", Text: string(text)}, true, nil
+	last := fields[1] == "last"
+	return Answer{Token: fields[0], OK: last || fields[1] == "ok", Last: last, Text: string(text)}, true, nil
 }

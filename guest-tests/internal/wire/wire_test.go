@@ -17,6 +17,7 @@ func TestAnAnswerComesBackAsItWasSent(t *testing.T) {
 			OK:    rapid.Bool().Draw(t, "ok"),
 			Text:  rapid.String().Draw(t, "text"),
 		}
+		want.Last = want.OK && rapid.Bool().Draw(t, "last")
 		got, found, err := Decode(line(want))
 		if !found || err != nil || got != want {
 			t.Fatalf("Decode = %+v, %v, %v; want %+v", got, found, err, want)
