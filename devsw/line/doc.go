@@ -30,11 +30,13 @@
 //   - When the Line is closed all answer ENXIO, and d_poll POLLERR.
 //
 // d_write makes no system call but the one that wakes the goroutine of an End, and allocates
-// nothing once the buffer has grown.
+// nothing once the buffer has grown. With the overflow Wait there is one more, that does not wait
+// either: a large d_write gives its bytes straight to a main end that has taken all before (see
+// Direct).
 //
 // # Locks
 //
 // input.mu is for the input, Line.mu for the output. Both are held, in this order, to change who is
-// attached, so that either is enough to see it. Of the ends' functions only Readv is called with a
-// lock held: input.mu. Knotes are activated with none.
+// attached, so that either is enough to see it. Of the ends' functions Readv is called with
+// input.mu held, WritevNow with Line.mu, and no other with a lock. Knotes are activated with none.
 package line

@@ -58,6 +58,17 @@ type Input interface {
 	Readv(p [][]byte) (n int, err error)
 }
 
+// Direct is an End that a d_write can give its bytes to itself, on a line with the overflow Wait:
+// as a rule, one with a descriptor. A large d_write does so where nothing waits for the End.
+type Direct interface {
+	End
+	// WritevNow takes what it can of p, the memory of a d_write, without waiting, and returns how
+	// many bytes that is. It is a system call, since the memory may vanish. What it does not take,
+	// also because of an error, goes to Writev. No Writev is in progress. A lock is held: it calls
+	// no function of Base.
+	WritevNow(p [][]byte) (n int, err error)
+}
+
 // state is where an End stands.
 type state uint8
 
@@ -94,12 +105,13 @@ type Base struct {
 	users atomic.Int32 // Close, and the goroutine that writes: what is to come of them
 
 	// Set by Add.
-	end  End
-	in   Input // nil: no input
-	name string
-	role Role
-	wake chan struct{} // has room for one: the goroutine is to look
-	done chan struct{}
+	end    End
+	in     Input  // nil: no input
+	direct Direct // nil: it is not
+	name   string
+	role   Role
+	wake   chan struct{} // has room for one: the goroutine is to look
+	done   chan struct{}
 
 	// Changed with both locks of the Line held.
 	state state

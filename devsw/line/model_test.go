@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 
@@ -21,6 +22,8 @@ type watched struct {
 	role  Role
 	next  int64 // the position after what it has shown
 	lost  int64
+	quick bool  // it takes bytes directly
+	took  int   // bytes that it has taken so
 	safe  int64 // what comes from here on it must not lose: it is the main end since then
 	fault error
 }
@@ -41,6 +44,26 @@ func (w *watched) Writev(p [][]byte) (int, error) {
 	}
 	w.lost += pos - w.next
 	w.next = pos + int64(n)
+	return n, err
+}
+
+// WritevNow is called by l.write, which nobody else calls, with l.mu held.
+func (w *watched) WritevNow(p [][]byte) (int, error) {
+	w.mu.Lock()
+	ready := w.credit > 0 && !w.closed
+	if w.busy {
+		w.fault = errors.New("it is given bytes directly in the midst of a Writev")
+	}
+	w.mu.Unlock()
+	if !w.quick || !ready {
+		return 0, syscall.EAGAIN
+	}
+	was, pos := bytes.Join(p, nil), w.cur.pos
+	n, err := w.screen.Writev(p)
+	if pos != w.next || !bytes.Equal(was, stream(pos, len(was))) {
+		w.fault = fmt.Errorf("at %d it is given what comes at %d, or something else, directly", w.next, pos)
+	}
+	w.next, w.took = pos+int64(n), w.took+n
 	return n, err
 }
 
@@ -89,12 +112,21 @@ func modelled(t *rapid.T, overflow Overflow) {
 		"write": func(t *rapid.T) {
 			n := rapid.OneOf(rapid.IntRange(1, 100), rapid.IntRange(1, scrollback), rapid.IntRange(1, 3*scrollback)).Draw(t, "n")
 			u := devsw.NewUio(devsw.UIOWrite, stream(total, n))
-			told := room.Load()
+			told, direct := room.Load(), 0
+			if main != nil {
+				direct = -main.took
+			}
 			err := l.write(u, nb)
+			if main != nil {
+				direct += main.took
+			}
 			took := n - u.Resid
 			want := n
 			if overflow == Wait {
-				want = min(n, scrollback-int(total-reached))
+				want = min(n, direct+scrollback-int(total-reached))
+			}
+			if direct > 0 && (overflow == Drop || len(ends) > 1 || total > reached) {
+				t.Fatalf("%d bytes pass what others are to get first, or too", direct)
 			}
 			if took != want || (want == 0) != (err == devsw.EAGAIN) || want > 0 && err != nil {
 				t.Fatalf("%d bytes of %d are taken, want %d: %v", took, n, want, err)
@@ -110,6 +142,7 @@ func modelled(t *rapid.T, overflow Overflow) {
 			}
 			w := &watched{screen: newScreen(rapid.SampledFrom([]int{0, 1, 5000, all}).Draw(t, "credit")), line: l, safe: all}
 			w.role = rapid.SampledFrom([]Role{Main, Watcher}).Draw(t, "role")
+			w.quick = rapid.Bool().Draw(t, "quick")
 			switch {
 			case overflow == Drop:
 				w.next = head

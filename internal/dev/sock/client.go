@@ -37,6 +37,9 @@ func (c *client) Writev(p [][]byte) (int, error) {
 	return n, err
 }
 
+// WritevNow implements line.Direct.
+func (c *client) WritevNow(p [][]byte) (int, error) { return c.conn.Writev(p, true) }
+
 // Readv implements line.Input.
 func (w writer) Readv(p [][]byte) (int, error) {
 	n, err := w.conn.Readv(p, true)

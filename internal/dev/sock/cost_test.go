@@ -64,6 +64,33 @@ func TestInputAllocatesNothing(t *testing.T) {
 	})
 }
 
+// TestOutputAllocatesNothing, whether it is copied or given to the client directly.
+func TestOutputAllocatesNothing(t *testing.T) {
+	on(t, func(t *testing.T, sc Config) {
+		r := newRig(t, line.Config{Overflow: line.Wait}, sc)
+		c := r.dial()
+		r.attached(1)
+		for _, n := range []int{16, 32 << 10} {
+			p, back := make([]byte, n), make([]byte, n)
+			u, iov := &devsw.Uio{Rw: devsw.UIOWrite}, make([][]byte, 1)
+			once := func() {
+				iov[0] = p
+				u.Iov, u.Resid = iov, n
+				if err := r.node.Write(u, nb); err != nil || u.Resid > 0 {
+					t.Fatal(u.Resid, err)
+				}
+				if _, err := io.ReadFull(c, back); err != nil {
+					t.Fatal(err)
+				}
+			}
+			once()
+			if a := testing.AllocsPerRun(500, once); a != 0 {
+				t.Errorf("%d bytes: %v allocations", n, a)
+			}
+		}
+	})
+}
+
 // BenchmarkOutput is d_write without waiting, on a data line, with a client that reads everything.
 func BenchmarkOutput(b *testing.B) {
 	for _, n := range []int{128, 4096, 32768} {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -256,6 +257,77 @@ func TestBytesWaitForTheNextClient(t *testing.T) {
 		if s := r.line.Status(); s.Dropped != 0 || s.Written != total {
 			t.Errorf("status %+v", s)
 		}
+	})
+}
+
+// TestOutputIsInOrder, whether the line keeps it or gives it to the client directly: writes of many
+// sizes, and a client that reads now slowly, now fast.
+func TestOutputIsInOrder(t *testing.T) {
+	on(t, func(t *testing.T, sc Config) {
+		const total = 64 << 20
+		r := newRig(t, line.Config{Overflow: line.Wait, Scrollback: 200_000}, sc)
+		c := r.dial()
+		r.attached(1)
+		rnd := rand.New(rand.NewPCG(15, 15))
+		want := make([]byte, total)
+		for i := range want {
+			want[i] = byte(i) ^ byte(i>>8) ^ byte(i>>16)
+		}
+		wrote := make(chan error, 1)
+		go func() {
+			for p := want; len(p) > 0; {
+				u := devsw.NewUio(devsw.UIOWrite, p[:min(len(p), 1+rnd.IntN(1<<(1+rnd.IntN(20))))])
+				n := u.Resid
+				if err := r.node.Write(u, rw); err != nil {
+					wrote <- err
+					return
+				}
+				p = p[n:]
+			}
+			wrote <- nil
+		}()
+		got := make([]byte, total)
+		for n, piece := 0, 1; n < total; {
+			k, err := c.Read(got[n:min(total, n+piece)])
+			must(t, err)
+			n += k
+			if piece *= 2; piece > 1<<20 {
+				piece = 1000
+				runtime.Gosched()
+			}
+		}
+		must(t, <-wrote)
+		if !bytes.Equal(got, want) {
+			t.Error("it is something else")
+		}
+		must(t, r.line.Drain(t.Context()))
+		if s := r.line.Status(); s.Written != total || s.Kept != 0 || s.Ends[0].Sent != total {
+			t.Errorf("status %+v", s)
+		}
+	})
+}
+
+// TestOutputWhoseMemoryVanishesIsEFAULT, also where it is large enough to be given directly.
+func TestOutputWhoseMemoryVanishesIsEFAULT(t *testing.T) {
+	on(t, func(t *testing.T, sc Config) {
+		r := newRig(t, line.Config{Overflow: line.Wait}, sc)
+		c := r.dial()
+		r.attached(1)
+		f, err := os.Create(filepath.Join(t.TempDir(), "gone"))
+		must(t, err)
+		defer f.Close()
+		gone, err := sys.Mmap(int(f.Fd()), 0, 64<<10, true)
+		must(t, err)
+		defer sys.Munmap(gone)
+		u := devsw.NewUio(devsw.UIOWrite, []byte("before"), gone)
+		for err == nil {
+			err = r.node.Write(u, nb) // the first one may have moved what can be moved
+		}
+		if err != devsw.EFAULT || u.Resid != len(gone) {
+			t.Errorf("%d bytes are left, %v", u.Resid, err)
+		}
+		r.write(" and now")
+		expect(t, c, "before and now")
 	})
 }
 
