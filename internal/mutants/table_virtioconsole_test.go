@@ -316,4 +316,11 @@ var _ = add("virtioconsole", []mutant{
 		to:   "\t\tb.end += uint64(len(to))\n\t\tcopy(to, p)\n",
 		by:   tests{in: "./vhostuser/virtioconsole", run: "^TestABacklogInventsNothingWhenMemoryGoes$"},
 	},
+	{
+		what: "a long chain that comes back keeps its memory",
+		file: "vhostuser/virtioconsole/transfer.go",
+		from: "\t\tin.trim(&in.chains[in.end-1])\n",
+		to:   "",
+		by:   tests{in: "./vhostuser/virtioconsole", run: "^TestChainsThatComeBackKeepNoMemory$"},
+	},
 })

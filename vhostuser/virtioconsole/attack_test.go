@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -302,4 +303,42 @@ func TestTheConfigurationSpaceIsAsTheSpecificationHasIt(t *testing.T) {
 	want = binary.LittleEndian.AppendUint32(want, 31)
 	want = binary.LittleEndian.AppendUint32(want, 0)
 	r.want("configuration", fmt.Sprint(b), fmt.Sprint(want))
+}
+
+// TestChainsThatComeBackKeepNoMemory: each of those that one d_read gets may be a long one.
+func TestChainsThatComeBackKeepNoMemory(t *testing.T) {
+	r := newRig(t, single)
+	l, s, in, mem := r.lines[0], r.dev.slots[0], r.start(0)[0], r.g.Memory()
+	r.status(0, "open", func(p PortStatus) bool { return p.State == StateOpen })
+	one := segs(mem, 1)
+	long := slices.Repeat(one, 3000)
+	for n := 10; n > 0; n-- {
+		s.inQueue.Load().Do(func() { s.in.worth = gatherChains })
+		for range n {
+			in.Add(nil, one)
+		}
+		if _, ok := in.AddIndirect(nil, long); !ok {
+			t.Fatal("no room")
+		}
+		r.must(in.Notify())
+		// The long one comes back; then it is filled.
+		for _, size := range []int{n, len(long)} {
+			l.say(string(pattern(size)))
+			for left := size; left > 0; {
+				_, written, err := in.Wait()
+				r.must(err)
+				left -= int(written)
+			}
+			r.looked(0)
+		}
+	}
+	kept := 0
+	s.inQueue.Load().Do(func() {
+		for _, c := range s.in.chains {
+			kept += cap(c.Writable)
+		}
+	})
+	if kept > keepBuffers {
+		t.Errorf("%d buffers are kept", kept)
+	}
 }

@@ -178,9 +178,7 @@ func (in *incoming) share(q *vhostuser.Queue, p *port, n int) (used int) {
 		n -= some
 		in.first++
 		q.Push(c, uint32(some))
-		if cap(c.Writable)+cap(c.Readable) > keepBuffers/len(in.chains) {
-			*c = virtq.Chain{}
-		}
+		in.trim(c)
 	}
 	return used
 }
@@ -189,6 +187,14 @@ func (in *incoming) share(q *vhostuser.Queue, p *port, n int) (used int) {
 func (in *incoming) giveBack(q *vhostuser.Queue) {
 	for ; in.first < in.end; in.end-- {
 		q.Unpop(&in.chains[in.end-1])
+		in.trim(&in.chains[in.end-1])
+	}
+}
+
+// trim has a chain that is not in flight keep no more than its share of memory.
+func (in *incoming) trim(c *virtq.Chain) {
+	if cap(c.Writable)+cap(c.Readable) > keepBuffers/len(in.chains) {
+		*c = virtq.Chain{}
 	}
 }
 
