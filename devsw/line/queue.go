@@ -106,6 +106,13 @@ func (q *Queue) Readv(p [][]byte) (n int, err error) {
 	return 0, devsw.EAGAIN
 }
 
+// Empty tells whether there is nothing to read at the moment.
+func (q *Queue) Empty() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.n == 0
+}
+
 // CloseWrite puts the end: after what is there, Readv answers io.EOF.
 func (q *Queue) CloseWrite() { q.end(queueEnded) }
 

@@ -87,4 +87,11 @@ var _ = add("console", []mutant{
 		to:   "\t\tif what := p.clash(other); false {",
 		by:   tests{in: "./internal/spec", run: "^TestAConsoleThatIsRefusedIsToldWhatWouldBeRight$"},
 	},
+	{
+		what: "a terminal that has gone stays where nobody reads",
+		file: "internal/serve/console/terminal.go",
+		from: "if a.typed.Empty() {",
+		to:   "if false {",
+		by:   tests{in: "./internal/serve/console", run: "^TestATerminalThatHasGoneStaysOnlyForWhatItHasTyped$"},
+	},
 })

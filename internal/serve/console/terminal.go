@@ -39,9 +39,13 @@ func (m *model) Attach(name string, watch bool) (func(*control.Terminal), error)
 			return
 		}
 		t.Serve(input, func(rows, cols uint16) { a.SetSize(devsw.Winsize{Row: rows, Col: cols}) })
-		// What was typed last is still the guest's.
+		// What was typed last is still the guest's, whenever it reads.
 		a.typed.CloseWrite()
-		a.Hangup()
+		if a.typed.Empty() {
+			a.Remove()
+		} else {
+			a.Hangup()
+		}
 	}, nil
 }
 
