@@ -45,13 +45,13 @@ func TestAllocationsAreJudgedByTheirTests(t *testing.T) {
 		met  bool
 		want string
 	}{
-		{goTest(nil), nil, true, "16 tests pass"},
-		{goTest(nil), errors.New("exit status 1"), false, "**16 of 16 tests pass; go test: exit status 1**"},
+		{goTest(nil), nil, true, "20 tests pass"},
+		{goTest(nil), errors.New("exit status 1"), false, "**20 of 20 tests pass; go test: exit status 1**"},
 		{goTest(map[string]string{"TestTransfersAllocateNothing": "fail"}), nil, false,
-			"**15 of 16 tests pass; vdev/internal/reactor TestTransfersAllocateNothing failed**"},
+			"**19 of 20 tests pass; vdev/internal/reactor TestTransfersAllocateNothing failed**"},
 		{goTest(map[string]string{"TestRequestsAllocateNothing": "skip", "TestRequestsDoNotAllocate": ""}), nil, false,
-			"**14 of 16 tests pass; vdev/vhostuser TestRequestsDoNotAllocate did not run; vdev/vhostuser/virtioblk TestRequestsAllocateNothing skipped**"},
-		{goTest(map[string]string{"TestARequestDoesNotAllocate/part": "skip"}), nil, false, "**15 of 16 tests pass; vdev/virtq TestARequestDoesNotAllocate skipped**"},
+			"**18 of 20 tests pass; vdev/vhostuser TestRequestsDoNotAllocate did not run; vdev/vhostuser/virtioblk TestRequestsAllocateNothing skipped**"},
+		{goTest(map[string]string{"TestARequestDoesNotAllocate/part": "skip"}), nil, false, "**19 of 20 tests pass; vdev/virtq TestARequestDoesNotAllocate skipped**"},
 	} {
 		b, err := allocBar(tt.out, tt.err)
 		if err != nil || b.Met != tt.met || b.Measured != tt.want {
