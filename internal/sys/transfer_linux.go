@@ -22,15 +22,15 @@ func Readv(fd int, iov [][]byte) (int, syscall.Errno) {
 }
 
 // Writev writes iov to fd, once (writev(2)), and returns the number of bytes written. It takes at
-// most the first 1024 elements of iov. EINTR is tried again.
+// most the first 1024 elements of iov. EINTR is tried again, but not for ever.
 func Writev(fd int, iov [][]byte) (int, syscall.Errno) {
-	for {
-		n, err := unix.Writev(fd, iov[:min(len(iov), 1024)])
+	for n := interrupts(0); ; {
+		k, err := unix.Writev(fd, iov[:min(len(iov), 1024)])
 		if err == nil {
-			return n, 0
+			return k, 0
 		}
-		if errno := err.(syscall.Errno); errno != unix.EINTR {
-			return 0, errno
+		if !n.again(&err) {
+			return 0, err.(syscall.Errno)
 		}
 	}
 }

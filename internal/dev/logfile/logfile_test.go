@@ -359,6 +359,24 @@ func TestFileSystemThatHangsHoldsUpNobody(t *testing.T) {
 	}
 }
 
+// TestFileSystemThatIsAlwaysInterrupted: a server that answers EINTR by itself fails like others.
+func TestFileSystemThatIsAlwaysInterrupted(t *testing.T) {
+	fs, dir, point := hangfs.New(t, hangfs.Config{})
+	g := linetest.New(t, line.Config{})
+	must(t, os.WriteFile(filepath.Join(dir, "log"), nil, 0o600))
+	f := open(t, g, Config{Path: filepath.Join(point, "log")})
+	fs.Fail(hangfs.Write, syscall.EINTR)
+	g.Write("first\n")
+	await(t, "it fails", func() bool { return f.Status().Failing })
+	fs.Fail(hangfs.Write, 0)
+	drain(t, g)
+	if got := read(t, filepath.Join(dir, "log")); got != "first\n" {
+		t.Errorf("%q", got)
+	}
+	f.Close()
+	<-f.Ended()
+}
+
 func TestOpenTellsWhatIsWrong(t *testing.T) {
 	dir := t.TempDir()
 	for name, conf := range map[string]Config{
