@@ -305,6 +305,7 @@ func (l *Line) next(b *Base, next *batch) bool {
 		if b.stake == fresh && l.leaving == 0 {
 			b.stake = counts
 			b.cur.pos = l.reached
+			l.movedLocked()
 		}
 		if b.stake != fresh {
 			b.lost += l.kept.next(&b.cur, next)

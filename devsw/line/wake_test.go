@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"vdev/devsw"
 )
@@ -344,6 +345,30 @@ func TestTheNextGetsWhatTheLastOneHasNotTaken(t *testing.T) {
 	r.shows(s, "cdefg")
 	if st := r.Status(); st.Ends[0].Sent != 5 || st.Ends[0].Lost != 0 {
 		t.Errorf("status %+v", st)
+	}
+}
+
+// TestADrainEndsWhenTheLastOneHasTakenAll, though the next one gets nothing then.
+func TestADrainEndsWhenTheLastOneHasTakenAll(t *testing.T) {
+	for range 200 {
+		r := newRig(t, Config{Overflow: Wait})
+		h := newHung()
+		must(t, r.Add(h, "last", Main))
+		r.write("abcdef")
+		<-h.in
+		h.Remove()
+		r.add("next", Main, all)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		drained := make(chan error)
+		go func() { drained <- r.Drain(ctx) }()
+		for waits := false; !waits; runtime.Gosched() {
+			r.mu.Lock()
+			waits = r.moved != nil
+			r.mu.Unlock()
+		}
+		h.out <- 6
+		must(t, <-drained)
+		cancel()
 	}
 }
 
