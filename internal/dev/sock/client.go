@@ -1,6 +1,7 @@
 package sock
 
 import (
+	"errors"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -98,12 +99,13 @@ func (c *client) peer(readClosed, hangup bool) {
 	}
 }
 
-// hangup takes c, whose peer has gone, from the clients. What it has sent stays to be read.
+// hangup takes c, whose peer has gone or does not receive, from the clients. What it has sent stays
+// to be read, and what it may still send comes.
 func (c *client) hangup() {
 	c.hung.Store(true)
 	c.socket.left(c)
 	_ = c.conn.SetWriteDeadline(time.Unix(1, 0))
-	if n, _ := c.conn.Peek(); n == 1 && c.scratch == nil {
+	if n, err := c.conn.Peek(); (n == 1 || errors.Is(err, syscall.EAGAIN)) && c.scratch == nil {
 		c.Hangup()
 	} else {
 		c.Remove()

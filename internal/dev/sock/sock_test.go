@@ -223,6 +223,44 @@ func TestAClientThatHasNoMoreToSayGoesOnReceiving(t *testing.T) {
 	r.attached(0)
 }
 
+// TestAClientThatDoesNotReceiveGoesOnSending: the first byte for it must not end its input.
+func TestAClientThatDoesNotReceiveGoesOnSending(t *testing.T) {
+	r := newRig(t, line.Config{}, Config{Network: "unix", Address: filepath.Join(t.TempDir(), "s")})
+	a := r.dial().(*net.UnixConn)
+	must(t, a.CloseRead())
+	send(t, a, "one ")
+	if got := r.read(4); got != "one " {
+		t.Errorf("the guest reads %q", got)
+	}
+	r.write("for nobody")
+	r.until(func(s line.Status) bool { return len(s.Ends) == 0 || s.Ends[0].Hungup })
+	if _, err := a.Write([]byte("two")); err != nil {
+		t.Fatalf("it was cut off: %v", err)
+	}
+	if got := r.read(3); got != "two" {
+		t.Errorf("the guest reads %q", got)
+	}
+	a.Close()
+	r.attached(0)
+}
+
+// TestWhatCameBeforeAResetIsRead: over TCP a client that ends may be seen as a reset.
+func TestWhatCameBeforeAResetIsRead(t *testing.T) {
+	r := newRig(t, line.Config{Overflow: line.Wait}, Config{Network: "tcp", Address: "127.0.0.1:0"})
+	for range 100 {
+		a := r.dial().(*net.TCPConn)
+		r.until(func(s line.Status) bool { return len(s.Ends) > 0 && !s.Ends[len(s.Ends)-1].Hungup })
+		send(t, a, "before")
+		must(t, a.SetLinger(0))
+		a.Close()
+		if got := r.read(6); got != "before" {
+			t.Fatalf("the guest reads %q", got)
+		}
+		r.node.Read(devsw.NewUio(devsw.UIORead, make([]byte, 1)), nb)
+		r.attached(0)
+	}
+}
+
 func TestBytesWaitForTheNextClient(t *testing.T) {
 	on(t, func(t *testing.T, sc Config) {
 		const total = 32 << 20
