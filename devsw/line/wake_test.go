@@ -233,6 +233,19 @@ func TestTheNewestTerminalHasTheSizeOfTheWindow(t *testing.T) {
 	}
 }
 
+// TestWhoHasGoneHasNoSize, though what he has typed is not read yet.
+func TestWhoHasGoneHasNoSize(t *testing.T) {
+	r := newRig(t, Config{})
+	a, b := r.add("a", Main, all), r.add("b", Main, all)
+	a.SetSize(devsw.Winsize{Row: 40, Col: 100})
+	b.SetSize(devsw.Winsize{Row: 50, Col: 132})
+	b.q.Put([]byte("unread"))
+	b.Hangup()
+	if st := r.Status(); st.Size != (devsw.Winsize{Row: 40, Col: 100}) {
+		t.Errorf("the size is %+v", st.Size)
+	}
+}
+
 func TestALineIsHungUpWithoutAMainEnd(t *testing.T) {
 	r := newRig(t, Config{Overflow: Wait, Scrollback: 10})
 	want := func(what string, want devsw.PollEvents) {
@@ -326,26 +339,49 @@ func (h *hung) Writev([][]byte) (int, error) {
 
 func (h *hung) Close() {}
 
-// TestTheNextGetsWhatTheLastOneHasNotTaken, also where that is known only when the next is there.
+// TestTheNextGetsWhatTheLastOneHasNotTaken, also where that is known only when the next is there,
+// and where the last one was not the first.
 func TestTheNextGetsWhatTheLastOneHasNotTaken(t *testing.T) {
-	r := newRig(t, Config{Overflow: Wait})
-	h := newHung()
-	must(t, r.Add(h, "last", Main))
-	r.write("abcdef")
-	<-h.in
-	h.Remove()
-	s := r.add("next", Main, all)
-	r.write("g")
-	for waits := false; !waits; runtime.Gosched() {
-		r.mu.Lock()
-		waits = s.feed == asleep
-		r.mu.Unlock()
+	for _, one := range []string{"the only one", "one of two"} {
+		t.Run(one, func(t *testing.T) {
+			r := newRig(t, Config{Overflow: Wait})
+			var first *screen
+			if one != "the only one" {
+				first = r.add("first", Main, all)
+			}
+			h := newHung()
+			must(t, r.Add(h, "last", Main))
+			if first != nil {
+				first.Remove()
+			}
+			r.write("abcdef")
+			<-h.in
+			h.Remove()
+			s := r.add("next", Main, all)
+			r.write("g")
+			for waits := false; !waits; runtime.Gosched() {
+				r.mu.Lock()
+				waits = s.feed == asleep || s.sent > 0
+				r.mu.Unlock()
+			}
+			h.out <- 2
+			r.shows(s, "cdefg")
+			if st := r.Status(); st.Ends[0].Sent != 5 || st.Ends[0].Lost != 0 {
+				t.Errorf("status %+v", st)
+			}
+		})
 	}
-	h.out <- 2
-	r.shows(s, "cdefg")
-	if st := r.Status(); st.Ends[0].Sent != 5 || st.Ends[0].Lost != 0 {
-		t.Errorf("status %+v", st)
-	}
+}
+
+// TestAHangupIsToldToWhoReads, though the End itself has nothing more to tell.
+func TestAHangupIsToldToWhoReads(t *testing.T) {
+	r := newRig(t, Config{})
+	s := r.add("terminal", Main, all)
+	_, err := r.get(1)
+	is(t, "a read", err, devsw.EAGAIN)
+	activated := r.knote(devsw.EVFILTRead)
+	s.Hangup()
+	<-activated
 }
 
 // TestADrainEndsWhenTheLastOneHasTakenAll, though the next one gets nothing then.
@@ -370,6 +406,24 @@ func TestADrainEndsWhenTheLastOneHasTakenAll(t *testing.T) {
 		must(t, <-drained)
 		cancel()
 	}
+}
+
+func TestADrainDoesNotWaitForWhoHasGone(t *testing.T) {
+	r := newRig(t, Config{})
+	h := newHung()
+	must(t, r.Add(h, "hung", Main))
+	r.write("abc")
+	<-h.in
+	drained := make(chan error)
+	go func() { drained <- r.Drain(t.Context()) }()
+	for waits := false; !waits; runtime.Gosched() {
+		r.mu.Lock()
+		waits = r.moved != nil
+		r.mu.Unlock()
+	}
+	h.Remove()
+	must(t, <-drained)
+	h.out <- 0
 }
 
 func TestCloseWaitsForNobody(t *testing.T) {

@@ -377,6 +377,51 @@ func TestFileSystemThatIsAlwaysInterrupted(t *testing.T) {
 	<-f.Ended()
 }
 
+// TestReopenWhileItFails: what could not be written goes to the file that is at the path by then.
+func TestReopenWhileItFails(t *testing.T) {
+	fs, dir, point := hangfs.New(t, hangfs.Config{})
+	g := linetest.New(t, line.Config{})
+	// What is made in the file system itself does not fail.
+	must(t, os.WriteFile(filepath.Join(dir, "log"), nil, 0o600))
+	path := filepath.Join(point, "log")
+	f := open(t, g, Config{Path: path})
+	fs.Fail(hangfs.Write, syscall.EIO)
+	g.Write("text\n")
+	await(t, "it fails", func() bool { return f.Status().Failing })
+	must(t, os.Rename(path, path+".old"))
+	f.Reopen()
+	await(t, "there is a file", func() bool { _, err := os.Lstat(path); return err == nil })
+	fs.Fail(hangfs.Write, 0)
+	drain(t, g)
+	if old, now := read(t, filepath.Join(dir, "log.old")), read(t, filepath.Join(dir, "log")); old != "" || now != "text\n" {
+		t.Errorf("%q, %q", old, now)
+	}
+	f.Close()
+	<-f.Ended()
+}
+
+// TestALineThatHasBegunStaysInItsFile, as far as that has room, and one that has not begins the
+// next.
+func TestALineThatHasBegunStaysInItsFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	f, err := Open(Config{Path: path, MaxSize: 10})
+	must(t, err)
+	for _, text := range []string{"aaa", "bbbbbbbb\n", "ccccccccc\n"} {
+		n, err := f.Writev([][]byte{[]byte(text)})
+		must(t, err)
+		if n != len(text) {
+			t.Errorf("%q: %d bytes", text, n)
+		}
+	}
+	f.Close()
+	<-f.Ended()
+	for name, want := range map[string]string{path + ".2": "aaabbbbbbb", path + ".1": "b\n", path: "ccccccccc\n"} {
+		if got := read(t, name); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+}
+
 func TestOpenTellsWhatIsWrong(t *testing.T) {
 	dir := t.TempDir()
 	for name, conf := range map[string]Config{

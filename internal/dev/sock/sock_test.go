@@ -463,6 +463,36 @@ func descriptors(t *testing.T) (n int) {
 	return n
 }
 
+// TestAClientThatGoesAtOnceIsGone: also where that is told before the line knows it, and though
+// nobody reads or writes.
+func TestAClientThatGoesAtOnceIsGone(t *testing.T) {
+	on(t, func(t *testing.T, sc Config) {
+		r := newRig(t, line.Config{Overflow: line.Wait}, sc)
+		for i := range 300 {
+			r.dial().Close()
+			for gone := false; !gone; runtime.Gosched() {
+				r.sock.mu.Lock()
+				gone = r.sock.number == i+1 && len(r.sock.clients) == 0
+				r.sock.mu.Unlock()
+			}
+		}
+	})
+}
+
+// TestAClientThatComesWhileTheSocketClosesDoesNotStay: Close did not find it on the line.
+func TestAClientThatComesWhileTheSocketClosesDoesNotStay(t *testing.T) {
+	r := newRig(t, line.Config{}, Config{Network: "unix", Address: filepath.Join(t.TempDir(), "s")})
+	a, b, err := sys.SocketPair()
+	must(t, err)
+	defer b.Close()
+	r.sock.quit()
+	r.sock.places <- struct{}{}
+	r.sock.attach(a)
+	if n := len(r.line.Status().Ends); n != 0 {
+		t.Errorf("%d ends are there", n)
+	}
+}
+
 func TestClosingWaitsForNoClient(t *testing.T) {
 	on(t, func(t *testing.T, sc Config) {
 		r := newRig(t, line.Config{Overflow: line.Wait}, sc)
