@@ -1,4 +1,4 @@
-// Package pty is the end of a line that is a pseudo-terminal: whoever opens it, such as screen(1),
+// Package pty is the end of a line that is a pseudo-terminal: whoever opens it, such as minicom(1),
 // is at the other side of the line.
 //
 // The pseudo-terminal is there from Open to Close, whether somebody has it open or not, and so is a
@@ -12,6 +12,9 @@
 //
 // If all close it and somebody opens it again before that was seen, it was not closed: there is no
 // End anew.
+//
+// A program that has it for itself alone (TIOCEXCL), as screen(1) does, leaves it so: the host then
+// lets nobody open it again who has not CAP_SYS_ADMIN, and this process neither.
 package pty
 
 import (
