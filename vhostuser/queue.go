@@ -266,6 +266,9 @@ func (q *Queue) InFlight() int { return q.vq.InFlight() }
 // as ever, which then only keeps count.
 func (q *Queue) Break(err error) { q.fail(err) }
 
+// Broken tells whether the ring is broken: what is pushed does not reach the guest driver.
+func (q *Queue) Broken() bool { return q.broken != nil }
+
 // WaitIdle waits until nothing is in flight, everything pushed, suspended or unpopped, or ctx is
 // done, whose error it then returns. Not on the reactor: StopDevice, StopQueue and PauseQueue call
 // it.

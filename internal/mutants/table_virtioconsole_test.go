@@ -323,4 +323,11 @@ var _ = add("virtioconsole", []mutant{
 		to:   "",
 		by:   tests{in: "./vhostuser/virtioconsole", run: "^TestChainsThatComeBackKeepNoMemory$"},
 	},
+	{
+		what: "input is read for a ring that has broken",
+		file: "vhostuser/virtioconsole/transfer.go",
+		from: "\t\tif q.Broken() {\n",
+		to:   "\t\tif false {\n",
+		by:   tests{in: "./vhostuser/virtioconsole", run: "^TestInputIsNotReadForARingThatBreaks$"},
+	},
 })

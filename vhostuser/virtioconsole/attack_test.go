@@ -342,3 +342,23 @@ func TestChainsThatComeBackKeepNoMemory(t *testing.T) {
 		t.Errorf("%d buffers are kept", kept)
 	}
 }
+
+// TestInputIsNotReadForARingThatBreaks: by the second of the chains that one d_read was to get. It
+// is for the guest driver that comes next.
+func TestInputIsNotReadForARingThatBreaks(t *testing.T) {
+	r := newRig(t, single)
+	l, s, in, mem := r.lines[0], r.dev.slots[0], r.start(0)[0], r.g.Memory()
+	r.status(0, "open", func(p PortStatus) bool { return p.State == StateOpen })
+	s.inQueue.Load().Do(func() { s.in.worth = gatherChains })
+	in.Add(nil, segs(mem, 100))
+	in.Add(nil, []virtqtest.Seg{{Addr: 1 << 50, Len: 100}})
+	r.must(in.Notify())
+	l.say("input")
+	r.must(sys.WaitReadable(in.ErrFD(), vhostusertest.Timeout))
+	r.looked(0)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if string(l.input) != "input" {
+		t.Errorf("%q is left", l.input)
+	}
+}

@@ -113,6 +113,9 @@ func (s *slot) receive(q *vhostuser.Queue) (more bool) {
 			return false
 		}
 		work += in.gather(q, try)
+		if q.Broken() {
+			return false
+		}
 		room := in.uio.Resid
 		got, err := 0, error(nil)
 		if room > 0 {
