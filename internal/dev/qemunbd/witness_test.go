@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -59,6 +60,28 @@ func (p *predecessor) kill() {
 	<-p.Ended()
 }
 
+// childrenOf gives the processes that a process has started, of which there is one at least.
+func childrenOf(t *testing.T, pid int) (all []int) {
+	t.Helper()
+	for _, tid := range sys.Threads(pid) {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, tid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, field := range strings.Fields(string(text)) {
+			child, err := strconv.Atoi(field)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, child)
+		}
+	}
+	if len(all) == 0 {
+		t.Fatalf("process %d has no children", pid)
+	}
+	return all
+}
+
 // TestAServerFindsOutHowAnothersProgramHasEnded: one that was killed alone leaves a qemu-nbd that
 // ends in order, with all that it has answered; one that was killed with it does not.
 func TestAServerFindsOutHowAnothersProgramHasEnded(t *testing.T) {
@@ -68,8 +91,13 @@ func TestAServerFindsOutHowAnothersProgramHasEnded(t *testing.T) {
 	}{
 		"killed alone": {func(_ *testing.T, p *predecessor) { p.kill() }, true},
 		"killed with its qemu-nbd": {func(t *testing.T, p *predecessor) {
-			// All of them at once, as the kill of a container does.
+			// All of them at once, as the kill of a container does: none sees that another one has
+			// ended.
 			halt.Process(t, p.cmd.Process.Pid)
+			halt.Process(t, p.witness)
+			for _, pid := range childrenOf(t, p.witness) {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
 			_ = syscall.Kill(p.witness, syscall.SIGKILL)
 			p.kill()
 		}, false},
