@@ -11,7 +11,7 @@ import (
 )
 
 // patience tells what hangs from what goes on.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // within runs what is to end by itself.
 func within(t *testing.T, what string, fn func()) {
