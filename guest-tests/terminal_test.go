@@ -298,7 +298,16 @@ func (l *terminal) resize(size string) error {
 	case l.tty == nil:
 		return errors.New("a socket has no size")
 	}
-	return pty.Setsize(l.tty, &s)
+	tty := l.tty
+	if l.ran == nil {
+		// Setsize makes a descriptor block. A read of this one is to end when it is closed.
+		var err error
+		if tty, err = os.OpenFile(l.tty.Name(), os.O_RDWR|syscall.O_NOCTTY, 0); err != nil {
+			return err
+		}
+		defer tty.Close()
+	}
+	return pty.Setsize(tty, &s)
 }
 
 // begin has the terminal work.
