@@ -27,7 +27,8 @@ What stands behind a port is a driver:
           vdev's own terminal, which is raw meanwhile: ^C goes to the guest. Ctrl-] ends vdev. It may
           be a pipe. vdev's log goes to stderr: send it elsewhere with 2>FILE to keep the two apart
   driver=pty,path=LINK
-          a terminal of the host, to which a link is made: 'screen LINK', say, attaches to it
+          a terminal of the host, to which a link is made: 'screen LINK', say, attaches to it. That
+          does not tell its window's size; 'vdev ctl console' and 'stty -F LINK cols 100 rows 40' do
   driver=socket,(path=PATH | address=HOST:PORT)[,connect][,watchers=N]
           a Unix or TCP socket. Its first client reads and writes; up to N others (default 4) only
           read. With connect, vdev is the client, and connects again when the connection is lost
@@ -60,7 +61,7 @@ QEMU, 10.2 or newer, must be told how many queues the device has: num_vqs is 2 f
 name and id, and else two for each port that there can be (--max-ports), and two more. vdev prints
 it when it starts. A Linux guest with too few has no console at all, and says so in its log. QEMU's
 test device cannot be migrated, and does not survive the end of vdev: add it anew then (device_del,
-device_add).
+device_add). Without that QEMU may abort.
 
 Signals: SIGTERM and SIGINT end vdev. SIGHUP has the files of logs opened again. SIGUSR1 prints the
 last events of the device's life, and SIGQUIT its status as well. With --control, 'vdev ctl' does

@@ -272,7 +272,7 @@ func TestPortsComeAndGoWhileTheGuestRuns(t *testing.T) {
 		p.refused(ctl, says, "port", "add", text)
 	}
 	// What cannot be opened has had its place for nothing.
-	p.refused(ctl, "there is something that is no link to a pseudo-terminal", "port", "add", "driver=pty,path="+filepath.Dir(socket))
+	p.refused(ctl, "is no link to a pseudo-terminal", "port", "add", "driver=pty,path="+filepath.Dir(socket))
 	if got := p.told(ctl, "port", "add", "driver=null,size=100x40"); got != "2\n" {
 		t.Errorf("the port is %q", got)
 	}
@@ -534,7 +534,7 @@ func TestAPortHasATerminalOrASocketAndALog(t *testing.T) {
 		if status := other.wait(); status != exitFailure {
 			t.Errorf("%s: a second vdev ends with status %d", arg, status)
 		}
-		if text, _ := other.stderr.read(); !strings.Contains(text, "--port 0: ") || strings.Count(text, "vdev: ") != 1 {
+		if text, _ := other.stderr.read(); !strings.Contains(text, "port 0: ") || strings.Count(text, "vdev: ") != 1 {
 			t.Errorf("%s: it says %q", arg, text)
 		}
 	}

@@ -137,7 +137,7 @@ func (p *Pty) link() error {
 	}
 	to, err := os.Readlink(path)
 	if err != nil || !strings.HasPrefix(to, ptys) {
-		return fmt.Errorf("%s: there is something that is no link to a pseudo-terminal; it is left alone", path)
+		return fmt.Errorf("%s: it is there already, and is no link to a pseudo-terminal; remove it, or choose another path", path)
 	}
 	if _, err := os.Lstat(to); to != p.name && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s: is a link to %s, which is in use; remove it if that has nothing to do with it any more", path, to)

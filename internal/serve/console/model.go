@@ -66,7 +66,7 @@ func (c Console) Open(_ context.Context, parts serve.Parts) (_ serve.Model, err 
 	for i := range c.Ports {
 		p := &port{Port: c.Ports[i]}
 		if err := m.open(p); err != nil {
-			return nil, fmt.Errorf("--port %s: %w", p, err)
+			return nil, fmt.Errorf("port %s: %w", p, err)
 		}
 		m.ports = append(m.ports, p)
 		config.Ports = append(config.Ports, p.device())
