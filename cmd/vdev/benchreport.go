@@ -460,24 +460,33 @@ func (r *benchReport) disks(names int, line liner) (stars bool) {
 				latency(m.P999), latency(m.Max), orDash(m.CPU, latency), orDash(m.Switches, func(v float64) string { return fmt.Sprintf("%.3f", v) }))...)
 		}
 	}
-	if len(r.Targets) == 2 {
-		form := caseForm + " %8s %8s %8s %8s %8s %8s %8s"
-		line("")
-		line("%s divided by %s:", r.Targets[0].Name, r.Targets[1].Name)
-		line(form, append(caseHead, "IOPS", "ROUNDS", "LEAST", "MOST", "P50", "P99", "CPU/REQ")...)
-		for _, c := range r.Cases {
-			iops := part(c.Ratios.IOPS, medians)
-			if c.Ratios.IOPS != nil && (c.Results[0].LimitedByLoad || c.Results[1].LimitedByLoad) {
-				iops += "*"
-			}
-			line(form, append(caseOf(c), iops, part(c.Ratios.IOPS, func(r *benchRatio) float64 { return r.MedianOfRatios }),
-				part(c.Ratios.IOPS, func(r *benchRatio) float64 { return r.Least }), part(c.Ratios.IOPS, func(r *benchRatio) float64 { return r.Most }),
-				part(c.Ratios.P50, medians), part(c.Ratios.P99, medians), part(c.Ratios.CPU, medians))...)
-		}
-		line("")
-		line("IOPS, P50, P99 and CPU/REQ are ratios of the medians; ROUNDS is the median of each round's own ratio of IOPS, and LEAST")
-		line("and MOST are the ends of those.")
+	return r.compared(line, caseForm, caseHead, caseOf, "IOPS", "CPU/REQ", func(c *benchRatios) (speed, cpu *benchRatio) { return c.IOPS, c.CPU }) || stars
+}
+
+// compared writes how two targets compare, by their speed and its cost, and tells whether something
+// has a star.
+func (r *benchReport) compared(line liner, caseForm string, caseHead []any, caseOf func(*benchCase) []any, speedName, cpuName string,
+	of func(*benchRatios) (speed, cpu *benchRatio)) (stars bool) {
+	if len(r.Targets) != 2 {
+		return false
 	}
+	form := caseForm + " %8s %8s %8s %8s %8s %8s %8s"
+	line("")
+	line("%s divided by %s:", r.Targets[0].Name, r.Targets[1].Name)
+	line(form, append(caseHead, speedName, "ROUNDS", "LEAST", "MOST", "P50", "P99", cpuName)...)
+	for _, c := range r.Cases {
+		speed, cpu := of(c.Ratios)
+		text := part(speed, medians)
+		if speed != nil && (c.Results[0].LimitedByLoad || c.Results[1].LimitedByLoad) {
+			text, stars = text+"*", true
+		}
+		line(form, append(caseOf(c), text, part(speed, func(r *benchRatio) float64 { return r.MedianOfRatios }),
+			part(speed, func(r *benchRatio) float64 { return r.Least }), part(speed, func(r *benchRatio) float64 { return r.Most }),
+			part(c.Ratios.P50, medians), part(c.Ratios.P99, medians), part(cpu, medians))...)
+	}
+	line("")
+	line("%[1]s, P50, P99 and %[2]s are ratios of the medians; ROUNDS is the median of each round's own ratio of %[1]s, and LEAST", speedName, cpuName)
+	line("and MOST are the ends of those.")
 	return stars
 }
 
@@ -516,25 +525,7 @@ func (r *benchReport) consoles(names int, line liner) (stars bool) {
 				orDash(m.CPU, latency), orDash(m.CPUPerMiB, latency), orDash(m.Switches, func(v float64) string { return fmt.Sprintf("%.3f", v) }), lost)...)
 		}
 	}
-	if len(r.Targets) == 2 {
-		form := caseForm + " %8s %8s %8s %8s %8s %8s %8s"
-		line("")
-		line("%s divided by %s:", r.Targets[0].Name, r.Targets[1].Name)
-		line(form, append(caseHead, "MB/S", "ROUNDS", "LEAST", "MOST", "P50", "P99", "CPU/MIB")...)
-		for _, c := range r.Cases {
-			bytes := part(c.Ratios.Bytes, medians)
-			if c.Ratios.Bytes != nil && (c.Results[0].LimitedByLoad || c.Results[1].LimitedByLoad) {
-				bytes += "*"
-			}
-			line(form, append(caseOf(c), bytes, part(c.Ratios.Bytes, func(r *benchRatio) float64 { return r.MedianOfRatios }),
-				part(c.Ratios.Bytes, func(r *benchRatio) float64 { return r.Least }), part(c.Ratios.Bytes, func(r *benchRatio) float64 { return r.Most }),
-				part(c.Ratios.P50, medians), part(c.Ratios.P99, medians), part(c.Ratios.CPUPerMiB, medians))...)
-		}
-		line("")
-		line("MB/S, P50, P99 and CPU/MIB are ratios of the medians; ROUNDS is the median of each round's own ratio of MB/S, and LEAST")
-		line("and MOST are the ends of those.")
-	}
-	return stars
+	return r.compared(line, caseForm, caseHead, caseOf, "MB/S", "CPU/MIB", func(c *benchRatios) (speed, cpu *benchRatio) { return c.Bytes, c.CPUPerMiB }) || stars
 }
 
 // megabytes writes bytes per second as millions of them.
