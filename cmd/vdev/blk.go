@@ -92,14 +92,7 @@ its status as well. With --control, 'vdev ctl' does the same and more.`,
 			if err != nil {
 				return err
 			}
-			c, err := p.Config(cmd.Flags().Changed, device)
-			if err != nil {
-				return err
-			}
-			if err := serveDevices(cmd.Context(), c, cmd.ErrOrStderr()); err != nil {
-				return &failure{err}
-			}
-			return nil
+			return serveOne(cmd, p, device)
 		},
 	}
 	fs := cmd.Flags()

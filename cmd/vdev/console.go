@@ -39,6 +39,10 @@ What stands behind a port is a driver:
           nothing
   driver=loop
           the guest gets what it has put out
+  driver=fault[,rule=RULE]...,lower=NAME,...
+          one of the above with its options, and what a terminal does to it on a bad day. 'vdev blk
+          --help' has the rules. The operations are read, write, open, close and cancel; the actions
+          are delay, hang and error. 'vdev ctl fault' changes them
 
 Each port has these options beside:
 
@@ -75,7 +79,9 @@ ports while the guest runs.`,
   qemu-system-x86_64 -machine q35,memory-backend=mem -m 1G \
       -object memory-backend-memfd,id=mem,size=1G,share=on \
       -chardev socket,id=con0,path=/run/vm1-con.sock \
-      -device vhost-user-test-device-pci,virtio-id=3,num_vqs=2,config_size=12,chardev=con0`,
+      -device vhost-user-test-device-pci,virtio-id=3,num_vqs=2,config_size=12,chardev=con0
+
+The example with several ports needs num_vqs=10.`,
 		Args: noArguments("; a port is given with --port"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			given := cmd.Flags().Changed
@@ -86,14 +92,7 @@ ports while the guest runs.`,
 			if err != nil {
 				return err
 			}
-			c, err := p.Config(given, device)
-			if err != nil {
-				return err
-			}
-			if err := serveDevices(cmd.Context(), c, cmd.ErrOrStderr()); err != nil {
-				return &failure{err}
-			}
-			return nil
+			return serveOne(cmd, p, device)
 		},
 	}
 	fs := cmd.Flags()

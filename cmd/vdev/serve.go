@@ -16,6 +16,8 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/spf13/cobra"
+
 	"vdev/internal/control"
 	"vdev/internal/serve"
 	"vdev/internal/serve/blk"
@@ -30,6 +32,19 @@ const logPatience = time.Second
 
 // handled are the signals that a vdev which serves handles itself.
 var handled = []os.Signal{syscall.SIGTERM, os.Interrupt, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGQUIT}
+
+// serveOne serves the device that a command line has described. p has the flags that are about all
+// of vdev.
+func serveOne(cmd *cobra.Command, p *spec.ProcessFlags, device spec.Device) error {
+	c, err := p.Config(cmd.Flags().Changed, device)
+	if err != nil {
+		return err
+	}
+	if err := serveDevices(cmd.Context(), c, cmd.ErrOrStderr()); err != nil {
+		return &failure{err}
+	}
+	return nil
+}
 
 // serveDevices serves devices until ctx ends, a signal says so, or those that have nothing but a
 // connected socket have lost their front-ends. It logs to stderr.
